@@ -1,0 +1,59 @@
+"""Distil frozen image-embedding models into one small, fast student for visual search.
+
+The names below load what they need when they are first used, so that `import whiten` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from whiten import metrics
+    from whiten.distill import distill
+    from whiten.encoder import Encoder, load
+    from whiten.errors import WhitenError
+    from whiten.evaluate import evaluate
+    from whiten.fusion import fuse
+    from whiten.index import Index
+    from whiten.losses import distillation_loss
+    from whiten.whitening import Whitener
+
+__all__ = [
+    "Encoder",
+    "Index",
+    "WhitenError",
+    "Whitener",
+    "distill",
+    "distillation_loss",
+    "evaluate",
+    "fuse",
+    "load",
+    "metrics",
+]
+
+_HOMES = {
+    "Encoder": "whiten.encoder",
+    "Index": "whiten.index",
+    "WhitenError": "whiten.errors",
+    "Whitener": "whiten.whitening",
+    "distill": "whiten.distill",
+    "distillation_loss": "whiten.losses",
+    "evaluate": "whiten.evaluate",
+    "fuse": "whiten.fusion",
+    "load": "whiten.encoder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return import_module("whiten.metrics")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'whiten' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,252 @@
+"""Teacher or student × items -> store. Decoding, augmenting and the forward pass overlap."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten import __version__
+from whiten.errors import ConfigError, ImageError, NoImagesError
+from whiten.media import Item, Skipped, content_hash, ordered_map, read_bytes
+from whiten.spec import ViewPlan
+from whiten.store import Origin, Row, Shard, Store
+from whiten.teachers.base import Teacher
+from whiten.views import render_bytes
+
+SHARD_ROWS = 1024  # at most this much work is lost by a kill
+BATCH = 16  # larger batches leave the CPU's caches; a GPU gets more, see `_batch_size`
+
+Progress = Callable[[int, int], None]
+"""Called with (rows done, rows planned)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image and the views of it that are wanted; `shard` counts planned shards."""
+
+    item: Item
+    views: tuple[int, ...]
+    shard: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A decoded image: its content's hash and (views, h, w, 3) uint8 pixels.
+
+    Teachers that hold embeddings get no pixels.
+    """
+
+    content_hash: str
+    pixels: npt.NDArray[np.uint8] | None
+
+
+def embed(
+    items: Sequence[Item],
+    teacher: Teacher,
+    folder: str | os.PathLike[str],
+    *,
+    views: Sequence[int] = (0,),
+    plan: ViewPlan | None = None,
+    precision: str = "32",
+    dtype: str = "float32",
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Store:
+    """Embed what is missing and return the store.
+
+    May be interrupted at any time and called again: it goes on, and the store's bytes equal
+    those of an uninterrupted run. Images that changed since they were stored are embedded anew.
+
+    Args:
+        items: the images, with unique ids.
+        teacher: a teacher or student.
+        folder: the store, existing or new.
+        views: which views of every image; 0 is the whole image.
+        plan: how random views are drawn.
+        precision: `32`, or `bf16` for devices that compute in it.
+        dtype: `float32`, or `float16` for half the disk space.
+        workers: threads that decode.
+        progress: told after every batch.
+
+    Raises:
+        NoImagesError: not one image could be read.
+        StoreError: the folder holds something else, or another model's embeddings.
+    """
+    plan = plan or ViewPlan()
+    if dtype not in ("float32", "float16"):
+        raise ConfigError(f"dtype must be float32 or float16, not {dtype!r}")
+    origin = Origin(
+        uri=teacher.uri,
+        fingerprint=teacher.fingerprint(),
+        dim=teacher.dim,
+        plan=plan.fingerprint(),
+        plan_seed=plan.seed,
+        precision=precision,
+        dtype=dtype,
+        version=__version__,
+    )
+    store = Store.create_or_resume(folder, origin)
+    _drop_outdated(store, items)
+    tasks = list(_missing(store, items, views))
+    planned = sum(len(task.views) for task in tasks)
+    done = 0
+
+    def render(task: Task) -> Rendered | Skipped:
+        try:
+            data = read_bytes(task.item.path)
+            digest = content_hash(data)
+            if teacher.lookup is not None:
+                return Rendered(digest, None)
+            stack = [
+                render_bytes(data, plan, task.item.id, view, teacher.preprocess)
+                for view in task.views
+            ]
+            return Rendered(digest, np.stack(stack))
+        except ImageError as error:
+            return Skipped(task.item.id, str(error))
+
+    batch_size = _batch_size(teacher)
+    rows: list[Row] = []
+    skipped: list[Skipped] = []
+    waiting: list[tuple[Task, Rendered]] = []
+
+    def flush() -> None:
+        rows.extend(_embed_batch(teacher, waiting, skipped, bf16=precision == "bf16"))
+        waiting.clear()
+
+    results = ordered_map(render, tasks, workers=workers, ahead=4 * batch_size)
+    for position, (task, result) in enumerate(zip(tasks, results, strict=True)):
+        if isinstance(result, Skipped):
+            skipped.append(result)
+        else:
+            waiting.append((task, result))
+        ends_shard = position + 1 == len(tasks) or tasks[position + 1].shard != task.shard
+        if ends_shard or sum(len(t.views) for t, _ in waiting) >= batch_size:
+            flush()
+        if ends_shard:
+            store.append(rows, skipped)
+            rows, skipped = [], []
+        done += len(task.views)
+        if progress is not None:
+            progress(done, planned)
+    wanted = {item.id for item in items}
+    if not any(name in wanted for shard in store.shards for name in shard.ids):
+        first = next(skip for skip in store.skipped if skip.id in wanted)
+        raise NoImagesError(
+            f"none of {len(items)} images could be read, first {first.id!r}: {first.reason}; "
+            "name a folder with readable images"
+        )
+    return store
+
+
+def _missing(store: Store, items: Sequence[Item], views: Sequence[int]) -> Iterator[Task]:
+    """What is neither stored nor skipped, cut into shards.
+
+    Skipped images count towards a shard's size: a resumed run then cuts where an uninterrupted one
+    does.
+    """
+    have = {pair for s in store.shards for pair in zip(s.ids, s.views, strict=True)}
+    unusable = {skip.id for skip in store.skipped}
+    shard, size = 0, 0
+    for item in items:
+        wanted = tuple(view for view in views if (item.id, view) not in have)
+        if not wanted or item.id in unusable:
+            continue
+        if size + len(wanted) > SHARD_ROWS and size:
+            shard, size = shard + 1, 0
+        size += len(wanted)
+        yield Task(item, wanted, shard)
+
+
+def _drop_outdated(store: Store, items: Sequence[Item]) -> None:
+    """Drop shards that hold an image whose file is newer than the shard and differs from it."""
+    paths = {item.id: item.path for item in items}
+    for shard in list(store.shards):
+        written = shard.path.stat().st_mtime
+        suspects = [
+            name
+            for name in {*shard.ids, *(skip.id for skip in shard.skipped)}
+            if name in paths and _modified(paths[name]) > written
+        ]
+        if suspects and _any_changed(shard, suspects, paths, store):
+            store.drop_shard(shard)
+
+
+def _any_changed(
+    shard: Shard, suspects: Sequence[str], paths: dict[str, str], store: Store
+) -> bool:
+    hashes = store.content_hashes()
+    if any(skip.id in suspects for skip in shard.skipped):
+        return True
+    return any(content_hash(read_bytes(paths[name])) != hashes[name] for name in suspects)
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0  # gone: what was stored of it stays true
+
+
+def _embed_batch(
+    teacher: Teacher,
+    batch: Sequence[tuple[Task, Rendered]],
+    skipped: list[Skipped],
+    *,
+    bf16: bool,
+) -> list[Row]:
+    if not batch:
+        return []
+    if teacher.lookup is not None:
+        return _look_up(teacher, batch, skipped)
+    pixels = np.concatenate([r.pixels for _, r in batch if r.pixels is not None])
+    embeddings = iter(teacher.embed(pixels, bf16=bf16).numpy())
+    return [
+        _row(task.item, view, result.content_hash, next(embeddings))
+        for task, result in batch
+        for view in task.views
+    ]
+
+
+def _look_up(
+    teacher: Teacher, batch: Sequence[tuple[Task, Rendered]], skipped: list[Skipped]
+) -> list[Row]:
+    assert teacher.lookup is not None
+    rows = []
+    for task, result in batch:
+        found = [(view, teacher.lookup(result.content_hash, view)) for view in task.views]
+        missing = [view for view, vector in found if vector is None]
+        if missing:
+            skipped.append(Skipped(task.item.id, f"view {missing[0]} is not in {teacher.uri}"))
+            continue
+        rows.extend(
+            _row(task.item, view, result.content_hash, vector)
+            for view, vector in found
+            if vector is not None
+        )
+    return rows
+
+
+def _row(item: Item, view: int, digest: str, embedding: npt.NDArray[np.float32]) -> Row:
+    return Row(
+        id=item.id,
+        path=item.id,
+        group=item.group,
+        view=view,
+        content_hash=digest,
+        embedding=embedding,
+    )
+
+
+def _batch_size(teacher: Teacher) -> int:
+    return BATCH if teacher.device.type == "cpu" else 8 * BATCH
+
+
+def store_folder(root: Path, teacher: Teacher) -> Path:
+    """Where a run keeps the embeddings of a teacher: a name for people, a hash for safety."""
+    return root / f"{teacher.name}-{teacher.fingerprint()[:8]}"

@@ -1,0 +1,113 @@
+"""Fusing the teachers' similarity matrices into one target (Whiten-MTD, section "Fusion").
+
+`maxmin` trusts the teacher that is most sure of a positive pair, and the one that is most
+sure that a pair is negative. All functions are pure; those that draw at random take a
+generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from whiten.errors import ConfigError, nearest
+
+Fusion = Callable[[Tensor], Tensor]
+RandomFusion = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+def _mean(similarities: Tensor, _: torch.Generator | None) -> Tensor:
+    return similarities.mean(dim=0)
+
+
+def _maxmin(similarities: Tensor, _: torch.Generator | None) -> Tensor:
+    return _with_best_positives(similarities.amin(dim=0), similarities)
+
+
+def _maxmean(similarities: Tensor, _: torch.Generator | None) -> Tensor:
+    return _with_best_positives(similarities.mean(dim=0), similarities)
+
+
+def _maxrand(similarities: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _with_best_positives(_rand(similarities, generator), similarities)
+
+
+def _rand(similarities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Every entry from a teacher of its own, drawn uniformly."""
+    # Drawn on the CPU: the same seed then gives the same targets on every device.
+    choice = torch.randint(
+        len(similarities), (1, *similarities.shape[1:]), generator=generator, device="cpu"
+    )
+    return similarities.gather(0, choice.to(similarities.device))[0]
+
+
+def _with_best_positives(negatives: Tensor, similarities: Tensor) -> Tensor:
+    best = similarities.diagonal(dim1=1, dim2=2).amax(dim=0)
+    return negatives.diagonal_scatter(best)
+
+
+STRATEGIES: dict[str, RandomFusion] = {
+    "mean": _mean,
+    "maxmin": _maxmin,
+    "maxmean": _maxmean,
+    "maxrand": _maxrand,
+    "rand": _rand,
+}
+
+
+def fuse(
+    similarities: Tensor,
+    strategy: str | Fusion = "maxmin",
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fuse the teachers' similarities of one batch.
+
+    Args:
+        similarities: (K, B, B); `[k, i, j]` is teacher k's similarity of x_i and y_j, so
+            positives lie on the diagonal.
+        strategy: `mean`, `maxmin`, `maxmean` (maximum on the diagonal; minimum or mean off it),
+            `rand` (a random teacher an entry), `maxrand` (maximum on the diagonal, random off
+            it), or any callable (K, B, B) -> (B, B).
+        generator: source of randomness of `rand` and `maxrand`, on the CPU.
+
+    Returns:
+        (B, B), same dtype.
+
+    Raises:
+        ConfigError: unknown strategy, or shapes that do not fit.
+    """
+    if similarities.ndim != 3 or similarities.shape[1] != similarities.shape[2]:
+        raise ConfigError(f"fuse takes (K, B, B) similarities, not {tuple(similarities.shape)}")
+    if callable(strategy):
+        fused = strategy(similarities)
+        if fused.shape != similarities.shape[1:]:
+            raise ConfigError(
+                f"the fusion callable returned shape {tuple(fused.shape)}, "
+                f"expected {tuple(similarities.shape[1:])}"
+            )
+        return fused
+    check_strategy(strategy)
+    return STRATEGIES[strategy](similarities, generator)
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise ConfigError, naming the choices, unless the strategy is known."""
+    if strategy not in STRATEGIES:
+        raise ConfigError(
+            f"unknown fusion {strategy!r}{nearest(strategy, STRATEGIES)} "
+            f"Choose one of {', '.join(STRATEGIES)}."
+        )
+
+
+def positive_wins(similarities: Tensor) -> Tensor:
+    """How many positives each teacher wins, (K,) float64; ties are shared equally.
+
+    Args:
+        similarities: (K, B, B) as in `fuse`.
+    """
+    positives = similarities.diagonal(dim1=1, dim2=2)
+    winners = (positives == positives.amax(dim=0)).double()
+    return (winners / winners.sum(dim=0)).sum(dim=1)

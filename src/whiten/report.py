@@ -1,0 +1,408 @@
+"""The report of a run: a table for the terminal, and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Kind = Literal["teacher", "fusion-raw", "fusion-whitened", "student"]
+
+TABLE_WIDTH = 110  # columns of a terminal
+
+
+@dataclass
+class Row:
+    """One line of the result table.
+
+    Attributes:
+        map: mean average precision, 0 to 1, with its interval `map_ci`; NaN if not measured.
+        recall_at_1: share of the queries whose first hit is right, 0 to 1.
+        params, macs, ms_per_image: what the encoder costs; None where it is not known.
+        dim: length of an embedding.
+    """
+
+    name: str
+    kind: Kind
+    map: float
+    map_ci: tuple[float, float]
+    recall_at_1: float
+    params: int | None
+    macs: int | None
+    ms_per_image: float | None
+    dim: int
+
+
+@dataclass
+class Similarities:
+    """Sampled similarities of one teacher, each (n,): of pairs that match and that do not."""
+
+    raw_positives: Array
+    raw_negatives: Array
+    whitened_positives: Array
+    whitened_negatives: Array
+
+
+@dataclass
+class Hit:
+    """An image that was found; `correct` is None where the truth is not known."""
+
+    path: str
+    score: float
+    correct: bool | None
+
+
+@dataclass
+class Retrieval:
+    """A query ("best", "median" or "worst" by its average precision) and its hits, best first."""
+
+    label: str
+    query: str
+    ap: float
+    hits: list[Hit]
+
+
+@dataclass
+class ReportData:
+    """All that a report shows; a part without data is left out.
+
+    Attributes:
+        facts: what was measured on what: ("images", "4,712 train, 1,912 test").
+        similarities, spectra: by teacher; eigenvalues fall.
+        runs: by name the records of `metrics.jsonl`: step, epoch, loss, lr, images_per_s and,
+            where teachers compete, wins (teacher to its share of the positives).
+        retrievals: by encoder.
+        notes: sentences that a reader must not miss, shown near the top.
+        commands: lines of shell to go on with.
+    """
+
+    title: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    similarities: dict[str, Similarities] = field(default_factory=dict)
+    spectra: dict[str, Array] = field(default_factory=dict)
+    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    retrievals: dict[str, list[Retrieval]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+
+
+HEADINGS = ("name", "kind", "mAP, %", "R@1, %", "params", "MACs", "ms/image", "dim")
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The result table as plain text, numbers to the right, at most TABLE_WIDTH columns wide."""
+    cells = [_cells(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *cells, strict=True)]
+    room = TABLE_WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
+    names = [_fit(name, room) for name in [HEADINGS[0], *(cell[0] for cell in cells)]]
+    widths[0] = max(map(_columns, names))
+    lines = []
+    for name, (_, kind, *numbers) in zip(names, [HEADINGS, *cells], strict=True):
+        start = name + " " * (widths[0] - _columns(name)) + "  " + kind.ljust(widths[1])
+        ends = [n.rjust(width) for n, width in zip(numbers, widths[2:], strict=True)]
+        lines.append("  ".join([start, *ends]))
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> list[str]:
+    mean = _percent(row.map)
+    if np.isfinite([row.map, *row.map_ci]).all():
+        mean += " [{}, {}]".format(*map(_percent, row.map_ci))
+    ms = row.ms_per_image
+    time = "–" if ms is None or not math.isfinite(ms) else f"{ms:.2g}" if ms < 9.5 else f"{ms:,.0f}"
+    costs = [_count(row.params), _count(row.macs), time, str(row.dim)]
+    return [_line(row.name), row.kind, mean, _percent(row.recall_at_1), *costs]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if math.isfinite(share) else "–"
+
+
+def _count(number: int | None) -> str:
+    """Two digits at least, and the unit: 3.4M, 33M, 1.2G."""
+    if number is None:
+        return "–"
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * unit:
+            return f"{number / unit:.{1 if number < 9.95 * unit else 0}f}{letter}"
+    return str(number)
+
+
+def _line(text: str) -> str:
+    """Text that neither breaks the line nor, as half a surrogate pair, the file's encoding."""
+    return "".join(c if c.isprintable() else "□" for c in text)
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal: two for a wide character, none for a combining one."""
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def _fit(name: str, room: int) -> str:
+    """Leave out of the middle of a long name, since both ends of it tell names apart."""
+    head, tail = name, ""
+    while _columns(head + tail) + (1 if tail else 0) > room:
+        if not tail:
+            head, tail = name[: len(name) // 2], name[len(name) // 2 :]
+        elif len(head) > len(tail):
+            head = head[:-1]
+        else:
+            tail = tail[1:]
+    return f"{head}…{tail}" if tail else head
+
+
+# What each figure is called and how to read it, in the order of the page.
+SECTIONS = {
+    "results": (
+        "Accuracy",
+        "Longer bars are better; the dark line is the 95 % interval over the queries, and where "
+        "two of them overlap much, the difference may be chance.",
+    ),
+    "accuracy_latency": (
+        "Accuracy and speed",
+        "The best encoder sits at the top left: accurate and fast; the larger the mark, the more "
+        "parameters, and the vertical line is the interval of the mAP.",
+    ),
+    "similarities": (
+        "Similarities before and after whitening",
+        "A similarity of one teacher can be compared with another's only where their histograms "
+        "lie over the same range: whitening should bring them there, and part green from orange.",
+    ),
+    "spectra": (
+        "Spectra",
+        "A steep line means that few axes carry most of a teacher's variance, and that its raw "
+        "similarities hardly tell images apart; the spread counts the equal axes it amounts to.",
+    ),
+    "wins": (
+        "Which teacher is heard",
+        "How often each teacher gave the similarity that a positive pair was trained on: a line "
+        "near 100 % is a teacher that drowns out the others.",
+    ),
+    "loss": (
+        "Training",
+        "The loss should fall and flatten; compare its height only between runs with the same "
+        "teachers, fusion and batch size.",
+    ),
+}
+RETRIEVALS_HELP = (
+    "Queries with the best, the median and the worst average precision: green with ✓ is right, "
+    "orange with ✗ is wrong, and the number is the similarity."
+)
+
+
+def write_report(data: ReportData, folder: Path) -> Path:
+    """Write `report.html` and `figures/*.png`, each whole or not at all.
+
+    Returns:
+        The path of the page. It carries its figures within, and can be sent on its own.
+    """
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    drawn = _draw(data)
+    for name, png in drawn.items():
+        _replace(figures / f"{name}.png", png)
+    page = folder / "report.html"
+    _replace(page, _page(data, drawn).encode("utf-8", "backslashreplace"))
+    return page
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _draw(data: ReportData) -> dict[str, bytes]:
+    """PNGs by the name of their file, only of figures that have data."""
+    from whiten import plots  # matplotlib is slow to import, and a table does not need it
+
+    pairs = {
+        name: (s.raw_positives, s.raw_negatives, s.whitened_positives, s.whitened_negatives)
+        for name, s in data.similarities.items()
+    }
+    shares = {run: _shares(records) for run, records in data.runs.items()}
+    shares = {run: curves for run, curves in shares.items() if curves}
+    losses = {
+        run: _curve((r.get("step"), r.get("loss")) for r in records)
+        for run, records in data.runs.items()
+    }
+    losses = {run: curve for run, curve in losses.items() if len(curve[0])}
+    competing = [teacher for curves in shares.values() for teacher in curves]
+    colours = plots.teacher_colours([*pairs, *data.spectra, *competing])
+    drawn = {
+        "results": plots.results(data.rows),
+        "accuracy_latency": plots.accuracy_latency(data.rows),
+        "similarities": plots.similarities(pairs, colours),
+        "spectra": plots.spectra(data.spectra, colours),
+        "wins": plots.wins(shares, colours),
+        "loss": plots.loss(losses),
+    }
+    for grids, slug in zip(data.retrievals.values(), _slugs(data.retrievals), strict=True):
+        rows = [(grid.label, grid.query, grid.ap, grid.hits) for grid in grids]
+        drawn[slug] = plots.retrievals(rows)
+    return {name: png for name, png in drawn.items() if png is not None}
+
+
+def _slugs(encoders: Iterable[str]) -> list[str]:
+    """File names of the grids: plain, short, and no two alike even where case is ignored."""
+    slugs: list[str] = []
+    for encoder in encoders:
+        plain = unicodedata.normalize("NFKD", encoder.lower()).encode("ascii", "ignore").decode()
+        slug = "retrievals_" + (re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48] or "encoder")
+        n = 2
+        unique = slug
+        while unique in slugs:
+            unique, n = f"{slug}-{n}", n + 1
+        slugs.append(unique)
+    return slugs
+
+
+def _shares(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]:
+    won = [(record.get("step"), record.get("wins") or {}) for record in records]
+    teachers = dict.fromkeys(teacher for _, shares in won for teacher in shares)
+    curves = {t: _curve((step, shares.get(t)) for step, shares in won) for t in teachers}
+    return {teacher: curve for teacher, curve in curves.items() if len(curve[0])}
+
+
+def _curve(points: Iterable[tuple[Any, Any]]) -> tuple[Array, Array]:
+    """Steps and values in order; a resumed run repeats steps, and a loss can be NaN."""
+    numbers = {x: y for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)}
+    kept = sorted((x, y) for x, y in numbers.items() if math.isfinite(x) and math.isfinite(y))
+    table = np.array(kept, np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _page(data: ReportData, drawn: Mapping[str, bytes]) -> str:
+    title = escape(_line(data.title))
+    parts = [f"<h1>{title}</h1>"]
+    if data.notes:
+        notes = "".join(f"<li>{escape(note)}</li>" for note in data.notes)
+        parts.append(f'<ul class="notes">{notes}</ul>')
+    if data.facts:
+        facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in data.facts)
+        parts.append(f"<dl>{facts}</dl>")
+    if data.rows:
+        parts.append(_section("Results", "The mAP's 95 % interval is over the queries; the best "
+                              "mAP is bold.", _table(data.rows)))
+    for name, (heading, help_) in SECTIONS.items():
+        if name in drawn:
+            parts.append(_section(heading, help_, _figure(heading, drawn[name])))
+    grids = ""
+    for encoder, slug in zip(data.retrievals, _slugs(data.retrievals), strict=True):
+        if slug in drawn:
+            heading = escape(_line(encoder))
+            grids += f"<h3>{heading}</h3>" + _figure(f"Retrievals of {encoder}", drawn[slug])
+    if grids:
+        parts.append(_section("What is found", RETRIEVALS_HELP, grids))
+    if data.commands:
+        lines = "\n".join(map(escape, data.commands))
+        parts.append(_section("Go on", "Copy a line into a shell.", f"<pre>{lines}</pre>"))
+    body = "\n".join(parts)
+    return PAGE.format(title=title, style=STYLE, body=body)
+
+
+def _section(heading: str, help_: str, content: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2><p>{escape(help_)}</p>{content}</section>"
+
+
+def _figure(alt: str, png: bytes) -> str:
+    # The width of a PNG stands in bytes 16 to 20; 1.25 of its pixels make one of the page.
+    width = round(int.from_bytes(png[16:20], "big") / 1.25)
+    data = base64.b64encode(png).decode("ascii")
+    alt = escape(_line(alt))
+    return f'<div class="card"><img alt="{alt}" width="{width}" src="data:image/png;base64,{data}"></div>'
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in HEADINGS)
+    best = max((row.map for row in rows if math.isfinite(row.map)), default=None)
+    body = ""
+    for row in rows:
+        name, kind, mean, *others = map(escape, _cells(row))
+        if row.map == best:
+            number, _, interval = mean.partition(" ")
+            mean = f"<b>{number}</b> {interval}".rstrip()
+        numbers = "".join(f"<td>{cell}</td>" for cell in (mean, *others))
+        body += f'<tr><th scope="row">{name}</th><td class="{kind}">{kind}</td>{numbers}</tr>\n'
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body><main>
+{body}
+</main></body>
+</html>
+"""
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fafafb; --card: #fff; --ink: #1f2430; --quiet: #5b6472;
+        --line: #e3e6eb; --accent: #009e73; --warm: #fff8ea; --edge: #e69f00; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14171c; --card: #1c2027; --ink: #e7e9ee; --quiet: #a3abb8; --line: #303641;
+          --accent: #35c79b; --warm: #2a2518; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.25rem; letter-spacing: -.01em; }
+h2 { font-size: 1.25rem; margin: 0 0 .25rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+section { margin-top: 2.75rem; }
+section > p { color: var(--quiet); margin: 0 0 .9rem; max-width: 46rem; }
+.notes { background: var(--warm); border-left: 4px solid var(--edge); border-radius: 0 8px 8px 0;
+         margin: 0 0 1.5rem; padding: .8rem 1rem .8rem 2.2rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .9rem 1.5rem;
+     margin: 0; }
+dt { color: var(--quiet); font-size: .85rem; }
+dd { margin: 0; font-weight: 500; }
+.wide, .card { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
+.wide { background: var(--card); }
+.card { background: #fff; padding: .75rem; }
+.card img { display: block; max-width: 100%; min-width: min(36rem, 100vw * 2); height: auto;
+            margin: 0 auto; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem;
+        font-variant-numeric: tabular-nums; }
+th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap; }
+th { font-weight: 500; }
+thead th { color: var(--quiet); font-size: .85rem; }
+tbody tr { border-top: 1px solid var(--line); }
+th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
+tbody th { white-space: normal; min-width: 11rem; }
+td[class]::before { content: ""; display: inline-block; width: .65em; height: .65em;
+                    border-radius: 50%; margin-right: .5em; background: #8a94a6; }
+td.fusion-raw::before { background: #e69f00; }
+td.fusion-whitened::before { background: #0072b2; }
+td.student::before { background: #009e73; }
+b { color: var(--accent); font-weight: 700; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin: 0;
+      padding: 1rem; overflow-x: auto; font: .88rem/1.7 ui-monospace, Menlo, Consolas, monospace; }
+@media print { section { break-inside: avoid; } }
+"""

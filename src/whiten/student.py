@@ -1,0 +1,290 @@
+"""The student: backbone, pooling, projection; built, saved and loaded here.
+
+Features are pooled, L2-normalised, projected, and L2-normalised again by whoever compares
+them: the classic retrieval head (Radenović et al., TPAMI 2019), in which the projection can be
+a whitening.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whiten.errors import ConfigError, TeacherError
+from whiten.spec import TeacherURI, parse_uri
+from whiten.teachers.base import Teacher, hash_state
+from whiten.views import Preprocess
+
+FORMAT = 1
+Pool = Literal["auto", "gem", "gem-fixed", "avg"]
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """All that is needed to build the network again, and what it was made from.
+
+    Attributes:
+        architecture: timm's name of the backbone.
+        pool: auto, gem, gem-fixed or avg; see `StudentNet`.
+        dim: of the embedding.
+        preprocess: of the input.
+        backbone: URI that the backbone's weights came from.
+        backbone_licence: licence of those weights.
+        teachers: for each teacher its uri, fingerprint and licence.
+        training: summary of the run.
+    """
+
+    architecture: str
+    pool: Pool
+    dim: int
+    preprocess: Preprocess
+    backbone: str = ""
+    backbone_licence: str = "unknown"
+    teachers: list[dict[str, str]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+class StudentNet(nn.Module):
+    """Backbone + pooling + linear projection.
+
+    Args:
+        backbone: a timm model without classifier.
+        pool: `gem` is generalised-mean pooling with a learnable power (Radenović et al., TPAMI
+            2019, eq. 2), `gem-fixed` keeps it at 3, `avg` is the average. `auto` is `gem` for
+            feature maps and `avg` for the tokens of a transformer, which may be negative.
+        dim: of the embedding.
+        preprocess: decides the size of the blank image that finds the number of features.
+    """
+
+    def __init__(self, backbone: nn.Module, pool: Pool, dim: int, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.backbone = backbone
+        blank = torch.zeros(1, 3, *preprocess.size)
+        with torch.no_grad():
+            feature_map = self._feature_map(blank, backbone.eval())
+        is_tokens = feature_map.ndim == 3
+        if is_tokens and pool in ("gem", "gem-fixed"):
+            raise ConfigError(f"pool={pool} needs feature maps; a transformer takes pool=avg")
+        self.is_gem = pool in ("gem", "gem-fixed") or (pool == "auto" and not is_tokens)
+        if self.is_gem:
+            self.power = nn.Parameter(torch.tensor(3.0), requires_grad=pool != "gem-fixed")
+        self.projection = nn.Linear(feature_map.shape[1 if not is_tokens else 2], dim)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) normalised input -> (n, f) pooled features, L2-normalised."""
+        maps = self._feature_map(images, self.backbone).float()
+        if maps.ndim == 3:
+            pooled = maps.mean(dim=1)
+        elif self.is_gem:
+            pooled = maps.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
+        else:
+            pooled = maps.mean(dim=(2, 3))
+        return F.normalize(pooled, dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) normalised input -> (n, dim) embeddings, not normalised."""
+        projected: Tensor = self.projection(self.features(images))
+        return projected
+
+    @staticmethod
+    def _feature_map(images: Tensor, backbone: Any) -> Tensor:
+        """(n, f, h, w) or (n, tokens, f)."""
+        out: Tensor = backbone.forward_features(images)
+        if out.ndim == 4 and out.shape[1] != backbone.num_features == out.shape[3]:
+            return out.permute(0, 3, 1, 2)  # Swin and its kin keep channels last
+        if out.ndim == 3:
+            return out[:, getattr(backbone, "num_prefix_tokens", 0) :]
+        return out
+
+    @torch.no_grad()
+    def init_projection(self, features: np.ndarray) -> None:
+        """Start from the principal axes of a sample of features instead of random directions.
+
+        The student then begins as its own backbone, centred and compressed, and training does
+        not have to find again what the backbone knows.
+
+        Args:
+            features: (n, f) from `features`. Axes beyond n keep their random start, scaled down.
+        """
+        from whiten.whitening import Whitener
+
+        rank = min(self.projection.out_features, features.shape[1], len(features) - 1)
+        if rank < 1:
+            return
+        axes = Whitener(rank, shrinkage=float("inf"))
+        axes.partial_fit(features)
+        rotation = torch.from_numpy(axes.projection_).float()
+        self.projection.weight.mul_(0.01)
+        self.projection.weight[:rank] = rotation
+        self.projection.bias.zero_()
+
+
+def build_student(
+    uri: str | TeacherURI, *, dim: int = 256, pool: Pool = "auto", size: int | None = None
+) -> tuple[StudentNet, StudentConfig]:
+    """A new student on the backbone that a `timm:` or `demo:` URI names, or a copy of a `whiten:` one.
+
+    Raises:
+        ConfigError: the URI names no trainable backbone.
+    """
+    from whiten.teachers.registry import open_teacher
+
+    parsed = parse_uri(uri) if isinstance(uri, str) else uri
+    if parsed.scheme == "whiten":
+        return load_student(Path(parsed.target))
+    if parsed.scheme not in ("timm", "demo"):
+        raise ConfigError(f"a student's backbone is timm:NAME or demo:NAME, not {parsed}")
+    options = {name: value for name, value in parsed.options if name != "size"}
+    side = size or dict(parsed.options).get("size")
+    if side is not None:
+        options["size"] = str(side)
+    source = open_teacher(dataclasses.replace(parsed, options=tuple(options.items())))
+    if source.module is None:
+        raise ConfigError(f"{parsed} cannot be trained: choose a timm: backbone")
+    if source.preprocess.layout != "nchw":
+        raise ConfigError(f"{parsed} does not take channels-first images: choose another backbone")
+    backbone: Any = source.module
+    config = StudentConfig(
+        architecture=backbone.default_cfg["architecture"],
+        pool=pool,
+        dim=dim,
+        preprocess=source.preprocess,
+        backbone=str(parsed),
+        backbone_licence=source.licence,
+    )
+    return _assemble(backbone, config), config
+
+
+def _assemble(backbone: nn.Module, config: StudentConfig) -> StudentNet:
+    net = StudentNet(backbone, config.pool, config.dim, config.preprocess)
+    net.requires_grad_(True)
+    if config.pool == "gem-fixed":
+        net.power.requires_grad_(False)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+# --- the folder -------------------------------------------------------------------------
+
+
+def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str) -> None:
+    """Write `model.safetensors`, `config.json` and the model card; whole or not at all."""
+    from safetensors.torch import save_file
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    save_file(state, partial / "model.safetensors")
+    facts = {"format": FORMAT, **dataclasses.asdict(config)}
+    (partial / "config.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    (partial / "README.md").write_text(card)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
+    """Read a student folder.
+
+    Raises:
+        TeacherError: the folder is missing, incomplete, damaged or of a later format.
+    """
+    import timm
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        facts = json.loads((folder / "config.json").read_text())
+        if facts.pop("format") != FORMAT:
+            raise TeacherError(f"{folder} was written by a later version of whiten: upgrade")
+        preprocess = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in facts.pop("preprocess").items()
+        }
+        config = StudentConfig(preprocess=Preprocess(**preprocess), **facts)
+        state = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise TeacherError(
+            f"{folder} is not a student folder, it lacks {Path(error.filename).name}: "
+            "name RUN/student of a finished run"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise TeacherError(f"{folder} is damaged ({error}): distil again or restore it") from error
+    try:
+        backbone = timm.create_model(config.architecture, num_classes=0, **_sized(config))
+        net = _assemble(backbone, config)
+        net.load_state_dict(state)
+    except Exception as error:  # timm and torch raise many kinds on a config that does not fit
+        reason = str(error).splitlines()[0]
+        raise TeacherError(f"{folder}: weights and config do not fit ({reason})") from error
+    return net, config
+
+
+def _sized(config: StudentConfig) -> dict[str, Any]:
+    """Transformers are built for one input size; convolutions take any."""
+    import timm
+
+    probe = timm.models.model_entrypoint(config.architecture)
+    is_transformer = "img_size" in probe.__module__ or any(
+        family in probe.__module__ for family in ("vision_transformer", "deit", "swin", "eva")
+    )
+    return {"img_size": config.preprocess.size} if is_transformer else {}
+
+
+# --- a student is a teacher too ---------------------------------------------------------
+
+
+def list_names() -> list[str]:
+    return []  # folders are the user's own
+
+
+def open_uri(uri: TeacherURI) -> Teacher:
+    """`whiten:FOLDER`; it takes no options."""
+    uri.take()
+    net, config = load_student(Path(uri.target))
+    return as_teacher(net, config, str(uri))
+
+
+def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
+    """The whole student as an embedding model."""
+    return Teacher(
+        uri=uri,
+        name=Path(uri.partition(":")[2]).parent.name or "student",
+        dim=config.dim,
+        preprocess=config.preprocess,
+        weights_hash=hash_state(net.state_dict()),
+        forward=net,
+        licence=_joint_licence(config),
+        module=net,
+    )
+
+
+def backbone_as_teacher(net: StudentNet, config: StudentConfig) -> Teacher:
+    """The student's pooled features, before the projection, as an embedding model."""
+    frozen = {k: v for k, v in net.state_dict().items() if not k.startswith("projection.")}
+    return Teacher(
+        uri=config.backbone,
+        name=f"{config.architecture}-features",
+        dim=net.projection.in_features,
+        preprocess=config.preprocess,
+        weights_hash=hash_state(frozen),
+        forward=net.features,
+        licence=config.backbone_licence,
+        module=net,
+        params=sum(v.numel() for v in net.backbone.parameters()),
+    )
+
+
+def _joint_licence(config: StudentConfig) -> str:
+    licences = {config.backbone_licence, *(t.get("licence", "unknown") for t in config.teachers)}
+    return " + ".join(sorted(licences))

@@ -1,0 +1,227 @@
+"""What every teacher is, whatever it was loaded from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from whiten.errors import TeacherError
+from whiten.spec import fingerprint
+from whiten.views import Preprocess
+
+UNKNOWN_LICENCE = "unknown"
+
+
+@dataclass
+class Teacher:
+    """A frozen network that turns images into embeddings.
+
+    Attributes:
+        uri: the URI that opens it again.
+        name: short name for tables.
+        dim: dimension of its embedding.
+        preprocess: what its input must look like.
+        weights_hash: 32 hexadecimal digits; equal weights give equal digits.
+        licence: of the weights, as their publisher states it.
+        forward: (n, …) normalised float32 input on `device` -> (n, dim) embeddings, not normalised.
+        module: the torch module behind `forward`, if there is one.
+        macs: multiply-accumulates an image, where they are known without running `module`.
+        params: number of parameters.
+        lookup: content hash and view -> (dim,) embedding or None, for teachers that hold
+            embeddings instead of computing them.
+    """
+
+    uri: str
+    name: str
+    dim: int
+    preprocess: Preprocess
+    weights_hash: str
+    forward: Callable[[Tensor], Tensor]
+    licence: str = UNKNOWN_LICENCE
+    module: nn.Module | None = None
+    macs: int | None = None
+    params: int | None = None
+    lookup: Callable[[str, int], npt.NDArray[np.float32] | None] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        if self.module is not None:
+            self.module.eval().requires_grad_(False)
+            # Convolutions run 1.2 times faster in this layout on CPUs, more on GPUs.
+            self.module.to(memory_format=torch.channels_last)
+            if self.params is None:
+                self.params = sum(p.numel() for p in self.module.parameters())
+
+    def fingerprint(self) -> str:
+        """Changes when weights or preprocessing change: the identity of its embeddings."""
+        return fingerprint([self.weights_hash, self.preprocess.fingerprint(), self.dim])
+
+    def to(self, device: torch.device | str) -> Teacher:
+        if self.module is not None:
+            self.device = torch.device(device)
+            self.module.to(self.device)
+        return self
+
+    @torch.inference_mode()
+    def embed(self, pixels: npt.NDArray[np.uint8], *, bf16: bool = False) -> Tensor:
+        """Embed a batch of rendered views.
+
+        Args:
+            pixels: (n, h, w, 3) uint8 RGB of the size in `preprocess`.
+            bf16: compute in bfloat16 where the device gains from it.
+
+        Returns:
+            (n, dim) float32 on the CPU, rows L2-normalised.
+
+        Raises:
+            TeacherError: the model's output is not (n, dim), or not finite.
+        """
+        inputs = torch.from_numpy(self.preprocess.normalize(pixels)).to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            out = self.forward(inputs)
+        if out.shape != (len(pixels), self.dim):
+            raise TeacherError(
+                f"{self.uri} returned shape {tuple(out.shape)} for {len(pixels)} images, expected "
+                f"{(len(pixels), self.dim)}: it must return one embedding an image"
+            )
+        embeddings = torch.nn.functional.normalize(out.float(), dim=1).cpu()
+        if not torch.isfinite(embeddings).all():
+            raise TeacherError(
+                f"{self.uri} returned NaN or infinity: check that its weights match the model"
+            )
+        return embeddings
+
+    def count_macs(self) -> int | None:
+        """Multiply-accumulates of one image; convolutions, matrix products and attention."""
+        if self.macs is None and self.module is not None:
+            self.macs = count_macs(self.forward, self.preprocess, self.device)
+        return self.macs
+
+
+def count_macs(
+    forward: Callable[[Tensor], Tensor], preprocess: Preprocess, device: torch.device
+) -> int:
+    """Run one blank image and count its multiply-accumulates (half of the FLOPs)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    blank = np.zeros((1, *preprocess.size, 3), np.uint8)
+    inputs = torch.from_numpy(preprocess.normalize(blank)).to(device)
+    # The counter sees operators only outside of inference mode.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """Hash of a state dict: names, shapes, types and values, in the order of names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Hash of a file's content, read in pieces."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file; never runs pickled code.
+
+    A checkpoint that nests its weights under `state_dict`, `model` or `teacher` is unpacked, and a
+    common `module.` prefix is cut.
+
+    Raises:
+        TeacherError: the file is missing, damaged, or holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TeacherError(f"weights file {path} does not exist: check ?weights=")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise nearly anything on damaged files
+        raise TeacherError(
+            f"cannot read weights from {path} ({str(error).splitlines()[0]}): it must be a "
+            "safetensors file, or a torch file that holds tensors only"
+        ) from error
+    for key in ("state_dict", "model", "teacher"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(
+        loaded, dict
+    ) else {}
+    if not tensors:
+        raise TeacherError(f"{path} holds no state dict: save the model's state_dict()")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, *, ignore: tuple[str, ...] = ()
+) -> None:
+    """Load weights strictly, save for keys that begin with one of `ignore` (a classifier's head).
+
+    Raises:
+        TeacherError: keys or shapes do not fit; the first ones are named.
+    """
+    own = module.state_dict()
+    extra = [k for k in state if k not in own and not k.startswith(ignore)] if ignore else [
+        k for k in state if k not in own
+    ]
+    missing = [k for k in own if k not in state]
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    for problem, keys in (("lacks", missing), ("has unknown", extra), ("misshapes", wrong)):
+        if keys:
+            raise TeacherError(
+                f"{source} {problem} {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}: "
+                "these weights belong to another architecture"
+            )
+    module.load_state_dict({k: state[k] for k in own})
+
+
+def pool_output(output: Tensor) -> Tensor:
+    """(n, d) embeddings from a feature map (n, d, h, w) or tokens (n, t, d), by averaging."""
+    if output.ndim == 4:
+        return output.mean(dim=(2, 3))
+    if output.ndim == 3:
+        return output.mean(dim=1)
+    return output
+
+
+def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: str) -> int:
+    """The embedding's dimension, found by running one blank image.
+
+    Raises:
+        TeacherError: the model does not take its own input size, or returns no embedding.
+    """
+    blank = np.zeros((1, *preprocess.size, 3), np.uint8)
+    try:
+        with torch.inference_mode():
+            out = forward(torch.from_numpy(preprocess.normalize(blank)))
+    except Exception as error:
+        raise TeacherError(
+            f"{uri} cannot embed a {preprocess.size[0]}x{preprocess.size[1]} image "
+            f"({str(error).splitlines()[0]}): try another ?size="
+        ) from error
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 1:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise TeacherError(f"{uri} returned {shape}, not one embedding an image")
+    return int(out.shape[1])

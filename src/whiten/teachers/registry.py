@@ -1,0 +1,45 @@
+"""From a URI to a teacher."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from whiten.errors import WhitenError
+from whiten.spec import TeacherURI, parse_uri
+from whiten.teachers.base import Teacher
+
+# Sources are imported when they are asked for: each pulls in a heavy library. `open` of the module takes
+# the parsed URI. A student is a teacher too, but stands on a higher floor, hence by name.
+SOURCES = {
+    "demo": "whiten.teachers.demo_weights",
+    "timm": "whiten.teachers.timm_models",
+    "torchvision": "whiten.teachers.torchvision_models",
+    "openclip": "whiten.teachers.openclip",
+    "hf": "whiten.teachers.huggingface",
+    "onnx": "whiten.teachers.onnx_file",
+    "python": "whiten.teachers.python_factory",
+    "store": "whiten.teachers.stored",
+    "whiten": "whiten.student",
+}
+
+
+def open_teacher(uri: str | TeacherURI) -> Teacher:
+    """Load the model that a URI names; see `whiten.spec.SCHEMES`.
+
+    Raises:
+        ConfigError: the URI is wrong; the message lists the nearest right ones.
+        TeacherError: the model or its weights cannot be loaded.
+        MissingExtraError: its library is not installed.
+    """
+    parsed = parse_uri(uri) if isinstance(uri, str) else uri
+    teacher: Teacher = import_module(SOURCES[parsed.scheme]).open_uri(parsed)
+    return teacher
+
+
+def describe_source(scheme: str) -> list[str]:
+    """The URIs of a source that need no network to be listed."""
+    try:
+        names: list[str] = import_module(SOURCES[scheme]).list_names()
+    except WhitenError:
+        return []
+    return [f"{scheme}:{name}" for name in names]

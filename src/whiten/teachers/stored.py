@@ -1,0 +1,49 @@
+"""`store:` embeddings that were computed before; images are recognised by their content."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from whiten.errors import TeacherError
+from whiten.spec import TeacherURI
+from whiten.store import Store
+from whiten.teachers.base import Teacher
+from whiten.views import Preprocess
+
+
+def list_names() -> list[str]:
+    return []  # folders are the user's own
+
+
+def open_uri(uri: TeacherURI) -> Teacher:
+    """Serve a store's embeddings; it takes no options.
+
+    The content hash of a file finds its embedding, so folders may have been moved or renamed.
+    """
+    uri.take()
+    store = Store.open(uri.target)
+    vectors = {}
+    hashes = store.content_hashes()
+    for ids, views, block in store.blocks():
+        for name, view, vector in zip(ids, views, block, strict=True):
+            vectors[hashes[name], view] = vector
+
+    def lookup(digest: str, view: int) -> npt.NDArray[np.float32] | None:
+        return vectors.get((digest, view))
+
+    def forward(_: Tensor) -> Tensor:
+        raise TeacherError(
+            f"{uri} holds embeddings and computes none: pass image files, not pixels"
+        )
+
+    return Teacher(
+        uri=str(uri),
+        name=f"store {store.folder.name}",
+        dim=store.dim,
+        preprocess=Preprocess(),
+        weights_hash=store.origin.fingerprint,
+        forward=forward,
+        lookup=lookup,
+    )

@@ -1,0 +1,188 @@
+"""Replayable views, and the preprocessing of each model.
+
+A view is a pure function of (image, plan, image id, view number). A teacher's embedding of
+a view can therefore be computed once and stored, and the student later sees the same crop, at its own
+size and with its own normalisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageEnhance
+
+from whiten.media import decode_scaled
+from whiten.spec import ViewPlan, fingerprint
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model expects of its input.
+
+    Attributes:
+        size: (height, width) in pixels.
+        fit: `crop` takes the centred part with the input's aspect ratio, `squash` stretches the whole image.
+        crop_fraction: for `crop`, the part of the shorter side that is kept (timm's crop_pct).
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        mean, std: per channel in the model's channel order, for pixels in 0..`white`.
+        white: the value of full brightness before `mean` is subtracted.
+        channels: rgb or bgr.
+        layout: nchw or nhwc.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    fit: Literal["crop", "squash"] = "crop"
+    crop_fraction: float = 1.0
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    white: float = 1.0
+    channels: Literal["rgb", "bgr"] = "rgb"
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+    def fingerprint(self) -> str:
+        return fingerprint(dataclasses.asdict(self))
+
+    def resized(self, side: int) -> Preprocess:
+        return dataclasses.replace(self, size=(side, side))
+
+    def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(n, h, w, 3) uint8 RGB -> the model's float32 input, (n, 3, h, w) or (n, h, w, 3).
+
+        `nchw` output is a channels-last view of memory: the layout in which CPUs and GPUs
+        convolve fastest, and the one in which images are decoded.
+        """
+        scale = self.white / 255.0 / np.asarray(self.std, np.float32)
+        offset = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        ordered = pixels[..., ::-1] if self.channels == "bgr" else pixels
+        out = ordered * scale.astype(np.float32)
+        out -= offset
+        return out.transpose(0, 3, 1, 2) if self.layout == "nchw" else out
+
+
+@dataclass(frozen=True)
+class View:
+    """The parameters of one view.
+
+    Attributes:
+        box: left, top, width and height as fractions of the upright image; None is the whole
+            image, fitted the model's own way.
+        flip: mirrored left to right.
+        brightness, contrast, saturation: factors, 1 changes nothing.
+    """
+
+    box: tuple[float, float, float, float] | None = None
+    flip: bool = False
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+
+
+def plan_view(plan: ViewPlan, item_id: str, number: int, size: tuple[int, int]) -> View:
+    """View `number` of an image: a pure function of its arguments.
+
+    Args:
+        item_id: the image's id in its collection.
+        number: 0 is the whole image, unchanged.
+        size: (width, height) of the upright image; only its aspect ratio matters.
+    """
+    if number == 0:
+        return View()
+    key = f"{plan.seed}\0{item_id}\0{number}".encode()
+    seed = int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little")
+    # Uniform draws by hand from Philox: its raw stream is specified, so a view is the same
+    # under every NumPy release, which Generator's methods do not promise.
+    raw = np.random.Philox(key=seed).random_raw(9)
+    u = [int(r >> np.uint64(11)) / (1 << 53) for r in raw]
+    area = plan.scale[0] + u[0] * (plan.scale[1] - plan.scale[0])
+    aspect = math.exp((2 * u[1] - 1) * math.log(plan.ratio))  # of the crop in pixels
+    image_aspect = size[0] / size[1]
+    width = min(1.0, math.sqrt(area * aspect / image_aspect))
+    height = min(1.0, math.sqrt(area / aspect * image_aspect))
+    is_gray = u[5] < plan.grayscale
+    return View(
+        box=(u[2] * (1 - width), u[3] * (1 - height), width, height),
+        flip=u[4] < plan.flip,
+        brightness=1 + (2 * u[6] - 1) * plan.jitter,
+        contrast=1 + (2 * u[7] - 1) * plan.jitter,
+        saturation=0.0 if is_gray else 1 + (2 * u[8] - 1) * plan.jitter,
+    )
+
+
+def render(image: Image.Image, view: View, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """Cut, resize and colour an upright RGB image: (h, w, 3) uint8, RGB, not normalised."""
+    height, width = preprocess.size
+    box = _fitted_box(image.size, preprocess) if view.box is None else _pixels(view.box, image.size)
+    # One antialiased resampling straight from the source; `reducing_gap` first shrinks huge
+    # images by an integer factor, to the same result within a grey level.
+    out = image.resize(
+        (width, height), RESAMPLING[preprocess.interpolation], box=box, reducing_gap=3.0
+    )
+    if view.flip:
+        out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for enhance, factor in (
+        (ImageEnhance.Brightness, view.brightness),
+        (ImageEnhance.Contrast, view.contrast),
+        (ImageEnhance.Color, view.saturation),
+    ):
+        if factor != 1.0:
+            out = enhance(out).enhance(factor)
+    return np.asarray(out)
+
+
+def render_bytes(
+    data: bytes, plan: ViewPlan, item_id: str, number: int, preprocess: Preprocess
+) -> npt.NDArray[np.uint8]:
+    """Decode a file's content no larger than the view needs, and render the view.
+
+    Raises:
+        ImageError: the content cannot be decoded.
+    """
+    side = max(preprocess.size)
+    if number == 0:
+        need = side / preprocess.crop_fraction
+    else:  # the smallest crop must still be at least as large as the input
+        need = side / math.sqrt(plan.scale[0] / plan.ratio)
+    image, full_size = decode_scaled(data, min_side=math.ceil(need))
+    return render(image, plan_view(plan, item_id, number, full_size), preprocess)
+
+
+def _fitted_box(
+    size: tuple[int, int], preprocess: Preprocess
+) -> tuple[float, float, float, float] | None:
+    if preprocess.fit == "squash":
+        return None
+    width, height = size
+    aspect = preprocess.size[1] / preprocess.size[0]
+    crop_width = min(width, height * aspect) * preprocess.crop_fraction
+    crop_height = crop_width / aspect
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    return (left, top, left + crop_width, top + crop_height)
+
+
+def _pixels(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    left, top, width, height = box
+    return (
+        left * size[0],
+        top * size[1],
+        min((left + width) * size[0], size[0]),
+        min((top + height) * size[1], size[1]),
+    )
