@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from whiten import __version__
 from whiten.errors import ConfigError, ImageError, NoImagesError
-from whiten.media import Item, Skipped, content_hash, ordered_map, read_bytes
+from whiten.media import Item, Skipped, content_hash, display_path, ordered_map, read_bytes
 from whiten.spec import ViewPlan
-from whiten.store import Origin, Row, Shard, Store
+from whiten.store import Origin, Row, Store, stored_precision
 from whiten.teachers.base import Teacher
 from whiten.views import render_bytes
 
@@ -52,7 +52,7 @@ def embed(
     *,
     views: Sequence[int] = (0,),
     plan: ViewPlan | None = None,
-    precision: str = "32",
+    precision: str | None = None,
     dtype: str = "float32",
     workers: int = 2,
     progress: Progress | None = None,
@@ -68,7 +68,8 @@ def embed(
         folder: the store, existing or new.
         views: which views of every image; 0 is the whole image.
         plan: how random views are drawn.
-        precision: `32`, or `bf16` for devices that compute in it.
+        precision: `32`, or `bf16` for devices that compute in it; by default what an existing
+            store was computed in, else 32.
         dtype: `float32`, or `float16` for half the disk space.
         workers: threads that decode.
         progress: told after every batch.
@@ -84,9 +85,9 @@ def embed(
         uri=teacher.uri,
         fingerprint=teacher.fingerprint(),
         dim=teacher.dim,
-        plan=plan.fingerprint(),
+        plan=plan.fingerprint() if max(views) > 0 else "",
         plan_seed=plan.seed,
-        precision=precision,
+        precision=precision or stored_precision(folder) or "32",
         dtype=dtype,
         version=__version__,
     )
@@ -116,7 +117,7 @@ def embed(
     waiting: list[tuple[Task, Rendered]] = []
 
     def flush() -> None:
-        rows.extend(_embed_batch(teacher, waiting, skipped, bf16=precision == "bf16"))
+        rows.extend(_embed_batch(teacher, waiting, skipped, bf16=origin.precision == "bf16"))
         waiting.clear()
 
     results = ordered_map(render, tasks, workers=workers, ahead=4 * batch_size)
@@ -164,33 +165,42 @@ def _missing(store: Store, items: Sequence[Item], views: Sequence[int]) -> Itera
 
 
 def _drop_outdated(store: Store, items: Sequence[Item]) -> None:
-    """Drop shards that hold an image whose file is newer than the shard and differs from it."""
-    paths = {item.id: item.path for item in items}
+    """Drop shards that hold an image whose content has changed since, or another of its name.
+
+    Only files that are newer than their shard, or lie elsewhere than they did, are read again.
+    """
+    places = {item.id: item.path for item in items}
+    hashes: dict[str, str] = {}
     for shard in list(store.shards):
         written = shard.path.stat().st_mtime
+        known = store.paths(shard)
         suspects = [
             name
-            for name in {*shard.ids, *(skip.id for skip in shard.skipped)}
-            if name in paths and _modified(paths[name]) > written
+            for name in known
+            if name in places
+            and (known[name] != display_path(places[name]) or _modified(places[name]) > written)
         ]
-        if suspects and _any_changed(shard, suspects, paths, store):
+        unread = [s.id for s in shard.skipped if s.id in places]
+        if suspects and not hashes:
+            hashes = store.content_hashes()
+        if any(_modified(places[name]) > written for name in unread) or any(
+            _is_other(places[name], hashes[name]) for name in suspects
+        ):
             store.drop_shard(shard)
 
 
-def _any_changed(
-    shard: Shard, suspects: Sequence[str], paths: dict[str, str], store: Store
-) -> bool:
-    hashes = store.content_hashes()
-    if any(skip.id in suspects for skip in shard.skipped):
-        return True
-    return any(content_hash(read_bytes(paths[name])) != hashes[name] for name in suspects)
+def _is_other(path: str, known_hash: str) -> bool:
+    try:
+        return content_hash(read_bytes(path)) != known_hash
+    except ImageError:
+        return False  # gone: what was stored of it stays true
 
 
 def _modified(path: str) -> float:
     try:
         return os.stat(path).st_mtime
     except OSError:
-        return 0.0  # gone: what was stored of it stays true
+        return 0.0
 
 
 def _embed_batch(
@@ -235,7 +245,7 @@ def _look_up(
 def _row(item: Item, view: int, digest: str, embedding: npt.NDArray[np.float32]) -> Row:
     return Row(
         id=item.id,
-        path=item.id,
+        path=display_path(item.path),
         group=item.group,
         view=view,
         content_hash=digest,

@@ -135,6 +135,11 @@ def _require_path_column(table: Path, names: Iterable[str]) -> None:
         raise ConfigError(f"{table} has no column 'path': it needs path, and group for positives")
 
 
+def display_path(path: str) -> str:
+    """The absolute path as valid UTF-8, for tables and messages."""
+    return _text(os.path.abspath(path))
+
+
 def _text(name: str) -> str:
     """A file name as valid UTF-8; bytes that are not become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -8,7 +8,7 @@ would be a false negative.
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,6 +76,24 @@ class PairPlan:
         return pairs
 
 
+def resolve_source(groups: Sequence[str | None], wanted: str) -> str:
+    """`groups` or `views`: where pairs come from, for a wanted source that may be `auto`.
+
+    Raises:
+        ConfigError: groups are wanted, or there is one, and they offer no negatives.
+    """
+    sizes = Counter(group for group in groups if group is not None)
+    usable = sum(size > 1 for size in sizes.values())
+    if wanted == "views" or (wanted == "auto" and (not sizes or usable == 0)):
+        return "views"
+    if usable < 2:
+        raise ConfigError(
+            f"found {usable} group{'' if usable == 1 else 's'} with two images or more: "
+            "negatives need at least 2 groups (a folder each); --pairs views ignores groups"
+        )
+    return "groups"
+
+
 def plan_pairs(
     groups: Sequence[str | None],
     contents: Sequence[str],
@@ -83,6 +101,7 @@ def plan_pairs(
     source: str = "auto",
     views: int = 1,
     batch_size: int = 128,
+    processes: int = 1,
     seed: int = 0,
 ) -> PairPlan:
     """Decide where pairs come from.
@@ -90,37 +109,31 @@ def plan_pairs(
     Args:
         groups: per item its group or None.
         contents: per item its content hash; copies never meet as a negative pair.
-        source: `groups`, `views`, or `auto` (groups where at least two groups hold two images).
+        source: `groups`, `views`, or `auto` (groups where there are any).
         views: views that every item has; `views` pairs need two.
         batch_size: wanted pairs a batch; lowered to the number of classes.
+        processes: the batch is divided among them evenly.
         seed: of all draws.
 
     Raises:
         ConfigError: nothing to pair, fewer than two groups, or too few views.
     """
-    by_group: dict[str, list[int]] = defaultdict(list)
-    for item, group in enumerate(groups):
-        if group is not None:
-            by_group[group].append(item)
-    usable = [members for members in by_group.values() if len(members) > 1]
-    if source == "auto":
-        source = "groups" if len(usable) > 1 else "views"
+    source = resolve_source(groups, source)
+    classes: dict[str, list[int]] = defaultdict(list)
     if source == "groups":
-        if len(usable) < 2:
-            raise ConfigError(
-                f"found {len(usable)} group{'' if len(usable) == 1 else 's'} with two images or more: "
-                "negatives need at least 2 groups (a folder each); without groups use --pairs views"
-            )
-        classes = usable
+        for item, group in enumerate(groups):
+            if group is not None:
+                classes[group].append(item)
+        classes = {name: members for name, members in classes.items() if len(members) > 1}
     else:
         if views < 2:
             raise ConfigError("pairs of two views need --views 2 or more")
-        by_content: dict[str, list[int]] = defaultdict(list)
         for item, content in enumerate(contents):
-            by_content[content].append(item)
-        classes = list(by_content.values())
-        if len(classes) < 2:
-            raise ConfigError(
-                f"{len(classes)} different image is too few to distil from: give at least 2"
-            )
-    return PairPlan(classes, source == "views", views, min(batch_size, len(classes)), seed)
+            classes[content].append(item)
+    size = min(batch_size, len(classes)) // processes * processes
+    if size < 2:
+        raise ConfigError(
+            f"{len(classes)} different image{'' if len(classes) == 1 else 's'} or groups are too few "
+            f"for {processes} process{'' if processes == 1 else 'es'}: give at least 2 for each"
+        )
+    return PairPlan(list(classes.values()), source == "views", views, size, seed)

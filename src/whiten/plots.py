@@ -32,18 +32,23 @@ DPI = 150
 TILE = 96  # pixels: the longest side of an image in a grid
 MAX_HITS = 10  # more columns would be too small to see
 
-# Okabe & Ito's palette for the kinds, Paul Tol's "muted" for teachers and "vibrant" for runs:
-# all three survive colour blindness, and none shares a colour with another.
+# Okabe & Ito's palette for the kinds, and Paul Tol's "muted" one for teachers, its light colours
+# darkened for white paper: colour-blind readers can tell both apart. Runs have their own, so that
+# no line of one figure seems to be that of another.
 KINDS = {
     "teacher": ("#8A94A6", "o"),
     "fusion-raw": ("#E69F00", "s"),
     "fusion-whitened": ("#0072B2", "D"),
     "student": ("#009E73", "^"),
 }
-_TEACHERS = "#332288 #CC6677 #44AA99 #DDCC77 #882255 #88CCEE #117733 #AA4499 #999933".split()
-_RUNS = "#0077BB #EE7733 #009988 #EE3377 #33BBEE #CC3311".split()
+_TEACHERS = [
+    "#332288", "#CC6677", "#44AA99", "#C2A83E", "#882255",
+    "#62B5E5", "#117733", "#AA4499", "#8A8A2E",
+]  # fmt: skip
+_RUNS = ["#1F2430", "#EE3377", "#33BBEE", "#A6761D", "#762A83", "#8C8C8C"]
 _DASHES = ("-", "--", ":", "-.")  # tell lines apart once the colours repeat
 _GOOD, _BAD = "#009E73", "#D55E00"
+_MARKS = {True: (_GOOD, "✓ "), False: (_BAD, "✗ "), None: ("#8C8C8C", "")}
 _INK, _QUIET, _GRID = "#1F2430", "#6B7280", "#E5E7EB"
 
 _STYLE: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"} | {
@@ -56,6 +61,8 @@ _STYLE: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if
     "axes.titlelocation": "left",
     "axes.titlesize": 9.5,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same on every machine
     "font.size": 9,
     "grid.color": _GRID,
@@ -148,10 +155,12 @@ def similarities(
             _histogram(axis, sample[2 * half + 1], edges[half], _BAD)
             _histogram(axis, sample[2 * half], edges[half], _GOOD)
             axis.set(xlim=(edges[half][0], edges[half][-1]), yticks=[], visible=True)
+            axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
             axis.spines["left"].set_visible(False)
             axis.xaxis.set_major_locator(MaxNLocator(5))
             if half == 0:
-                axis.set_title(short(name, 28), color=colours[name], fontweight="bold")
+                axis.set_title(short(name, 28), fontweight="bold")
+                axis.spines["top"].set(visible=True, color=colours[name], linewidth=4)
             else:
                 axis.set_xlabel("similarity")
             if n % across == 0:
@@ -195,14 +204,16 @@ def spectra(eigenvalues: Mapping[str, Array], colours: Mapping[str, str]) -> Fig
         return None
     figure = Figure(figsize=(8, 4.2))
     axis = figure.subplots()
+    labels = []  # given with the lines: an automatic legend leaves out names such as "_a"
     for i, (name, values) in enumerate(kept.items()):
         # The participation ratio: how many equal eigenvalues would spread the variance as well.
-        worth = f"{len(values)} axes, spread of {values.sum() ** 2 / (values**2).sum():.0f}"
-        ranks, label = np.arange(1, len(values) + 1), f"{short(name)}: {worth}"
-        axis.plot(ranks, values, _dash(i, _TEACHERS), color=colours[name], lw=2, label=label)
+        effective = values.sum() ** 2 / (values**2).sum()
+        labels.append(f"{short(name)}: {len(values)} axes, effective dimension {effective:.0f}")
+        ranks = np.arange(1, len(values) + 1)
+        axis.plot(ranks, values, _dash(i, _TEACHERS), color=colours[name], linewidth=2)
     axis.set(xscale="log", yscale="log", xlabel="axis, by falling variance", ylabel="eigenvalue")
     _plain_log_ticks(axis)
-    axis.legend(loc="lower left")
+    axis.legend(axis.get_lines(), labels, loc="lower left")
     return figure
 
 
@@ -218,9 +229,7 @@ def _plain_log_ticks(axis: Axes) -> None:
 
 
 @_styled
-def wins(
-    shares: Mapping[str, Mapping[str, Curve]], colours: Mapping[str, str]
-) -> Figure | None:
+def wins(shares: Mapping[str, Mapping[str, Curve]], colours: Mapping[str, str]) -> Figure | None:
     """Each teacher's share of the positives over the steps, a panel a run.
 
     Args:
@@ -228,26 +237,27 @@ def wins(
     """
     if not shares:
         return None
-    across = min(len(shares), 2)
-    figure = Figure(figsize=(8, 0.8 + 2.5 * math.ceil(len(shares) / across)))
-    axes = figure.subplots(math.ceil(len(shares) / across), across, squeeze=False, sharey=True)
+    across = len(shares) if len(shares) <= 3 else 2
+    down = math.ceil(len(shares) / across)
+    figure = Figure(figsize=(8, 0.8 + 2.4 * down))
+    axes = figure.subplots(down, across, squeeze=False, sharey=True)
     lines = {}
     for n, (axis, run) in enumerate(zip(axes.flat, shares, strict=False)):
         equal = 100 / len(shares[run])
         lines["equal shares"] = axis.axhline(equal, color=_QUIET, linestyle=(0, (1, 2)))
         for i, (name, (steps, share)) in enumerate(shares[run].items()):
             axis.plot(steps, 100 * share, color=colours[name], linewidth=0.6, alpha=0.25)
-            (lines[short(name, 28)],) = axis.plot(
+            (lines[name],) = axis.plot(
                 steps, 100 * smooth(share), _dash(i, _TEACHERS), color=colours[name], linewidth=2
             )
-        axis.set_title(short(run, 44))
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.set_title(short(run, 26))
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.margins(x=0.02)
         axis.set(xlabel="step", ylabel="" if n % across else "positives won, %")
     axes[0, 0].set_ylim(0, None)
     for axis in axes.flat[len(shares) :]:
         axis.set_visible(False)
-    where: Any = "outside upper center"
-    figure.legend(list(lines.values()), list(lines), loc=where, ncols=min(4, len(lines)))
+    _legend(figure, lines, columns=4)
     return figure
 
 
@@ -258,22 +268,23 @@ def loss(curves: Mapping[str, Curve]) -> Figure | None:
         return None
     figure = Figure(figsize=(8, 3.8))
     axis = figure.subplots()
-    for i, (run, (steps, losses)) in enumerate(curves.items()):
-        look: dict[str, Any] = {"color": _RUNS[i % len(_RUNS)], "linestyle": _dash(i, _RUNS)}
-        axis.plot(steps, losses, color=look["color"], linewidth=0.7, alpha=0.25)
-        axis.plot(steps, smooth(losses), **look, linewidth=2, label=short(run, 48))
+    for i, (steps, losses) in enumerate(curves.values()):
+        colour = _RUNS[i % len(_RUNS)]
+        axis.plot(steps, smooth(losses), _dash(i, _RUNS), color=colour, linewidth=2)
+        axis.plot(steps, losses, color=colour, linewidth=0.7, alpha=0.25, zorder=1.9)
     axis.set(xlabel="step", ylabel="loss")
+    axis.margins(x=0.01)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axis.legend(loc="upper right")
+    _legend(figure, dict(zip(curves, axis.get_lines()[::2], strict=True)), columns=3)
     return figure
 
 
 def smooth(values: Array) -> Array:
-    """Centred moving average over a fifteenth of the curve; the window shrinks at the ends."""
+    """Centred moving average over a 25th of the curve; the window is cut at the ends."""
+    reach, at = len(values) // 50, np.arange(len(values))
     total = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    reach = np.minimum(len(values) // 30, np.minimum(at, len(values) - 1 - at))
-    average: Array = (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
+    low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
+    average: Array = (total[high] - total[low]) / (high - low)
     return average
 
 
@@ -313,8 +324,14 @@ def _kind_legend(figure: Figure, kinds: Sequence[str], *, markers: bool) -> None
             handles[kind.replace("fusion-", "teachers fused, ")] = (
                 dot if markers else Patch(color=colour)
             )
+    _legend(figure, handles, columns=4)
+
+
+def _legend(figure: Figure, handles: Mapping[str, Any], *, columns: int) -> None:
+    """Above the axes, where it hides nothing."""
+    labels = [short(name, 28) for name in handles]
     where: Any = "outside upper center"
-    figure.legend(list(handles.values()), list(handles), loc=where, ncols=len(handles))
+    figure.legend(list(handles.values()), labels, loc=where, ncols=min(columns, len(labels)))
 
 
 def _place_labels(
@@ -323,17 +340,19 @@ def _place_labels(
     """Put each name at the free place nearest to its point; far ones get a line to it."""
     point = DPI / 72  # in pixels, as all lengths here
     centres = [axis.transData.transform((ms, 100 * r.map)) for r, ms in timed]
-    radii = [math.sqrt(size) / 2 * point for size in sizes]
+    radii = [0.7 * math.sqrt(size) * point for size in sizes]
     taken = [_box(c, 2 * r, 2 * r) for c, r in zip(centres, radii, strict=True)]
     for r, ms in timed:
         ends = axis.transData.transform([(ms, 100 * end) for end in r.map_ci])
         if np.isfinite(ends).all():
             taken.append(Bbox([ends[0] - 2, ends[1] + 2]))
     for i in sorted(range(len(timed)), key=lambda i: -centres[i][1]):
-        label = figure.text(0, 0, short(timed[i][0].name), fontsize=8.5, transform=None)
+        label = figure.text(0, 0, short(timed[i][0].name), size=8.5, transform=None)
         drawn = label.get_window_extent()
         best, place, gap = math.inf, drawn, 0.0
         for distance in np.arange(0, 80, 3) * point:
+            if best <= distance:
+                break  # no farther place can be better
             for angle in np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90]):
                 way = np.round([math.cos(angle), math.sin(angle)], 6)
                 reach = radii[i] + 3 * point + distance
@@ -375,20 +394,26 @@ def results(rows: Sequence[Result]) -> Figure | None:
     axis = figure.subplots()
     lengths = np.nan_to_num([100 * r.map for r in order])
     axis.barh(places, lengths, height=0.74, color=[KINDS[kind][0] for kind in kinds])
-    beside = axis.get_yaxis_transform()
+
+    def beside(text: str, points: int, place: float) -> None:
+        """Right-align `text` this far from the right edge of the axes."""
+        axis.annotate(
+            text, (1, place), (points, 0), xycoords=("axes fraction", "data"), color=_QUIET,
+            textcoords="offset points", ha="right", va="center_baseline", annotation_clip=False,
+        )  # fmt: skip
+
     for place, r in zip(places, order, strict=True):
         low, high = (100 * end for end in r.map_ci)
         axis.plot([low, high], [place, place], color=_INK, linewidth=1.4, solid_capstyle="butt")
         end = np.nanmax([0.0, 100 * r.map, high])
         number = f"{100 * r.map:.1f}" if np.isfinite(r.map) else "not measured"
         weight = "bold" if r.map == best else "normal"
-        axis.text(end + 0.6, place, number, va="center", fontweight=weight)
+        axis.text(end + 0.6, place, number, va="center_baseline", fontweight=weight)
         ms = r.ms_per_image
-        time = "–" if ms is None else f"{ms:.2g}" if ms < 9.5 else f"{ms:.0f}"
-        for x, cost in ((1.07, str(r.dim)), (1.19, time)):
-            axis.text(x, place, cost, va="center", ha="right", transform=beside, color=_QUIET)
-    for x, heading in ((1.07, "dim"), (1.19, "ms/image")):
-        axis.text(x, -0.85, heading, ha="right", transform=beside, color=_QUIET, fontsize=8)
+        beside(str(r.dim), 44, place)
+        beside("–" if ms is None else f"{ms:#.2g}" if ms < 9.95 else f"{ms:,.0f}", 96, place)
+    beside("dim", 44, -0.8)
+    beside("ms/image", 96, -0.8)
     axis.set_yticks(places, [short(r.name) for r in order], color=_INK)
     axis.set(xlabel="mAP, %", xlim=(0, 100 * max(ends, default=1.0) * 1.1 + 1))
     axis.set_ylim(places[-1] + 0.6, -0.6)
@@ -409,8 +434,8 @@ def retrievals(grids: Sequence[tuple[str, str, float, Sequence[Found]]]) -> Figu
     if not grids:
         return None
     columns = min(max(len(hits) for *_, hits in grids), MAX_HITS)
-    left, top, gap, pitch, fall = 92, 36, 22, TILE + 14, TILE + 40
-    width, height = left + gap + pitch * (1 + columns), top + fall * len(grids)
+    left, top, gap, pitch, fall = 112, 40, 22, TILE + 14, TILE + 40
+    width, height = left + gap + pitch * (1 + max(columns, 2)), top + fall * len(grids)
     figure = Figure(figsize=(width / DPI, height / DPI))
     figure.set_layout_engine("none")
     axis = figure.add_axes((0, 0, 1, 1))  # in pixels, so that tiles are shown as they are
@@ -421,19 +446,15 @@ def retrievals(grids: Sequence[tuple[str, str, float, Sequence[Found]]]) -> Figu
         axis.text(left + pitch + gap, top - 12, "found, best first", fontsize=8, color=_QUIET)
     for row, (label, query, ap, hits) in enumerate(grids):
         y = top + row * fall
-        axis.text(12, y + 44, short(label, 8), fontsize=8.5, fontweight="bold")
-        axis.text(12, y + 68, f"AP {ap:.2f}", fontsize=7.5, color=_QUIET)
+        axis.text(14, y + 44, short(label, 8), fontsize=8.5, fontweight="bold")
+        axis.text(14, y + 68, f"AP {ap:.2f}", fontsize=7.5, color=_QUIET)
         _show(axis, query, left, y, _INK)
         for column, hit in enumerate(hits[:MAX_HITS]):
             x = left + gap + pitch * (1 + column)
-            colour, mark = {True: (_GOOD, "✓ "), False: (_BAD, "✗ "), None: ("#9CA3AF", "")}[
-                hit.correct
-            ]
+            colour, mark = _MARKS[hit.correct]
             _show(axis, hit.path, x, y, colour)
-            axis.text(
-                x + TILE / 2, y + TILE + 20, f"{mark}{hit.score:.2f}",
-                fontsize=7.5, ha="center", color=colour,
-            )  # fmt: skip
+            caption = f"{mark}{hit.score:.2f}"
+            axis.text(x + TILE / 2, y + TILE + 20, caption, size=7.5, ha="center", color=colour)
     return figure
 
 
@@ -445,9 +466,9 @@ def _show(axis: Axes, path: str, x: float, y: float, colour: str) -> None:
         canvas.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
     except (ImageError, ValueError):  # a path with a null byte is a ValueError
         canvas.paste("#D1D5DB", (0, 0, TILE, TILE))
-        axis.text(x + TILE / 2, y + TILE / 2, "cannot\nbe read", fontsize=6.5, color=_QUIET,
-                  ha="center", va="center", zorder=3)  # fmt: skip
-    axis.imshow(np.asarray(canvas), extent=(x, x + TILE, y + TILE, y), interpolation="nearest",
-                aspect="auto")  # fmt: skip
+        centre = (x + TILE / 2, y + TILE / 2)
+        axis.text(*centre, "cannot\nbe read", size=6.5, color=_QUIET, ha="center", va="center")
+    extent = (x, x + TILE, y + TILE, y)
+    axis.imshow(np.asarray(canvas), extent=extent, interpolation="nearest", aspect="auto")
     frame = Rectangle((x - 2, y - 2), TILE + 4, TILE + 4, fill=False, ec=colour, lw=2, zorder=4)
     axis.add_patch(frame)

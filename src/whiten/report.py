@@ -120,8 +120,8 @@ def _cells(row: Row) -> list[str]:
     mean = _percent(row.map)
     if np.isfinite([row.map, *row.map_ci]).all():
         mean += " [{}, {}]".format(*map(_percent, row.map_ci))
-    ms = row.ms_per_image
-    time = "–" if ms is None or not math.isfinite(ms) else f"{ms:.2g}" if ms < 9.5 else f"{ms:,.0f}"
+    ms = math.nan if row.ms_per_image is None else row.ms_per_image
+    time = "–" if not math.isfinite(ms) else f"{ms:#.2g}" if ms < 9.95 else f"{ms:,.0f}"
     costs = [_count(row.params), _count(row.macs), time, str(row.dim)]
     return [_line(row.name), row.kind, mean, _percent(row.recall_at_1), *costs]
 
@@ -155,50 +155,47 @@ def _columns(text: str) -> int:
 
 def _fit(name: str, room: int) -> str:
     """Leave out of the middle of a long name, since both ends of it tell names apart."""
-    head, tail = name, ""
-    while _columns(head + tail) + (1 if tail else 0) > room:
-        if not tail:
-            head, tail = name[: len(name) // 2], name[len(name) // 2 :]
-        elif len(head) > len(tail):
-            head = head[:-1]
-        else:
-            tail = tail[1:]
-    return f"{head}…{tail}" if tail else head
+    fitted, kept = name, len(name)
+    while _columns(fitted) > room:
+        kept -= 1
+        fitted = f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
+    return fitted
 
 
 # What each figure is called and how to read it, in the order of the page.
 SECTIONS = {
     "results": (
         "Accuracy",
-        "Longer bars are better; the dark line is the 95 % interval over the queries, and where "
-        "two of them overlap much, the difference may be chance.",
+        "Longer is better; the dark line is the 95 % interval, and where the intervals of two "
+        "encoders overlap much, the difference may be chance.",
     ),
     "accuracy_latency": (
         "Accuracy and speed",
-        "The best encoder sits at the top left: accurate and fast; the larger the mark, the more "
-        "parameters, and the vertical line is the interval of the mAP.",
+        "The best encoder is at the top left, accurate and fast; the mark's area grows with the "
+        "parameters, and the line through it is the 95 % interval.",
     ),
     "similarities": (
         "Similarities before and after whitening",
-        "A similarity of one teacher can be compared with another's only where their histograms "
-        "lie over the same range: whitening should bring them there, and part green from orange.",
+        "Teachers can only be compared where their histograms lie over the same range: whitening "
+        "should bring them there, and keep green (same thing) apart from orange (another).",
     ),
     "spectra": (
         "Spectra",
-        "A steep line means that few axes carry most of a teacher's variance, and that its raw "
-        "similarities hardly tell images apart; the spread counts the equal axes it amounts to.",
+        "The steeper a line, the fewer axes decide a teacher's raw similarities; the effective "
+        "dimension says about how many.",
     ),
     "wins": (
         "Which teacher is heard",
         "How often each teacher gave the similarity that a positive pair was trained on: a line "
-        "near 100 % is a teacher that drowns out the others.",
+        "near 100 % drowns out the others.",
     ),
     "loss": (
         "Training",
-        "The loss should fall and flatten; compare its height only between runs with the same "
-        "teachers, fusion and batch size.",
+        "The loss should fall and flatten; its height can be compared only between runs with the "
+        "same teachers, fusion and batch size.",
     ),
 }
+TABLE_HELP = "The best mAP is bold; in brackets stands its 95 % interval over the queries."
 RETRIEVALS_HELP = (
     "Queries with the best, the median and the worst average precision: green with ✓ is right, "
     "orange with ✗ is wrong, and the number is the similarity."
@@ -297,11 +294,10 @@ def _page(data: ReportData, drawn: Mapping[str, bytes]) -> str:
         notes = "".join(f"<li>{escape(note)}</li>" for note in data.notes)
         parts.append(f'<ul class="notes">{notes}</ul>')
     if data.facts:
-        facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in data.facts)
-        parts.append(f"<dl>{facts}</dl>")
+        pairs = [f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in data.facts]
+        parts.append("<dl><div>" + "</div><div>".join(pairs) + "</div></dl>")
     if data.rows:
-        parts.append(_section("Results", "The mAP's 95 % interval is over the queries; the best "
-                              "mAP is bold.", _table(data.rows)))
+        parts.append(_section("Results", TABLE_HELP, _table(data.rows)))
     for name, (heading, help_) in SECTIONS.items():
         if name in drawn:
             parts.append(_section(heading, help_, _figure(heading, drawn[name])))
@@ -324,11 +320,11 @@ def _section(heading: str, help_: str, content: str) -> str:
 
 
 def _figure(alt: str, png: bytes) -> str:
-    # The width of a PNG stands in bytes 16 to 20; 1.25 of its pixels make one of the page.
+    # The width of a PNG stands in its bytes 16 to 20; 1.25 of its pixels make one of the page.
     width = round(int.from_bytes(png[16:20], "big") / 1.25)
-    data = base64.b64encode(png).decode("ascii")
-    alt = escape(_line(alt))
-    return f'<div class="card"><img alt="{alt}" width="{width}" src="data:image/png;base64,{data}"></div>'
+    source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    image = f'<img alt="{escape(_line(alt))}" width="{width}" src="{source}">'
+    return f'<div class="card">{image}</div>'
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -342,7 +338,8 @@ def _table(rows: Sequence[Row]) -> str:
             mean = f"<b>{number}</b> {interval}".rstrip()
         numbers = "".join(f"<td>{cell}</td>" for cell in (mean, *others))
         body += f'<tr><th scope="row">{name}</th><td class="{kind}">{kind}</td>{numbers}</tr>\n'
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
 
 
 PAGE = """<!DOCTYPE html>
@@ -363,46 +360,43 @@ PAGE = """<!DOCTYPE html>
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fafafb; --card: #fff; --ink: #1f2430; --quiet: #5b6472;
-        --line: #e3e6eb; --accent: #009e73; --warm: #fff8ea; --edge: #e69f00; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171c; --card: #1c2027; --ink: #e7e9ee; --quiet: #a3abb8; --line: #303641;
-          --accent: #35c79b; --warm: #2a2518; }
-}
+  --line: #e3e6eb; --best: #007a59; --warm: #fff8ea; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1c2027; --ink: #e7e9ee;
+  --quiet: #a3abb8; --line: #303641; --best: #35c79b; --warm: #2a2518; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
-       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.25rem; letter-spacing: -.01em; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.25rem; }
 h2 { font-size: 1.25rem; margin: 0 0 .25rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 section { margin-top: 2.75rem; }
 section > p { color: var(--quiet); margin: 0 0 .9rem; max-width: 46rem; }
-.notes { background: var(--warm); border-left: 4px solid var(--edge); border-radius: 0 8px 8px 0;
-         margin: 0 0 1.5rem; padding: .8rem 1rem .8rem 2.2rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .9rem 1.5rem;
-     margin: 0; }
+.notes { background: var(--warm); border-left: 4px solid #e69f00; border-radius: 0 8px 8px 0;
+  margin: 0 0 1.5rem; padding: .8rem 1rem .8rem 2.2rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 45%), 1fr));
+  gap: .9rem 1.25rem; margin: 0; }
 dt { color: var(--quiet); font-size: .85rem; }
 dd { margin: 0; font-weight: 500; }
-.wide, .card { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
-.wide { background: var(--card); }
+.wide, .card, pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
+.wide, pre { background: var(--card); }
 .card { background: #fff; padding: .75rem; }
-.card img { display: block; max-width: 100%; min-width: min(36rem, 100vw * 2); height: auto;
-            margin: 0 auto; }
+.card img { display: block; height: auto; max-width: 100%; margin: 0 auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem;
-        font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap; }
-th { font-weight: 500; }
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap; font-weight: 500; }
 thead th { color: var(--quiet); font-size: .85rem; }
 tbody tr { border-top: 1px solid var(--line); }
-th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
-tbody th { white-space: normal; min-width: 11rem; }
+tbody th { white-space: normal; min-width: 10rem; }
+th:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 td[class]::before { content: ""; display: inline-block; width: .65em; height: .65em;
-                    border-radius: 50%; margin-right: .5em; background: #8a94a6; }
+  border-radius: 50%; margin-right: .5em; background: #8a94a6; }
 td.fusion-raw::before { background: #e69f00; }
 td.fusion-whitened::before { background: #0072b2; }
 td.student::before { background: #009e73; }
-b { color: var(--accent); font-weight: 700; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin: 0;
-      padding: 1rem; overflow-x: auto; font: .88rem/1.7 ui-monospace, Menlo, Consolas, monospace; }
-@media print { section { break-inside: avoid; } }
+b { color: var(--best); font-weight: 700; }
+pre { margin: 0; padding: 1rem; font: .88rem/1.7 ui-monospace, Menlo, Consolas, monospace; }
+@media (max-width: 40rem) { main { padding: 1.5rem 1rem 3rem; } h1 { font-size: 1.5rem; }
+  th, td { padding: .45rem .55rem; } tbody th { min-width: 8rem; }
+  .card img { max-width: 36rem; } }
 """

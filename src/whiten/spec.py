@@ -136,8 +136,9 @@ class DistillSpec:
     """URI of the student's backbone: timm:NAME or demo:NAME."""
     dim: int = 256
     """Dimension of the student's embedding."""
-    pool: Literal["gem", "gem-fixed", "avg"] = "gem"
-    """Pooling: GeM with a learnable or a fixed power, or the average."""
+    pool: Literal["auto", "gem", "gem-fixed", "avg"] = "auto"
+    """Pooling: GeM with a learnable or a fixed power, or the average; auto is gem for
+    feature maps and avg for transformers."""
     size: int | None = None
     """Input side of the student in pixels; by default the backbone's own."""
     fusion: str = "maxmin"

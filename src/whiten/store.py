@@ -37,7 +37,8 @@ class Origin:
         uri: the model's URI, for people.
         fingerprint: of its weights, preprocessing and dimension; decides.
         dim: dimension of the embeddings.
-        plan: fingerprint of the view plan.
+        plan: fingerprint of the view plan; empty where there are whole images only, which
+            depend on no plan.
         plan_seed: its seed, for people.
         precision: 32 or bf16, in which the model ran.
         dtype: float32 or float16, as stored.
@@ -101,9 +102,9 @@ class Store:
         if not paths:
             raise StoreError(f"{root} holds no embeddings yet: run `whiten embed … --out {root}`")
         opened = [_read_shard(path) for path in paths]
-        origin = opened[0][0]
+        origin = next((o for o, _ in opened if o.plan), opened[0][0])
         for other, shard in opened:
-            _refuse_other(origin, other, shard.path, reading=True)
+            _refuse_other(origin, other, shard.path)
         return cls(root, origin, [shard for _, shard in opened])
 
     @classmethod
@@ -120,7 +121,8 @@ class Store:
         if not _shard_paths(root):
             return cls(root, origin, [])
         store = cls.open(root)
-        _refuse_other(store.origin, origin, root, reading=False)
+        _refuse_other(store.origin, origin, root)
+        store.origin = origin
         return store
 
     # --- writing ------------------------------------------------------------------------
@@ -201,6 +203,11 @@ class Store:
             )
         return out
 
+    def paths(self, shard: Shard) -> dict[str, str]:
+        """Where each image of a shard was, by id."""
+        column = pq.read_table(shard.path, columns=["path"])["path"]
+        return dict(zip(shard.ids, column.to_pylist(), strict=True))
+
     def content_hashes(self) -> dict[str, str]:
         """Content hash of every image, by id."""
         found: dict[str, str] = {}
@@ -217,6 +224,13 @@ class Store:
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors: Vectors = flat.reshape(-1, self.dim).astype(np.float32)
         return vectors
+
+
+def stored_precision(folder: str | os.PathLike[str]) -> str | None:
+    """The precision that an existing store was computed in; None where there is no store yet."""
+    root = Path(folder)
+    paths = _shard_paths(root) if root.is_dir() else []
+    return _read_shard(paths[0])[0].precision if paths else None
 
 
 def _table(rows: Sequence[Row], origin: Origin, skipped: Sequence[Skipped]) -> pa.Table:
@@ -306,23 +320,25 @@ def _damaged(path: Path, error: object) -> StoreError:
     )
 
 
-def _refuse_other(stored: Origin, asked: Origin, place: Path, *, reading: bool) -> None:
-    for name, what in (("fingerprint", "model"), ("plan", "view plan"), ("dtype", "number type")):
+def _refuse_other(stored: Origin, asked: Origin, place: Path) -> None:
+    differences = {
+        "fingerprint": "model",
+        "plan": "view plan",
+        "dtype": "number type",
+        "precision": "precision",
+    }
+    for name, what in differences.items():
         ours, theirs = getattr(stored, name), getattr(asked, name)
-        if ours != theirs:
+        if ours != theirs and not (name == "plan" and "" in (ours, theirs)):
             detail = {
                 "fingerprint": f"{stored.uri} ({stored.fingerprint[:8]}), "
                 f"not {asked.uri} ({asked.fingerprint[:8]})",
                 "plan": f"plan {stored.plan[:8]} (seed {stored.plan_seed}), "
                 f"not {asked.plan[:8]} (seed {asked.plan_seed})",
                 "dtype": f"{stored.dtype}, not {asked.dtype}",
+                "precision": f"{stored.precision}, not {asked.precision}",
             }[name]
             raise StoreError(
                 f"{place} holds embeddings of another {what}, {detail}: "
                 "name another folder, or delete this one"
             )
-    if not reading and stored.precision != asked.precision:
-        raise StoreError(
-            f"{place} was computed in precision {stored.precision}, not {asked.precision}: "
-            f"go on with --precision {stored.precision}, or name another folder"
-        )

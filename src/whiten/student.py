@@ -127,6 +127,7 @@ class StudentNet(nn.Module):
         self.projection.weight.mul_(0.01)
         self.projection.weight[:rank] = rotation
         self.projection.bias.zero_()
+        self.projection.bias[:rank] = -rotation @ torch.from_numpy(axes.mean_).float()
 
 
 def build_student(

@@ -186,7 +186,8 @@ class Whitener:
         return 1.0 / np.sqrt(eigenvalues + self.shrinkage * self.spectrum_mean_)
 
     def _warn_if_few(self, dim: int) -> None:
-        if self.n_ < SAMPLES_PER_DIM * dim:
+        # Without division by the spectrum (infinite shrinkage) nothing is amplified.
+        if self.n_ < SAMPLES_PER_DIM * dim and not math.isinf(self.shrinkage):
             consequence = (
                 "the weak axes are mostly noise and exact whitening amplifies them; "
                 "set shrinkage above 0, lower dim"

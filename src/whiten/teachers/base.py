@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from whiten.errors import TeacherError
-from whiten.spec import fingerprint
+from whiten.errors import TeacherError, WhitenError
+from whiten.spec import TeacherURI, fingerprint
 from whiten.views import Preprocess
 
 UNKNOWN_LICENCE = "unknown"
@@ -36,6 +41,8 @@ class Teacher:
         params: number of parameters.
         lookup: content hash and view -> (dim,) embedding or None, for teachers that hold
             embeddings instead of computing them.
+        readout: which of the network's outputs is the embedding, where the user chose one (a
+            pooling, a tensor); "" is the network's own.
     """
 
     uri: str
@@ -50,6 +57,7 @@ class Teacher:
     params: int | None = None
     lookup: Callable[[str, int], npt.NDArray[np.float32] | None] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    readout: str = ""
 
     def __post_init__(self) -> None:
         if self.module is not None:
@@ -60,8 +68,9 @@ class Teacher:
                 self.params = sum(p.numel() for p in self.module.parameters())
 
     def fingerprint(self) -> str:
-        """Changes when weights or preprocessing change: the identity of its embeddings."""
-        return fingerprint([self.weights_hash, self.preprocess.fingerprint(), self.dim])
+        """Changes when weights, preprocessing or readout change: its embeddings' identity."""
+        facts = [self.weights_hash, self.preprocess.fingerprint(), self.dim]
+        return fingerprint([*facts, self.readout] if self.readout else facts)
 
     def to(self, device: torch.device | str) -> Teacher:
         if self.module is not None:
@@ -158,7 +167,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise nearly anything on damaged files
         raise TeacherError(
-            f"cannot read weights from {path} ({str(error).splitlines()[0]}): it must be a "
+            f"cannot read weights from {path} ({first_line(error)}): it must be a "
             "safetensors file, or a torch file that holds tensors only"
         ) from error
     for key in ("state_dict", "model", "teacher"):
@@ -179,14 +188,15 @@ def load_into(
 ) -> None:
     """Load weights strictly, save for keys that begin with one of `ignore` (a classifier's head).
 
+    The step counters of batch norm may be missing, as they are in files from before PyTorch 0.4.1:
+    no embedding depends on them.
+
     Raises:
         TeacherError: keys or shapes do not fit; the first ones are named.
     """
     own = module.state_dict()
-    extra = [k for k in state if k not in own and not k.startswith(ignore)] if ignore else [
-        k for k in state if k not in own
-    ]
-    missing = [k for k in own if k not in state]
+    extra = [k for k in state if k not in own and not k.startswith(ignore)]
+    missing = [k for k in own if k not in state and not k.endswith(".num_batches_tracked")]
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     for problem, keys in (("lacks", missing), ("has unknown", extra), ("misshapes", wrong)):
         if keys:
@@ -194,7 +204,7 @@ def load_into(
                 f"{source} {problem} {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}: "
                 "these weights belong to another architecture"
             )
-    module.load_state_dict({k: state[k] for k in own})
+    module.load_state_dict({k: state.get(k, own[k]) for k in own})
 
 
 def pool_output(output: Tensor) -> Tensor:
@@ -219,9 +229,93 @@ def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: 
     except Exception as error:
         raise TeacherError(
             f"{uri} cannot embed a {preprocess.size[0]}x{preprocess.size[1]} image "
-            f"({str(error).splitlines()[0]}): try another ?size="
+            f"({first_line(error)}): try another ?size="
         ) from error
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 1:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise TeacherError(f"{uri} returned {shape}, not one embedding an image")
     return int(out.shape[1])
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Weights drawn inside are the same every time; the caller's random stream stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+@contextmanager
+def hub_access(
+    uri: TeacherURI, remedy: str, *, server: str = "", is_local: bool = False
+) -> Iterator[bool]:
+    """Let a library load a model that it may download; yields whether the server answers.
+
+    The Hugging Face client retries for a minute and more. Without a network it is switched
+    offline for the time being: what its cache holds still loads, the rest fails at once.
+
+    Args:
+        remedy: what the user can do without the hub; ends the error's message.
+        server: address of the download; by default the Hugging Face hub.
+        is_local: the model is a file, and no server is asked.
+
+    Raises:
+        TeacherError: the model cannot be downloaded or loaded.
+    """
+    from huggingface_hub import constants
+
+    was_offline = constants.HF_HUB_OFFLINE
+    is_online = not (is_local or was_offline) and answers(server or constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = not is_online
+    try:
+        yield is_online
+    except WhitenError:
+        raise
+    except Exception as error:  # each library raises its own, with no common base
+        problem = f"cannot load {uri} ({first_line(error)})"
+        if not is_online and not is_local and _is_io(error):
+            why = "HF_HUB_OFFLINE is set" if was_offline else "no network"
+            problem = f"cannot download {uri} ({why})"
+        raise TeacherError(f"{problem}: {remedy}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def answers(server: str, seconds: float = 5.0) -> bool:
+    """Whether a server can be reached; takes no longer than `seconds`."""
+    reached = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(server, timeout=seconds):
+                reached.set()
+        except urllib.error.HTTPError:  # an answer, if not a friendly one
+            reached.set()
+        except OSError as error:  # the hub's client may trust more certificates than Python
+            if isinstance(getattr(error, "reason", error), ssl.SSLError):
+                reached.set()
+
+    # In a thread, for a name's resolution cannot be given a time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return reached.is_set()
+
+
+def _is_io(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def positive_int(text: str) -> int:
+    """An option's type: a size in pixels, 1 or more."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value

@@ -1,0 +1,41 @@
+"""Which device and precision to compute in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from whiten.errors import ConfigError
+
+
+def best_device() -> torch.device:
+    """CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def computes_bf16(device_type: str) -> bool:
+    """Whether bfloat16 is a native number type of the device, and so a gain."""
+    if device_type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type == "cpu":
+        facts: Any = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11
+        return bool(facts.get("avx512_bf16") or facts.get("amx_bf16") or facts.get("bf16"))
+    return False
+
+
+def resolve_precision(wanted: str, device_type: str) -> str:
+    """`32`, `bf16` or `16` for a wanted precision that may be `auto`.
+
+    Raises:
+        ConfigError: half precision on a device without it.
+    """
+    if wanted == "auto":
+        return "bf16" if computes_bf16(device_type) else "32"
+    if wanted == "16" and device_type != "cuda":
+        raise ConfigError(f"precision 16 needs a CUDA device, this is {device_type}: use bf16 or 32")
+    return wanted

@@ -1,0 +1,365 @@
+"""The training loop: teachers in, student out. Read it from top to bottom.
+
+`distill` prepares everything on disk (cached teacher embeddings, whiteners, targets, a
+checkpoint of step 0), then every process runs `train`, which starts from the last checkpoint:
+beginning and resuming are the same code. What a step does is a pure function of the options and the
+step's number, so that a resumed run follows the same trajectory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whiten import losses
+from whiten.card import model_card
+from whiten.devices import best_device, resolve_precision
+from whiten.errors import RunError
+from whiten.fusion import check_strategy, fuse, positive_wins
+from whiten.media import Skipped, ordered_map, read_bytes
+from whiten.pairs import Pair
+from whiten.prepare import TrainingSet, prepare
+from whiten.progress import progress
+from whiten.run_folder import RunFolder
+from whiten.spec import DistillSpec
+from whiten.student import StudentConfig, StudentNet, build_student, save_student
+from whiten.views import Preprocess, render_bytes
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a run left behind.
+
+    Attributes:
+        out: the run folder.
+        student: the student's folder, for `whiten.load`.
+        steps: training steps in all.
+        loss: of the last step.
+        skipped: images that could not be used, and why.
+    """
+
+    out: Path
+    student: Path
+    steps: int
+    loss: float
+    skipped: list[Skipped]
+
+
+def distill(
+    images: str | os.PathLike[str],
+    teachers: Sequence[str] = (),
+    *,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    overwrite: bool = False,
+    embeddings: str | os.PathLike[str] | None = None,
+    show_progress: bool = True,
+    **options: Any,
+) -> DistillResult:
+    """Distil teachers into a student on a folder of images.
+
+    Args:
+        images: a folder, or a CSV or Parquet with columns `path,group`.
+        teachers: URIs, see `whiten teachers`.
+        out: the run folder; must be new or empty.
+        resume: go on with the run that is in `out`; options may be left out.
+        overwrite: delete the run that is in `out` first.
+        embeddings: where teachers' embeddings are cached, to share them between runs; by default
+            in the run folder.
+        show_progress: on stderr.
+        options: fields of `whiten.spec.DistillSpec`.
+
+    Raises:
+        WhitenError: bad input; what has been computed stays and is used by the next run.
+    """
+    run = RunFolder(Path(out))
+    if resume and not teachers and not options:
+        images, spec = run.read_config()
+    else:
+        spec = DistillSpec.from_mapping({"teachers": list(teachers), **options})
+    check_strategy(spec.fusion)
+    # Under torchrun or SLURM all processes come here, and rank 0 works for all.
+    is_worker = int(os.environ.get("RANK", "0")) > 0
+    if not is_worker:
+        run.begin(str(images), spec, resume=resume, overwrite=overwrite)
+    if is_worker or not run.is_finished:
+        _launch(run, str(images), spec, Path(embeddings or run.embeddings), show_progress)
+    records = run.read_metrics()
+    _, config = _read_student(run)
+    return DistillResult(
+        out=run.root,
+        student=run.student,
+        steps=len(records),
+        loss=records[-1]["loss"] if records else math.nan,
+        skipped=[Skipped(*pair) for pair in config.training.get("skipped", [])],
+    )
+
+
+def _read_student(run: RunFolder) -> tuple[StudentNet, StudentConfig]:
+    from whiten.student import load_student
+
+    return load_student(run.student)
+
+
+def _launch(
+    run: RunFolder, images: str, spec: DistillSpec, embeddings: Path, show_progress: bool
+) -> None:
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    device = best_device().type if spec.accelerator == "auto" else spec.accelerator
+    # The projection alone is too small to gain from fewer bits.
+    precision = "32" if spec.backbone_lr == 0 else resolve_precision(spec.precision, device)
+    processes = spec.devices * spec.nodes
+    is_launched = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
+    strategy: Any = "auto"
+    if processes > 1:
+        strategy = DDPStrategy(
+            start_method="popen" if is_launched or spec.nodes > 1 else "spawn",
+            timeout=timedelta(days=7),  # the others wait while rank 0 embeds
+            find_unused_parameters=True,  # timm heads have layers that features do not use
+        )
+    fabric = Fabric(
+        accelerator=spec.accelerator,
+        devices=spec.devices,
+        num_nodes=spec.nodes,
+        strategy=strategy,
+        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],  # type: ignore[arg-type]
+    )
+    ready = processes == 1 or not is_launched
+    if ready:
+        prepare(run, images, spec, embeddings, show_progress=show_progress)
+    if processes == 1:
+        train(fabric, run, spec, show_progress)
+    elif ready:
+        fabric.launch(train, run, spec, show_progress)
+    else:
+        fabric.launch()
+        if fabric.is_global_zero:
+            prepare(run, images, spec, embeddings, show_progress=show_progress)
+        fabric.barrier()
+        train(fabric, run, spec, show_progress)
+
+
+def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -> None:
+    """Train from the last checkpoint to the end and write the student."""
+    data = TrainingSet.open(run, spec)
+    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    state = run.load_checkpoint()
+    net.load_state_dict(state["model"])
+    average = {k: v.clone() for k, v in state["ema"].items()}
+    # With a frozen backbone its cached features are the input, and the projection is all there is to train.
+    is_frozen = spec.backbone_lr == 0
+    trained: nn.Module = net.projection if is_frozen else net
+    if fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
+        trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)
+    optimizer = _optimizer(net, spec)
+    model, wrapped = fabric.setup(trained, optimizer)
+    if state["optimizer"]:
+        optimizer.load_state_dict(state["optimizer"])
+    average = {k: v.to(fabric.device) for k, v in average.items()}
+    model.train()
+
+    batches_per_epoch = len(data.plan.epoch(0))
+    total = spec.epochs * batches_per_epoch
+    step = int(state["step"])
+    if fabric.is_global_zero:
+        run.truncate_metrics(step)
+    names = data.teacher_names
+
+    def checkpoint() -> None:
+        if fabric.is_global_zero:
+            run.save_checkpoint(
+                {
+                    "step": step,
+                    "model": _cpu(net.state_dict()),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": _cpu(average),
+                }
+            )
+
+    visible = show_progress and fabric.is_global_zero
+    with progress("distil", enabled=visible) as update, run.metrics.open("a") as log:
+        batches = _batches(data, config.preprocess, spec, fabric, start=step)
+        began, first = time.monotonic(), step
+        for batch, inputs in batches:
+            torch.manual_seed(_step_seed(spec.seed, step))  # drop-path and the like
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, total, spec) * group["lr_scale"]
+            student_x, student_y = model(inputs).float().chunk(2)
+            loss, wins = _loss(data, batch, student_x, student_y, spec, fabric, step)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise RunError(_nan_message(run, data, batch, step))
+            wrapped.zero_grad()
+            fabric.backward(loss)
+            if spec.clip > 0:
+                fabric.clip_gradients(model, wrapped, max_norm=spec.clip, error_if_nonfinite=False)
+            wrapped.step()
+            if spec.ema > 0:
+                _update_average(average, net, spec.ema)
+            step += 1
+            speed = (step - first) * 2 * spec.batch_size / (time.monotonic() - began)
+            if fabric.is_global_zero:
+                record = {
+                    "step": step,
+                    "epoch": (step - 1) // batches_per_epoch,
+                    "loss": value,
+                    "lr": optimizer.param_groups[-1]["lr"],
+                    "wins": dict(zip(names, wins, strict=True)),
+                    "images_per_s": round(speed, 1),
+                }
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+            update(step, total, loss=f"{value:.3f}", images=f"{speed:.0f}/s")
+            if step % spec.checkpoint_every == 0 or step % batches_per_epoch == 0:
+                checkpoint()
+    if fabric.is_global_zero:
+        if spec.ema > 0:
+            net.load_state_dict(average)
+        config = data.describe(config, spec, step)
+        save_student(net, config, run.student, model_card(config))
+        data.remove()
+    fabric.barrier()
+
+
+# --- one step ---------------------------------------------------------------------------
+
+
+def _loss(
+    data: TrainingSet,
+    batch: Sequence[Pair],
+    student_x: Tensor,
+    student_y: Tensor,
+    spec: DistillSpec,
+    fabric: Any,
+    step: int,
+) -> tuple[Tensor, list[float]]:
+    """The loss of this process's part of a batch, and the positives that each teacher won."""
+    targets_x, targets_y = data.teacher_targets(batch, fabric.device)
+    student = losses.student_similarity(student_x, student_y)
+    teachers = losses.teacher_similarities(targets_x, targets_y)
+    generator = torch.Generator().manual_seed(_step_seed(spec.seed, step))
+    target = fuse(teachers, spec.fusion, generator=generator)
+    # Gradients are averaged over processes, whereas each holds only its own rows' part of the sum.
+    loss = losses.similarity_kl(student, target, spec.temperature) * fabric.world_size
+    if spec.align > 0:
+        fused_x, fused_y = data.fused_targets(batch, fabric.device)
+        regression = losses.alignment_loss(student_x, fused_x)
+        regression = (regression + losses.alignment_loss(student_y, fused_y)) / 2
+        loss = loss + spec.align * regression
+    return loss, positive_wins(teachers).tolist()
+
+
+def learning_rate(step: int, total: int, spec: DistillSpec) -> float:
+    """The head's learning rate at a step: a pure function, so that resuming needs no state.
+
+    `cosine` rises linearly over the warm-up and falls as half a cosine to 0 (Loshchilov & Hutter
+    2017); `onecycle` rises from a 25th as half a cosine over 30 % of the steps and falls to
+    nearly 0 (Smith 2018).
+    """
+    if spec.schedule == "onecycle":
+        peak = max(1, round(0.3 * total))
+        if step < peak:
+            return spec.lr * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / peak)) / 2)
+    else:
+        peak = round(spec.warmup * total)
+        if step < peak:
+            return spec.lr * (step + 1) / (peak + 1)
+    return spec.lr * (1 + math.cos(math.pi * (step - peak) / max(1, total - peak))) / 2
+
+
+def _optimizer(net: StudentNet, spec: DistillSpec) -> torch.optim.Optimizer:
+    """Weight decay on matrices alone; the backbone at its own fraction of the learning rate."""
+    groups = []
+    head = {id(p) for p in net.projection.parameters()}
+    for is_head, scale in ((False, spec.backbone_lr), (True, 1.0)):
+        if scale == 0:
+            continue
+        mine = [p for p in net.parameters() if p.requires_grad and (id(p) in head) == is_head]
+        for decays in (True, False):
+            groups.append(
+                {
+                    "params": [p for p in mine if (p.ndim > 1) == decays],
+                    "weight_decay": spec.weight_decay if decays else 0.0,
+                    "lr_scale": scale,
+                }
+            )
+    kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=spec.lr)
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], net: nn.Module, decay: float) -> None:
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return seed * 1_000_003 + step
+
+
+def _cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in state.items()}
+
+
+def _nan_message(run: RunFolder, data: TrainingSet, batch: Sequence[Pair], step: int) -> str:
+    ids = sorted({data.items[i].id for pair in batch for i in (pair.x, pair.y)})
+    named = ", ".join(ids[:6]) + (f" and {len(ids) - 6} more" if len(ids) > 6 else "")
+    path = run.root / "nan-batch.txt"
+    path.write_text("\n".join(ids) + "\n")
+    return (
+        f"the loss became NaN at step {step + 1}, on {named} (all in {path}): start again with a lower "
+        "--lr or --precision 32, or look at these images"
+    )
+
+
+# --- data -------------------------------------------------------------------------------
+
+
+def _batches(
+    data: TrainingSet, preprocess: Preprocess, spec: DistillSpec, fabric: Any, *, start: int
+) -> Iterator[tuple[list[Pair], Tensor]]:
+    """This process's part of every batch from step `start` on, with the student's input.
+
+    The input holds the x sides, then the y sides: (2b, 3, h, w), or (2b, f) cached features.
+    """
+    share = data.plan.batch_size // fabric.world_size
+    mine = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
+
+    def pairs() -> Iterator[list[Pair]]:
+        size = len(data.plan.epoch(0))
+        for epoch in range(start // size, spec.epochs):
+            skip = start % size if epoch == start // size else 0
+            for batch in data.plan.epoch(epoch)[skip:]:
+                yield batch[mine]
+
+    if spec.backbone_lr == 0:
+        for batch in pairs():
+            yield batch, data.features(batch, fabric.device)
+        return
+
+    def render(side: tuple[int, int]) -> np.ndarray:
+        item = data.items[side[0]]
+        return render_bytes(read_bytes(item.path), data.view_plan, item.id, side[1], preprocess)
+
+    sides = (side for batch in pairs() for side in data.sides(batch))
+    rendered = ordered_map(render, sides, workers=spec.workers, ahead=4 * share)
+    for batch in pairs():
+        pixels = np.stack(list(islice(rendered, 2 * len(batch))))
+        yield batch, torch.from_numpy(preprocess.normalize(pixels)).to(fabric.device)

@@ -1,0 +1,271 @@
+"""One interface to everything that embeds: a teacher, a student, or several teachers fused."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from whiten.devices import best_device
+from whiten.embed import embed, store_folder
+from whiten.errors import ConfigError, ImageError, TeacherError
+from whiten.media import Item, Skipped, content_hash, decode, find_items, read_bytes
+from whiten.progress import progress
+from whiten.run_folder import RunFolder
+from whiten.spec import fingerprint, parse_uri
+from whiten.store import Store, Vectors
+from whiten.targets import fit_whitener
+from whiten.teachers import Teacher, open_teacher
+from whiten.views import View, render
+from whiten.whitening import Whitener, normalize_rows
+
+Embeddable = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+
+_BATCH = 16
+
+
+@dataclass
+class Part:
+    """One model of an encoder and the whitening of its embeddings, if there is one."""
+
+    teacher: Teacher
+    whitener: Whitener | None = None
+
+    @property
+    def dim(self) -> int:
+        return self.teacher.dim if self.whitener is None else len(self.whitener.projection_)
+
+    def apply(self, embeddings: Vectors) -> Vectors:
+        if self.whitener is None:
+            return embeddings
+        return normalize_rows(self.whitener.transform(embeddings))
+
+
+class Encoder:
+    """Embeds images; several parts are concatenated, each with equal weight.
+
+    Attributes:
+        name: for tables.
+        dim: dimension of the embedding.
+        parts: the models.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Part]) -> None:
+        self.name = name
+        self.parts = list(parts)
+        self.dim = sum(part.dim for part in parts)
+
+    def fingerprint(self) -> str:
+        """Changes when any weights, preprocessing or whitening change."""
+        whiteners = [
+            None if p.whitener is None else content_hash(p.whitener.projection_.tobytes())
+            for p in self.parts
+        ]
+        return fingerprint([[p.teacher.fingerprint() for p in self.parts], whiteners])
+
+    def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
+        """Embed paths, PIL images or (h, w, 3) uint8 RGB arrays: (n, dim) float32, L2-normalised.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+        """
+        single = isinstance(images, str | os.PathLike | Image.Image) or (
+            isinstance(images, np.ndarray) and images.ndim == 3
+        )
+        inputs: Sequence[Embeddable] = [images] if single else images  # type: ignore[list-item, assignment]
+        if not len(inputs):
+            return np.zeros((0, self.dim), np.float32)
+        return self._join([part.apply(_embed_part(part.teacher, inputs)) for part in self.parts])
+
+    def embed_items(
+        self,
+        items: Sequence[Item],
+        *,
+        cache: Path | None = None,
+        workers: int = 2,
+        show_progress: bool = False,
+    ) -> tuple[list[Item], Vectors, list[Skipped]]:
+        """Embed a collection through stores, skipping what cannot be read.
+
+        Args:
+            items: the collection.
+            cache: where the stores are kept; by default nowhere.
+
+        Returns:
+            The items that all parts embedded, their (n, dim) embeddings, and the skipped ones.
+        """
+        with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+            stores = [
+                embed_cached(part.teacher, items, cache or Path(temporary), workers, show_progress)
+                for part in self.parts
+            ]
+            have = set.intersection(*({n for s in store.shards for n in s.ids} for store in stores))
+            usable = [item for item in items if item.id in have]
+            ids = [item.id for item in usable]
+            vectors = self._join(
+                [
+                    part.apply(store.gather(ids))
+                    for part, store in zip(self.parts, stores, strict=True)
+                ]
+            )
+            wanted = {item.id for item in items}
+            skipped = {
+                skip.id: skip for store in stores for skip in store.skipped if skip.id in wanted
+            }
+        return usable, vectors, list(skipped.values())
+
+    def _join(self, blocks: Sequence[Vectors]) -> Vectors:
+        joined = blocks[0] if len(blocks) == 1 else normalize_rows(np.concatenate(blocks, axis=1))
+        return joined.astype(np.float32, copy=False)
+
+
+def embed_cached(
+    teacher: Teacher, items: Sequence[Item], cache: Path, workers: int, show_progress: bool
+) -> Store:
+    """Embed whole images into the cache's store of this teacher, as far as they are missing."""
+    with progress(f"embed {teacher.name}", enabled=show_progress) as update:
+        return embed(
+            items, teacher, store_folder(cache, teacher), workers=workers, progress=update
+        )
+
+
+def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:
+    out = np.empty((len(images), teacher.dim), np.float32)
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        if teacher.lookup is not None:
+            out[start : start + len(batch)] = [_look_up(teacher, image) for image in batch]
+            continue
+        pixels = np.stack([render(_as_image(i), View(), teacher.preprocess) for i in batch])
+        out[start : start + len(batch)] = teacher.embed(pixels).numpy()
+    return out
+
+
+def _as_image(image: Embeddable) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(
+                f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
+            )
+        return Image.fromarray(image)
+    try:
+        return decode(read_bytes(os.fspath(image)))
+    except ImageError as error:
+        raise ImageError(f"cannot read {os.fspath(image)}: {error}") from error
+
+
+def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:
+    assert teacher.lookup is not None
+    if not isinstance(image, str | os.PathLike):
+        raise TeacherError(f"{teacher.uri} knows image files, not pixels: pass paths")
+    vector = teacher.lookup(content_hash(read_bytes(os.fspath(image))), 0)
+    if vector is None:
+        raise ImageError(f"{os.fspath(image)} is not in {teacher.uri}: embed it with its model")
+    return vector
+
+
+# --- opening ----------------------------------------------------------------------------
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    whiten_on: str | os.PathLike[str] | None = None,
+    whiten_dim: int = 256,
+    shrinkage: float = 0.1,
+    cache: Path | None = None,
+) -> Encoder:
+    """Open an encoder.
+
+    Args:
+        model: a teacher's URI; a student's folder, or the folder of the run that made it;
+            `fuse:raw:URI,URI,…` or `fuse:whitened:URI,URI,…` for the concatenation of several;
+            `fuse:raw:RUN` or `fuse:whitened:RUN` for the teachers of a run, with its whiteners.
+        whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`.
+        whiten_dim: axes that this whitening keeps.
+        shrinkage: of this whitening, see `Whitener`.
+        cache: where embeddings of `whiten_on` are kept; by default nowhere.
+
+    Raises:
+        ConfigError, TeacherError: the model is unknown or cannot be loaded.
+    """
+    text = os.fspath(model)
+    if text.startswith("fuse:"):
+        return _load_fused(text, whiten_on, whiten_dim, shrinkage, cache)
+    if whiten_on is not None:
+        raise ConfigError(f"whitening {text} is written fuse:whitened:{text}")
+    run = RunFolder(Path(text))
+    if run.config.is_file():
+        text = f"whiten:{run.student}"
+    teacher = open_teacher(text).to(best_device())
+    return Encoder(teacher.name, [Part(teacher)])
+
+
+def _load_fused(
+    text: str,
+    whiten_on: str | os.PathLike[str] | None,
+    whiten_dim: int,
+    shrinkage: float,
+    cache: Path | None,
+) -> Encoder:
+    _, kind, rest = (*text.split(":", 2), "", "")[:3]
+    if kind not in ("raw", "whitened") or not rest:
+        raise ConfigError(
+            f"cannot read {text!r}: write fuse:raw:URI,URI or fuse:whitened:URI,URI or "
+            "fuse:whitened:RUN"
+        )
+    run = RunFolder(Path(rest))
+    whitened = kind == "whitened"
+    if run.config.is_file():
+        _, spec = run.read_config()
+        uris, saved = spec.teachers, spec.whiten
+    else:
+        uris, saved = split_uris(rest), False
+    parts = [Part(open_teacher(uri).to(best_device())) for uri in uris]
+    for number, part in enumerate(parts if whitened else []):
+        if saved:
+            part.whitener = Whitener.load(run.whitener(number))
+        elif whiten_on is not None:
+            part.whitener = _fit(part.teacher, whiten_on, whiten_dim, shrinkage, cache)
+        else:
+            raise ConfigError(
+                f"{text} must know what to fit its whitening on: add --whiten-on IMAGES"
+            )
+    names = " + ".join(part.teacher.name for part in parts)
+    return Encoder(f"{names}, whitened" if whitened else names, parts)
+
+
+def split_uris(text: str) -> list[str]:
+    """`a:x,b:y` -> the URIs; a comma inside an option's value belongs to the URI before it."""
+    uris: list[str] = []
+    for piece in text.split(","):
+        if uris and ":" not in piece:
+            uris[-1] += f",{piece}"
+        else:
+            parse_uri(piece.partition("?")[0])
+            uris.append(piece)
+    return uris
+
+
+def _fit(
+    teacher: Teacher,
+    whiten_on: str | os.PathLike[str],
+    dim: int,
+    shrinkage: float,
+    cache: Path | None,
+) -> Whitener:
+    items = find_items(whiten_on)
+    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+        store = embed_cached(teacher, items, cache or Path(temporary), 2, False)
+        ids = [name for shard in store.shards for name in shard.ids]
+        return fit_whitener(
+            store, [i.id for i in items if i.id in set(ids)], dim=dim, shrinkage=shrinkage
+        )

@@ -1,0 +1,74 @@
+"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Update = Callable[..., None]
+"""Called with (done, total), and keyword figures to show, such as loss="1.234"."""
+
+_QUIET_SECONDS = 20.0
+
+
+@contextmanager
+def progress(description: str, *, enabled: bool = True) -> Iterator[Update]:
+    """Yield a function that shows how far the work is."""
+    if not enabled:
+        yield lambda done, total, **figures: None
+    elif sys.stderr.isatty():
+        with _bar(description) as update:
+            yield update
+    else:
+        yield _lines(description)
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Update]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=None, figures="")
+
+        def update(done: int, total: int, **figures: str) -> None:
+            bar.update(task, completed=done, total=total, figures=_text(figures))
+
+        yield update
+
+
+def _lines(description: str) -> Update:
+    """For logs: a line at the end, and every 20 s in between."""
+    start = last = time.monotonic()
+
+    def update(done: int, total: int, **figures: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < _QUIET_SECONDS:
+            return
+        last = now
+        elapsed = now - start
+        left = elapsed / max(done, 1) * (total - done)
+        when = f"{left:.0f} s left" if done < total else f"{elapsed:.0f} s"
+        print(f"{description}: {done}/{total}, {when} {_text(figures)}".rstrip(), file=sys.stderr)
+
+    return update
+
+
+def _text(figures: dict[str, str]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in figures.items())

@@ -1,0 +1,1 @@
+"""Benchmarks as tasks: who searches what, and which answers are right."""

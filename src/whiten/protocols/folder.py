@@ -1,0 +1,64 @@
+"""The protocol of plain folders: what shares a group is right.
+
+Images in a subfolder `junk` of a group (`eiffel/junk/…`) are neither right nor wrong for the
+queries of that group, wrong for all others, and do not search themselves.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from whiten.errors import ConfigError
+from whiten.media import Item
+from whiten.protocols.task import Task
+
+_JUNK = "/junk"
+
+
+def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) -> Task:
+    """Every query searches the gallery; items of its group are the positives.
+
+    Args:
+        gallery: grouped items.
+        queries: grouped items; by default each gallery item searches all the others.
+
+    Raises:
+        ConfigError: fewer than two groups, or no query has a positive.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    junk: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(gallery):
+        if item.group is not None and item.group.endswith(_JUNK):
+            junk[item.group.removesuffix(_JUNK)].append(index)
+        elif item.group is not None:
+            members[item.group].append(index)
+    if len(members) < 2:
+        raise ConfigError(
+            f"the gallery has {len(members)} group{'' if len(members) == 1 else 's'}: evaluation needs "
+            "a folder for each of at least 2 groups, or a table with columns path,group"
+        )
+    itself = queries is None
+    searchers = [
+        (index, item)
+        for index, item in enumerate(gallery if queries is None else queries)
+        if item.group is not None and not item.group.endswith(_JUNK)
+    ]
+    kept, positives, ignored = [], [], []
+    for index, item in searchers:
+        assert item.group is not None
+        right = [i for i in members.get(item.group, []) if not (itself and i == index)]
+        if not right:
+            continue
+        kept.append(item)
+        positives.append(np.asarray(right, np.int64))
+        absent = junk.get(item.group, []) + ([index] if itself else [])
+        ignored.append(np.asarray(absent, np.int64))
+    if not kept:
+        raise ConfigError(
+            "no query has another image of its group in the gallery: put two images or more into "
+            "a group"
+        )
+    return Task(kept, list(gallery), positives, ignored, len(searchers) - len(kept))

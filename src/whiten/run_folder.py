@@ -1,0 +1,167 @@
+"""The run folder: what lies where, and what is saved so that a killed run goes on.
+
+    config.yaml     the resolved options          whiteners/    one a teacher
+    metrics.jsonl   a line a step                 checkpoints/  last.ckpt, to resume from
+    student/        the model: whiten.load(…)     embeddings/   the teachers', cached
+    report.html     what came out                 targets/      removed when training ends
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from whiten import __version__
+from whiten.errors import ConfigError, RunError
+from whiten.spec import DistillSpec
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoints" / "last.ckpt"
+
+    @property
+    def student(self) -> Path:
+        return self.root / "student"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.root / "embeddings"
+
+    @property
+    def whiteners(self) -> Path:
+        return self.root / "whiteners"
+
+    @property
+    def targets(self) -> Path:
+        return self.root / "targets"
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.student / "config.json").is_file()
+
+    def whitener(self, number: int) -> Path:
+        """Where the whitener of the n-th teacher is."""
+        return self.whiteners / f"{number}.safetensors"
+
+    def read_config(self) -> tuple[str, DistillSpec]:
+        """The images' folder and the options.
+
+        Raises:
+            RunError: this is no run folder, or its configuration is damaged.
+        """
+        try:
+            config = yaml.safe_load(self.config.read_text())
+            images = str(config.pop("images"))
+            config.pop("version")
+            return images, DistillSpec.from_mapping(config)
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.root} is not a run folder: start one with `whiten distill … --out {self.root}`"
+            ) from None
+        except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ConfigError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"{self.config} is damaged ({reason}): restore it, or start again with --overwrite"
+            ) from error
+
+    def begin(self, images: str, spec: DistillSpec, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder for a new run, or check that a run may go on in it.
+
+        Raises:
+            RunError: the folder is in the way, or options differ from those it was begun with.
+        """
+        if resume and self.config.exists():
+            saved_images, saved = self.read_config()
+            changed = [k for k, v in saved.to_mapping().items() if v != spec.to_mapping()[k]]
+            if changed or saved_images != images:
+                name = changed[0] if changed else "images"
+                raise RunError(
+                    f"{self.root} was begun with another {name}: resume with the same options, "
+                    "or name another --out"
+                )
+            return
+        if self.root.exists() and not self.root.is_dir():
+            raise RunError(f"{self.root} is a file: name another --out")
+        if self.root.is_dir() and any(self.root.iterdir()):
+            if not overwrite:
+                raise RunError(
+                    f"{self.root} is not empty: go on with --resume, start again with --overwrite, "
+                    "or name another --out"
+                )
+            if not self.config.exists():
+                raise RunError(f"{self.root} is not a run, so --overwrite will not delete it")
+            shutil.rmtree(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        config = {"images": images, "version": __version__, **spec.to_mapping()}
+        write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
+
+    # --- checkpoints --------------------------------------------------------------------
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; at every moment a whole one is there."""
+        self.checkpoint.parent.mkdir(exist_ok=True)
+        partial = self.checkpoint.with_name(".last.ckpt.partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint)
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        try:
+            state: dict[str, Any] = torch.load(
+                self.checkpoint, map_location="cpu", weights_only=True
+            )
+            return state
+        except Exception as error:  # unpicklers raise nearly anything on damaged files
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"{self.checkpoint} is damaged ({reason}): delete it and run again with --resume"
+            ) from error
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget the steps after a checkpoint; they will be done again."""
+        lines = [json.dumps(record) for record in self.read_metrics() if record["step"] <= step]
+        write_atomically(self.metrics, "".join(line + "\n" for line in lines).encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of `metrics.jsonl`; a line cut short by a kill is passed over."""
+        records = []
+        if self.metrics.exists():
+            for line in self.metrics.read_text().splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return records
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name, then rename."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,119 @@
+"""From cached teacher embeddings to training targets: whiten once, then read rows at random.
+
+Everything lives on disk (`.npy` files that are memory-mapped), so memory stays flat however
+many images there are, and every process of a distributed run reads the same files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.store import Store, Vectors
+from whiten.whitening import Whitener, normalize_rows
+
+_BLOCK = 8192
+
+
+def fit_whitener(
+    store: Store, ids: Sequence[str], *, dim: int, shrinkage: float
+) -> Whitener:
+    """Fit on the whole images (view 0) of `ids`, in one pass over the store.
+
+    Args:
+        dim: axes to keep; lowered to what the samples can support.
+        shrinkage: see `Whitener`.
+    """
+    wanted = set(ids)
+    whitener = Whitener(min(dim, store.dim, max(1, len(ids) - 1)), shrinkage=shrinkage)
+
+    def stream() -> Iterator[Vectors]:
+        for names, _, vectors in store.blocks(view=0):
+            keep = [i for i, name in enumerate(names) if name in wanted]
+            if keep:
+                yield vectors[keep]
+
+    whitener.fit(stream())
+    whitener.metadata = {"model": store.origin.uri, "fingerprint": store.origin.fingerprint}
+    return whitener
+
+
+def write_targets(
+    store: Store, ids: Sequence[str], views: int, whitener: Whitener | None, path: Path
+) -> None:
+    """Write (len(ids), views, dim) float32 targets: whitened if asked, rows L2-normalised."""
+    dim = store.dim if whitener is None else whitener.projection_.shape[0]
+    place = {name: i for i, name in enumerate(ids)}
+    with _create(path, (len(ids), views, dim)) as out:
+        for names, numbers, vectors in store.blocks():
+            keep = [
+                i
+                for i, (name, view) in enumerate(zip(names, numbers, strict=True))
+                if name in place and view < views
+            ]
+            if not keep:
+                continue
+            block = vectors[keep]
+            if whitener is not None:
+                block = whitener.transform(block)
+            rows = [place[names[i]] for i in keep]
+            out.array[rows, [numbers[i] for i in keep]] = normalize_rows(block)
+
+
+def write_fused_targets(
+    paths: Sequence[Path], dim: int, path: Path, whitener_path: Path
+) -> None:
+    """Concatenate all teachers' targets and rotate them to `dim` dimensions by PCA.
+
+    The rotation is saved: with it, a gallery of the teachers' own embeddings can be searched by the student.
+    """
+    sources = [open_targets(source) for source in paths]
+    items, views = sources[0].shape[:2]
+    width = sum(source.shape[2] for source in sources)
+
+    def blocks() -> Iterator[tuple[slice, Vectors]]:
+        for start in range(0, items, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            joined = np.concatenate([source[part] for source in sources], axis=2)
+            yield part, joined.reshape(-1, width)
+
+    rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf"))
+    rotation.fit(block for _, block in blocks())
+    rotation.save(whitener_path)
+    with _create(path, (items, views, dim)) as out:
+        for part, block in blocks():
+            fused = normalize_rows(rotation.transform(block))
+            out.array[part, :, : fused.shape[1]] = fused.reshape(-1, views, fused.shape[1])
+
+
+def open_targets(path: Path) -> npt.NDArray[np.float32]:
+    """Memory-map targets that `write_targets` wrote: (items, views, dim)."""
+    targets: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return targets
+
+
+class _create:
+    """A zeroed `.npy` memory map that gets its name once it is complete."""
+
+    def __init__(self, path: Path, shape: Iterable[int]) -> None:
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.array = np.lib.format.open_memmap(
+            self.partial, mode="w+", dtype=np.float32, shape=tuple(shape)
+        )
+
+    def __enter__(self) -> _create:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.array.flush()
+        del self.array
+        if kind is None:
+            os.replace(self.partial, self.path)
+        else:
+            self.partial.unlink(missing_ok=True)
