@@ -235,11 +235,9 @@ def _sized(config: StudentConfig) -> dict[str, Any]:
     """Transformers are built for one input size; convolutions take any."""
     import timm
 
-    probe = timm.models.model_entrypoint(config.architecture)
-    is_transformer = "img_size" in probe.__module__ or any(
-        family in probe.__module__ for family in ("vision_transformer", "deit", "swin", "eva")
-    )
-    return {"img_size": config.preprocess.size} if is_transformer else {}
+    published = timm.get_pretrained_cfg(config.architecture)
+    is_fixed = bool(published and published.fixed_input_size)
+    return {"img_size": config.preprocess.size} if is_fixed else {}
 
 
 # --- a student is a teacher too ---------------------------------------------------------

@@ -173,9 +173,11 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "teacher"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(
-        loaded, dict
-    ) else {}
+    tensors = (
+        {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
+        if isinstance(loaded, dict)
+        else {}
+    )
     if not tensors:
         raise TeacherError(f"{path} holds no state dict: save the model's state_dict()")
     if all(key.startswith("module.") for key in tensors):
@@ -226,6 +228,8 @@ def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: 
     try:
         with torch.inference_mode():
             out = forward(torch.from_numpy(preprocess.normalize(blank)))
+    except WhitenError:
+        raise
     except Exception as error:
         raise TeacherError(
             f"{uri} cannot embed a {preprocess.size[0]}x{preprocess.size[1]} image "
@@ -287,9 +291,11 @@ def answers(server: str, seconds: float = 5.0) -> bool:
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(server, timeout=seconds):
+            request = urllib.request.Request(server, method="HEAD")
+            with urllib.request.urlopen(request, timeout=seconds):
                 reached.set()
-        except urllib.error.HTTPError:  # an answer, if not a friendly one
+        except urllib.error.HTTPError as answer:  # if not a friendly one
+            answer.close()
             reached.set()
         except OSError as error:  # the hub's client may trust more certificates than Python
             if isinstance(getattr(error, "reason", error), ssl.SSLError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from whiten.errors import WhitenError
 from whiten.spec import TeacherURI, parse_uri
 from whiten.teachers.base import Teacher
 
@@ -35,11 +34,3 @@ def open_teacher(uri: str | TeacherURI) -> Teacher:
     teacher: Teacher = import_module(SOURCES[parsed.scheme]).open_uri(parsed)
     return teacher
 
-
-def describe_source(scheme: str) -> list[str]:
-    """The URIs of a source that need no network to be listed."""
-    try:
-        names: list[str] = import_module(SOURCES[scheme]).list_names()
-    except WhitenError:
-        return []
-    return [f"{scheme}:{name}" for name in names]

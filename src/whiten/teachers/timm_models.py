@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import timm
 from timm.data import resolve_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from whiten.errors import ConfigError, TeacherError, nearest
 from whiten.spec import TeacherURI
@@ -58,19 +59,18 @@ def open_uri(uri: TeacherURI) -> Teacher:
     )
     cfg = backbone.pretrained_cfg
     preprocess = read_preprocess(backbone, options["size"])
-    module = backbone if pool == "model" else _Pooled(backbone, pool, uri)
-    module.eval()
+    forward = backbone if pool == "model" else partial(_pool_features, backbone, pool)
     # A local file is taken for the published one where the name has the tag of those weights.
     has_tag = is_published or (options["weights"] and "." in uri.target)
     return Teacher(
         uri=str(uri),
         name=uri.target,
-        dim=probe_dim(module, preprocess, str(uri)),
+        dim=probe_dim(forward, preprocess, str(uri)),
         preprocess=preprocess,
         weights_hash=hash_state(backbone.state_dict()),
-        forward=module,
+        forward=forward,
         licence=(cfg.get("license") if has_tag else None) or UNKNOWN_LICENCE,
-        module=module,
+        module=backbone,
         readout="" if pool == "model" else pool,
     )
 
@@ -140,7 +140,8 @@ def _check_name(uri: TeacherURI) -> str:
         choices = tagged
     else:
         choices = timm.list_pretrained() if tag else timm.list_models()
-    raise ConfigError(f"timm has no model {name!r}{nearest(name, choices)}")
+    hint = nearest(name, choices) or ": timm.list_models() lists them"
+    raise ConfigError(f"timm has no model {name!r}{hint}")
 
 
 def _cfg(name: str) -> dict[str, Any]:
@@ -169,24 +170,16 @@ def _convert(state: dict[str, Tensor], model: Any, source: str) -> dict[str, Ten
     return converted
 
 
-class _Pooled(nn.Module):
-    """A backbone's last features, averaged or GeM-pooled over positions."""
-
-    def __init__(self, backbone: Any, kind: str, uri: TeacherURI) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.kind = kind
-        self.uri = uri
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.backbone.forward_features(images)
-        if features.ndim == 4:
-            is_last = str(getattr(self.backbone, "output_fmt", "NCHW")) == "NHWC"
-            features = features.flatten(1, 2) if is_last else features.flatten(2).mT
-        elif self.kind == "gem":
-            raise ConfigError(f"pool=gem of {self.uri} needs feature maps: take pool=avg")
-        else:
-            features = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
-        if self.kind == "gem":
-            return features.clamp(min=1e-6).pow(GEM_POWER).mean(1).pow(1 / GEM_POWER)
-        return features.mean(1)
+def _pool_features(backbone: Any, kind: str, images: Tensor) -> Tensor:
+    """A backbone's last features, averaged or GeM-pooled over positions: (n, d)."""
+    features: Tensor = backbone.forward_features(images)
+    if features.ndim == 4:
+        is_last = str(getattr(backbone, "output_fmt", "NCHW")) == "NHWC"
+        features = features.flatten(1, 2) if is_last else features.flatten(2).mT
+    elif kind == "gem":  # tokens may be negative, which GeM cuts off
+        raise ConfigError("pool=gem needs feature maps; a transformer takes pool=avg")
+    else:
+        features = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
+    if kind == "gem":
+        return features.clamp(min=1e-6).pow(GEM_POWER).mean(1).pow(1 / GEM_POWER)
+    return features.mean(1)

@@ -60,7 +60,8 @@ def open_uri(uri: TeacherURI) -> Teacher:
     options = uri.take(size=(positive_int, None), weights=(str, ""), pretrained=(str, "1"))
     name, file = uri.target, options["weights"]
     if name not in list_names():
-        raise ConfigError(f"torchvision has no model {name!r}{nearest(name, list_names())}")
+        hint = nearest(name, list_names()) or ": torchvision.models.list_models() lists them"
+        raise ConfigError(f"torchvision has no model {name!r}{hint}")
     recipe = _find_recipe(uri, options["pretrained"])
     published = recipe or torchvision.models.get_model_weights(name).DEFAULT
     preprocess = read_preprocess(published, options["size"])
@@ -106,11 +107,10 @@ def _find_recipe(uri: TeacherURI, text: str) -> Any:
     sets = torchvision.models.get_model_weights(uri.target)
     if text.lower() in ("1", "true", "yes", "on"):
         return sets.DEFAULT
-    if text not in sets.__members__:
-        raise ConfigError(
-            f"torchvision has no weights {text!r} for {uri.target}{nearest(text, sets.__members__)} "
-            f"It has {', '.join(sets.__members__)}."
-        )
+    names = list(sets.__members__)
+    if text not in names:
+        hint = nearest(text, names) or f": it has {', '.join(names)}"
+        raise ConfigError(f"torchvision has no weights {text!r} for {uri.target}{hint}")
     return sets[text]
 
 
@@ -130,7 +130,7 @@ def _build(uri: TeacherURI, size: int) -> nn.Module:
 
 def _cut_classifier(module: nn.Module, classes: int, uri: TeacherURI) -> str:
     """Replace the last layer with one output a class by the identity; returns its name."""
-    layers = [
+    layers: list[str] = [
         name
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) == classes

@@ -1,0 +1,208 @@
+"""From a finished run to its report: evaluate the encoders, sample similarities, pick queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from whiten.encoder import Encoder, Part, load
+from whiten.evaluate import Evaluation, evaluate_task, measure_cost, top_k
+from whiten.media import Item, find_items
+from whiten.protocols.folder import folder_task
+from whiten.report import Hit, Kind, ReportData, Retrieval, Row, Similarities, write_report
+from whiten.run_folder import RunFolder
+from whiten.store import Vectors
+
+SAMPLED_POSITIVES = 2000
+SAMPLED_NEGATIVES = 20000
+HITS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """An encoder's embeddings of a test set, and how well they retrieve."""
+
+    row: Row
+    items: list[Item]
+    vectors: Vectors
+    evaluation: Evaluation
+
+
+def assess(
+    encoder: Encoder, kind: Kind, name: str, items: Sequence[Item], cache: Path, progress: bool
+) -> Assessed:
+    """Evaluate an encoder on grouped items, each searching all the others, and measure its cost."""
+    kept, vectors, skipped = encoder.embed_items(items, cache=cache, show_progress=progress)
+    task = folder_task(kept)
+    place = {item.id: i for i, item in enumerate(kept)}
+    queries = vectors[[place[item.id] for item in task.queries]]
+    evaluation = evaluate_task(task, queries, vectors, name=name, skipped=skipped)
+    cost = measure_cost(encoder)
+    figures = evaluation.figures
+    row = Row(
+        name=name,
+        kind=kind,
+        map=figures["map"].value,
+        map_ci=(figures["map"].low, figures["map"].high),
+        recall_at_1=figures["recall@1"].value,
+        params=cost.params,
+        macs=cost.macs,
+        ms_per_image=cost.ms_per_image,
+        dim=encoder.dim,
+    )
+    return Assessed(row, kept, vectors, evaluation)
+
+
+def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
+    """The best, the median and the worst query with their first hits."""
+    order = np.argsort(-assessed.evaluation.aps, kind="stable")
+    place = {item.id: i for i, item in enumerate(assessed.items)}
+    picks = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    grids = []
+    for label, query in picks.items():
+        index = place[assessed.evaluation.query_ids[query]]
+        nearest, scores = next(
+            top_k(assessed.vectors[[index]], assessed.vectors, HITS_SHOWN + 1)
+        )
+        item = assessed.items[index]
+        hits = [
+            Hit(assessed.items[i].path, float(score), assessed.items[i].group == item.group)
+            for i, score in zip(nearest, scores, strict=True)
+            if i != index
+        ]
+        grids.append(
+            Retrieval(label, item.path, float(assessed.evaluation.aps[query]), hits[:HITS_SHOWN])
+        )
+    return grids
+
+
+def sample_similarities(raw: Vectors, whitened: Vectors, groups: Sequence[str | None]) -> Similarities:
+    """Similarities of random pairs of the same group and of different ones.
+
+    Args:
+        raw, whitened: (n, d) embeddings of the same items, rows L2-normalised.
+        groups: of the items.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.unique([g or f"\0{i}" for i, g in enumerate(groups)], return_inverse=True)[1]
+    x, y = rng.integers(0, len(labels), (2, SAMPLED_NEGATIVES))
+    apart = labels[x] != labels[y]
+    by_group = np.argsort(labels, kind="stable")
+    neighbours = labels[by_group[1:]] == labels[by_group[:-1]]
+    left, right = by_group[:-1][neighbours], by_group[1:][neighbours]
+    chosen = rng.permutation(len(left))[:SAMPLED_POSITIVES]
+
+    def cosine(vectors: Vectors, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        similarities: np.ndarray = np.einsum("ij,ij->i", vectors[a], vectors[b])
+        return similarities
+
+    return Similarities(
+        raw_positives=cosine(raw, left[chosen], right[chosen]),
+        raw_negatives=cosine(raw, x[apart], y[apart]),
+        whitened_positives=cosine(whitened, left[chosen], right[chosen]),
+        whitened_negatives=cosine(whitened, x[apart], y[apart]),
+    )
+
+
+def teacher_pictures(
+    whitened: Encoder, items: Sequence[Item], cache: Path
+) -> tuple[dict[str, Similarities], dict[str, np.ndarray]]:
+    """For each teacher of a whitened fusion its similarities before and after, and its spectrum."""
+    similarities, spectra = {}, {}
+    for part in whitened.parts:
+        if part.whitener is None:
+            continue
+        raw = Encoder(part.teacher.name, [Part(part.teacher)])
+        kept, vectors, _ = raw.embed_items(items, cache=cache)
+        groups = [item.group for item in kept]
+        similarities[raw.name] = sample_similarities(vectors, part.apply(vectors), groups)
+        spectra[raw.name] = part.whitener.eigenvalues_
+    return similarities, spectra
+
+
+def report_run(
+    root: Path, *, test: Path | None = None, show_progress: bool = False
+) -> tuple[Path, list[Row]]:
+    """Write a run's `report.html`.
+
+    Args:
+        root: the folder of a finished run.
+        test: grouped images that the run has not seen; with them the report compares the teachers,
+            their fusions, the student's start and the student.
+
+    Returns:
+        The report's path and the rows of its table.
+    """
+    run = RunFolder(root)
+    images, spec = run.read_config()
+    cache = run.embeddings
+    data = ReportData(title=f"whiten: {run.root.name}", runs={run.root.name: run.read_metrics()})
+    data.facts = [
+        ("images", images),
+        ("teachers", ", ".join(spec.teachers)),
+        ("student", f"{spec.student}, {spec.dim} dimensions"),
+        ("fusion", f"{spec.fusion}, {'whitened' if spec.whiten else 'raw'}"),
+    ]
+    # Without a test set the pictures show the training images.
+    items = find_items(test or images)
+    if spec.whiten:
+        whitened = load(f"fuse:whitened:{run.root}")
+        data.similarities, data.spectra = teacher_pictures(whitened, items, cache)
+    if test is not None:
+        assessed = [
+            assess(encoder, kind, name, items, cache, show_progress)
+            for encoder, kind, name in run_encoders(run)
+        ]
+        data.rows = [a.row for a in assessed]
+        data.retrievals = {a.row.name: retrieval_grids(a) for a in assessed[-1:]}
+        data.facts.append(("test images", f"{len(items):,} in {test}"))
+        data.notes = verdicts(data.rows)
+    else:
+        data.notes = ["No test images were named: add --test IMAGES to see what was gained."]
+    data.commands = [f"whiten search QUERY.jpg --student {run.student} --in IMAGES"]
+    return write_report(data, run.root), data.rows
+
+
+def run_encoders(run: RunFolder) -> list[tuple[Encoder, Kind, str]]:
+    """What a run's student is compared with: its teachers, their fusions, and its own start."""
+    _, spec = run.read_config()
+    encoders: list[tuple[Encoder, Kind, str]] = []
+    raw = load(f"fuse:raw:{run.root}")
+    for part in raw.parts:
+        encoders.append((Encoder(part.teacher.name, [part]), "teacher", part.teacher.name))
+    encoders.append((raw, "fusion-raw", "raw fusion"))
+    if spec.whiten:
+        encoders.append((load(f"fuse:whitened:{run.root}"), "fusion-whitened", "whitened fusion"))
+    encoders.append((load(run.student), "student", "student"))
+    return encoders
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """What the table says, in sentences; also where it says that something did not help."""
+    notes = []
+    best: Mapping[str, Row] = {}
+    for row in rows:
+        if row.kind not in best or row.map > best[row.kind].map:
+            best = {**best, row.kind: row}
+    if {"teacher", "fusion-whitened", "fusion-raw"} <= best.keys():
+        single, raw, white = best["teacher"], best["fusion-raw"], best["fusion-whitened"]
+        gain = 100 * (white.map - raw.map)
+        notes.append(
+            f"Whitening the teachers {'adds' if gain > 0 else 'costs'} {abs(gain):.1f} points of mAP to "
+            f"their fusion ({100 * raw.map:.1f} to {100 * white.map:.1f}); the best single teacher, "
+            f"{single.name}, has {100 * single.map:.1f}."
+        )
+    if {"student", "fusion-whitened"} <= best.keys():
+        student, white = best["student"], best["fusion-whitened"]
+        times = f" with {white.macs / student.macs:.0f} times less compute" if (
+            white.macs and student.macs
+        ) else ""
+        relation = "reaches" if student.map >= white.map else "stays below"
+        notes.append(
+            f"The best student, {student.name}, {relation} the whitened fusion of all teachers "
+            f"({100 * student.map:.1f} against {100 * white.map:.1f}){times}."
+        )
+    return notes
