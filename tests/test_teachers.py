@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import types
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 from whiten.errors import ConfigError, TeacherError
 from whiten.spec import parse_uri
-from whiten.teachers import open_teacher, torchvision_models
+from whiten.teachers import (
+    Teacher,
+    onnx_file,
+    open_teacher,
+    python_factory,
+    timm_models,
+    torchvision_models,
+)
 from whiten.teachers.base import load_into
-from whiten.teachers.registry import describe_source
-from whiten.teachers.timm_models import create_backbone
-from whiten.teachers.timm_models import read_preprocess as read_timm
-from whiten.teachers.torchvision_models import read_preprocess as read_torchvision
 from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess, View, render
 
 
@@ -36,7 +39,7 @@ def make_pixels(side: int, n: int = 2) -> np.ndarray:
 
 def to_input(pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
     """The textbook normalisation, apart from the library's own."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255
     mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
     return (images - mean[:, None, None]) / std[:, None, None]
 
@@ -110,11 +113,12 @@ def test_timm_embeds_as_timm_does(name: str, tmp_path: Path) -> None:
 
 def test_timm_vit_takes_another_size(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
-    save_model(timm.create_model("test_vit"), file)
-    small = open_teacher(f"timm:test_vit?weights={file}&size=96")
-    native = open_teacher(f"timm:test_vit?weights={file}")
+    name = "vit_tiny_patch16_224"  # unlike test_vit, it is built for one size
+    save_model(timm.create_model(name), file)
+    small = open_teacher(f"timm:{name}?weights={file}&size=96")
+    native = open_teacher(f"timm:{name}?weights={file}")
     own = timm.create_model(
-        "test_vit",
+        name,
         pretrained=True,
         pretrained_cfg_overlay={"file": str(file)},
         num_classes=0,
@@ -124,7 +128,7 @@ def test_timm_vit_takes_another_size(tmp_path: Path) -> None:
     with torch.no_grad():
         check_same(small.embed(pixels), own(to_input(pixels, small.preprocess)))
     # The other size goes on working beside it.
-    assert native.embed(make_pixels(160)).shape == (2, native.dim)
+    assert native.embed(make_pixels(224)).shape == (2, native.dim)
     assert small.fingerprint() != native.fingerprint()
     with pytest.raises(TeacherError, match=r"cannot embed a 90x90 image .*another \?size="):
         open_teacher("timm:test_vit?pretrained=0&size=90")
@@ -132,8 +136,8 @@ def test_timm_vit_takes_another_size(tmp_path: Path) -> None:
 
 def test_timm_pooling(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
-    full = save_model(timm.create_model("test_resnet"), file)
-    base = f"timm:test_resnet?weights={file}&size=64"
+    full = save_model(timm.create_model("test_convnext"), file)
+    base = f"timm:test_convnext?weights={file}&size=64"
     teachers = {pool: open_teacher(f"{base}&pool={pool}") for pool in ("model", "avg", "gem")}
     pixels = make_pixels(64)
     with torch.no_grad():
@@ -141,6 +145,7 @@ def test_timm_pooling(tmp_path: Path) -> None:
     check_same(teachers["avg"].embed(pixels), maps.mean((2, 3)))
     gem = (maps.clamp(min=1e-6) ** 3).mean((2, 3)) ** (1 / 3)
     check_same(teachers["gem"].embed(pixels), gem)
+    assert (maps < 0).any()  # GeM must cut these off
     # Equal weights, but other embeddings: a store of one must not take the other.
     assert len({teacher.weights_hash for teacher in teachers.values()}) == 1
     assert len({teacher.fingerprint() for teacher in teachers.values()}) == 3
@@ -154,28 +159,31 @@ def test_timm_pools_patches_without_the_class_token(tmp_path: Path) -> None:
     with torch.no_grad():
         tokens = full.forward_features(to_input(pixels, teacher.preprocess))
     check_same(teacher.embed(pixels), tokens[:, 1:].mean(1))
-    with pytest.raises(ConfigError, match="pool=gem needs feature maps.*pool=avg"):
+    with pytest.raises(ConfigError, match=r"pool=gem needs feature maps.*pool=avg"):
         open_teacher(f"timm:test_vit?weights={file}&pool=gem")
 
 
 def test_timm_identity_is_weights_and_preprocessing(tmp_path: Path) -> None:
-    for name, seed in (("a.pth", 1), ("a.safetensors", 1), ("b.pth", 2)):
-        save_model(timm.create_model("test_resnet", num_classes=7), tmp_path / name, seed)
-    one, same, other = (
-        open_teacher(f"timm:test_resnet?size=64&weights={tmp_path / name}")
-        for name in ("a.pth", "a.safetensors", "b.pth")
-    )
-    # The random classifiers were equal to begin with only by name: they do not count.
-    body = {name: value for name, value in one.module.state_dict().items()}  # type: ignore[union-attr]
-    assert not any(name.startswith("fc.") for name in body)
-    assert one.weights_hash == open_teacher(one.uri).weights_hash
-    assert one.fingerprint() == open_teacher(one.uri).fingerprint()
-    assert one.fingerprint() != other.fingerprint()
-    assert one.weights_hash != other.weights_hash
-    assert same.dim == one.dim
-    larger = open_teacher(f"timm:test_resnet?size=96&weights={tmp_path / 'a.pth'}")
-    assert larger.weights_hash == one.weights_hash
-    assert larger.fingerprint() != one.fingerprint()
+    state = random_state(timm.create_model("test_resnet", num_classes=7), 0)
+    torch.save(state, tmp_path / "a.pth")
+    save_file(state, tmp_path / "same.safetensors")
+    torch.save(state | {"fc.weight": state["fc.weight"] + 1}, tmp_path / "other_classifier.pth")
+    torch.save(state | {"conv1.0.weight": state["conv1.0.weight"] + 1}, tmp_path / "other.pth")
+
+    def open_file(name: str, size: int = 64) -> Teacher:
+        return open_teacher(f"timm:test_resnet?size={size}&weights={tmp_path / name}")
+
+    first = open_file("a.pth")
+    for name in ("a.pth", "same.safetensors", "other_classifier.pth"):
+        same = open_file(name)
+        assert same.weights_hash == first.weights_hash
+        assert same.fingerprint() == first.fingerprint()
+    other = open_file("other.pth")
+    assert other.weights_hash != first.weights_hash
+    assert other.fingerprint() != first.fingerprint()
+    larger = open_file("a.pth", size=96)
+    assert larger.weights_hash == first.weights_hash
+    assert larger.fingerprint() != first.fingerprint()
 
 
 def test_timm_random_weights_are_always_the_same() -> None:
@@ -188,7 +196,7 @@ def test_timm_random_weights_are_always_the_same() -> None:
 
 
 def test_timm_reads_its_preprocessing() -> None:
-    model = create_backbone(parse_uri("timm:test_resnet"), pretrained=False)
+    model = timm_models.create_backbone(parse_uri("timm:test_resnet"), pretrained=False)
     model.pretrained_cfg |= {
         "input_size": (3, 96, 128),
         "crop_mode": "squash",
@@ -197,7 +205,7 @@ def test_timm_reads_its_preprocessing() -> None:
         "std": (0.4, 0.5, 0.6),
         "crop_pct": 0.9,
     }
-    assert read_timm(model, None) == Preprocess(
+    assert timm_models.read_preprocess(model, None) == Preprocess(
         size=(96, 128),
         fit="squash",
         crop_fraction=0.9,
@@ -205,16 +213,16 @@ def test_timm_reads_its_preprocessing() -> None:
         mean=(0.1, 0.2, 0.3),
         std=(0.4, 0.5, 0.6),
     )
-    assert read_timm(model, 64).size == (64, 64)
+    assert timm_models.read_preprocess(model, 64).size == (64, 64)
     model.pretrained_cfg |= {"interpolation": "random", "crop_mode": "center"}
-    cropped = read_timm(model, None)
+    cropped = timm_models.read_preprocess(model, None)
     assert (cropped.interpolation, cropped.fit) == ("bicubic", "crop")
 
 
 def test_timm_sees_what_timm_shows() -> None:
-    model = create_backbone(parse_uri("timm:test_resnet"), pretrained=False)
+    model = timm_models.create_backbone(parse_uri("timm:test_resnet"), pretrained=False)
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-    check_same_view(read_timm(model, None), transform(make_image()))
+    check_same_view(timm_models.read_preprocess(model, None), transform(make_image()))
 
 
 def test_timm_licence_belongs_to_the_published_weights(tmp_path: Path) -> None:
@@ -247,9 +255,10 @@ def test_wrong_name_or_option(uri: str, message: str) -> None:
 
 
 def test_listed_names_can_be_asked_for() -> None:
-    assert "timm:vit_small_patch14_dinov2.lvd142m" in describe_source("timm")
-    names = describe_source("torchvision")
-    assert "torchvision:resnet50" in names
+    assert onnx_file.list_names() == python_factory.list_names() == []
+    assert "vit_small_patch14_dinov2.lvd142m" in timm_models.list_names()
+    names = torchvision_models.list_names()
+    assert "resnet50" in names
     assert not any("fasterrcnn" in name or "fcn" in name or "r3d" in name for name in names)
 
 
@@ -311,15 +320,9 @@ def test_torchvision_resnet_embeds_pooled_features(tmp_path: Path) -> None:
         check_same(teacher.embed(pixels), full(to_input(pixels, teacher.preprocess)))
     assert teacher.dim == 512
     assert teacher.licence == "unknown"
-    native = open_teacher(f"torchvision:resnet18?weights={file}")
-    assert native.preprocess == Preprocess(
-        size=(224, 224), crop_fraction=224 / 256, interpolation="bilinear"
+    assert teacher.preprocess == Preprocess(
+        size=(64, 64), crop_fraction=224 / 256, interpolation="bilinear"
     )
-    assert native.weights_hash == teacher.weights_hash
-    assert native.fingerprint() != teacher.fingerprint()
-    random = open_teacher("torchvision:resnet18?pretrained=0&size=64")
-    assert random.weights_hash != teacher.weights_hash
-    assert random.fingerprint() == open_teacher(random.uri).fingerprint()
 
 
 def test_torchvision_keeps_what_precedes_the_last_layer(tmp_path: Path) -> None:
@@ -332,6 +335,13 @@ def test_torchvision_keeps_what_precedes_the_last_layer(tmp_path: Path) -> None:
         expected = full.classifier[:-1](full.avgpool(maps).flatten(1))
     check_same(teacher.embed(pixels), expected)
     assert teacher.dim == 1024
+    native = open_teacher(f"torchvision:mobilenet_v3_small?weights={file}")
+    assert native.preprocess.size == (224, 224)
+    assert native.weights_hash == teacher.weights_hash
+    assert native.fingerprint() != teacher.fingerprint()
+    random = open_teacher("torchvision:mobilenet_v3_small?pretrained=0&size=64")
+    assert random.weights_hash != teacher.weights_hash
+    assert random.fingerprint() == open_teacher(random.uri).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -353,13 +363,22 @@ def test_torchvision_keeps_what_precedes_the_last_layer(tmp_path: Path) -> None:
 def test_torchvision_classifier_is_cut_off(name: str, dim: int) -> None:
     uri = parse_uri(f"torchvision:{name}")
     recipe = torchvision.models.get_model_weights(name).DEFAULT
-    size = read_torchvision(recipe, None).size
+    size = torchvision_models.read_preprocess(recipe, None).size
     with torch.device("meta"):  # shapes only: some of these are large
         module = torchvision_models._build(uri, size[0])
         classifier = torchvision_models._cut_classifier(module, 1000, uri)
         out = module(torch.zeros(1, 3, *size))
     assert isinstance(module.get_submodule(classifier), nn.Identity)
     assert out.shape == (1, dim)
+
+
+def test_torchvision_cuts_the_last_of_equal_layers() -> None:
+    module = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10))
+    uri = parse_uri("torchvision:resnet18")
+    assert torchvision_models._cut_classifier(module, 10, uri) == "2"
+    assert isinstance(module[0], nn.Linear)
+    with pytest.raises(TeacherError, match="no classifier"):
+        torchvision_models._cut_classifier(module, 1000, uri)
 
 
 def test_torchvision_reads_old_densenet_files(tmp_path: Path) -> None:
@@ -377,12 +396,11 @@ def test_torchvision_reads_old_densenet_files(tmp_path: Path) -> None:
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, tmp_path / "old.pth")
-    torch.save(state, tmp_path / "new.pth")
-    teachers = [
-        open_teacher(f"torchvision:densenet121?size=32&weights={tmp_path / name}")
-        for name in ("old.pth", "new.pth")
-    ]
-    assert teachers[0].weights_hash == teachers[1].weights_hash
+    teacher = open_teacher(f"torchvision:densenet121?size=32&weights={tmp_path / 'old.pth'}")
+    assert teacher.module is not None
+    own = teacher.module.state_dict()
+    assert state.keys() - own.keys() == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(value, state[name]) for name, value in own.items())
 
 
 def test_torchvision_resamples_position_embeddings() -> None:
@@ -402,12 +420,14 @@ def test_torchvision_resamples_position_embeddings() -> None:
 @pytest.mark.parametrize("weights", ["ResNet50_Weights.IMAGENET1K_V2", "ViT_B_16_Weights.DEFAULT"])
 def test_torchvision_sees_what_torchvision_shows(weights: str) -> None:
     recipe = torchvision.models.get_weight(weights)
-    check_same_view(read_torchvision(recipe, None), recipe.transforms()(make_image()))
+    check_same_view(
+        torchvision_models.read_preprocess(recipe, None), recipe.transforms()(make_image())
+    )
 
 
 def test_torchvision_named_weights_choose_preprocessing(tmp_path: Path) -> None:
     first, second = (
-        read_torchvision(torchvision.models.ResNet50_Weights[name], None)
+        torchvision_models.read_preprocess(torchvision.models.ResNet50_Weights[name], None)
         for name in ("IMAGENET1K_V1", "IMAGENET1K_V2")
     )
     assert (first.crop_fraction, second.crop_fraction) == (224 / 256, 224 / 232)
@@ -465,7 +485,8 @@ def test_onnx_embeds(tmp_path: Path) -> None:
     assert teacher.params == PROJECTION.size
     assert teacher.count_macs() == PROJECTION.size
     same = open_teacher(f"onnx:{make_graph(tmp_path / 'again.onnx')}")
-    other = open_teacher(f"onnx:{make_graph(tmp_path / 'other.onnx', scores=True)}?output=embedding")
+    changed = make_graph(tmp_path / "other.onnx", scores=True)
+    other = open_teacher(f"onnx:{changed}?output=embedding")
     assert same.fingerprint() == teacher.fingerprint()
     assert other.weights_hash != teacher.weights_hash
 
@@ -553,8 +574,8 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "my_teachers.py").write_text(FACTORIES)
     (tmp_path / "my_broken.py").write_text("import nothing_of_this_name")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p not in ("", ".")])
-    monkeypatch.delitem(__import__("sys").modules, "my_teachers", raising=False)
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p not in ("", ".")])
+    monkeypatch.delitem(sys.modules, "my_teachers", raising=False)
     return "python:my_teachers:"
 
 
@@ -603,14 +624,7 @@ def test_python_weights_make_the_identity(factories: str) -> None:
         ("my_teachers", ConfigError, "python:pkg.module:factory"),
     ],
 )
-def test_python_mistakes(
-    factories: str, target: str, error: type[Exception], message: str
-) -> None:
+def test_python_mistakes(factories: str, target: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         open_teacher(f"python:{target}")
     assert "\n" not in str(caught.value)
-
-
-def test_a_module_is_no_teacher_by_name() -> None:
-    assert isinstance(torchvision_models, types.ModuleType)
-    assert describe_source("python") == describe_source("onnx") == []

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from whiten import losses
 from whiten.card import model_card
-from whiten.devices import best_device, resolve_precision
+from whiten.devices import best_device, computes_faster_in_bf16, resolve_precision
 from whiten.errors import RunError
 from whiten.fusion import check_strategy, fuse, positive_wins
 from whiten.media import Skipped, ordered_map, read_bytes
@@ -120,8 +120,7 @@ def _launch(
     from lightning_fabric.strategies import DDPStrategy
 
     device = best_device().type if spec.accelerator == "auto" else spec.accelerator
-    # The projection alone is too small to gain from fewer bits.
-    precision = "32" if spec.backbone_lr == 0 else resolve_precision(spec.precision, device)
+    precision = _training_precision(spec, device)
     processes = spec.devices * spec.nodes
     is_launched = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
     strategy: Any = "auto"
@@ -151,6 +150,16 @@ def _launch(
             prepare(run, images, spec, embeddings, show_progress=show_progress)
         fabric.barrier()
         train(fabric, run, spec, show_progress)
+
+
+def _training_precision(spec: DistillSpec, device: str) -> str:
+    if spec.backbone_lr == 0:
+        return "32"  # the projection alone is too small to gain from fewer bits
+    precision = resolve_precision(spec.precision, device)
+    if spec.precision == "auto" and precision == "bf16" and device == "cpu":
+        net, _ = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+        return "bf16" if computes_faster_in_bf16(net, device) else "32"
+    return precision
 
 
 def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -> None:

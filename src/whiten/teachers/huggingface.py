@@ -70,9 +70,9 @@ def open_uri(uri: TeacherURI) -> Teacher:
             uri.target, trust_remote_code=False, output_loading_info=True
         )
         licence = _licence(folder / "README.md" if is_local else uri.target)
-    has_pooler = _check_weights(model, info, uri)
+    _check_weights(model, info, uri)
     preprocess = read_preprocess(processor, options["size"], uri)
-    forward, readout = _choose_readout(model.float().eval(), pool, has_pooler, uri)
+    forward, readout = _choose_readout(model.float().eval(), pool, uri)
     return Teacher(
         uri=str(uri),
         name=folder.name,
@@ -163,11 +163,8 @@ def _licence(card: str | Path) -> str:
     return str(facts.get("license_name") or name) if name == "other" else str(name)
 
 
-def _check_weights(model: Any, info: dict[str, Any], uri: TeacherURI) -> bool:
-    """Whether the model's pooler was trained; one that was not is taken out.
-
-    A classifier that was fine-tuned without its pooler leaves the pooler's weights random.
-    """
+def _check_weights(model: Any, info: dict[str, Any], uri: TeacherURI) -> None:
+    """Take out a pooler that was not trained, as those of classifiers are; refuse other gaps."""
     missing = sorted(info["missing_keys"])
     others = [key for key in missing if not key.startswith("pooler.")]
     if others:
@@ -177,11 +174,10 @@ def _check_weights(model: Any, info: dict[str, Any], uri: TeacherURI) -> bool:
         )
     if missing:
         model.pooler = None
-    return not missing
 
 
 def _choose_readout(
-    model: Any, pool: str, has_pooler: bool, uri: TeacherURI
+    model: Any, pool: str, uri: TeacherURI
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """The function from images to embeddings, and the name of what it takes where that varies."""
     is_two_towers = hasattr(model, "get_image_features")
@@ -209,7 +205,7 @@ def _choose_readout(
 
     def embed(images: Tensor) -> Tensor:
         out = run(images, **settings)
-        pooled = getattr(out, "pooler_output", None) if has_pooler else None
+        pooled = getattr(out, "pooler_output", None)
         if pool == "pooler" or (not pool and pooled is not None):
             if pooled is None:
                 raise ConfigError(f"{uri} has no trained pooler: take pool=cls or pool=avg")
