@@ -28,7 +28,7 @@ from torch import Tensor
 
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
 from whiten.spec import parse_uri
-from whiten.teachers import base, huggingface, open_teacher, openclip
+from whiten.teachers import hub, huggingface, open_teacher, openclip
 from whiten.views import Preprocess, View, render
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -40,7 +40,7 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(base, "answers", refuse_network)
+    monkeypatch.setattr(hub, "answers", refuse_network)
 
 
 def refuse_network(server: str) -> bool:
@@ -475,7 +475,7 @@ def test_without_network(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: Any, **__: Any) -> None:
         pytest.fail("tried to download")
 
-    monkeypatch.setattr(base, "answers", lambda _: False)
+    monkeypatch.setattr(hub, "answers", lambda _: False)
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", download)
     assert "(no network)" in fail_to_open(uri)
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
@@ -493,7 +493,7 @@ def test_hub_refuses(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("403 Forbidden\nsee the manual")
 
-    monkeypatch.setattr(base, "answers", lambda _: True)
+    monkeypatch.setattr(hub, "answers", lambda _: True)
     monkeypatch.setattr(timm, "create_model", refuse)
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", refuse)
     monkeypatch.setattr(open_clip, "create_model", refuse)
@@ -507,7 +507,7 @@ def test_cached_model_needs_no_network(tmp_path: Path, monkeypatch: pytest.Monke
     save_hf(model, cache / "snapshots" / ("0" * 40))
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text("0" * 40)
-    monkeypatch.setattr(base, "answers", lambda _: False)
+    monkeypatch.setattr(hub, "answers", lambda _: False)
     run_hf("hf:somebody/model", lambda x: model(x).pooler_output)
 
 
@@ -545,7 +545,7 @@ def server() -> Iterator[str]:
 def test_any_answer_means_a_network(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "*")
-    assert base.answers(server)
+    assert hub.answers(server)
 
 
 def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,6 +554,6 @@ def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         start = time.monotonic()
-        assert not base.answers(address, seconds=0.2)
+        assert not hub.answers(address, seconds=0.2)
         assert time.monotonic() - start < 5
-    assert not base.answers(address)  # nobody listens any more
+    assert not hub.answers(address)  # nobody listens any more

@@ -6,6 +6,7 @@ Heavy imports happen inside the verb that needs them.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -35,7 +36,9 @@ Uris = Annotated[list[str], Parameter(consume_multiple=True)]
 
 
 @app.command
-def teachers(pattern: str = "", /, *, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
+def teachers(
+    pattern: str = "", /, *, as_json: Annotated[bool, Parameter("--json")] = False
+) -> None:
     """List the models that can teach, and describe one.
 
     Args:
@@ -99,8 +102,9 @@ def embed(
 
     if precision not in ("32", "bf16"):
         raise ConfigError(f"precision must be 32 or bf16, not {precision!r}")
-    if views < 1:
-        raise ConfigError(f"views must be at least 1, not {views}")
+    for name, value in (("views", views), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
     items = find_items(images)
     model = open_teacher(teacher).to(best_device())
     with progress(f"embed {model.name}") as update:
@@ -319,19 +323,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `whiten`."""
     warnings.showwarning = _show_warning
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not text stay whole
     try:
         app(with_config(tokens))
     except (WhitenError, CycloptsError) as error:
         _fail(_one_line(error))
     except KeyboardInterrupt:
-        _fail("interrupted: what is done is kept, the same command goes on (distill: with --resume)", 130)
+        _fail(
+            "interrupted: what is done is kept, the same command goes on (distill: with --resume)",
+            130,
+        )
     except BrokenPipeError:  # `whiten … | head` is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         _fail(
-            f"{error.strerror or error}:{where}; what is done is kept, make room or give access and "
-            "run again"
+            f"{error.strerror or error}:{where}; what is done is kept, make room or give access "
+            "and run again"
         )
 
 
@@ -341,16 +350,20 @@ def with_config(tokens: list[str]) -> list[str]:
     Raises:
         ConfigError: the file is missing, no mapping, or has an unknown option.
     """
-    if "--config" not in tokens[:-1] or tokens[0] != "distill":
+    if tokens[:1] != ["distill"]:
         return tokens
-    path = Path(tokens[tokens.index("--config") + 1])
+    named = [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--config"]
+    named += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
+    if not named:
+        return tokens
+    path = Path(named[0])
     import yaml
 
     try:
         options = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {_one_line(error)}") from error
-    known = {name for name in DistillSpec.__dataclass_fields__}
+    known = set(DistillSpec.__dataclass_fields__)
     if not isinstance(options, dict):
         raise ConfigError(f"{path} must hold options, one `name: value` a line")
     given = {token.partition("=")[0] for token in tokens if token.startswith("--")}
@@ -387,7 +400,9 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # Half a surrogate pair stands for a byte of a file name that is not text: JSON can escape it.
+    print(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

@@ -39,7 +39,9 @@ def resolve_precision(wanted: str, device_type: str) -> str:
     if wanted == "auto":
         return "bf16" if computes_bf16(device_type) else "32"
     if wanted == "16" and device_type != "cuda":
-        raise ConfigError(f"precision 16 needs a CUDA device, this is {device_type}: use bf16 or 32")
+        raise ConfigError(
+            f"precision 16 needs a CUDA device, this is {device_type}: use bf16 or 32"
+        )
     return wanted
 
 

@@ -34,7 +34,14 @@ from whiten.prepare import TrainingSet, prepare
 from whiten.progress import progress
 from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec
-from whiten.student import StudentConfig, StudentNet, build_student, save_student
+from whiten.student import (
+    StudentConfig,
+    StudentNet,
+    build_student,
+    freeze_unused,
+    load_student,
+    save_student,
+)
 from whiten.views import Preprocess, render_bytes
 
 
@@ -97,7 +104,7 @@ def distill(
     if is_worker or not run.is_finished:
         _launch(run, str(images), spec, Path(embeddings or run.embeddings), show_progress)
     records = run.read_metrics()
-    _, config = _read_student(run)
+    _, config = load_student(run.student)
     return DistillResult(
         out=run.root,
         student=run.student,
@@ -105,12 +112,6 @@ def distill(
         loss=records[-1]["loss"] if records else math.nan,
         skipped=[Skipped(*pair) for pair in config.training.get("skipped", [])],
     )
-
-
-def _read_student(run: RunFolder) -> tuple[StudentNet, StudentConfig]:
-    from whiten.student import load_student
-
-    return load_student(run.student)
 
 
 def _launch(
@@ -128,7 +129,6 @@ def _launch(
         strategy = DDPStrategy(
             start_method="popen" if is_launched or spec.nodes > 1 else "spawn",
             timeout=timedelta(days=7),  # the others wait while rank 0 embeds
-            find_unused_parameters=True,  # timm heads have layers that features do not use
         )
     fabric = Fabric(
         accelerator=spec.accelerator,
@@ -143,13 +143,18 @@ def _launch(
     if processes == 1:
         train(fabric, run, spec, show_progress)
     elif ready:
-        fabric.launch(train, run, spec, show_progress)
+        # Plain values: the launcher refuses frozen dataclasses.
+        fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), show_progress)
     else:
         fabric.launch()
         if fabric.is_global_zero:
             prepare(run, images, spec, embeddings, show_progress=show_progress)
         fabric.barrier()
         train(fabric, run, spec, show_progress)
+
+
+def _train_spawned(fabric: Any, root: str, options: dict[str, Any], show_progress: bool) -> None:
+    train(fabric, RunFolder(Path(root)), DistillSpec.from_mapping(options), show_progress)
 
 
 def _training_precision(spec: DistillSpec, device: str) -> str:
@@ -172,6 +177,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     # With a frozen backbone its cached features are the input, and the projection is all there is to train.
     is_frozen = spec.backbone_lr == 0
     trained: nn.Module = net.projection if is_frozen else net
+    freeze_unused(net, config.preprocess)
     if fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
         trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)
     optimizer = _optimizer(net, spec)
@@ -208,8 +214,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, total, spec) * group["lr_scale"]
             student_x, student_y = model(inputs).float().chunk(2)
-            loss, wins = _loss(data, batch, student_x, student_y, spec, fabric, step)
-            value = float(loss.detach())
+            loss, value, wins = _loss(data, batch, student_x, student_y, spec, fabric, step)
             if not math.isfinite(value):
                 raise RunError(_nan_message(run, data, batch, step))
             wrapped.zero_grad()
@@ -255,21 +260,24 @@ def _loss(
     spec: DistillSpec,
     fabric: Any,
     step: int,
-) -> tuple[Tensor, list[float]]:
-    """The loss of this process's part of a batch, and the positives that each teacher won."""
+) -> tuple[Tensor, float, list[float]]:
+    """What this process minimises, the joined batch's loss, and the positives each teacher won."""
     targets_x, targets_y = data.teacher_targets(batch, fabric.device)
     student = losses.student_similarity(student_x, student_y)
     teachers = losses.teacher_similarities(targets_x, targets_y)
     generator = torch.Generator().manual_seed(_step_seed(spec.seed, step))
     target = fuse(teachers, spec.fusion, generator=generator)
+    joined = losses.similarity_kl(student, target, spec.temperature)
+    value = float(joined.detach())
     # Gradients are averaged over processes, whereas each holds only its own rows' part of the sum.
-    loss = losses.similarity_kl(student, target, spec.temperature) * fabric.world_size
+    loss = joined * fabric.world_size
     if spec.align > 0:
         fused_x, fused_y = data.fused_targets(batch, fabric.device)
         regression = losses.alignment_loss(student_x, fused_x)
         regression = (regression + losses.alignment_loss(student_y, fused_y)) / 2
         loss = loss + spec.align * regression
-    return loss, positive_wins(teachers).tolist()
+        value += spec.align * float(fabric.all_reduce(regression.detach()))
+    return loss, value, positive_wins(teachers).tolist()
 
 
 def learning_rate(step: int, total: int, spec: DistillSpec) -> float:

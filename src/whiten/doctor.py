@@ -51,13 +51,18 @@ def diagnose() -> Diagnosis:
         if missing:
             advice.append(f"for {extra}: models: pip install 'whiten[{extra}]'")
     if device.type == "cpu":
-        advice.append("no GPU: keep the teachers cached (the default), and try --backbone-lr 0 first")
+        advice.append(
+            "no GPU: keep the teachers cached (the default), and try --backbone-lr 0 first"
+        )
         if cores and torch.get_num_threads() > cores:
             advice.append(
-                f"torch runs {torch.get_num_threads()} threads on {cores} cores: set OMP_NUM_THREADS={cores}"
+                f"torch runs {torch.get_num_threads()} threads on {cores} cores: "
+                f"set OMP_NUM_THREADS={cores}"
             )
         if os.getloadavg()[0] > (cores or 1) if hasattr(os, "getloadavg") else False:
-            advice.append("other programs keep this machine busy: embedding may take several times longer")
+            advice.append(
+                "other programs keep this machine busy: embedding may take several times longer"
+            )
         if sys.platform == "linux" and "+cu" in torch.__version__:
             advice.append("torch is a CUDA build but there is no GPU: the CPU build is smaller")
     elif (cores or 1) < 4:
@@ -75,5 +80,9 @@ def _version(distribution: str) -> str:
 def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        return f"{count} x {torch.cuda.get_device_name()}" if count > 1 else torch.cuda.get_device_name()
+        return (
+            f"{count} x {torch.cuda.get_device_name()}"
+            if count > 1
+            else torch.cuda.get_device_name()
+        )
     return {"mps": "Apple GPU (mps)", "cpu": "CPU"}[device.type]

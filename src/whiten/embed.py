@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten import __version__
-from whiten.errors import ConfigError, ImageError, NoImagesError
+from whiten.errors import ConfigError, ImageError, NoImagesError, StoreError
 from whiten.media import Item, Skipped, content_hash, display_path, ordered_map, read_bytes
 from whiten.spec import ViewPlan
 from whiten.store import Origin, Row, Store, stored_precision
@@ -76,9 +76,18 @@ def embed(
 
     Raises:
         NoImagesError: not one image could be read.
-        StoreError: the folder holds something else, or another model's embeddings.
+        StoreError: the folder holds something else, or another model's embeddings; or the teacher
+            holds views of another plan.
     """
     plan = plan or ViewPlan()
+    if not items:
+        raise NoImagesError("there are no images to embed: name a folder with images")
+    if max(views) > 0 and teacher.plan not in ("", plan.fingerprint()):
+        raise StoreError(
+            f"{teacher.uri} holds views of another view plan, {teacher.plan[:8]}, not "
+            f"{plan.fingerprint()[:8]} (seed {plan.seed}): use the seed that it was made with, or "
+            "whole images only"
+        )
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype must be float32 or float16, not {dtype!r}")
     origin = Origin(
@@ -183,7 +192,7 @@ def _drop_outdated(store: Store, items: Sequence[Item]) -> None:
         unread = [s.id for s in shard.skipped if s.id in places]
         if suspects and not hashes:
             hashes = store.content_hashes()
-        if any(_modified(places[name]) > written for name in unread) or any(
+        if any(_touched(places[name]) > written for name in unread) or any(
             _is_other(places[name], hashes[name]) for name in suspects
         ):
             store.drop_shard(shard)
@@ -201,6 +210,18 @@ def _modified(path: str) -> float:
         return os.stat(path).st_mtime
     except OSError:
         return 0.0
+
+
+def _touched(path: str) -> float:
+    """When a file last came, went or changed, or its permissions did.
+
+    Unlike the time of its content, this tells when a file is put back from a backup.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0.0
+    return max(status.st_mtime, status.st_ctime)
 
 
 def _embed_batch(
@@ -227,9 +248,11 @@ def _look_up(
     teacher: Teacher, batch: Sequence[tuple[Task, Rendered]], skipped: list[Skipped]
 ) -> list[Row]:
     assert teacher.lookup is not None
-    rows = []
+    rows: list[Row] = []
     for task, result in batch:
-        found = [(view, teacher.lookup(result.content_hash, view)) for view in task.views]
+        found = [
+            (view, teacher.lookup(result.content_hash, view, task.item.id)) for view in task.views
+        ]
         missing = [view for view, vector in found if vector is None]
         if missing:
             skipped.append(Skipped(task.item.id, f"view {missing[0]} is not in {teacher.uri}"))
@@ -257,6 +280,13 @@ def _batch_size(teacher: Teacher) -> int:
     return BATCH if teacher.device.type == "cpu" else 8 * BATCH
 
 
-def store_folder(root: Path, teacher: Teacher) -> Path:
-    """Where a run keeps the embeddings of a teacher: a name for people, a hash for safety."""
-    return root / f"{teacher.name}-{teacher.fingerprint()[:8]}"
+def store_folder(root: Path, teacher: Teacher, *, precision: str = "32", seed: int = 0) -> Path:
+    """Where a cache keeps the embeddings of a teacher: a name for people, a hash for safety.
+
+    What differs in precision or in the seed of its views lies apart, so that runs with different
+    options can share a cache.
+    """
+    name = f"{teacher.name}-{teacher.fingerprint()[:8]}".replace("/", "-")
+    suffixes = [precision] if precision != "32" else []
+    suffixes += [f"seed{seed}"] if seed else []
+    return root / "-".join([name, *suffixes])

@@ -63,10 +63,7 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """Changes when any weights, preprocessing or whitening change."""
-        whiteners = [
-            None if p.whitener is None else content_hash(p.whitener.projection_.tobytes())
-            for p in self.parts
-        ]
+        whiteners = [None if p.whitener is None else _hash(p.whitener) for p in self.parts]
         return fingerprint([[p.teacher.fingerprint() for p in self.parts], whiteners])
 
     def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
@@ -75,10 +72,13 @@ class Encoder:
         Raises:
             ImageError: an image cannot be read; the message names it.
         """
-        single = isinstance(images, str | os.PathLike | Image.Image) or (
-            isinstance(images, np.ndarray) and images.ndim == 3
-        )
-        inputs: Sequence[Embeddable] = [images] if single else images  # type: ignore[list-item, assignment]
+        inputs: Sequence[Embeddable]
+        if isinstance(images, str | os.PathLike | Image.Image):
+            inputs = [images]
+        elif isinstance(images, np.ndarray):
+            inputs = list(images) if images.ndim == 4 else [images]
+        else:
+            inputs = images
         if not len(inputs):
             return np.zeros((0, self.dim), np.float32)
         return self._join([part.apply(_embed_part(part.teacher, inputs)) for part in self.parts])
@@ -125,14 +125,20 @@ class Encoder:
         return joined.astype(np.float32, copy=False)
 
 
+def _hash(whitener: Whitener) -> str:
+    assert whitener.mean_ is not None
+    return content_hash(whitener.mean_.tobytes() + whitener.projection_.tobytes())
+
+
 def embed_cached(
     teacher: Teacher, items: Sequence[Item], cache: Path, workers: int, show_progress: bool
 ) -> Store:
     """Embed whole images into the cache's store of this teacher, as far as they are missing."""
     with progress(f"embed {teacher.name}", enabled=show_progress) as update:
-        return embed(
-            items, teacher, store_folder(cache, teacher), workers=workers, progress=update
-        )
+        exact, half = (store_folder(cache, teacher, precision=p) for p in ("32", "bf16"))
+        # What a bf16 run has cached is taken as it is; anything else would embed twice.
+        folder = half if half.exists() and not exact.exists() else exact
+        return embed(items, teacher, folder, workers=workers, progress=update)
 
 
 def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:

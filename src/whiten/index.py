@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from whiten.encoder import Embeddable, Encoder
-from whiten.errors import StoreError
+from whiten.errors import ConfigError, StoreError
 from whiten.evaluate import top_k
 from whiten.media import Item, Skipped
 from whiten.run_folder import write_atomically
@@ -22,6 +22,9 @@ _MANIFEST = "manifest.json"
 _VECTORS = "vectors.npy"
 _IDS = "ids.json"
 _EMBEDDINGS = "embeddings"
+_PARTIAL = f".{_VECTORS}.partial"
+_NAMES = (_MANIFEST, _VECTORS, _IDS)
+_PARTS = {_EMBEDDINGS, *_NAMES, *(f".{name}.partial" for name in _NAMES)}  # also of a killed build
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,16 @@ class Index:
         *,
         show_progress: bool = False,
     ) -> Index:
-        """Index a collection, or bring an index up to date: only new and changed images are embedded.
+        """Index a collection, or bring its index up to date.
+
+        Only new and changed images are embedded.
 
         Raises:
             StoreError: the folder holds something else, or another model's index.
             NoImagesError: no image can be read.
         """
         root = Path(folder)
-        if root.is_dir() and any(root.iterdir()) and not (root / _EMBEDDINGS).is_dir():
+        if root.is_dir() and any(path.name not in _PARTS for path in root.iterdir()):
             raise StoreError(f"{root} holds something else than an index: name another folder")
         if (root / _MANIFEST).exists():
             cls.open(root)._require(encoder)
@@ -92,7 +97,7 @@ class Index:
         kept, vectors, skipped = encoder.embed_items(
             items, cache=root / _EMBEDDINGS, show_progress=show_progress
         )
-        partial = root / f".{_VECTORS}.partial"
+        partial = root / _PARTIAL
         with partial.open("wb") as file:
             np.save(file, vectors)
         os.replace(partial, root / _VECTORS)
@@ -127,7 +132,7 @@ class Index:
             model = str(manifest["model"])
         except FileNotFoundError as error:
             raise StoreError(f"{root} is not an index: build one with `whiten search`") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{root} is damaged ({error}): delete it and search again") from error
         if vectors.shape != shape or not len(ids) == len(paths) == shape[0]:
             raise StoreError(f"{root} is damaged, its parts do not fit: delete it and search again")
@@ -141,7 +146,10 @@ class Index:
         Raises:
             StoreError: the encoder is another model than the index was built with.
             ImageError: a query cannot be read.
+            ConfigError: k is below 1.
         """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, not {k}")
         self._require(encoder)
         return [
             [
@@ -154,6 +162,7 @@ class Index:
     def _require(self, encoder: Encoder) -> None:
         if encoder.fingerprint() != self.model:
             raise StoreError(
-                f"{self.folder} was built with another model ({self.model[:8]}) than {encoder.name} "
-                f"({encoder.fingerprint()[:8]}): name another index folder, or delete this one"
+                f"{self.folder} was built with another model ({self.model[:8]}) than "
+                f"{encoder.name} ({encoder.fingerprint()[:8]}): name another index folder, or "
+                "delete this one"
             )

@@ -30,9 +30,9 @@ def distillation_loss(
     (Whiten-MTD, eq. of the similarity distillation; τ = 0.05).
 
     Inside a process group the embeddings of all processes are gathered first, so the value
-    is that of the joined batch; each process receives the gradient of its own rows. Sum
-    the processes' gradients (with DistributedDataParallel, which averages them, scale the loss by the
-    number of processes).
+    is that of the joined batch; each process receives the gradient of its own rows. Sum the
+    processes' gradients (with DistributedDataParallel, which averages them, scale the loss by
+    the number of processes).
 
     Args:
         student_x, student_y: (B, d) embeddings of the pairs' two sides; L2-normalised here.
@@ -72,7 +72,7 @@ def sum_of_directions(student: Tensor, target: Tensor) -> Tensor:
 
 
 def alignment_loss(student: Tensor, target: Tensor) -> Tensor:
-    """Mean cosine distance `1 - cos(student_i, target_i)` of (B, d) embeddings to (B, d) targets."""
+    """Mean cosine distance `1 - cos(student_i, target_i)` of two (B, d) sets of embeddings."""
     return (1.0 - F.cosine_similarity(student.float(), target.float(), dim=1)).mean()
 
 
@@ -90,10 +90,7 @@ def teacher_similarities(teachers_x: Sequence[Tensor], teachers_y: Sequence[Tens
             "pass the same teachers, at least one, for both sides"
         )
     return torch.stack(
-        [
-            _unit(gather(x)) @ _unit(gather(y)).T
-            for x, y in zip(teachers_x, teachers_y, strict=True)
-        ]
+        [_unit(gather(x)) @ _unit(gather(y)).T for x, y in zip(teachers_x, teachers_y, strict=True)]
     )
 
 

@@ -6,25 +6,41 @@ import csv
 import hashlib
 import io
 import os
+import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from collections import deque
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from whiten.errors import ConfigError, ImageError, NoImagesError
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .avif .jp2 .ico .tga".split()
-)
+# fmt: off
+SUFFIXES = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".ico", ".tga",
+])
+# fmt: on
 MAX_PIXELS = 200_000_000  # 600 MB as RGB; a JPEG may be larger, its decoder can shrink it
 
 _ORIENTATION = 0x0112  # EXIF tag
+# What turns an image of each orientation upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_SIDE = frozenset([5, 6, 7, 8])
 
 # The limit above replaces Pillow's process-wide one, which would warn at half of it.
 Image.MAX_IMAGE_PIXELS = None
@@ -61,12 +77,13 @@ def find_items(source: str | os.PathLike[str]) -> list[Item]:
 
     In a folder whose images all lie one folder deep or deeper, the folder that holds an
     image is its group; images directly in the root have none. Hidden files and folders are
-    passed over, links to folders are not followed. In a table, relative paths start at the table's folder. The
-    order is by id, the same on every machine.
+    passed over, links to folders are not followed. In a table, relative paths start at the
+    table's folder. The order is by id, the same on every machine.
 
     Raises:
         NoImagesError: the source is missing or names no image.
-        ConfigError: a table without a `path` column, or with a path twice.
+        ConfigError: a table that cannot be read, without a `path` column, or with a path
+            missing or twice.
     """
     root = Path(source)
     if root.is_dir():
@@ -103,14 +120,28 @@ def _walk(root: Path) -> Iterator[Item]:
 
 def _read_table(table: Path) -> Iterator[Item]:
     seen = set()
-    for path, group in _table_rows(table):
+    for number, (path, group) in enumerate(_rows_or_refuse(table), start=1):
+        if not path:
+            raise ConfigError(f"{table} has no path in row {number}: give every row its image")
         if path in seen:
             raise ConfigError(f"{table} lists {path!r} twice: list every image once")
         seen.add(path)
         yield Item(path, os.path.join(table.parent, path), group or None)
 
 
-def _table_rows(table: Path) -> Iterator[tuple[str, str | None]]:
+def _rows_or_refuse(table: Path) -> Iterator[tuple[str | None, str | None]]:
+    from pyarrow import ArrowException
+
+    try:
+        yield from _table_rows(table)
+    except (OSError, UnicodeError, csv.Error, ArrowException) as error:
+        raise ConfigError(
+            f"cannot read {table} ({str(error).splitlines()[0]}): "
+            "it must be CSV in UTF-8, or Parquet"
+        ) from error
+
+
+def _table_rows(table: Path) -> Iterator[tuple[str | None, str | None]]:
     if table.suffix.lower() == ".csv":
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -126,8 +157,8 @@ def _table_rows(table: Path) -> Iterator[tuple[str, str | None]]:
         wanted = [name for name in ("path", "group") if name in names]
         for batch in parquet.iter_batches(columns=wanted):
             for row in batch.to_pylist():
-                group = row.get("group")
-                yield str(row["path"]), None if group is None else str(group)
+                path, group = row["path"], row.get("group")
+                yield None if path is None else str(path), None if group is None else str(group)
 
 
 def _require_path_column(table: Path, names: Iterable[str]) -> None:
@@ -137,7 +168,7 @@ def _require_path_column(table: Path, names: Iterable[str]) -> None:
 
 def display_path(path: str) -> str:
     """The absolute path as valid UTF-8, for tables and messages."""
-    return _text(os.path.abspath(path))
+    return _text(os.path.abspath(path))  # noqa: PTH100 - links stay as the user named them
 
 
 def _text(name: str) -> str:
@@ -171,9 +202,7 @@ def decode(data: bytes) -> Image.Image:
     return decode_scaled(data, min_side=None)[0]
 
 
-def decode_scaled(
-    data: bytes, *, min_side: int | None
-) -> tuple[Image.Image, tuple[int, int]]:
+def decode_scaled(data: bytes, *, min_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
     """Decode to an upright RGB image of 8 bits a channel, and its (width, height) at full size.
 
     Transparency is laid over white, CMYK and grey are converted, 16-bit and float images are
@@ -188,27 +217,65 @@ def decode_scaled(
         ImageError: not an image, truncated, or larger than MAX_PIXELS.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a damaged EXIF block is no reason to lose the image
-            with Image.open(io.BytesIO(data)) as opened:
-                full_size = opened.size
-                if opened.getexif().get(_ORIENTATION, 1) >= 5:  # lying on its side
-                    full_size = full_size[::-1]
-                if min_side is not None and min_side < min(opened.size):
-                    # Only the JPEG decoder acts on this.
-                    opened.draft(None, _draft_size(opened.size, min_side))
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise ImageError(
-                        f"{opened.width}x{opened.height} pixels, above the limit of {MAX_PIXELS:,}"
-                    )
-                opened.load()
-                return _to_rgb(ImageOps.exif_transpose(opened)), full_size
+        with _no_pillow_warnings(), Image.open(io.BytesIO(data)) as opened:
+            full_size = opened.size
+            if min_side is not None and min_side < min(opened.size):
+                # Only the JPEG decoder acts on this.
+                opened.draft(None, _draft_size(opened.size, min_side))
+            # Before anything else: asking a PNG for its EXIF block decodes it.
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ImageError(
+                    f"{opened.width}x{opened.height} pixels, above the limit of {MAX_PIXELS:,}"
+                )
+            opened.load()
+            image = _to_rgb(opened)
+            orientation = _orientation(opened)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        return image, full_size[::-1] if orientation in _ON_SIDE else full_size
     except ImageError:
         raise
     except UnidentifiedImageError:
         raise ImageError("not an image, or of an unknown format") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
-        raise ImageError(f"damaged: {str(error).splitlines()[0] if str(error) else error!r}") from None
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise ImageError(f"damaged: {reason}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # a damaged EXIF block is no reason to lose the image
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+_warnings_lock = threading.Lock()
+_warnings_off = ExitStack()
+_decoding = 0  # threads that are inside `_no_pillow_warnings`
+
+
+@contextmanager
+def _no_pillow_warnings() -> Iterator[None]:
+    """Silence Pillow (damaged EXIF blocks, odd palettes) in all threads that decode.
+
+    The filters of `warnings` belong to the process. If each thread saved and restored them, two
+    that overlap would restore each other's: the first one in saves, the last one out restores.
+    """
+    global _decoding
+    with _warnings_lock:
+        if _decoding == 0:
+            _warnings_off.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module="PIL")
+        _decoding += 1
+    try:
+        yield
+    finally:
+        with _warnings_lock:
+            _decoding -= 1
+            if _decoding == 0:
+                _warnings_off.close()
 
 
 def _draft_size(size: tuple[int, int], min_side: int) -> tuple[int, int]:
@@ -217,11 +284,12 @@ def _draft_size(size: tuple[int, int], min_side: int) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
+    is_transparent = "transparency" in image.info
+    if image.mode == "RGB" and not is_transparent:
+        return image.copy()
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or is_transparent:
         layered = image.convert("RGBA")
         canvas = Image.new("RGBA", layered.size, "white")
         return Image.alpha_composite(canvas, layered).convert("RGB")

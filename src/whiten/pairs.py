@@ -133,7 +133,7 @@ def plan_pairs(
     size = min(batch_size, len(classes)) // processes * processes
     if size < 2:
         raise ConfigError(
-            f"{len(classes)} different image{'' if len(classes) == 1 else 's'} or groups are too few "
-            f"for {processes} process{'' if processes == 1 else 'es'}: give at least 2 for each"
+            f"{len(classes)} different image{'' if len(classes) == 1 else 's'} or groups are too "
+            f"few for {processes} process{'' if processes == 1 else 'es'}: give at least 2 for each"
         )
     return PairPlan(list(classes.values()), source == "views", views, size, seed)

@@ -63,7 +63,7 @@ def prepare(
             return embed(
                 wanted,
                 teacher.to(device),
-                store_folder(embeddings, teacher),
+                store_folder(embeddings, teacher, precision=precision, seed=spec.seed),
                 views=numbers,
                 plan=view_plan,
                 precision=precision,
@@ -73,13 +73,14 @@ def prepare(
 
     # With teachers online only the whitening is fitted on cached embeddings, of whole images.
     teacher_views = range(1) if spec.teachers_online else range(views)
-    stores, described = [], []
+    stores: list[Store] = []
+    described: list[dict[str, str]] = []
     for uri in spec.teachers:
         teacher = open_teacher(uri)
         stores.append(cache(teacher, items, teacher_views, teacher.name))
         described.append(
             {
-                "name": _unique(teacher.name, [str(d["name"]) for d in described]),
+                "name": _unique(teacher.name, [d["name"] for d in described]),
                 "uri": uri,
                 "licence": teacher.licence,
                 "fingerprint": teacher.fingerprint(),
@@ -228,9 +229,7 @@ class TrainingSet:
             table = pq.read_table(run.targets / "items.parquet").to_pydict()
         except (OSError, ValueError) as error:
             raise RunError(f"{run.targets} is incomplete: run again with --resume") from error
-        items = [
-            Item(*row) for row in zip(table["id"], table["path"], table["group"], strict=True)
-        ]
+        items = [Item(*row) for row in zip(table["id"], table["path"], table["group"], strict=True)]
         plan = plan_pairs(
             table["group"],
             table["content_hash"],
@@ -279,9 +278,7 @@ class TrainingSet:
         halves = [torch.from_numpy(rows).to(device).chunk(2) for rows in both]
         return [half[0] for half in halves], [half[1] for half in halves]
 
-    def fused_targets(
-        self, batch: Sequence[Pair], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def fused_targets(self, batch: Sequence[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
         """(b, dim) targets in the fused teacher space."""
         rows = _rows(open_targets(_fused_path(self.run)), self.sides(batch))
         x, y = torch.from_numpy(rows).to(device).chunk(2)

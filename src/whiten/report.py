@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from whiten.report_page import PAGE, RETRIEVALS_HELP, SECTIONS, STYLE, TABLE_HELP
+
 Array = npt.NDArray[Any]
 Kind = Literal["teacher", "fusion-raw", "fusion-whitened", "student"]
 
@@ -162,46 +164,6 @@ def _fit(name: str, room: int) -> str:
     return fitted
 
 
-# What each figure is called and how to read it, in the order of the page.
-SECTIONS = {
-    "results": (
-        "Accuracy",
-        "Longer is better; the dark line is the 95 % interval, and where the intervals of two "
-        "encoders overlap much, the difference may be chance.",
-    ),
-    "accuracy_latency": (
-        "Accuracy and speed",
-        "The best encoder is at the top left, accurate and fast; the mark's area grows with the "
-        "parameters, and the line through it is the 95 % interval.",
-    ),
-    "similarities": (
-        "Similarities before and after whitening",
-        "Teachers can only be compared where their histograms lie over the same range: whitening "
-        "should bring them there, and keep green (same thing) apart from orange (another).",
-    ),
-    "spectra": (
-        "Spectra",
-        "The steeper a line, the fewer axes decide a teacher's raw similarities; the effective "
-        "dimension says about how many.",
-    ),
-    "wins": (
-        "Which teacher is heard",
-        "How often each teacher gave the similarity that a positive pair was trained on: a line "
-        "near 100 % drowns out the others.",
-    ),
-    "loss": (
-        "Training",
-        "The loss should fall and flatten; its height can be compared only between runs with the "
-        "same teachers, fusion and batch size.",
-    ),
-}
-TABLE_HELP = "The best mAP is bold; in brackets stands its 95 % interval over the queries."
-RETRIEVALS_HELP = (
-    "Queries with the best, the median and the worst average precision: green with ✓ is right, "
-    "orange with ✗ is wrong, and the number is the similarity."
-)
-
-
 def write_report(data: ReportData, folder: Path) -> Path:
     """Write `report.html` and `figures/*.png`, each whole or not at all.
 
@@ -229,7 +191,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _draw(data: ReportData) -> dict[str, bytes]:
     """PNGs by the name of their file, only of figures that have data."""
-    from whiten import plots  # matplotlib is slow to import, and a table does not need it
+    from whiten import grids, plots  # matplotlib is slow to import, and a table does not need it
 
     pairs = {
         name: (s.raw_positives, s.raw_negatives, s.whitened_positives, s.whitened_negatives)
@@ -252,9 +214,9 @@ def _draw(data: ReportData) -> dict[str, bytes]:
         "wins": plots.wins(shares, colours),
         "loss": plots.loss(losses),
     }
-    for grids, slug in zip(data.retrievals.values(), _slugs(data.retrievals), strict=True):
-        rows = [(grid.label, grid.query, grid.ap, grid.hits) for grid in grids]
-        drawn[slug] = plots.retrievals(rows)
+    for queries, slug in zip(data.retrievals.values(), _slugs(data.retrievals), strict=True):
+        rows = [(grid.label, grid.query, grid.ap, grid.hits) for grid in queries]
+        drawn[slug] = grids.retrievals(rows)
     return {name: png for name, png in drawn.items() if png is not None}
 
 
@@ -340,63 +302,3 @@ def _table(rows: Sequence[Row]) -> str:
         body += f'<tr><th scope="row">{name}</th><td class="{kind}">{kind}</td>{numbers}</tr>\n'
     table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
     return f'<div class="wide">{table}</div>'
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
-
-STYLE = """
-:root { color-scheme: light dark; --page: #fafafb; --card: #fff; --ink: #1f2430; --quiet: #5b6472;
-  --line: #e3e6eb; --best: #007a59; --warm: #fff8ea; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1c2027; --ink: #e7e9ee;
-  --quiet: #a3abb8; --line: #303641; --best: #35c79b; --warm: #2a2518; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.25rem; }
-h2 { font-size: 1.25rem; margin: 0 0 .25rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-section { margin-top: 2.75rem; }
-section > p { color: var(--quiet); margin: 0 0 .9rem; max-width: 46rem; }
-.notes { background: var(--warm); border-left: 4px solid #e69f00; border-radius: 0 8px 8px 0;
-  margin: 0 0 1.5rem; padding: .8rem 1rem .8rem 2.2rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 45%), 1fr));
-  gap: .9rem 1.25rem; margin: 0; }
-dt { color: var(--quiet); font-size: .85rem; }
-dd { margin: 0; font-weight: 500; }
-.wide, .card, pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
-.wide, pre { background: var(--card); }
-.card { background: #fff; padding: .75rem; }
-.card img { display: block; height: auto; max-width: 100%; margin: 0 auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .8rem; text-align: right; white-space: nowrap; font-weight: 500; }
-thead th { color: var(--quiet); font-size: .85rem; }
-tbody tr { border-top: 1px solid var(--line); }
-tbody th { white-space: normal; min-width: 10rem; }
-th:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
-td[class]::before { content: ""; display: inline-block; width: .65em; height: .65em;
-  border-radius: 50%; margin-right: .5em; background: #8a94a6; }
-td.fusion-raw::before { background: #e69f00; }
-td.fusion-whitened::before { background: #0072b2; }
-td.student::before { background: #009e73; }
-b { color: var(--best); font-weight: 700; }
-pre { margin: 0; padding: 1rem; font: .88rem/1.7 ui-monospace, Menlo, Consolas, monospace; }
-@media (max-width: 40rem) { main { padding: 1.5rem 1rem 3rem; } h1 { font-size: 1.5rem; }
-  th, td { padding: .45rem .55rem; } tbody th { min-width: 8rem; }
-  .card img { max-width: 36rem; } }
-"""

@@ -1,9 +1,13 @@
 """The run folder: what lies where, and what is saved so that a killed run goes on.
 
-    config.yaml     the resolved options          whiteners/    one a teacher
-    metrics.jsonl   a line a step                 checkpoints/  last.ckpt, to resume from
-    student/        the model: whiten.load(…)     embeddings/   the teachers', cached
-    report.html     what came out                 targets/      removed when training ends
+- config.yaml: the resolved options
+- metrics.jsonl: a line a step
+- embeddings/: the teachers', cached
+- whiteners/: one a teacher
+- checkpoints/: last.ckpt, to resume from
+- targets/: removed when training ends
+- student/: the model, for `whiten.load`
+- report.html: what came out
 """
 
 from __future__ import annotations
@@ -78,9 +82,18 @@ class RunFolder:
             return images, DistillSpec.from_mapping(config)
         except FileNotFoundError:
             raise RunError(
-                f"{self.root} is not a run folder: start one with `whiten distill … --out {self.root}`"
+                f"{self.root} is not a run folder: start one with "
+                f"`whiten distill … --out {self.root}`"
             ) from None
-        except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ConfigError) as error:
+        except (
+            OSError,
+            ValueError,  # not UTF-8
+            yaml.YAMLError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ConfigError,
+        ) as error:
             reason = str(error).splitlines()[0]
             raise RunError(
                 f"{self.config} is damaged ({reason}): restore it, or start again with --overwrite"

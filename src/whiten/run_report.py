@@ -64,9 +64,7 @@ def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
     grids = []
     for label, query in picks.items():
         index = place[assessed.evaluation.query_ids[query]]
-        nearest, scores = next(
-            top_k(assessed.vectors[[index]], assessed.vectors, HITS_SHOWN + 1)
-        )
+        nearest, scores = next(top_k(assessed.vectors[[index]], assessed.vectors, HITS_SHOWN + 1))
         item = assessed.items[index]
         hits = [
             Hit(assessed.items[i].path, float(score), assessed.items[i].group == item.group)
@@ -79,7 +77,9 @@ def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
     return grids
 
 
-def sample_similarities(raw: Vectors, whitened: Vectors, groups: Sequence[str | None]) -> Similarities:
+def sample_similarities(
+    raw: Vectors, whitened: Vectors, groups: Sequence[str | None]
+) -> Similarities:
     """Similarities of random pairs of the same group and of different ones.
 
     Args:
@@ -191,15 +191,17 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         single, raw, white = best["teacher"], best["fusion-raw"], best["fusion-whitened"]
         gain = 100 * (white.map - raw.map)
         notes.append(
-            f"Whitening the teachers {'adds' if gain > 0 else 'costs'} {abs(gain):.1f} points of mAP to "
-            f"their fusion ({100 * raw.map:.1f} to {100 * white.map:.1f}); the best single teacher, "
-            f"{single.name}, has {100 * single.map:.1f}."
+            f"Whitening the teachers {'adds' if gain > 0 else 'costs'} {abs(gain):.1f} points of "
+            f"mAP to their fusion ({100 * raw.map:.1f} to {100 * white.map:.1f}); the best single "
+            f"teacher, {single.name}, has {100 * single.map:.1f}."
         )
     if {"student", "fusion-whitened"} <= best.keys():
         student, white = best["student"], best["fusion-whitened"]
-        times = f" with {white.macs / student.macs:.0f} times less compute" if (
-            white.macs and student.macs
-        ) else ""
+        times = (
+            f" with {white.macs / student.macs:.0f} times less compute"
+            if (white.macs and student.macs)
+            else ""
+        )
         relation = "reaches" if student.map >= white.map else "stays below"
         notes.append(
             f"The best student, {student.name}, {relation} the whitened fusion of all teachers "

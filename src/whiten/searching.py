@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 from whiten.encoder import load
 from whiten.errors import ConfigError, ImageError
 from whiten.index import Index, Match
-from whiten.media import Skipped, decode, find_items, read_bytes
+from whiten.media import Skipped, decode, display_path, find_items, read_bytes
 from whiten.run_folder import RunFolder
 from whiten.spec import fingerprint
 
@@ -56,7 +58,7 @@ def search_folder(
     return Found(matches, built.skipped, folder)
 
 
-def read_query(path: Path):  # type: ignore[no-untyped-def]
+def read_query(path: Path) -> Image.Image:
     """The query as an image.
 
     Raises:
@@ -84,19 +86,22 @@ def write_hits_page(query: Path, found: Found) -> Path:
         f"{escape(match.id)}</figcaption></figure>"
         for match in found.matches
     )
+    # A file's name need not be text, the page must be.
+    name, count = escape(Path(display_path(str(query))).name), len(found.matches)
     page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{escape(query.name)}: {len(found.matches)} hits</title>
+<html lang="en"><meta charset="utf-8"><title>{name}: {count} hits</title>
 <style>
 :root {{ color-scheme: light dark }}
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
+  padding: 0 1rem }}
 main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }}
 figure {{ margin: 0 }}
 img {{ background: #fff; border-radius: 6px; object-fit: contain; width: 100%; aspect-ratio: 1 }}
 header img {{ width: 220px }}
 figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
 </style>
-<header><h1>{escape(query.name)}</h1><img src="{_tile(str(query))}" alt="the query"></header>
-<h2>{len(found.matches)} nearest images</h2><main>{tiles}</main></html>
+<header><h1>{name}</h1><img src="{_tile(str(query))}" alt="the query"></header>
+<h2>{count} nearest images</h2><main>{tiles}</main></html>
 """
     with tempfile.NamedTemporaryFile(
         "w", prefix="whiten-", suffix=".html", delete=False, encoding="utf-8"

@@ -2,14 +2,15 @@
 
 A shard is written under a temporary name and renamed, so that a kill leaves whole shards or none.
 Its metadata says which model, weights, preprocessing and view plan made it; anything else
-is refused by name. Images that could not be embedded are recorded in the shard of their neighbours, so that
-a resumed run continues exactly where an uninterrupted one would be.
+is refused by name. Images that could not be embedded are recorded in the shard of their
+neighbours, so that a resumed run continues exactly where an uninterrupted one would be.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,7 +94,8 @@ class Store:
         """Open an existing store.
 
         Raises:
-            StoreError: no store there, foreign files, a damaged shard, or shards of different models.
+            StoreError: no store there, foreign files, a damaged shard, or shards of different
+                models.
         """
         root = Path(folder)
         if not root.is_dir():
@@ -148,9 +150,7 @@ class Store:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        self.shards.append(
-            Shard(path, [r.id for r in rows], [r.view for r in rows], list(skipped))
-        )
+        self.shards.append(Shard(path, [r.id for r in rows], [r.view for r in rows], list(skipped)))
 
     def drop_shard(self, shard: Shard) -> None:
         """Forget a shard, for its files have changed since."""
@@ -278,7 +278,7 @@ def _leaf_names(schema: pa.Schema) -> list[str]:
 def _shard_paths(root: Path) -> list[Path]:
     paths = sorted(root.iterdir())
     for path in paths:
-        is_ours = path.name.startswith("part-") and path.suffix == ".parquet"
+        is_ours = re.fullmatch(r"part-\d{6,}\.parquet", path.name)
         if not is_ours and not path.name.startswith("."):
             raise StoreError(
                 f"{root} is not an embedding store, it holds {path.name!r}: "
@@ -315,8 +315,8 @@ def _read_shard(path: Path) -> tuple[Origin, Shard]:
 def _damaged(path: Path, error: object) -> StoreError:
     reason = str(error).splitlines()[0] if str(error) else repr(error)
     return StoreError(
-        f"{path} is damaged or not a shard of a store ({reason}): delete that file and embed again, "
-        "only its images are computed anew"
+        f"{path} is damaged or not a shard of a store ({reason}): delete that file and embed "
+        "again, only its images are computed anew"
     )
 
 

@@ -133,7 +133,7 @@ class StudentNet(nn.Module):
 def build_student(
     uri: str | TeacherURI, *, dim: int = 256, pool: Pool = "auto", size: int | None = None
 ) -> tuple[StudentNet, StudentConfig]:
-    """A new student on the backbone that a `timm:` or `demo:` URI names, or a copy of a `whiten:` one.
+    """A new student on the backbone that a `timm:` or `demo:` URI names, or a `whiten:` one's copy.
 
     Raises:
         ConfigError: the URI names no trainable backbone.
@@ -171,7 +171,22 @@ def _assemble(backbone: nn.Module, config: StudentConfig) -> StudentNet:
     net.requires_grad_(True)
     if config.pool == "gem-fixed":
         net.power.requires_grad_(False)
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return net.to(memory_format=torch.channels_last)
+
+
+def freeze_unused(net: StudentNet, preprocess: Preprocess) -> None:
+    """Freeze what the embedding does not depend on, such as a layer of timm's head.
+
+    DistributedDataParallel would wait for its gradients.
+    """
+    was_training = net.training
+    net.eval()  # batch statistics stay as they are
+    net(torch.zeros(1, 3, *preprocess.size)).sum().backward()
+    for parameter in net.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+        parameter.grad = None
+    net.train(was_training)
 
 
 # --- the folder -------------------------------------------------------------------------
@@ -208,7 +223,7 @@ def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
         facts = json.loads((folder / "config.json").read_text())
         if facts.pop("format") != FORMAT:
             raise TeacherError(f"{folder} was written by a later version of whiten: upgrade")
-        preprocess = {
+        preprocess: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in facts.pop("preprocess").items()
         }

@@ -19,9 +19,7 @@ from whiten.whitening import Whitener, normalize_rows
 _BLOCK = 8192
 
 
-def fit_whitener(
-    store: Store, ids: Sequence[str], *, dim: int, shrinkage: float
-) -> Whitener:
+def fit_whitener(store: Store, ids: Sequence[str], *, dim: int, shrinkage: float) -> Whitener:
     """Fit on the whole images (view 0) of `ids`, in one pass over the store.
 
     Args:
@@ -48,7 +46,7 @@ def write_targets(
     """Write (len(ids), views, dim) float32 targets: whitened if asked, rows L2-normalised."""
     dim = store.dim if whitener is None else whitener.projection_.shape[0]
     place = {name: i for i, name in enumerate(ids)}
-    with _create(path, (len(ids), views, dim)) as out:
+    with _Creation(path, (len(ids), views, dim)) as out:
         for names, numbers, vectors in store.blocks():
             keep = [
                 i
@@ -64,12 +62,10 @@ def write_targets(
             out.array[rows, [numbers[i] for i in keep]] = normalize_rows(block)
 
 
-def write_fused_targets(
-    paths: Sequence[Path], dim: int, path: Path, whitener_path: Path
-) -> None:
+def write_fused_targets(paths: Sequence[Path], dim: int, path: Path, whitener_path: Path) -> None:
     """Concatenate all teachers' targets and rotate them to `dim` dimensions by PCA.
 
-    The rotation is saved: with it, a gallery of the teachers' own embeddings can be searched by the student.
+    The rotation is saved: with it, the student can search a gallery of the teachers' embeddings.
     """
     sources = [open_targets(source) for source in paths]
     items, views = sources[0].shape[:2]
@@ -84,7 +80,7 @@ def write_fused_targets(
     rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf"))
     rotation.fit(block for _, block in blocks())
     rotation.save(whitener_path)
-    with _create(path, (items, views, dim)) as out:
+    with _Creation(path, (items, views, dim)) as out:
         for part, block in blocks():
             fused = normalize_rows(rotation.transform(block))
             out.array[part, :, : fused.shape[1]] = fused.reshape(-1, views, fused.shape[1])
@@ -96,7 +92,7 @@ def open_targets(path: Path) -> npt.NDArray[np.float32]:
     return targets
 
 
-class _create:
+class _Creation:
     """A zeroed `.npy` memory map that gets its name once it is complete."""
 
     def __init__(self, path: Path, shape: Iterable[int]) -> None:
@@ -107,7 +103,7 @@ class _create:
             self.partial, mode="w+", dtype=np.float32, shape=tuple(shape)
         )
 
-    def __enter__(self) -> _create:
+    def __enter__(self) -> _Creation:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

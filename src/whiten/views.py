@@ -1,8 +1,8 @@
 """Replayable views, and the preprocessing of each model.
 
 A view is a pure function of (image, plan, image id, view number). A teacher's embedding of
-a view can therefore be computed once and stored, and the student later sees the same crop, at its own
-size and with its own normalisation.
+a view can therefore be computed once and stored, and the student later sees the same crop, at its
+own size and with its own normalisation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Preprocess:
 
     Attributes:
         size: (height, width) in pixels.
-        fit: `crop` takes the centred part with the input's aspect ratio, `squash` stretches the whole image.
+        fit: `crop` takes the centred part with the input's aspect ratio, `squash` stretches the
+            whole image.
         crop_fraction: for `crop`, the part of the shorter side that is kept (timm's crop_pct).
         interpolation: nearest, bilinear, bicubic or lanczos.
         mean, std: per channel in the model's channel order, for pixels in 0..`white`.
@@ -68,11 +69,11 @@ class Preprocess:
         `nchw` output is a channels-last view of memory: the layout in which CPUs and GPUs
         convolve fastest, and the one in which images are decoded.
         """
-        scale = self.white / 255.0 / np.asarray(self.std, np.float32)
-        offset = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        std = np.asarray(self.std, np.float32)
+        scale = np.float32(self.white / 255.0) / std
         ordered = pixels[..., ::-1] if self.channels == "bgr" else pixels
-        out = ordered * scale.astype(np.float32)
-        out -= offset
+        out: npt.NDArray[np.float32] = np.multiply(ordered, scale, dtype=np.float32)
+        out -= np.asarray(self.mean, np.float32) / std
         return out.transpose(0, 3, 1, 2) if self.layout == "nchw" else out
 
 
@@ -171,9 +172,9 @@ def _fitted_box(
     width, height = size
     aspect = preprocess.size[1] / preprocess.size[0]
     crop_width = min(width, height * aspect) * preprocess.crop_fraction
-    crop_height = crop_width / aspect
+    crop_height = min(crop_width / aspect, height)  # rounding may carry it past the edge
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    return (left, top, left + crop_width, top + crop_height)
+    return (left, top, min(left + crop_width, width), min(top + crop_height, height))
 
 
 def _pixels(

@@ -335,7 +335,8 @@ class Whitener:
 def normalize_rows(vectors: Array) -> Array:
     """L2-normalise the rows of an (n, d) array; all-zero rows stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, np.finfo(vectors.dtype).tiny)
+    unit: Array = vectors / np.maximum(norms, np.finfo(vectors.dtype).tiny)
+    return unit
 
 
 def _as_numpy(embeddings: Array | Tensor) -> Array:

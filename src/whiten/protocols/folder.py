@@ -37,8 +37,8 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
             members[item.group].append(index)
     if len(members) < 2:
         raise ConfigError(
-            f"the gallery has {len(members)} group{'' if len(members) == 1 else 's'}: evaluation needs "
-            "a folder for each of at least 2 groups, or a table with columns path,group"
+            f"the gallery has {len(members)} group{'' if len(members) == 1 else 's'}: evaluation "
+            "needs a folder for each of at least 2 groups, or a table with columns path,group"
         )
     itself = queries is None
     searchers = [

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import ssl
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from whiten.errors import TeacherError, WhitenError
-from whiten.spec import TeacherURI, fingerprint
+from whiten.spec import fingerprint
 from whiten.views import Preprocess
 
 UNKNOWN_LICENCE = "unknown"
+
+
+class Lookup(Protocol):
+    """Finds the stored (dim,) embedding of an image's view, or None.
+
+    Whole images (view 0) are recognised by the hash of their content. Other views are drawn by
+    the image's id, and are only found where it is the same.
+    """
+
+    def __call__(
+        self, content_hash: str, view: int, item_id: str = ""
+    ) -> npt.NDArray[np.float32] | None: ...
 
 
 @dataclass
@@ -39,8 +47,9 @@ class Teacher:
         module: the torch module behind `forward`, if there is one.
         macs: multiply-accumulates an image, where they are known without running `module`.
         params: number of parameters.
-        lookup: content hash and view -> (dim,) embedding or None, for teachers that hold
-            embeddings instead of computing them.
+        lookup: for teachers that hold embeddings instead of computing them.
+        plan: for these, the fingerprint of the view plan that their views were drawn with; ""
+            where they hold whole images only.
         readout: which of the network's outputs is the embedding, where the user chose one (a
             pooling, a tensor); "" is the network's own.
     """
@@ -55,9 +64,10 @@ class Teacher:
     module: nn.Module | None = None
     macs: int | None = None
     params: int | None = None
-    lookup: Callable[[str, int], npt.NDArray[np.float32] | None] | None = None
+    lookup: Lookup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     readout: str = ""
+    plan: str = ""
 
     def __post_init__(self) -> None:
         if self.module is not None:
@@ -209,15 +219,6 @@ def load_into(
     module.load_state_dict({k: state.get(k, own[k]) for k in own})
 
 
-def pool_output(output: Tensor) -> Tensor:
-    """(n, d) embeddings from a feature map (n, d, h, w) or tokens (n, t, d), by averaging."""
-    if output.ndim == 4:
-        return output.mean(dim=(2, 3))
-    if output.ndim == 3:
-        return output.mean(dim=1)
-    return output
-
-
 def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: str) -> int:
     """The embedding's dimension, found by running one blank image.
 
@@ -239,81 +240,6 @@ def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: 
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise TeacherError(f"{uri} returned {shape}, not one embedding an image")
     return int(out.shape[1])
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """Weights drawn inside are the same every time; the caller's random stream stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield
-
-
-@contextmanager
-def hub_access(
-    uri: TeacherURI, remedy: str, *, server: str = "", is_local: bool = False
-) -> Iterator[bool]:
-    """Let a library load a model that it may download; yields whether the server answers.
-
-    The Hugging Face client retries for a minute and more. Without a network it is switched
-    offline for the time being: what its cache holds still loads, the rest fails at once.
-
-    Args:
-        remedy: what the user can do without the hub; ends the error's message.
-        server: address of the download; by default the Hugging Face hub.
-        is_local: the model is a file, and no server is asked.
-
-    Raises:
-        TeacherError: the model cannot be downloaded or loaded.
-    """
-    from huggingface_hub import constants
-
-    was_offline = constants.HF_HUB_OFFLINE
-    is_online = not (is_local or was_offline) and answers(server or constants.ENDPOINT)
-    constants.HF_HUB_OFFLINE = not is_online
-    try:
-        yield is_online
-    except WhitenError:
-        raise
-    except Exception as error:  # each library raises its own, with no common base
-        problem = f"cannot load {uri} ({first_line(error)})"
-        if not is_online and not is_local and _is_io(error):
-            why = "HF_HUB_OFFLINE is set" if was_offline else "no network"
-            problem = f"cannot download {uri} ({why})"
-        raise TeacherError(f"{problem}: {remedy}") from error
-    finally:
-        constants.HF_HUB_OFFLINE = was_offline
-
-
-def answers(server: str, seconds: float = 5.0) -> bool:
-    """Whether a server can be reached; takes no longer than `seconds`."""
-    reached = threading.Event()
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(server, method="HEAD")
-            with urllib.request.urlopen(request, timeout=seconds):
-                reached.set()
-        except urllib.error.HTTPError as answer:  # if not a friendly one
-            answer.close()
-            reached.set()
-        except OSError as error:  # the hub's client may trust more certificates than Python
-            if isinstance(getattr(error, "reason", error), ssl.SSLError):
-                reached.set()
-
-    # In a thread, for a name's resolution cannot be given a time limit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return reached.is_set()
-
-
-def _is_io(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def first_line(error: BaseException) -> str:

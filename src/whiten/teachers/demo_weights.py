@@ -12,6 +12,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from whiten.errors import ConfigError, TeacherError, nearest
 from whiten.spec import TeacherURI
 from whiten.teachers.base import Teacher, hash_state, load_state_dict
@@ -137,16 +139,16 @@ def find_network(name: str) -> DemoNetwork:
     return NETWORKS[name]
 
 
-def load_backbone(name: str):  # type: ignore[no-untyped-def]
+def load_backbone(name: str) -> nn.Module:
     """The timm module of a demo network, without classifier, weights loaded."""
     import timm
 
     network = find_network(name)
     if not network.architecture:
         raise ConfigError(f"demo:{name} is an ONNX graph and cannot be trained: choose another")
-    module = timm.create_model(network.architecture, pretrained=False, num_classes=0)
+    module: nn.Module = timm.create_model(network.architecture, pretrained=False, num_classes=0)
     own = module.state_dict()
-    # The packages' key names differ from timm's, their order is the same; a classifier follows last.
+    # The packages' key names differ from timm's, their order is the same; a classifier comes last.
     packaged = list(load_state_dict(weights_path(name)).values())
     named = dict(zip(own, packaged, strict=False))
     if len(packaged) < len(own) or any(own[k].shape != named[k].shape for k in own):

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -16,12 +16,10 @@ from whiten.teachers.base import (
     UNKNOWN_LICENCE,
     Teacher,
     hash_state,
-    hub_access,
-    pool_output,
     positive_int,
     probe_dim,
-    seeded,
 )
+from whiten.teachers.hub import hub_access, seeded
 from whiten.views import Preprocess
 
 POOLS = ("cls", "avg", "pooler")
@@ -98,7 +96,8 @@ def read_preprocess(processor: Any, side: int | None, uri: TeacherURI) -> Prepro
     # Some processors stretch the image before they crop it; it keeps its shape here.
     is_cropped = bool(getattr(processor, "do_center_crop", False) and crop)
     kept = getattr(processor, "crop_pct", None) if edge and not is_cropped else None
-    fraction, fit = 1.0, "crop"
+    fraction = 1.0
+    fit: Literal["crop", "squash"] = "crop"
     if is_cropped:
         height, width = crop["height"], crop["width"]
         fraction = min(1.0, height / (edge or size.get("height") or height))
@@ -122,7 +121,7 @@ def read_preprocess(processor: Any, side: int | None, uri: TeacherURI) -> Prepro
     resample = 3 if (code := getattr(processor, "resample", None)) is None else int(code)
     preprocess = Preprocess(
         size=(height, width),
-        fit=fit,  # type: ignore[arg-type]
+        fit=fit,
         crop_fraction=fraction,
         interpolation=_PIL_NAMES.get(resample, "bilinear"),
         mean=mean,
@@ -215,11 +214,11 @@ def _choose_readout(
         if states.ndim == 4:  # a feature map
             if pool == "cls":
                 raise ConfigError(f"{uri} has no class token: take pool=avg")
-            return pool_output(states)
+            return states.mean(dim=(2, 3))
         grid = (images.shape[-2] // patch) * (images.shape[-1] // patch) if patch else 0
         extra = states.shape[1] - grid if grid and states.shape[1] > grid else 0
         if pool == "avg":
-            return pool_output(states[:, extra:])
+            return states[:, extra:].mean(dim=1)
         if pool == "cls" and patch and not extra:
             raise ConfigError(f"{uri} has no class token: take pool=avg")
         return states[:, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,9 @@ def open_uri(uri: TeacherURI) -> Teacher:
     path = Path(uri.target)
     graph = _read(path)
     shape = _input_shape(graph)
-    layout = options["layout"] or ("nhwc" if shape[3] == 3 and shape[1] != 3 else "nchw")
+    layout: Literal["nchw", "nhwc"] = options["layout"] or (
+        "nhwc" if shape[3] == 3 and shape[1] != 3 else "nchw"
+    )
     fixed = shape[1:3] if layout == "nhwc" else shape[2:4]
     side = options["size"]
     size = (side, side) if side else (fixed[0] or 224, fixed[1] or 224)
@@ -108,6 +110,7 @@ def open_graph(
         graph.graph.output.append(onnx.helper.make_tensor_value_info(output, 1, None))
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # its remarks on unused tensors are no concern of ours
     session = ort.InferenceSession(
         graph.SerializeToString(), options, providers=ort.get_available_providers()
     )
@@ -132,6 +135,7 @@ def open_graph(
         licence=licence,
         macs=_count_macs(graph, output, (1, *preprocess.size)),
         params=sum(math.prod(t.dims) for t in graph.graph.initializer),
+        readout=output,
     )
 
 

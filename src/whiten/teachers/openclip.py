@@ -16,13 +16,12 @@ from whiten.teachers.base import (
     Teacher,
     first_line,
     hash_state,
-    hub_access,
     load_into,
     load_state_dict,
     positive_int,
     probe_dim,
-    seeded,
 )
+from whiten.teachers.hub import hub_access, seeded
 from whiten.views import RESAMPLING, Preprocess
 
 # The text tower is thrown away. Where its weights are not needed to load the others, this one

@@ -7,8 +7,9 @@ from importlib import import_module
 from whiten.spec import TeacherURI, parse_uri
 from whiten.teachers.base import Teacher
 
-# Sources are imported when they are asked for: each pulls in a heavy library. `open` of the module takes
-# the parsed URI. A student is a teacher too, but stands on a higher floor, hence by name.
+# Sources are imported when they are asked for: each pulls in a heavy library. `open_uri` of the
+# module takes the parsed URI. A student is a teacher too, but stands on a higher floor, hence by
+# name.
 SOURCES = {
     "demo": "whiten.teachers.demo_weights",
     "timm": "whiten.teachers.timm_models",
@@ -33,4 +34,3 @@ def open_teacher(uri: str | TeacherURI) -> Teacher:
     parsed = parse_uri(uri) if isinstance(uri, str) else uri
     teacher: Teacher = import_module(SOURCES[parsed.scheme]).open_uri(parsed)
     return teacher
-

@@ -21,17 +21,18 @@ def open_uri(uri: TeacherURI) -> Teacher:
     """Serve a store's embeddings; it takes no options.
 
     The content hash of a file finds its embedding, so folders may have been moved or renamed.
+    Views other than the whole image depend on the image's id, which must then be the same too.
     """
     uri.take()
     store = Store.open(uri.target)
-    vectors = {}
+    vectors: dict[tuple[str, int, str], npt.NDArray[np.float32]] = {}
     hashes = store.content_hashes()
     for ids, views, block in store.blocks():
         for name, view, vector in zip(ids, views, block, strict=True):
-            vectors[hashes[name], view] = vector
+            vectors[hashes[name], view, name if view else ""] = vector
 
-    def lookup(digest: str, view: int) -> npt.NDArray[np.float32] | None:
-        return vectors.get((digest, view))
+    def lookup(content_hash: str, view: int, item_id: str = "") -> npt.NDArray[np.float32] | None:
+        return vectors.get((content_hash, view, item_id if view else ""))
 
     def forward(_: Tensor) -> Tensor:
         raise TeacherError(
@@ -46,4 +47,5 @@ def open_uri(uri: TeacherURI) -> Teacher:
         weights_hash=store.origin.fingerprint,
         forward=forward,
         lookup=lookup,
+        plan=store.origin.plan,
     )

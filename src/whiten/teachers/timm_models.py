@@ -17,13 +17,12 @@ from whiten.teachers.base import (
     Teacher,
     first_line,
     hash_state,
-    hub_access,
     load_into,
     load_state_dict,
     positive_int,
     probe_dim,
-    seeded,
 )
+from whiten.teachers.hub import hub_access, seeded
 from whiten.views import RESAMPLING, Preprocess
 
 POOLS = ("model", "avg", "gem")

@@ -18,13 +18,12 @@ from whiten.teachers.base import (
     Teacher,
     first_line,
     hash_state,
-    hub_access,
     load_into,
     load_state_dict,
     positive_int,
     probe_dim,
-    seeded,
 )
+from whiten.teachers.hub import hub_access, seeded
 from whiten.views import Preprocess
 
 UNSTATED_LICENCE = "unstated; torchvision's code is BSD-3-Clause"

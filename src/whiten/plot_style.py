@@ -1,0 +1,84 @@
+"""What all figures of a report share: colours, type, and how they are saved."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+
+DPI = 150
+
+# Okabe & Ito's palette for the kinds, and Paul Tol's "muted" one for teachers, its light colours
+# darkened for white paper: colour-blind readers can tell both apart. Runs have their own, so that
+# no line of one figure seems to be that of another.
+KINDS = {
+    "teacher": ("#8A94A6", "o"),
+    "fusion-raw": ("#E69F00", "s"),
+    "fusion-whitened": ("#0072B2", "D"),
+    "student": ("#009E73", "^"),
+}
+TEACHERS = [
+    "#332288", "#CC6677", "#44AA99", "#C2A83E", "#882255",
+    "#62B5E5", "#117733", "#AA4499", "#8A8A2E",
+]  # fmt: skip
+RUNS = ["#1F2430", "#EE3377", "#33BBEE", "#A6761D", "#762A83", "#8C8C8C"]
+DASHES = ("-", "--", ":", "-.")  # tell lines apart once the colours repeat
+GOOD, BAD = "#009E73", "#D55E00"
+INK, QUIET, GRID = "#1F2430", "#6B7280", "#E5E7EB"
+
+STYLE: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"} | {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#9CA3AF",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same on every machine
+    "font.size": 9,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "text.color": INK,
+    "text.parse_math": False,  # a name may hold dollar signs
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+}
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure | None]) -> Callable[P, bytes | None]:
+    """Draw and save under the style above; ticks are made as late as in saving."""
+
+    @functools.wraps(draw)
+    def png(*args: P.args, **kwargs: P.kwargs) -> bytes | None:
+        with matplotlib.rc_context(STYLE):
+            figure = draw(*args, **kwargs)
+            if figure is None:
+                return None
+            buffer = io.BytesIO()
+            # Without matplotlib's version in it, the file depends on the picture alone.
+            figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+            return buffer.getvalue()
+
+    return png
+
+
+def short(text: str, length: int = 34) -> str:
+    """`text` on one line, cut in the middle if long, a box for what the font cannot show."""
+    font = get_font(findfont("DejaVu Sans"))  # a missing glyph would be a warning in every figure
+    text = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in text)
+    if len(text) <= length:
+        return text
+    tail = (length - 1) * 2 // 5
+    return f"{text[: length - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"

@@ -1,0 +1,41 @@
+"""What several test files share: one thread, and small folders of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+ImageFolder = Callable[..., Path]
+
+
+def colourful(seed: int, width: int = 40, height: int = 32) -> Image.Image:
+    """A smooth random image: a few coloured blobs, different for every seed."""
+    blobs = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def image_folder() -> ImageFolder:
+    """`image_folder(root, groups=3, per_group=4)` fills `root` with a folder for each group.
+
+    The images are the same every time, of differing shapes, and JPEG, PNG and WebP in turn.
+    """
+
+    def make(root: Path, *, groups: int = 3, per_group: int = 4) -> Path:
+        formats = (".jpg", ".png", ".webp")
+        for number in range(groups * per_group):
+            group, member = divmod(number, per_group)
+            folder = root / f"group{group}"
+            folder.mkdir(parents=True, exist_ok=True)
+            image = colourful(number, 40 + number % 3 * 9, 32 + number % 2 * 12)
+            image.save(folder / f"{member:03d}{formats[number % 3]}")
+        return root
+
+    return make

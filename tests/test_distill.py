@@ -1,0 +1,301 @@
+"""The training loop: it learns, resumes on the same trajectory, and survives being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import whiten
+from whiten.distill import DistillResult, distill, learning_rate
+from whiten.errors import ConfigError, RunError
+from whiten.run_folder import RunFolder
+from whiten.spec import DistillSpec
+
+TEACHERS = [
+    "timm:test_efficientnet?pretrained=0&size=32",
+    "timm:test_resnet?pretrained=0&size=48",
+]
+# A transformer has no batch statistics, so that processes can be compared exactly.
+STUDENT = "timm:test_vit?pretrained=0&size=32"
+SMALL: dict[str, Any] = {
+    "student": STUDENT,
+    "dim": 8,
+    "whiten_dim": 8,
+    "epochs": 3,
+    "batch_size": 4,
+    "checkpoint_every": 2,
+    "precision": "32",
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight groups of four: noisy pictures of one coarse pattern a group."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for group in range(8):
+        pattern = rng.integers(0, 256, (4, 4, 3))
+        for number in range(4):
+            noisy = np.clip(pattern + rng.normal(0, 30, (4, 4, 3)), 0, 255).astype(np.uint8)
+            path = root / f"g{group}" / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(noisy).resize((40, 40), Image.Resampling.NEAREST).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings, shared so that only the first test computes them."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
+    return distill(
+        images, TEACHERS, out=out, embeddings=cache, show_progress=False, **{**SMALL, **options}
+    )
+
+
+def losses(out: Path) -> list[float]:
+    return [record["loss"] for record in RunFolder(out).read_metrics()]
+
+
+def test_leaves_a_complete_run_folder_and_a_working_student(
+    images: Path, cache: Path, tmp_path: Path
+) -> None:
+    result = run(images, tmp_path / "run", cache, epochs=12)
+    assert result.steps == 12 * 4 == len(losses(tmp_path / "run"))
+    first, last = np.mean(losses(tmp_path / "run")[:4]), np.mean(losses(tmp_path / "run")[-4:])
+    assert last < 0.8 * first  # it learns
+    record = RunFolder(tmp_path / "run").read_metrics()[-1]
+    assert sum(record["wins"].values()) == pytest.approx(4)
+    assert record["epoch"] == 11
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "student",
+        "whiteners",
+    ]
+    config = json.loads((result.student / "config.json").read_text())
+    assert [t["name"] for t in config["teachers"]] == ["test_efficientnet", "test_resnet"]
+    assert all(t["licence"] and t["fingerprint"] for t in config["teachers"])
+    student = whiten.load(result.student)
+    paths = sorted(images.rglob("*.png"))
+    embeddings = student.embed(paths)
+    assert embeddings.shape == (32, 8)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    as_teacher = whiten.load(f"whiten:{result.student}").embed(paths)
+    np.testing.assert_allclose(as_teacher, embeddings, atol=1e-6)
+    assert whiten.load(tmp_path / "run").dim == 8  # the run's folder stands for its student
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"pairs": "views"},
+    {"backbone_lr": 0.0},
+    {"backbone_lr": 0.0, "pairs": "views", "align": 1.0},
+    {"ema": 0.9, "schedule": "onecycle", "optimizer": "adam"},
+    {"fusion": "maxrand", "views": 2, "whiten": False},
+    {"student": "timm:test_resnet?pretrained=0&size=32", "pool": "gem"},
+    {"student": "timm:test_resnet?pretrained=0&size=32", "pool": "gem-fixed", "clip": 0.0},
+    {"precision": "bf16", "batch_size": 5},
+    {"teachers_online": True, "views": 3},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_interrupted_run_resumes_on_the_same_trajectory(
+    images: Path,
+    cache: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = run(images, tmp_path / "whole", cache, **options)
+    import whiten.distill
+
+    original = whiten.distill._loss
+
+    def interrupted(*args: Any) -> Any:
+        if args[-1] == 5:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whiten.distill, "_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(images, tmp_path / "parts", cache, **options)
+    assert len(losses(tmp_path / "parts")) == 5
+    # The options are in the run folder and need not be repeated.
+    distill("", out=tmp_path / "parts", embeddings=cache, resume=True, show_progress=False)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    weights = [
+        (tmp_path / name / "student" / "model.safetensors").read_bytes()
+        for name in ("whole", "parts")
+    ]
+    assert weights[0] == weights[1]
+    assert whole.steps == len(losses(tmp_path / "parts"))
+
+
+def test_online_teachers_give_the_losses_of_cached_ones(
+    images: Path, cache: Path, tmp_path: Path
+) -> None:
+    run(images, tmp_path / "cached", cache, views=2)
+    run(images, tmp_path / "online", cache, views=2, teachers_online=True)
+    np.testing.assert_allclose(losses(tmp_path / "online"), losses(tmp_path / "cached"), rtol=1e-3)
+
+
+def test_training_changes_only_what_it_should(images: Path, cache: Path, tmp_path: Path) -> None:
+    student = "timm:test_resnet?pretrained=0&size=32"
+    states = {}
+    for name, options in (
+        ("frozen", {"backbone_lr": 0.0, "pool": "gem-fixed"}),
+        ("fixed", {"pool": "gem-fixed"}),
+        ("learnt", {"pool": "gem"}),
+    ):
+        run(images, tmp_path / name, cache, student=student, **options)
+        start = RunFolder(tmp_path / name)
+        from safetensors.torch import load_file
+
+        states[name] = load_file(start.student / "model.safetensors")
+    from whiten.student import build_student
+
+    net, _ = build_student(student, dim=8)
+    fresh = net.state_dict()
+    backbone = [key for key in fresh if key.startswith("backbone.")]
+    assert all(torch.equal(states["frozen"][key], fresh[key]) for key in backbone)
+    assert any(not torch.equal(states["fixed"][key], fresh[key]) for key in backbone)
+    assert states["fixed"]["power"] == 3
+    assert states["learnt"]["power"] != 3
+
+
+def test_a_sigkill_leaves_a_loadable_checkpoint(
+    images: Path, cache: Path, tmp_path: Path
+) -> None:
+    options = {**SMALL, "epochs": 40}
+    distill(
+        images, TEACHERS, out=tmp_path / "whole", embeddings=cache, show_progress=False, **options
+    )
+    program = (
+        "import json, sys, torch; torch.set_num_threads(1)\n"
+        "from whiten.distill import distill\n"
+        "images, out, cache, teachers, options = json.loads(sys.argv[1])\n"
+        "distill(images, teachers, out=out, embeddings=cache, show_progress=False, **options)\n"
+    )
+    out = tmp_path / "killed"
+    arguments = json.dumps([str(images), str(out), str(cache), TEACHERS, options])
+    process = subprocess.Popen([sys.executable, "-c", program, arguments])
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= 7:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    state = RunFolder(out).load_checkpoint()
+    assert 0 < state["step"] < 160
+    distill("", out=out, embeddings=cache, resume=True, show_progress=False)
+    np.testing.assert_allclose(losses(out), losses(tmp_path / "whole"), rtol=1e-6)
+
+
+def test_a_nan_loss_stops_and_names_the_images(
+    images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from whiten import losses as functions
+
+    original = functions.similarity_kl
+    calls = []
+
+    def breaking(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(*args) * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(functions, "similarity_kl", breaking)
+    with pytest.raises(RunError, match=r"NaN at step 6, on g\d/\d\.png.*--lr"):
+        run(images, tmp_path / "run", cache)
+    named = (tmp_path / "run" / "nan-batch.txt").read_text().split()
+    assert len(named) == 8
+    assert all((images / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("options", [{}, {"backbone_lr": 0.0, "align": 0.5}], ids=str)
+def test_two_processes_equal_one(
+    images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run(images, tmp_path / "one", cache, accelerator="cpu", **options)
+    run(images, tmp_path / "two", cache, accelerator="cpu", devices=2, **options)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    np.testing.assert_allclose(two, one, rtol=2e-3)
+    vectors = [
+        whiten.load(tmp_path / name).embed(sorted(images.rglob("*.png"))) for name in ("one", "two")
+    ]
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
+
+
+def test_folders_in_the_way_are_refused(images: Path, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(images, out, cache)
+    with pytest.raises(RunError, match=r"--resume.*--overwrite"):
+        run(images, out, cache)
+    with pytest.raises(RunError, match="another lr"):
+        run(images, out, cache, resume=True, lr=0.5)
+    before = losses(out)
+    run(images, out, cache, resume=True)  # finished: nothing to do
+    assert losses(out) == before
+    run(images, out, cache, overwrite=True, epochs=1)
+    assert len(losses(out)) == 4
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "precious.jpg").write_bytes(b"x")
+    with pytest.raises(RunError, match="will not delete"):
+        run(images, foreign, cache, overwrite=True)
+    assert (foreign / "precious.jpg").exists()
+    with pytest.raises(RunError, match="is a file"):
+        run(images, foreign / "precious.jpg", cache)
+    with pytest.raises(RunError, match="not a run folder"):
+        distill("", out=tmp_path / "absent", resume=True)
+
+
+def test_a_student_can_be_taught_further(images: Path, cache: Path, tmp_path: Path) -> None:
+    first = run(images, tmp_path / "first", cache)
+    again = run(images, tmp_path / "second", cache, student=f"whiten:{first.student}", lr=1e-9)
+    paths = sorted(images.rglob("*.png"))
+    before, after = whiten.load(first.student).embed(paths), whiten.load(again.student).embed(paths)
+    np.testing.assert_allclose(after, before, atol=1e-3)  # its projection is kept
+    with pytest.raises(ConfigError, match="--dim 8"):
+        run(images, tmp_path / "third", cache, student=f"whiten:{first.student}", dim=16)
+
+
+def test_wrong_options_are_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
+        DistillSpec.from_mapping({"teachers": ["x"], "temprature": 1})
+    with pytest.raises(ConfigError, match="at least one teacher"):
+        distill(images, [], out=tmp_path / "a", epochs=1)
+    with pytest.raises(ConfigError, match="divide by the number of processes"):
+        distill(images, TEACHERS, out=tmp_path / "a", devices=2, batch_size=5)
+    with pytest.raises(ConfigError, match="unknown fusion"):
+        distill(images, TEACHERS, out=tmp_path / "a", fusion="minmax")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_learning_rate_rises_and_falls(schedule: str) -> None:
+    spec = DistillSpec(teachers=["x"], lr=0.01, schedule=schedule, warmup=0.1)  # type: ignore[arg-type]
+    rates = np.array([learning_rate(step, 1000, spec) for step in range(1000)])
+    peak = int(rates.argmax())
+    assert rates[peak] == pytest.approx(0.01, rel=1e-2)
+    assert peak == pytest.approx(100 if schedule == "cosine" else 300, abs=2)
+    assert (np.diff(rates[:peak]) > 0).all()
+    assert (np.diff(rates[peak + 1 :]) < 0).all()
+    assert rates[-1] < 1e-6

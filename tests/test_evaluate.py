@@ -1,0 +1,231 @@
+"""Folders as benchmarks, the figures against brute force, and what an embedding costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import TEACHER, write_factory, write_groups, write_image
+from torch import nn
+
+from whiten import evaluate as module
+from whiten.encoder import Encoder, Part, load
+from whiten.errors import ConfigError
+from whiten.evaluate import evaluate, evaluate_task, measure_cost, top_k
+from whiten.media import Item
+from whiten.metrics import bootstrap_interval
+from whiten.protocols.folder import folder_task
+from whiten.protocols.task import Task
+from whiten.teachers import Teacher
+from whiten.views import Preprocess
+
+# evaluate the function hides evaluate the module, where `import … as` finds the first of them.
+assert hasattr(module, "BLOCK_BYTES")
+
+
+def make_items(groups: list[str | None]) -> list[Item]:
+    return [Item(f"{i}.png", f"/nowhere/{i}.png", group) for i, group in enumerate(groups)]
+
+
+# --- the folder protocol ----------------------------------------------------------------
+
+
+def test_each_image_searches_the_others() -> None:
+    task = folder_task(make_items(["a", "b", "a", "b", "a", None]))
+    assert [item.id for item in task.queries] == [f"{i}.png" for i in range(5)]
+    assert [list(p) for p in task.positives] == [[2, 4], [3], [0, 4], [1], [0, 2]]
+    assert [list(j) for j in task.junk] == [[0], [1], [2], [3], [4]]
+    assert len(task.gallery) == 6  # what has no group distracts
+    assert task.without_positives == 0
+
+
+def test_junk_is_absent_for_its_group_alone() -> None:
+    task = folder_task(make_items(["a", "a", "a/junk", "b", "b"]))
+    assert [item.id for item in task.queries] == ["0.png", "1.png", "3.png", "4.png"]
+    assert [list(p) for p in task.positives] == [[1], [0], [4], [3]]
+    assert [sorted(j) for j in task.junk] == [[0, 2], [1, 2], [3], [4]]
+
+
+def test_separate_queries_do_not_leave_themselves_out() -> None:
+    gallery = make_items(["a", "a/junk", "b", "a"])
+    task = folder_task(gallery, [Item("q", "/q", "a"), Item("r", "/r", None), Item("s", "/s", "b")])
+    assert [item.id for item in task.queries] == ["q", "s"]
+    assert [list(p) for p in task.positives] == [[0, 3], [2]]
+    assert [list(j) for j in task.junk] == [[1], []]
+
+
+def test_queries_without_positives_are_counted() -> None:
+    task = folder_task(make_items(["a", "a", "b", "c"]))
+    assert [item.id for item in task.queries] == ["0.png", "1.png"]
+    assert task.without_positives == 2
+    asked = [Item("q", "/q", "a"), Item("r", "/r", "elsewhere")]
+    assert folder_task(make_items(["a", "b"]), asked).without_positives == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["a", "a"], "has 1 group: .*at least 2"),
+        ([None, None], "has 0 groups"),
+        (["a", "a/junk"], "has 1 group:"),
+        (["a", "b"], "two images or more"),
+    ],
+)
+def test_nothing_to_find(groups: list[str | None], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        folder_task(make_items(groups))
+
+
+# --- figures ----------------------------------------------------------------------------
+
+
+def brute_force(task: Task, queries: np.ndarray, gallery: np.ndarray) -> dict[str, list[float]]:
+    """Sort every query's gallery, drop the junk, and read the figures off the labels."""
+    figures: dict[str, list[float]] = {}
+    for query, positives, junk in zip(queries, task.positives, task.junk, strict=True):
+        order = np.argsort(-(gallery @ query), kind="stable")
+        labels = np.isin([i for i in order if i not in set(junk)], positives)
+        precision = np.cumsum(labels) / np.arange(1, len(labels) + 1)
+        figures.setdefault("map", []).append(precision[labels].mean())
+        for k in (1, 5, 10):
+            found = precision[:k][labels[:k]].sum() / min(len(positives), k)
+            figures.setdefault(f"map@{k}", []).append(found)
+            figures.setdefault(f"recall@{k}", []).append(float(labels[:k].any()))
+            figures.setdefault(f"mp@{k}", []).append(labels[:k].sum() / k)
+    return figures
+
+
+def make_problem(*, ties: bool) -> tuple[Task, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    groups = [f"g{i}{'/junk' if rng.random() < 0.15 else ''}" for i in rng.integers(0, 7, 83)]
+    task = folder_task(make_items([*groups]))
+    gallery = rng.normal(size=(83, 5)).astype(np.float32)
+    if ties:
+        gallery = rng.integers(-1, 2, (83, 5)).astype(np.float32)  # sums of integers are exact
+    return task, gallery[[int(item.id[:-4]) for item in task.queries]], gallery
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_figures_equal_brute_force(ties: bool) -> None:
+    task, queries, gallery = make_problem(ties=ties)
+    result = evaluate_task(task, queries, gallery, name="x")
+    expected = brute_force(task, queries, gallery)
+    assert list(result.figures) == list(expected)
+    for name, values in expected.items():
+        figure = result.figures[name]
+        assert figure.value == pytest.approx(np.mean(values), abs=1e-12), name
+        assert (figure.low, figure.high) == pytest.approx(bootstrap_interval(np.array(values)))
+        assert figure.low <= figure.value <= figure.high
+    np.testing.assert_allclose(result.aps, expected["map"], atol=1e-12)
+    assert result.query_ids == [item.id for item in task.queries]
+    assert (result.name, result.dim, result.gallery_size) == ("x", 5, 83)
+
+
+def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, queries, gallery = make_problem(ties=True)
+    whole = evaluate_task(task, queries, gallery)
+    hits = [list(best) for best, _ in top_k(queries, gallery, 6)]
+    for size in (1, 4 * len(gallery) * 7):  # one query at a time, and seven
+        monkeypatch.setattr(module, "BLOCK_BYTES", size)
+        assert len(list(module.similarity_blocks(queries, gallery))) > 1
+        assert evaluate_task(task, queries, gallery).figures == whole.figures
+        assert [list(best) for best, _ in top_k(queries, gallery, 6)] == hits
+
+
+def test_bootstrap_is_deterministic() -> None:
+    task, queries, gallery = make_problem(ties=False)
+    first, second = (evaluate_task(task, queries, gallery) for _ in range(2))
+    assert first.figures == second.figures
+    assert first.figures["map"].low < first.figures["map"].high
+
+
+def test_other_dimensions_are_refused() -> None:
+    task, queries, gallery = make_problem(ties=False)
+    with pytest.raises(ConfigError, match=r"4 dimensions.*5: embed both with the same model"):
+        evaluate_task(task, queries[:, :4], gallery)
+
+
+@pytest.mark.parametrize("k", [1, 4, 30, 99])
+@pytest.mark.parametrize("ties", [False, True])
+def test_top_k_equals_a_stable_sort(ties: bool, k: int) -> None:
+    _, queries, gallery = make_problem(ties=ties)
+    results = list(top_k(queries, gallery, k))
+    assert len(results) == len(queries)
+    for query, (best, scores) in zip(queries, results, strict=True):
+        similarity = gallery @ query
+        order = np.argsort(-similarity, kind="stable")[:k]
+        np.testing.assert_allclose(scores, similarity[order], atol=1e-5)
+        if ties:  # without them, two ways of multiplying may order equals differently
+            np.testing.assert_array_equal(best, order)
+
+
+# --- the whole way ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    write_factory(tmp_path / "code")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    return load(TEACHER)
+
+
+def test_evaluate_a_folder(encoder: Encoder, tmp_path: Path) -> None:
+    gallery = write_groups(tmp_path / "gallery", {"a": 3, "b": 2, "c": 1})
+    (gallery / "a" / "broken.png").write_bytes(b"no image")
+    result = evaluate(encoder, gallery)
+    assert result.figures["recall@1"].value == 1.0  # variants of a pattern look alike
+    assert len(result.query_ids) == 5
+    assert (result.gallery_size, result.without_positives) == (6, 1)
+    assert [skip.id for skip in result.skipped] == ["a/broken.png"]
+    facts = result.to_json()
+    assert (facts["queries"], facts["gallery"], facts["queries_without_positives"]) == (5, 6, 1)
+    assert facts["map"]["value"] == result.figures["map"].value
+    assert facts["skipped"][0]["id"] == "a/broken.png"
+
+
+def test_evaluate_with_separate_queries(encoder: Encoder, tmp_path: Path) -> None:
+    gallery = write_groups(tmp_path / "gallery", {"a": 2, "b": 2})
+    queries = tmp_path / "queries"
+    write_image(queries / "a" / "0.png", seed=0, variant=7)  # an id that the gallery has too
+    write_image(queries / "b" / "0.png", seed=0, variant=8)  # looks like a
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        result = evaluate(encoder, gallery, queries=queries, cache=cache)
+        assert result.query_ids == ["a/0.png", "b/0.png"]
+        np.testing.assert_allclose(result.aps, [1.0, (1 / 3 + 2 / 4) / 2])
+
+
+def test_evaluate_takes_what_load_takes(encoder: Encoder, tmp_path: Path) -> None:
+    gallery = write_groups(tmp_path / "gallery", {"a": 2, "b": 2})
+    assert evaluate(TEACHER, gallery).figures == evaluate(encoder, gallery).figures
+
+
+# --- cost -------------------------------------------------------------------------------
+
+
+def make_teacher(features: int, **options: object) -> Teacher:
+    layers = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, features))
+    return Teacher(
+        uri="python:x:y",
+        name="x",
+        dim=features,
+        preprocess=Preprocess(size=(8, 8)),
+        weights_hash="0",
+        forward=layers,
+        module=layers,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_cost_of_parts_adds_up() -> None:
+    one = measure_cost(Encoder("one", [Part(make_teacher(4))]), repeats=1)
+    both = measure_cost(Encoder("both", [Part(make_teacher(4)), Part(make_teacher(6))]), repeats=1)
+    assert (one.params, one.macs) == (12 * 4 + 4, 12 * 4)
+    assert (both.params, both.macs) == (12 * 10 + 10, 12 * 10)
+    assert one.ms_per_image is not None and 0 < one.ms_per_image < 1000
+
+
+def test_cost_of_a_lookup_is_unknown() -> None:
+    stored = make_teacher(4, lookup=lambda digest, view: None)
+    cost = measure_cost(Encoder("stored", [Part(stored)]))
+    assert (cost.params, cost.macs, cost.ms_per_image) == (None, None, None)

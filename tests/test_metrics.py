@@ -1,0 +1,89 @@
+"""Retrieval metrics against published values and against sorting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from whiten import metrics
+from whiten.errors import ConfigError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_reproduces_the_revisited_benchmark() -> None:
+    truth = json.loads((GOLDEN / "revisited.json").read_text())
+    similarity = np.load(GOLDEN / "revisited_scores.npz")["similarity"]
+    scores = metrics.revisited(similarity, truth["gnd"])
+    for protocol, expected in truth["expected"].items():
+        ours = scores[protocol]
+        assert ours["map"] == pytest.approx(expected["map"], abs=1e-9)
+        assert [ap is None for ap in ours["aps"]] == [ap is None for ap in expected["aps"]]
+        for ap, theirs in zip(ours["aps"], expected["aps"], strict=True):
+            assert ap is None or ap == pytest.approx(theirs, abs=1e-9)
+        assert list(ours["mp_at"]) == [1, 5, 10]
+        assert list(ours["mp_at"].values()) == pytest.approx(expected["mp_at_1_5_10"], abs=1e-9)
+
+
+def test_reproduces_the_svd_average_precision() -> None:
+    golden = json.loads((GOLDEN / "svd_ap.json").read_text())
+    for labels, ap, ap_top10 in zip(
+        golden["labels"], golden["ap"], golden["ap_top10"], strict=True
+    ):
+        assert metrics.average_precision(labels) == pytest.approx(ap, abs=1e-12)
+        assert metrics.average_precision(labels[:10]) == pytest.approx(ap_top10, abs=1e-12)
+
+
+def test_revisited_refuses_the_transposed_matrix() -> None:
+    with pytest.raises(ConfigError, match=r"\(database, queries\)"):
+        metrics.revisited(np.zeros((3, 500)), [{}, {}])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranks_equal_those_of_a_stable_sort(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 60
+    # Few levels: most similarities tie with others.
+    similarity = rng.integers(0, 7, n).astype(np.float32)
+    if seed % 2:
+        similarity = rng.standard_normal(n).astype(np.float32)
+    positives = rng.choice(n, 6, replace=False)
+    junk = np.setdiff1d(rng.choice(n, 9), positives)
+    order = np.argsort(-similarity, kind="stable")
+    order = order[~np.isin(order, junk)]
+    expected = np.flatnonzero(np.isin(order, positives))
+    np.testing.assert_array_equal(metrics.positive_ranks(similarity, positives, junk), expected)
+
+
+def test_nan_similarities_are_refused() -> None:
+    with pytest.raises(ConfigError, match="NaN"):
+        metrics.positive_ranks(np.array([0.1, np.nan]), np.array([0]))
+
+
+def test_figures_at_k() -> None:
+    ranks = np.array([0, 3, 12])
+    assert metrics.ap_from_ranks(ranks) == pytest.approx((1 + 2 / 4 + 3 / 13) / 3)
+    assert metrics.precision_at(ranks, 5) == pytest.approx(2 / 5)
+    # Divided by the positives that exist, not by those that were found.
+    assert metrics.average_precision_at(ranks, 5) == pytest.approx((1 + 2 / 4) / 3)
+    assert metrics.average_precision_at(ranks, 1) == 1
+    assert (metrics.recall_at(ranks, 1), metrics.recall_at(ranks + 1, 1)) == (1, 0)
+    assert metrics.average_precision([0, 0, 0]) == 0
+
+
+def test_trapezoid_ap_by_hand() -> None:
+    # One positive at rank 1: precision 0 before it and 1/2 with it.
+    assert metrics.trapezoid_ap(np.array([1])) == pytest.approx((0 + 1 / 2) / 2)
+    assert metrics.trapezoid_ap(np.array([0, 1, 2])) == 1
+
+
+def test_bootstrap_interval_covers_and_repeats() -> None:
+    values = np.random.default_rng(0).random(400)
+    low, high = metrics.bootstrap_interval(values)
+    assert (low, high) == metrics.bootstrap_interval(values)
+    assert low < values.mean() < high
+    # The normal approximation of a mean of 400 uniforms: ±1.96·0.289/20.
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)

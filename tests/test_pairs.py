@@ -1,0 +1,90 @@
+"""Pairs: right ones, no false negatives, the same every time."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from whiten.errors import ConfigError
+from whiten.pairs import plan_pairs
+
+SIZES = [2, 3, 4, 4, 7, 12]
+GROUPS = [f"g{g}" for g, size in enumerate(SIZES) for _ in range(size)]
+CONTENTS = [str(i) for i in range(len(GROUPS))]
+
+
+def test_groups_make_pairs_of_two_items_of_a_group() -> None:
+    plan = plan_pairs(GROUPS, CONTENTS, batch_size=3)
+    assert not plan.from_views
+    for epoch in range(5):
+        for batch in plan.epoch(epoch):
+            assert len(batch) == 3
+            groups = [GROUPS[pair.x] for pair in batch]
+            assert len(set(groups)) == len(groups)  # no false negatives
+            assert all(GROUPS[p.x] == GROUPS[p.y] and p.x != p.y for p in batch)
+
+
+def test_an_epoch_uses_images_at_most_once_and_large_groups_more() -> None:
+    plan = plan_pairs(GROUPS, CONTENTS, batch_size=2)
+    pairs = [pair for batch in plan.epoch(0) for pair in batch]
+    used = Counter(i for pair in pairs for i in (pair.x, pair.y))
+    assert max(used.values()) == 1
+    per_group = Counter(GROUPS[pair.x] for pair in pairs)
+    assert per_group["g5"] > per_group["g0"]
+    # 15 pairs can be made; taking large groups first leaves at most one behind.
+    assert len(pairs) >= 14
+
+
+def test_views_make_pairs_of_one_image_in_two_views() -> None:
+    plan = plan_pairs([None] * 50, [str(i) for i in range(50)], views=3, batch_size=16)
+    assert plan.from_views
+    batches = plan.epoch(0)
+    assert [len(batch) for batch in batches] == [16, 16, 16]
+    for batch in batches:
+        assert all(p.x == p.y and p.x_view != p.y_view for p in batch)
+    seen = Counter(v for b in batches for p in b for v in (p.x_view, p.y_view))
+    assert set(seen) == {0, 1, 2}
+
+
+def test_copies_never_meet_as_negatives() -> None:
+    contents = [str(i // 2) for i in range(40)]  # every content twice
+    plan = plan_pairs([None] * 40, contents, views=2, batch_size=8)
+    assert len(plan.classes) == 20
+    for batch in plan.epoch(0):
+        used = [contents[pair.x] for pair in batch]
+        assert len(set(used)) == len(used)
+
+
+def test_epochs_differ_and_repeat() -> None:
+    one, other = (plan_pairs(GROUPS, CONTENTS, batch_size=3, seed=s) for s in (1, 2))
+    assert one.epoch(4) == plan_pairs(GROUPS, CONTENTS, batch_size=3, seed=1).epoch(4)
+    assert one.epoch(4) != one.epoch(5)
+    assert one.epoch(4) != other.epoch(4)
+    # Resuming counts steps, so all epochs must be of one length.
+    assert len({len(one.epoch(e)) for e in range(20)}) == 1
+
+
+def test_batches_divide_among_processes() -> None:
+    plan = plan_pairs(GROUPS, CONTENTS, batch_size=6, processes=4)
+    assert plan.batch_size == 4
+
+
+def test_auto_takes_groups_only_where_there_are_any() -> None:
+    ungrouped = plan_pairs([None] * 6, CONTENTS[:6], views=2)
+    assert ungrouped.from_views
+    assert not plan_pairs(GROUPS, CONTENTS).from_views
+    assert plan_pairs(GROUPS, CONTENTS, source="views", views=2).from_views
+
+
+@pytest.mark.parametrize("source", ["auto", "groups"])
+def test_one_group_is_refused_with_the_remedy(source: str) -> None:
+    with pytest.raises(ConfigError, match="at least 2 groups.*--pairs views"):
+        plan_pairs(["a"] * 9, CONTENTS[:9], source=source)
+
+
+def test_too_little_is_refused() -> None:
+    with pytest.raises(ConfigError, match="views 2"):
+        plan_pairs([None] * 9, CONTENTS[:9], source="views", views=1)
+    with pytest.raises(ConfigError, match="too few"):
+        plan_pairs([None] * 9, ["same"] * 9, source="views", views=2)

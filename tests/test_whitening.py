@@ -1,0 +1,222 @@
+"""Whitening: exact, streaming, unharmed by awkward input, faithful to the paper's code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from whiten import Whitener
+from whiten.errors import (
+    ConfigError,
+    ConstantInputError,
+    NonFiniteInputError,
+    RankDeficientError,
+    WhiteningError,
+)
+from whiten.whitening import normalize_rows
+
+GOLDEN = Path(__file__).parent / "golden" / "pca_whitening.npz"
+
+
+def samples(n: int = 600, d: int = 24, seed: int = 0) -> np.ndarray:
+    """Correlated samples with a mean far from zero."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) + 5).astype(np.float32)
+
+
+def test_reproduces_the_published_whitening() -> None:
+    golden = np.load(GOLDEN)
+    whitener = Whitener(8, shrinkage=0).fit(golden["fit"])
+    ours, theirs = whitener.transform(golden["query"]), golden["whitened"]
+    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, rtol=1e-5, atol=5e-5)
+    signs = np.sign((ours * theirs).sum(axis=0))
+    np.testing.assert_allclose(ours * signs, theirs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(whitener.mean_, golden["mean"][0], rtol=1e-5, atol=1e-7)
+
+
+def test_output_has_identity_covariance() -> None:
+    data = samples()
+    whitened = Whitener(10, shrinkage=0).fit(data).transform(data.astype(np.float64))
+    np.testing.assert_allclose(np.cov(whitened.T, ddof=0), np.eye(10), atol=1e-9)
+
+
+def test_shrinkage_is_the_documented_gain() -> None:
+    data = samples()
+    whitener = Whitener(10, shrinkage=0.5).fit(data)
+    spectrum = np.linalg.eigvalsh(np.cov(data.astype(np.float64).T, ddof=0))[::-1]
+    np.testing.assert_allclose(whitener.eigenvalues_, spectrum[:10], rtol=1e-9)
+    gains = np.linalg.norm(whitener.projection_, axis=1)
+    np.testing.assert_allclose(gains, 1 / np.sqrt(spectrum[:10] + 0.5 * spectrum.mean()))
+
+
+def test_infinite_shrinkage_only_centres_and_rotates() -> None:
+    data = samples().astype(np.float64)
+    out = Whitener(shrinkage=np.inf).fit(data).transform(data)
+    centred = data - data.mean(axis=0)
+    np.testing.assert_allclose(out @ out.T, centred @ centred.T, atol=1e-7)
+
+
+def test_partial_fits_equal_one_fit_and_merge_exactly() -> None:
+    data = samples()
+    whole = Whitener(8).fit(data)
+    streamed = Whitener(8).fit(iter(np.array_split(data, 7)))
+    left, right = Whitener(8), Whitener(8)
+    for block in np.array_split(data[:250], 3):
+        left.partial_fit(block)
+    right.partial_fit(data[250:])
+    merged = left.merge(right)
+    for other in (streamed, merged):
+        assert other.n_ == len(data)
+        np.testing.assert_allclose(other.projection_, whole.projection_, rtol=1e-9, atol=1e-10)
+
+
+def test_a_later_partial_fit_is_not_ignored() -> None:
+    data = samples()
+    whitener = Whitener(4).fit(data[:300])
+    before = whitener.projection_.copy()
+    whitener.partial_fit(data[300:])
+    np.testing.assert_allclose(whitener.projection_, Whitener(4).fit(data).projection_, rtol=1e-8)
+    assert not np.allclose(before, whitener.projection_)
+
+
+def test_float32_input_loses_nothing() -> None:
+    # A mean a thousand times the spread: accumulating in float32 would leave two digits.
+    data = (samples(5000) + 3000).astype(np.float32)
+    ours = Whitener(24, shrinkage=0).fit(data)
+    exact = data.astype(np.float64)
+    spectrum = np.linalg.eigvalsh(np.cov(exact.T, ddof=0))[::-1]
+    np.testing.assert_allclose(ours.eigenvalues_, spectrum, rtol=1e-7)
+    np.testing.assert_allclose(ours.mean_, exact.mean(axis=0), rtol=1e-12)
+
+
+def test_signs_are_deterministic() -> None:
+    data = samples()
+    forwards, backwards = Whitener(6).fit(data), Whitener(6).fit(data[::-1])
+    np.testing.assert_allclose(forwards.projection_, backwards.projection_, rtol=1e-6, atol=1e-8)
+    strongest = np.abs(forwards.projection_).argmax(axis=1)
+    assert (forwards.projection_[np.arange(6), strongest] > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_never_writes_into_its_input(kind: str) -> None:
+    data = samples()
+    given = data.copy() if kind == "numpy" else torch.from_numpy(data.copy())
+    whitener = Whitener(6).fit(given)
+    out = whitener.transform(given)
+    whitener.inverse_transform(out)
+    np.testing.assert_array_equal(np.asarray(given), data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_torch_equals_numpy(dtype: torch.dtype) -> None:
+    data = samples()
+    whitener = Whitener(6).fit(torch.from_numpy(data))
+    out = whitener.transform(torch.from_numpy(data).to(dtype))
+    assert out.dtype == dtype
+    tolerance = 0.15 if dtype == torch.bfloat16 else 1e-4
+    np.testing.assert_allclose(out.double().numpy(), whitener.transform(data), atol=tolerance)
+
+
+def test_inverse_is_exact_on_the_kept_axes() -> None:
+    data = samples().astype(np.float64)
+    whitener = Whitener(24).fit(data)
+    np.testing.assert_allclose(
+        whitener.inverse_transform(whitener.transform(data)), data, rtol=1e-9, atol=1e-9
+    )
+
+
+def test_saves_and_loads_byte_for_byte(tmp_path: Path) -> None:
+    whitener = Whitener(6, shrinkage=0.3).fit(samples())
+    whitener.metadata = {"model": "demo:mobilenetv2", "fingerprint": "abc"}
+    whitener.save(tmp_path / "a.safetensors")
+    loaded = Whitener.load(tmp_path / "a.safetensors")
+    loaded.save(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    np.testing.assert_array_equal(loaded.projection_, whitener.projection_)
+    assert (loaded.n_, loaded.shrinkage, loaded.metadata) == (600, 0.3, whitener.metadata)
+    np.testing.assert_array_equal(loaded.transform(samples()), whitener.transform(samples()))
+
+
+def test_a_loaded_whitener_cannot_be_fitted_further(tmp_path: Path) -> None:
+    Whitener(6).fit(samples()).save(tmp_path / "a.safetensors")
+    loaded = Whitener.load(tmp_path / "a.safetensors")
+    with pytest.raises(WhiteningError, match="fit a new one"):
+        loaded.partial_fit(samples())
+    with pytest.raises(WhiteningError, match="merge before saving"):
+        Whitener(6).merge(loaded)
+
+
+@pytest.mark.parametrize("cut", [0, 10, 200, -10])
+def test_damaged_files_are_refused(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.safetensors"
+    Whitener(6).fit(samples()).save(path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(WhiteningError, match="not a readable whitener"):
+        Whitener.load(path)
+    with pytest.raises(WhiteningError):
+        Whitener.load(tmp_path / "absent.safetensors")
+
+
+def test_constant_input_is_named() -> None:
+    with pytest.raises(ConstantInputError, match="same vector"):
+        Whitener(2).fit(np.full((50, 8), 0.1, np.float32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_input_is_named_with_its_row(bad: float) -> None:
+    data = samples()
+    data[417, 3] = bad
+    with pytest.raises(NonFiniteInputError, match="sample 417"):
+        Whitener(2).fit(data)
+    whitener = Whitener(2).fit(samples())
+    with pytest.raises(NonFiniteInputError, match="sample 417"):
+        whitener.transform(data)
+
+
+def test_rank_deficiency_is_named_or_avoided() -> None:
+    low = samples(600, 5).astype(np.float64) @ np.random.default_rng(1).standard_normal((5, 24))
+    exact = low - low.mean(axis=0)
+    with pytest.raises(RankDeficientError, match="span 5 axes"):
+        Whitener(12, shrinkage=0).fit(exact)
+    assert Whitener(shrinkage=0).fit(exact).projection_.shape == (5, 24)
+    shrunk = Whitener(12, shrinkage=0.1).fit(exact).transform(exact)
+    assert np.isfinite(shrunk).all()
+    assert np.abs(shrunk[:, 5:]).max() < 1e-6  # nothing is there, and nothing is amplified
+
+
+def test_fewer_samples_than_axes() -> None:
+    with pytest.warns(UserWarning, match="fit on more images"):
+        whitener = Whitener(shrinkage=0.1).fit(samples(10))
+    assert whitener.projection_.shape == (9, 24)
+
+
+def test_warns_when_samples_are_few_and_says_what_follows() -> None:
+    with pytest.warns(UserWarning, match="mostly noise"):
+        Whitener(20, shrinkage=0).fit(samples(60))
+    with pytest.warns(UserWarning, match="dampens them"):
+        Whitener(20, shrinkage=0.1).fit(samples(60))
+
+
+def test_wrong_shapes_and_options_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        Whitener(0)
+    with pytest.raises(ConfigError, match="shrinkage"):
+        Whitener(shrinkage=-1)
+    with pytest.raises(ConfigError, match="shrinkage"):
+        Whitener(shrinkage=float("nan"))
+    with pytest.raises(WhiteningError, match="at most 24"):
+        Whitener(25).fit(samples())
+    with pytest.raises(WhiteningError, match="no samples"):
+        Whitener(2).fit(iter([]))
+    with pytest.raises(WhiteningError, match="one model"):
+        Whitener(2).fit(iter([samples(), samples(d=20)]))
+    with pytest.raises(WhiteningError, match="another model"):
+        Whitener(2).fit(samples()).transform(samples(d=20))
+
+
+def test_normalize_rows_leaves_zero_rows() -> None:
+    rows = normalize_rows(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)
