@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from whiten.media import find_items, read_bytes
-
 FACTORY = '''
 """Teachers that see colours: the mean of each quarter of a 32 px image, mixed at random."""
 
@@ -54,8 +52,3 @@ def write_groups(folder: Path, sizes: dict[str, int]) -> Path:
         for n in range(size):
             write_image(folder / group / f"{n}.png", seed, n)
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every image of a folder by its id."""
-    return {item.id: read_bytes(item.path) for item in find_items(folder)}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TEACHER, write_factory, write_groups, write_image
 from torch import nn
 
-from whiten import evaluate as module
+from helpers import TEACHER, write_factory, write_groups, write_image
 from whiten.encoder import Encoder, Part, load
 from whiten.errors import ConfigError
-from whiten.evaluate import evaluate, evaluate_task, measure_cost, top_k
+from whiten.evaluate import evaluate, evaluate_task, measure_cost, similarity_blocks, top_k
 from whiten.media import Item
 from whiten.metrics import bootstrap_interval
 from whiten.protocols.folder import folder_task
@@ -20,8 +20,7 @@ from whiten.protocols.task import Task
 from whiten.teachers import Teacher
 from whiten.views import Preprocess
 
-# evaluate the function hides evaluate the module, where `import … as` finds the first of them.
-assert hasattr(module, "BLOCK_BYTES")
+MODULE = sys.modules["whiten.evaluate"]  # whose name the function has too
 
 
 def make_items(groups: list[str | None]) -> list[Item]:
@@ -111,7 +110,7 @@ def test_figures_equal_brute_force(ties: bool) -> None:
     task, queries, gallery = make_problem(ties=ties)
     result = evaluate_task(task, queries, gallery, name="x")
     expected = brute_force(task, queries, gallery)
-    assert list(result.figures) == list(expected)
+    assert set(result.figures) == set(expected)
     for name, values in expected.items():
         figure = result.figures[name]
         assert figure.value == pytest.approx(np.mean(values), abs=1e-12), name
@@ -127,8 +126,8 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate_task(task, queries, gallery)
     hits = [list(best) for best, _ in top_k(queries, gallery, 6)]
     for size in (1, 4 * len(gallery) * 7):  # one query at a time, and seven
-        monkeypatch.setattr(module, "BLOCK_BYTES", size)
-        assert len(list(module.similarity_blocks(queries, gallery))) > 1
+        monkeypatch.setattr(MODULE, "BLOCK_BYTES", size)
+        assert len(list(similarity_blocks(queries, gallery))) > 1
         assert evaluate_task(task, queries, gallery).figures == whole.figures
         assert [list(best) for best, _ in top_k(queries, gallery, 6)] == hits
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -30,9 +31,8 @@ app = App(
     print_error=False,
     exit_on_error=False,
     result_action="return_value",
+    default_parameter=Parameter(consume_multiple=True),  # --teachers A B
 )
-
-Uris = Annotated[list[str], Parameter(consume_multiple=True)]
 
 
 @app.command
@@ -322,6 +322,7 @@ def doctor(*, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `whiten`."""
     warnings.showwarning = _show_warning
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not text stay whole

@@ -23,7 +23,15 @@ from whiten.errors import RunError
 from whiten.media import find_items
 from whiten.report import Kind, ReportData, Row, write_report
 from whiten.run_folder import RunFolder, write_atomically
-from whiten.run_report import Assessed, assess, retrieval_grids, teacher_pictures, verdicts
+from whiten.run_report import (
+    START,
+    START_WHITENED,
+    Assessed,
+    assess,
+    retrieval_grids,
+    teacher_pictures,
+    verdicts,
+)
 
 _MARK = "demo.json"  # says that a folder is a demo's, and which
 
@@ -48,7 +56,7 @@ FULL = DemoPlan(
     student="demo:efficientnet-lite0?size=64&fit=squash",
     groups=None,
     label_free={"backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
-    grouped={"backbone_lr": 1.0, "epochs": 16, "batch_size": 128},
+    grouped={"lr": 2e-3, "epochs": 5, "batch_size": 128},
 )
 
 QUICK = DemoPlan(
@@ -134,7 +142,7 @@ def _encoders(
         yield Encoder(part.teacher.name, [Part(part.teacher)]), "teacher", part.teacher.name
     yield raw, "fusion-raw", "raw fusion"
     yield whitened, "fusion-whitened", "whitened fusion"
-    yield load(plan.student), "student", "student's start"
+    yield load(plan.student), "student", START
     # No training at all: the start's features, whitened on the training images.
     start = load(
         f"fuse:whitened:{plan.student}",
@@ -142,7 +150,7 @@ def _encoders(
         whiten_dim=plan.label_free.get("whiten_dim", 256),
         cache=cache,
     )
-    yield start, "student", "student's start, whitened"
+    yield start, "student", START_WHITENED
 
 
 def _report(

@@ -240,7 +240,9 @@ def _load_fused(
         if saved:
             part.whitener = Whitener.load(run.whitener(number))
         elif whiten_on is not None:
-            part.whitener = _fit(part.teacher, whiten_on, whiten_dim, shrinkage, cache)
+            part.whitener = fit_on(
+                part.teacher, whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache
+            )
         else:
             raise ConfigError(
                 f"{text} must know what to fit its whitening on: add --whiten-on IMAGES"
@@ -261,17 +263,23 @@ def split_uris(text: str) -> list[str]:
     return uris
 
 
-def _fit(
+def fit_on(
     teacher: Teacher,
-    whiten_on: str | os.PathLike[str],
-    dim: int,
-    shrinkage: float,
-    cache: Path | None,
+    images: str | os.PathLike[str],
+    *,
+    dim: int = 256,
+    shrinkage: float = 0.1,
+    cache: Path | None = None,
 ) -> Whitener:
-    items = find_items(whiten_on)
+    """Fit a teacher's whitening on a collection of images.
+
+    Args:
+        dim, shrinkage: see `Whitener`; dim is lowered to what the images can support.
+        cache: where the embeddings are kept; by default nowhere.
+    """
+    items = find_items(images)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         store = embed_cached(teacher, items, cache or Path(temporary), 2, False)
-        ids = [name for shard in store.shards for name in shard.ids]
-        return fit_whitener(
-            store, [i.id for i in items if i.id in set(ids)], dim=dim, shrinkage=shrinkage
-        )
+        have = {name for shard in store.shards for name in shard.ids}
+        ids = [item.id for item in items if item.id in have]
+        return fit_whitener(store, ids, dim=dim, shrinkage=shrinkage)

@@ -103,17 +103,18 @@ def evaluate(
     Raises:
         ConfigError: fewer than two groups, or nothing to find.
     """
+    items = find_items(gallery)
+    asked = None if queries is None else find_items(queries)
+    folder_task(items, asked)  # refuses what has nothing to find before anything is embedded
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
-    kept, vectors, skipped = model.embed_items(
-        find_items(gallery), cache=cache, show_progress=show_progress
-    )
-    if queries is None:
+    kept, vectors, skipped = model.embed_items(items, cache=cache, show_progress=show_progress)
+    if asked is None:
         task = folder_task(kept)
         place = {item.id: i for i, item in enumerate(kept)}
         searching = vectors[[place[item.id] for item in task.queries]]
     else:
         asking, query_vectors, more = model.embed_items(
-            find_items(queries),
+            asked,
             # Ids are unique within a folder only, so that each collection has stores of its own.
             cache=cache / "queries" if cache else None,
             show_progress=show_progress,

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from whiten.encoder import Encoder, Part, load
+from whiten.devices import best_device
+from whiten.encoder import Encoder, Part, fit_on, load
 from whiten.evaluate import Evaluation, evaluate_task, measure_cost, top_k
 from whiten.media import Item, find_items
 from whiten.protocols.folder import folder_task
 from whiten.report import Hit, Kind, ReportData, Retrieval, Row, Similarities, write_report
 from whiten.run_folder import RunFolder
+from whiten.spec import DistillSpec
 from whiten.store import Vectors
+from whiten.student import backbone_as_teacher, build_student
+from whiten.teachers import Teacher
 
 SAMPLED_POSITIVES = 2000
 SAMPLED_NEGATIVES = 20000
 HITS_SHOWN = 8
+
+# Rows of a student before any training: what a distillation has to beat.
+START = "student's start"
+START_WHITENED = "student's start, whitened"
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,8 @@ def report_run(
     """
     run = RunFolder(root)
     images, spec = run.read_config()
-    cache = run.embeddings
+    # Test images may have the ids of training images, so that they have stores of their own.
+    cache = run.embeddings / "test" if test else run.embeddings
     data = ReportData(title=f"whiten: {run.root.name}", runs={run.root.name: run.read_metrics()})
     data.facts = [
         ("images", images),
@@ -166,27 +175,36 @@ def report_run(
     return write_report(data, run.root), data.rows
 
 
-def run_encoders(run: RunFolder) -> list[tuple[Encoder, Kind, str]]:
-    """What a run's student is compared with: its teachers, their fusions, and its own start."""
-    _, spec = run.read_config()
-    encoders: list[tuple[Encoder, Kind, str]] = []
+def run_encoders(run: RunFolder) -> Iterator[tuple[Encoder, Kind, str]]:
+    """What a student is compared with: the teachers, their fusions, and its own start."""
+    images, spec = run.read_config()
     raw = load(f"fuse:raw:{run.root}")
     for part in raw.parts:
-        encoders.append((Encoder(part.teacher.name, [part]), "teacher", part.teacher.name))
-    encoders.append((raw, "fusion-raw", "raw fusion"))
+        yield Encoder(part.teacher.name, [part]), "teacher", part.teacher.name
+    yield raw, "fusion-raw", "raw fusion"
     if spec.whiten:
-        encoders.append((load(f"fuse:whitened:{run.root}"), "fusion-whitened", "whitened fusion"))
-    encoders.append((load(run.student), "student", "student"))
-    return encoders
+        yield load(f"fuse:whitened:{run.root}"), "fusion-whitened", "whitened fusion"
+    start = start_features(spec)
+    yield Encoder(START, [Part(start)]), "student", START
+    whitener = fit_on(start, images, dim=spec.dim, shrinkage=spec.shrinkage, cache=run.embeddings)
+    yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
+    yield load(run.student), "student", "student"
+
+
+def start_features(spec: DistillSpec) -> Teacher:
+    """The student's pooled backbone features before training."""
+    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    return backbone_as_teacher(net, config).to(best_device())
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """What the table says, in sentences; also where it says that something did not help."""
     notes = []
-    best: Mapping[str, Row] = {}
+    starts = {row.name: row for row in rows if row.name in (START, START_WHITENED)}
+    best: dict[str, Row] = {}
     for row in rows:
-        if row.kind not in best or row.map > best[row.kind].map:
-            best = {**best, row.kind: row}
+        if row.name not in starts and (row.kind not in best or row.map > best[row.kind].map):
+            best[row.kind] = row
     if {"teacher", "fusion-whitened", "fusion-raw"} <= best.keys():
         single, raw, white = best["teacher"], best["fusion-raw"], best["fusion-whitened"]
         gain = 100 * (white.map - raw.map)
@@ -197,14 +215,20 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         )
     if {"student", "fusion-whitened"} <= best.keys():
         student, white = best["student"], best["fusion-whitened"]
-        times = (
-            f" with {white.macs / student.macs:.0f} times less compute"
-            if (white.macs and student.macs)
-            else ""
-        )
         relation = "reaches" if student.map >= white.map else "stays below"
+        cost = ""
+        if white.macs and student.macs:
+            cost = f", with {white.macs / student.macs:.0f} times less compute"
         notes.append(
-            f"The best student, {student.name}, {relation} the whitened fusion of all teachers "
-            f"({100 * student.map:.1f} against {100 * white.map:.1f}){times}."
+            f"The best student ({student.name}) {relation} the whitened fusion of all teachers: "
+            f"{100 * student.map:.1f} against {100 * white.map:.1f}{cost}."
         )
+    for row in rows:
+        if row.kind == "student" and row.name not in starts:
+            behind = [start.name for start in starts.values() if start.map > row.map]
+            if behind:
+                notes.append(
+                    f"{row.name}: {100 * row.map:.1f} is below the {' and the '.join(behind)}, "
+                    "which needs no training: this run was not worth its while."
+                )
     return notes

@@ -1,0 +1,103 @@
+"""The quick demo, whole: every row, every file, and a second call that finds it done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import whiten
+from whiten.cli import main
+from whiten.demo import extract_images
+
+NAMES = [
+    "mobilenetv2",
+    "efficientnet-lite2",
+    "raw fusion",
+    "whitened fusion",
+    "student's start",
+    "student's start, whitened",
+    "student, label-free, raw teachers",
+    "student, label-free",
+    "student, groups",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "quick"
+    main(["demo", "--quick", "--out", str(out)])
+    return out
+
+
+def test_results_hold_every_row_with_every_figure(demo: Path) -> None:
+    rows = json.loads((demo / "results.json").read_text())
+    assert [row["name"] for row in rows] == NAMES
+    kinds = ["teacher"] * 2 + ["fusion-raw", "fusion-whitened"] + ["student"] * 5
+    assert [row["kind"] for row in rows] == kinds
+    for row in rows:
+        low, high = row["map_ci"]
+        assert 0 < low < row["map"] < high < 1
+        assert 0 < row["recall_at_1"] < 1
+        assert row["params"] > 1e6
+        assert row["macs"] > 1e6
+        assert row["ms_per_image"] > 0
+    assert rows[-1]["dim"] == 256
+    assert rows[2]["dim"] == rows[0]["dim"] + rows[1]["dim"]
+    assert rows[2]["macs"] == rows[0]["macs"] + rows[1]["macs"]
+
+
+def test_the_report_stands_alone(demo: Path) -> None:
+    page = (demo / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "src=\"data:image/png;base64," in page
+    figures = {path.name for path in (demo / "figures").iterdir()}
+    assert {"results.png", "similarities.png", "spectra.png", "wins.png", "loss.png"} <= figures
+    assert {"accuracy_latency.png"} <= figures
+    assert sum(name.startswith("retrievals_") for name in figures) == 3
+
+
+def test_train_and_test_groups_are_disjoint(tmp_path: Path) -> None:
+    extract_images(tmp_path)
+    groups = {
+        split: {path.name for path in (tmp_path / split).iterdir()} for split in ("train", "test")
+    }
+    assert len(groups["train"]) == 1178
+    assert len(groups["test"]) == 478
+    assert not groups["train"] & groups["test"]
+    assert len(list(tmp_path.rglob("*.webp"))) == 4 * (1178 + 478)
+
+
+def test_a_second_call_computes_nothing_again(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stamp = (demo / "groups" / "student" / "model.safetensors").stat().st_mtime_ns
+    main(["demo", "--quick", "--out", str(demo)])
+    out = capsys.readouterr().out
+    assert (demo / "groups" / "student" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert "student, groups" in out
+    assert "whiten search" in out
+
+
+def test_the_demo_s_student_searches(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = next((demo / "images" / "test").rglob("*.webp"))
+    student = str(demo / "groups" / "student")
+    main(
+        ["search", str(query), "--student", student, "--in", str(demo / "images" / "test"), "--json"]
+    )
+    hits = json.loads(capsys.readouterr().out)
+    assert hits[0]["path"] == str(query)
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
+    assert whiten.load(student).dim == 256
+
+
+@pytest.mark.parametrize("content", ["photo.jpg", "demo.json"])
+def test_other_folders_are_refused(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / content).write_text('{"quick": false}')
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--quick", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "another --out" in capsys.readouterr().err

@@ -1,0 +1,423 @@
+"""Embedding collections: resumed runs equal uninterrupted ones, bad images are counted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from whiten import embed as embed_module
+from whiten.embed import embed
+from whiten.errors import ConfigError, NoImagesError, StoreError, TeacherError
+from whiten.media import Item, content_hash, find_items
+from whiten.spec import ViewPlan, parse_uri
+from whiten.store import Store
+from whiten.teachers import stored
+from whiten.teachers.base import Teacher, hash_state
+from whiten.views import Preprocess, render_bytes
+
+DIM = 8
+SIDE = 16
+
+ImageFolder = Callable[..., Path]
+
+
+class Counting(nn.Module):
+    """A convolution and an average, which remembers how many images it has seen."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, DIM, 4, stride=4)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            parameter.data.normal_(generator=generator)
+        self.seen = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return self.conv(images).abs().mean(dim=(2, 3))
+
+
+def make_teacher(seed: int = 0) -> Teacher:
+    module = Counting(seed)
+    return Teacher(
+        uri=f"python:tests:conv{seed}",
+        name=f"conv{seed}",
+        dim=DIM,
+        preprocess=Preprocess(size=(SIDE, SIDE)),
+        weights_hash=hash_state(module.state_dict()),
+        forward=module,
+        module=module,
+    )
+
+
+def seen(teacher: Teacher) -> int:
+    assert isinstance(teacher.module, Counting)
+    return teacher.module.seen
+
+
+def plain(teacher: Teacher, items: Sequence[Item], view: int, plan: ViewPlan) -> np.ndarray:
+    """One image after another, without the library's batches and threads."""
+    rows = []
+    for item in items:
+        pixels = render_bytes(Path(item.path).read_bytes(), plan, item.id, view, teacher.preprocess)
+        with torch.inference_mode():
+            out = teacher.forward(torch.from_numpy(teacher.preprocess.normalize(pixels[None])))
+        rows.append(F.normalize(out, dim=1)[0].numpy())
+    return np.stack(rows)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def make_newer(path: str | Path, seconds: float = 60) -> None:
+    later = time.time() + seconds
+    os.utime(path, (later, later))
+
+
+def overwrite(path: str | Path, colour: str) -> None:
+    Image.new("RGB", (40, 32), colour).save(path)
+    make_newer(path)
+
+
+@pytest.fixture
+def images(tmp_path: Path, image_folder: ImageFolder) -> Path:
+    return image_folder(tmp_path / "images", groups=3, per_group=4)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_module, "SHARD_ROWS", 5)
+    monkeypatch.setattr(embed_module, "BATCH", 2)
+
+
+# --- what is stored ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_embeddings_equal_a_plain_loop(images: Path, tmp_path: Path, workers: int) -> None:
+    items, plan = find_items(images), ViewPlan(seed=5)
+    store = embed(
+        items, make_teacher(), tmp_path / "s", views=(0, 1, 2), plan=plan, workers=workers
+    )
+    for view in (0, 1, 2):
+        expected = plain(make_teacher(), items, view, plan)
+        np.testing.assert_allclose(store.gather([i.id for i in items], view), expected, atol=1e-5)
+    assert np.abs(store.gather([items[0].id], 0) - store.gather([items[0].id], 1)).max() > 1e-3
+    assert store.content_hashes() == {i.id: content_hash(Path(i.path).read_bytes()) for i in items}
+    assert store.origin.plan == plan.fingerprint()
+
+
+def test_float16_halves_the_vectors(images: Path, tmp_path: Path) -> None:
+    items = find_items(images)
+    ids = [item.id for item in items]
+    half = embed(items, make_teacher(), tmp_path / "h", dtype="float16").gather(ids)
+    full = embed(items, make_teacher(), tmp_path / "f").gather(ids)
+    assert np.array_equal(half, full.astype(np.float16).astype(np.float32))
+    with pytest.raises(ConfigError, match="float32 or float16"):
+        embed(items, make_teacher(), tmp_path / "x", dtype="int8")
+    assert not (tmp_path / "x").exists()
+
+
+def test_progress_counts_rows(images: Path, tmp_path: Path, small_shards: None) -> None:
+    calls: list[tuple[int, int]] = []
+    items = find_items(images)
+    embed(items, make_teacher(), tmp_path / "s", views=(0, 1), progress=lambda *n: calls.append(n))
+    assert calls[-1] == (24, 24)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert {planned for _, planned in calls} == {24}
+
+
+def test_precision_is_that_of_the_store(images: Path, tmp_path: Path) -> None:
+    items = find_items(images)
+    embed(items[:2], make_teacher(), tmp_path / "s", precision="bf16")
+    assert embed(items, make_teacher(), tmp_path / "s").origin.precision == "bf16"
+    with pytest.raises(StoreError, match="another precision, bf16, not 32"):
+        embed(items, make_teacher(), tmp_path / "s", precision="32")
+
+
+# --- bad images -------------------------------------------------------------------------------
+
+
+def spoil(images: Path) -> dict[str, str]:
+    """Four bad files among the good ones, and the reasons that they are expected to have."""
+    (images / "group0" / "0005.jpg").write_bytes(b"no image")
+    (images / "group1" / "0005.png").touch()
+    whole = (images / "group0" / "000.jpg").read_bytes()
+    (images / "group1" / "zz.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "group2" / "link.webp").symlink_to(images / "nowhere")
+    return {
+        "group0/0005.jpg": "not an image, or of an unknown format",
+        "group1/0005.png": "empty file",
+        "group1/zz.jpg": "damaged",
+        "group2/link.webp": "no such file or directory",
+    }
+
+
+def test_bad_images_are_skipped_with_reasons(images: Path, tmp_path: Path) -> None:
+    reasons = spoil(images)
+    items = find_items(images)
+    store = embed(items, make_teacher(), tmp_path / "s", views=(0, 1))
+    assert len(items) == 16
+    assert len(store) == 24
+    assert {s.id: s.reason for s in store.skipped}.keys() == reasons.keys()
+    for skip in store.skipped:
+        assert skip.reason.startswith(reasons[skip.id])
+    good = [item for item in items if item.id not in reasons]
+    expected = plain(make_teacher(), good, 0, ViewPlan())
+    np.testing.assert_allclose(store.gather([i.id for i in good]), expected, atol=1e-5)
+
+    before = contents(tmp_path / "s")
+    teacher = make_teacher()
+    again = embed(items, teacher, tmp_path / "s", views=(0, 1))
+    assert seen(teacher) == 0
+    assert contents(tmp_path / "s") == before
+    assert len(again.skipped) == 4
+
+
+@pytest.mark.parametrize("backup", [False, True])
+def test_a_mended_image_is_embedded(images: Path, tmp_path: Path, backup: bool) -> None:
+    spoil(images)
+    items = find_items(images)
+    embed(items, make_teacher(), tmp_path / "s")
+    missing = images / "group2" / "link.webp"
+    missing.unlink()
+    time.sleep(0.02)  # clocks of file systems tick some hundred times a second
+    shutil.copyfile(images / "group2" / "001.jpg", missing)
+    if backup:  # keeps the old date
+        os.utime(missing, (1e9, 1e9))
+    store = embed(items, make_teacher(), tmp_path / "s")
+    assert "group2/link.webp" not in {s.id for s in store.skipped}
+    assert len(store.skipped) == 3
+    mended = [i for i in items if i.id == "group2/link.webp"]
+    expected = plain(make_teacher(), mended, 0, ViewPlan())
+    np.testing.assert_allclose(store.gather(["group2/link.webp"]), expected, atol=1e-5)
+
+
+def test_no_readable_image(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_text("text")
+    items = find_items(tmp_path)
+    for _ in range(2):
+        with pytest.raises(
+            NoImagesError, match=r"none of 2 images .* first 'a\.jpg': not an image"
+        ):
+            embed(items, make_teacher(), tmp_path / "s")
+    with pytest.raises(NoImagesError, match="no images"):
+        embed([], make_teacher(), tmp_path / "t")
+
+
+# --- going on ---------------------------------------------------------------------------------
+
+
+def test_only_missing_views_are_computed(images: Path, tmp_path: Path) -> None:
+    items, ids = find_items(images), [item.id for item in find_items(images)]
+    first, second = make_teacher(), make_teacher()
+    embed(items, first, tmp_path / "s", views=range(2))
+    assert seen(first) == 24
+    store = embed(items, second, tmp_path / "s", views=range(3))
+    assert seen(second) == 12
+    at_once = embed(items, make_teacher(), tmp_path / "t", views=range(3))
+    for view in range(3):
+        np.testing.assert_allclose(store.gather(ids, view), at_once.gather(ids, view), atol=1e-6)
+
+
+def test_new_images_are_added(images: Path, tmp_path: Path) -> None:
+    items = find_items(images)
+    embed(items[:9], make_teacher(), tmp_path / "s")
+    before = contents(tmp_path / "s")
+    teacher = make_teacher()
+    store = embed(items, teacher, tmp_path / "s")
+    assert seen(teacher) == 3
+    assert contents(tmp_path / "s").items() > before.items()
+    expected = plain(make_teacher(), items, 0, ViewPlan())
+    np.testing.assert_allclose(store.gather([i.id for i in items]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+@pytest.mark.parametrize("stops", [[1], [4], [5], [6, 1, 4], [11], [2, 2, 2], [12]])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    images: Path, tmp_path: Path, small_shards: None, stops: list[int], spoiled: bool
+) -> None:
+    if spoiled:
+        spoil(images)
+    items = find_items(images)
+    options: dict[str, Any] = {"views": (0, 1), "plan": ViewPlan(seed=2)}
+    embed(items, make_teacher(), tmp_path / "whole", **options)
+    assert len(contents(tmp_path / "whole")) >= 6
+
+    for stop in stops:
+        calls = 0
+
+        def interrupt(done: int, planned: int, stop: int = stop) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise KeyboardInterrupt
+
+        try:
+            embed(items, make_teacher(), tmp_path / "parts", progress=interrupt, **options)
+        except KeyboardInterrupt:
+            written = contents(tmp_path / "parts")
+            assert written.items() <= contents(tmp_path / "whole").items()
+        else:
+            raise AssertionError("was not interrupted")
+    embed(items, make_teacher(), tmp_path / "parts", **options)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_another_model_or_plan_is_refused(images: Path, tmp_path: Path) -> None:
+    items = find_items(images)
+    embed(items, make_teacher(), tmp_path / "s", views=(0, 1), plan=ViewPlan(seed=1))
+    before = contents(tmp_path / "s")
+    with pytest.raises(StoreError, match="another model, python:tests:conv0"):
+        embed(items, make_teacher(1), tmp_path / "s", plan=ViewPlan(seed=1))
+    with pytest.raises(StoreError, match="another view plan"):
+        embed(items, make_teacher(), tmp_path / "s", views=(0, 1), plan=ViewPlan(seed=2))
+    assert contents(tmp_path / "s") == before
+    embed(items, make_teacher(), tmp_path / "s", plan=ViewPlan(seed=2))  # whole images only
+    assert contents(tmp_path / "s") == before
+
+
+# --- images that change -----------------------------------------------------------------------
+
+
+def test_a_changed_image_is_embedded_anew(images: Path, tmp_path: Path, small_shards: None) -> None:
+    items = find_items(images)
+    embed(items, make_teacher(), tmp_path / "s", views=(0, 1))
+    before = contents(tmp_path / "s")
+    overwrite(items[6].path, "purple")
+    teacher = make_teacher()
+    store = embed(items, teacher, tmp_path / "s", views=(0, 1))
+    for view in (0, 1):
+        expected = plain(make_teacher(), items, view, ViewPlan())
+        np.testing.assert_allclose(store.gather([i.id for i in items], view), expected, atol=1e-5)
+    assert seen(teacher) == 4  # the image and its neighbour in the shard, two views each
+    kept = contents(tmp_path / "s").items() & before.items()
+    assert len(kept) == len(before) - 1
+    assert len(store) == 24
+
+
+def test_a_touched_image_is_not(images: Path, tmp_path: Path) -> None:
+    items = find_items(images)
+    embed(items, make_teacher(), tmp_path / "s")
+    before = contents(tmp_path / "s")
+    for item in items:
+        make_newer(item.path)
+    teacher = make_teacher()
+    embed(items, teacher, tmp_path / "s")
+    assert seen(teacher) == 0
+    assert contents(tmp_path / "s") == before
+
+
+def test_a_removed_image_stays_stored(images: Path, tmp_path: Path) -> None:
+    items = find_items(images)
+    embed(items, make_teacher(), tmp_path / "s")
+    Path(items[3].path).unlink()
+    teacher = make_teacher()
+    store = embed(items, teacher, tmp_path / "s")
+    assert (seen(teacher), len(store)) == (0, 12)
+
+
+def test_a_moved_collection_is_known_by_its_content(images: Path, tmp_path: Path) -> None:
+    embed(find_items(images), make_teacher(), tmp_path / "s")
+    before = contents(tmp_path / "s")
+    moved = find_items(images.rename(tmp_path / "moved"))
+    teacher = make_teacher()
+    embed(moved, teacher, tmp_path / "s")
+    assert seen(teacher) == 0
+    assert contents(tmp_path / "s") == before
+
+
+def test_another_image_of_the_same_id_is_embedded(images: Path, tmp_path: Path) -> None:
+    embed(find_items(images), make_teacher(), tmp_path / "s")
+    other = Path(shutil.copytree(images, tmp_path / "other"))
+    items = find_items(other)
+    Image.new("RGB", (40, 32), "orange").save(items[0].path)
+    for item in items:
+        os.utime(item.path, (1e9, 1e9))  # older than the store: the place tells
+    store = embed(items, make_teacher(), tmp_path / "s")
+    expected = plain(make_teacher(), items, 0, ViewPlan())
+    np.testing.assert_allclose(store.gather([i.id for i in items]), expected, atol=1e-5)
+
+
+# --- teachers that hold embeddings ------------------------------------------------------------
+
+
+def test_a_store_teaches_by_content(images: Path, tmp_path: Path) -> None:
+    items = find_items(images)
+    source = embed(items, make_teacher(), tmp_path / "source")
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for number, item in enumerate(items):
+        shutil.copy(item.path, renamed / f"{number:02d}{Path(item.path).suffix}")
+    Image.new("RGB", (9, 9)).save(renamed / "99.png")
+    teacher = stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}"))
+    store = embed(find_items(renamed), teacher, tmp_path / "s")
+    ids = [i.id for i in find_items(renamed)]
+    assert np.array_equal(store.gather(ids[:-1]), source.gather([i.id for i in items]))
+    assert [(s.id, s.reason[:13]) for s in store.skipped] == [("99.png", "view 0 is not")]
+    with pytest.raises(TeacherError, match="pass image files, not pixels"):
+        teacher.embed(np.zeros((1, 224, 224, 3), np.uint8))
+    with pytest.raises(ConfigError, match="has no option"):
+        stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}?size=3"))
+
+
+def test_a_store_teaches_the_views_of_its_own_plan_only(images: Path, tmp_path: Path) -> None:
+    items, ids = find_items(images), [i.id for i in find_items(images)]
+    plan = ViewPlan(seed=1)
+    source = embed(items, make_teacher(), tmp_path / "source", views=(0, 1), plan=plan)
+    teacher = stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}"))
+    store = embed(items, teacher, tmp_path / "s", views=(0, 1), plan=plan)
+    assert np.array_equal(store.gather(ids, 1), source.gather(ids, 1))
+
+    with pytest.raises(StoreError, match=r"store:.* holds views of another view plan.*seed 2"):
+        embed(items, teacher, tmp_path / "t", views=(0, 1), plan=ViewPlan(seed=2))
+    assert not (tmp_path / "t").exists()
+    whole = embed(items, teacher, tmp_path / "t", plan=ViewPlan(seed=2))
+    assert np.array_equal(whole.gather(ids), source.gather(ids))
+
+
+def test_a_stored_view_is_no_view_of_an_image_of_another_name(images: Path, tmp_path: Path) -> None:
+    # The student would draw another crop: views depend on the id.
+    items = find_items(images)
+    embed(items, make_teacher(), tmp_path / "source", views=(0, 1))
+    twin = images / "group0" / "twin.jpg"
+    shutil.copy(images / "group0" / "000.jpg", twin)
+    teacher = stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}"))
+    store = embed(find_items(images), teacher, tmp_path / "s", views=(0, 1))
+    assert [s.id for s in store.skipped] == ["group0/twin.jpg"]
+    assert "view 1 is not in" in store.skipped[0].reason
+    whole = embed(find_items(images), teacher, tmp_path / "t")
+    assert np.array_equal(*whole.gather(["group0/000.jpg", "group0/twin.jpg"])[:, None])
+
+
+def test_copies_of_an_image_keep_their_own_views(images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "group0" / "000.jpg", images / "group0" / "twin.jpg")
+    items, ids = find_items(images), ["group0/000.jpg", "group0/twin.jpg"]
+    source = embed(items, make_teacher(), tmp_path / "source", views=(0, 1))
+    teacher = stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}"))
+    store = embed(items, teacher, tmp_path / "s", views=(0, 1))
+    assert np.array_equal(store.gather(ids, 1), source.gather(ids, 1))
+    assert not np.array_equal(*source.gather(ids, 1)[:, None])
+
+
+def test_a_store_is_opened_as_it_was_left(images: Path, tmp_path: Path) -> None:
+    items = find_items(images)
+    made = embed(items, make_teacher(), tmp_path / "s", views=(0, 1))
+    opened = Store.open(tmp_path / "s")
+    assert opened.origin == made.origin
+    assert opened.origin.uri == "python:tests:conv0"
+    ids = [item.id for item in items]
+    assert np.array_equal(opened.gather(ids, 1), made.gather(ids, 1))

@@ -1,0 +1,218 @@
+"""One interface to a model, several fused, and what they embed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import whiten
+from helpers import TEACHER, draw, write_factory, write_groups, write_image
+from whiten.embed import embed
+from whiten.encoder import Encoder, Part, load, split_uris
+from whiten.errors import ConfigError, ImageError, TeacherError
+from whiten.media import find_items
+from whiten.teachers import open_teacher
+from whiten.whitening import Whitener, normalize_rows
+
+OTHER = f"{TEACHER}?dim=5&seed=1"
+
+
+@pytest.fixture(autouse=True)
+def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_factory(tmp_path / "code")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_groups(tmp_path / "images", {"a": 4, "b": 4, "c": 4})
+
+
+def expected_embedding(image: Image.Image) -> np.ndarray:
+    """What the teacher of `helpers` makes of a 32 px image, without the library."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.empty(12, 12).normal_(generator=generator).numpy()
+    bias = torch.empty(12).normal_(generator=generator).numpy()
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    pixels = (np.asarray(image) / 255 - mean) / std
+    quarters = pixels.reshape(2, 16, 2, 16, 3).mean(axis=(1, 3)).transpose(2, 0, 1).ravel()
+    embedding = weight @ quarters + bias
+    return embedding / np.linalg.norm(embedding)
+
+
+def test_load_is_public() -> None:
+    assert whiten.load is load
+
+
+def test_a_teacher_embeds() -> None:
+    encoder = load(TEACHER)
+    assert encoder.dim == 12
+    vectors = encoder.embed([draw(1), draw(2)])
+    assert vectors.dtype == np.float32
+    for vector, seed in zip(vectors, (1, 2), strict=True):
+        np.testing.assert_allclose(vector, expected_embedding(draw(seed)), atol=1e-5)
+
+
+def test_paths_pixels_and_pil_agree(tmp_path: Path) -> None:
+    encoder = load(TEACHER)
+    image = draw(5)
+    path = write_image(tmp_path / "5.png", 5)
+    vectors = encoder.embed([path, str(path), image, np.asarray(image)])
+    assert vectors.shape == (4, 12)
+    np.testing.assert_array_equal(vectors, np.broadcast_to(vectors[0], vectors.shape))
+    for single in (path, str(path), image, np.asarray(image)):
+        np.testing.assert_allclose(encoder.embed(single), vectors[:1], atol=1e-6)
+    stack = np.stack([np.asarray(image)] * 3)
+    np.testing.assert_allclose(encoder.embed(stack), vectors[:3], atol=1e-6)
+
+
+def test_many_images_are_embedded_in_batches() -> None:
+    encoder = load(TEACHER)
+    images = [draw(seed) for seed in range(37)]
+    alone = np.concatenate([encoder.embed(image) for image in images])
+    np.testing.assert_allclose(encoder.embed(images), alone, atol=1e-6)
+
+
+def test_no_images() -> None:
+    assert load(TEACHER).embed([]).shape == (0, 12)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image"])
+def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> None:
+    good, bad = write_image(tmp_path / "good.png", 1), tmp_path / "bad.png"
+    if content is not None:
+        bad.write_bytes(content)
+    with pytest.raises(ImageError, match=r"cannot read .*bad\.png: "):
+        load(TEACHER).embed([good, bad])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)],
+)
+def test_arrays_must_be_rgb(array: np.ndarray) -> None:
+    with pytest.raises(ImageError, match=r"must be \(h, w, 3\) uint8 RGB, not \(8, 8"):
+        load(TEACHER).embed(array)
+
+
+# --- collections ------------------------------------------------------------------------
+
+
+def test_collections_skip_what_cannot_be_read(images: Path) -> None:
+    (images / "a" / "broken.png").write_bytes(b"no image")
+    encoder = load(TEACHER)
+    kept, vectors, skipped = encoder.embed_items(find_items(images))
+    assert len(kept) == 12
+    assert [skip.id for skip in skipped] == ["a/broken.png"]
+    np.testing.assert_allclose(vectors, encoder.embed([item.path for item in kept]), atol=1e-6)
+
+
+def test_a_cache_is_used(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, items = load(TEACHER), find_items(images)
+    _, first, _ = encoder.embed_items(items, cache=tmp_path / "cache")
+    monkeypatch.setattr(encoder.parts[0].teacher, "forward", lambda _: pytest.fail("embeds again"))
+    _, second, _ = encoder.embed_items(items[::-1], cache=tmp_path / "cache")
+    np.testing.assert_array_equal(second, first[::-1])
+
+
+def test_stored_embeddings_know_files_alone(images: Path, tmp_path: Path) -> None:
+    embed(find_items(images), open_teacher(TEACHER), tmp_path / "store")
+    stored = load(f"store:{tmp_path / 'store'}")
+    path = images / "a" / "0.png"
+    np.testing.assert_allclose(stored.embed(path), load(TEACHER).embed(path), atol=1e-6)
+    with pytest.raises(TeacherError, match="knows image files, not pixels"):
+        stored.embed(draw(0))
+    with pytest.raises(ImageError, match=r"other\.png is not in store:"):
+        stored.embed(write_image(tmp_path / "other.png", 99))
+
+
+# --- fusion -----------------------------------------------------------------------------
+
+
+def test_raw_fusion_weighs_teachers_equally() -> None:
+    fused = load(f"fuse:raw:{TEACHER},{OTHER}")
+    assert (fused.dim, len(fused.parts)) == (17, 2)
+    vector = fused.embed(draw(3))[0]
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+    parts = [load(uri).embed(draw(3))[0] for uri in (TEACHER, OTHER)]
+    np.testing.assert_allclose(vector, np.concatenate(parts) / np.sqrt(2), atol=1e-6)
+
+
+def test_whitened_fusion_fits_its_whitening(images: Path) -> None:
+    uri = f"fuse:whitened:{TEACHER},{OTHER}"
+    fused = load(uri, whiten_on=images, whiten_dim=3, shrinkage=0.2)
+    assert (fused.dim, fused.name) == (6, "colour_teachers:make + colour_teachers:make, whitened")
+    files = [item.path for item in find_items(images)]
+    expected = []
+    for teacher in (TEACHER, OTHER):
+        raw = load(teacher).embed(files)
+        whitener = Whitener(3, shrinkage=0.2).fit(raw)
+        expected.append(normalize_rows(whitener.transform(raw)))
+    expected_vectors = normalize_rows(np.concatenate(expected, axis=1))
+    np.testing.assert_allclose(fused.embed(files), expected_vectors, atol=1e-4)
+    _, vectors, _ = fused.embed_items(find_items(images))
+    np.testing.assert_allclose(vectors, expected_vectors, atol=1e-4)
+
+
+def test_whitening_keeps_a_cache(images: Path, tmp_path: Path) -> None:
+    uri, cache = f"fuse:whitened:{TEACHER}", tmp_path / "cache"
+    first = load(uri, whiten_on=images, whiten_dim=3, cache=cache)
+    assert any(cache.rglob("*.parquet"))
+    again = load(uri, whiten_on=images, whiten_dim=3, cache=cache)
+    assert again.fingerprint() == first.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (f"fuse:whitened:{TEACHER}", "add --whiten-on IMAGES"),
+        (f"fuse:{TEACHER}", "write fuse:raw:URI,URI or"),
+        ("fuse:raw:", "write fuse:raw:URI,URI or"),
+        ("fuse:raw:tmi:x", "did you mean 'timm'"),
+        ("python:", "names no model"),
+    ],
+)
+def test_wrong_models(uri: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(uri)
+
+
+def test_whitening_images_without_a_whitening(images: Path) -> None:
+    with pytest.raises(ConfigError, match=f"is written fuse:whitened:{TEACHER}"):
+        load(TEACHER, whiten_on=images)
+
+
+def test_split_uris() -> None:
+    assert split_uris("timm:a") == ["timm:a"]
+    assert split_uris("timm:a,torchvision:b?x=1") == ["timm:a", "torchvision:b?x=1"]
+    two = ["onnx:m.onnx?mean=1,2,3&std=4,5,6", "timm:a"]
+    assert split_uris(",".join(two)) == two
+    with pytest.raises(ConfigError, match="unknown model"):
+        split_uris("timm:a,nothing:b")
+
+
+# --- identity ---------------------------------------------------------------------------
+
+
+def test_fingerprints(images: Path) -> None:
+    uris = (TEACHER, f"{TEACHER}?seed=1", f"{TEACHER}?dim=5", f"fuse:raw:{TEACHER},{TEACHER}")
+    assert len({load(uri).fingerprint() for uri in uris}) == len(uris)
+    assert load(TEACHER).fingerprint() == load(TEACHER).fingerprint()
+
+
+def test_fingerprint_changes_with_preprocessing_and_whitening() -> None:
+    teacher = open_teacher(TEACHER)
+    whitener = Whitener(3, shrinkage=0.1).fit(np.random.default_rng(0).normal(size=(50, 12)))
+    assert whitener.mean_ is not None
+    prints = [Encoder("x", [Part(teacher)]).fingerprint()]
+    prints.append(Encoder("x", [Part(teacher, whitener)]).fingerprint())
+    whitener.mean_ = whitener.mean_ + 1
+    prints.append(Encoder("x", [Part(teacher, whitener)]).fingerprint())
+    larger = dataclasses.replace(teacher, preprocess=teacher.preprocess.resized(64))
+    prints.append(Encoder("x", [Part(larger)]).fingerprint())
+    assert len(set(prints)) == 4

@@ -1,0 +1,85 @@
+"""The README's commands and code blocks, run as a reader would, on a small folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from whiten.demo import extract_images
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+# What a reader puts in place of the README's long-running defaults.
+SMALLER = "--epochs 2 --batch-size 16 --whiten-dim 16"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's working folder, with the folders and files that the README speaks of."""
+    root = tmp_path_factory.mktemp("reader")
+    extract_images(root / "emoji", groups=20)
+    (root / "emoji" / "train").rename(root / "photos")
+    (root / "emoji" / "test").rename(root / "holdout")
+    query = next((root / "holdout").rglob("*.webp"))
+    (root / "query.webp").write_bytes(query.read_bytes())
+    return root
+
+
+def test_the_first_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"make (\w+)", blocks("sh")[0])
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_the_commands_run_in_their_order(folder: Path) -> None:
+    commands = [
+        line
+        for block in blocks("sh")[1:]
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("whiten ")
+    ]
+    verbs = [command.split()[1] for command in commands]
+    assert {"teachers", "embed", "distill", "evaluate", "search"} <= set(verbs)
+    for command in commands:
+        words = shlex.split(command, comments=True)[1:]
+        if words[0] == "distill":
+            words += SMALLER.split()
+        done = subprocess.run(
+            [sys.executable, "-m", "whiten.cli", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout
+
+
+def test_the_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    found = blocks("python")
+    assert found
+    scope: dict[str, object] = {}
+    for block in found:
+        exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_the_table_is_that_of_a_demo() -> None:
+    """Copied from `make demo`, not written: its columns line up as the program prints them."""
+    [table] = [block for block in blocks("text") if "mAP" in block]
+    lines = table.splitlines()
+    assert [line.split()[0] for line in lines][:1] == ["name"]
+    assert sum("fusion-whitened" in line for line in lines) == 1
+    assert len({len(line) for line in lines}) == 1
