@@ -15,7 +15,8 @@ import time
 import timm
 import torch
 
-from whiten.devices import computes_bf16, computes_faster_in_bf16, keep_freed_memory
+from whiten.allocator import keep_freed_memory
+from whiten.devices import computes_bf16, computes_faster_in_bf16
 
 NETWORKS = ("resnet18", "tf_efficientnet_lite0", "mobilenetv2_100")
 BATCH, SIDE, ROUNDS = 64, 64, 5

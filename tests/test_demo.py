@@ -51,7 +51,7 @@ def test_results_hold_every_row_with_every_figure(demo: Path) -> None:
 def test_the_report_stands_alone(demo: Path) -> None:
     page = (demo / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "src=\"data:image/png;base64," in page
+    assert 'src="data:image/png;base64,' in page
     figures = {path.name for path in (demo / "figures").iterdir()}
     assert {"results.png", "similarities.png", "spectra.png", "wins.png", "loss.png"} <= figures
     assert {"accuracy_latency.png"} <= figures
@@ -84,7 +84,15 @@ def test_the_demo_s_student_searches(demo: Path, capsys: pytest.CaptureFixture[s
     query = next((demo / "images" / "test").rglob("*.webp"))
     student = str(demo / "groups" / "student")
     main(
-        ["search", str(query), "--student", student, "--in", str(demo / "images" / "test"), "--json"]
+        [
+            "search",
+            str(query),
+            "--student",
+            student,
+            "--in",
+            str(demo / "images" / "test"),
+            "--json",
+        ]
     )
     hits = json.loads(capsys.readouterr().out)
     assert hits[0]["path"] == str(query)

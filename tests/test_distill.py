@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -80,7 +79,7 @@ def test_leaves_a_complete_run_folder_and_a_working_student(
     record = RunFolder(tmp_path / "run").read_metrics()[-1]
     assert sum(record["wins"].values()) == pytest.approx(4)
     assert record["epoch"] == 11
-    assert sorted(os.listdir(tmp_path / "run")) == [
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
@@ -179,9 +178,7 @@ def test_training_changes_only_what_it_should(images: Path, cache: Path, tmp_pat
     assert states["learnt"]["power"] != 3
 
 
-def test_a_sigkill_leaves_a_loadable_checkpoint(
-    images: Path, cache: Path, tmp_path: Path
-) -> None:
+def test_a_sigkill_leaves_a_loadable_checkpoint(images: Path, cache: Path, tmp_path: Path) -> None:
     options = {**SMALL, "epochs": 40}
     distill(
         images, TEACHERS, out=tmp_path / "whole", embeddings=cache, show_progress=False, **options

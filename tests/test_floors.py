@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "whiten"
 
 FLOORS = [
+    "allocator",
     "errors",
     "spec",
     "progress",
@@ -33,6 +34,7 @@ FLOORS = [
     "evaluate",
     "index",
     "searching",
+    "plot_style",
     "grids",
     "plots",
     "report_page",

@@ -161,9 +161,7 @@ def test_two_gloo_processes_equal_one_on_the_joined_batch() -> None:
         worker.join(timeout=60)
     x, y, teachers_x, teachers_y = golden_inputs()
     generator = torch.Generator().manual_seed(3)
-    loss = distillation_loss(
-        x, y, teachers_x, teachers_y, strategy="maxrand", generator=generator
-    )
+    loss = distillation_loss(x, y, teachers_x, teachers_y, strategy="maxrand", generator=generator)
     loss.backward()
     for _, value, _, _ in parts:
         assert value == pytest.approx(loss.item(), rel=1e-6)

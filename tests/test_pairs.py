@@ -79,7 +79,7 @@ def test_auto_takes_groups_only_where_there_are_any() -> None:
 
 @pytest.mark.parametrize("source", ["auto", "groups"])
 def test_one_group_is_refused_with_the_remedy(source: str) -> None:
-    with pytest.raises(ConfigError, match="at least 2 groups.*--pairs views"):
+    with pytest.raises(ConfigError, match=r"at least 2 groups.*--pairs views"):
         plan_pairs(["a"] * 9, CONTENTS[:9], source=source)
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from whiten import __version__
+from whiten.allocator import keep_freed_memory
 from whiten.errors import ConfigError, WhitenError, nearest
 from whiten.spec import SCHEMES, DistillSpec
 
@@ -45,21 +46,18 @@ def teachers(
         pattern: part of a name lists what fits; a whole URI that can be opened is described.
         as_json: print JSON.
     """
-    from whiten.teachers.listing import describe, list_teachers
+    from whiten.teachers.listing import describe, list_teachers, names_one
 
-    scheme = pattern.partition(":")[0]
-    if scheme in SCHEMES and pattern.partition(":")[2] and "*" not in pattern:
+    found = list_teachers(pattern)
+    if names_one(pattern, found):
         facts = describe(pattern)
         _print_json(facts) if as_json else _print_facts(facts)
         return
-    found = list_teachers(pattern)
     if as_json:
         _print_json(found)
         return
     for uri in found:
         print(uri)
-    if not found:
-        raise ConfigError(f"no model matches {pattern!r}: `whiten teachers` lists the sources")
     if not pattern:
         _say("other models: name part of one (whiten teachers resnet), or write a URI:")
         for name, (what, example) in SCHEMES.items():
@@ -323,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `whiten`."""
     warnings.showwarning = _show_warning
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    keep_freed_memory()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not text stay whole
@@ -370,6 +369,8 @@ def with_config(tokens: list[str]) -> list[str]:
     given = {token.partition("=")[0] for token in tokens if token.startswith("--")}
     more: list[str] = []
     for name, value in options.items():
+        if name in ("images", "version"):  # a run's own config.yaml will do
+            continue
         if name not in known:
             raise ConfigError(f"{path}: unknown option {name!r}{nearest(str(name), known)}")
         flag = "--" + name.replace("_", "-")

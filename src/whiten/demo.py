@@ -1,9 +1,9 @@
 """The embedded demo: real weights, real images, the whole way through.
 
 Three networks of different families, tasks and input conventions teach one EfficientNet-Lite0
-at 64 px. First without labels, on the backbone's frozen features, from raw and from
-whitened teachers at equal budget; then with groups as positive pairs, the whole network. Train and test
-groups are disjoint, and every choice below was made on the validation split.
+at 64 px. First without labels, on the backbone's frozen features, from raw and from whitened
+teachers at equal budget; then with groups as positive pairs, the whole network. Train and test
+groups are disjoint, and the choices below were made on the validation split.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FULL = DemoPlan(
     student="demo:efficientnet-lite0?size=64&fit=squash",
     groups=None,
     label_free={"backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
-    grouped={"lr": 2e-3, "epochs": 5, "batch_size": 128},
+    grouped={"lr": 2e-3, "epochs": 4, "batch_size": 128},
 )
 
 QUICK = DemoPlan(
@@ -163,7 +163,10 @@ def _report(
         facts=[
             ("training images", f"{len(train):,}, {len({i.group for i in train}):,} emoji"),
             ("test images", f"{len(test):,}, {len({i.group for i in test}):,} other emoji"),
-            ("protocol", "each test image searches all others; the same emoji in other styles is right"),
+            (
+                "protocol",
+                "each test image searches all others; the same emoji in other styles is right",
+            ),
             ("teachers", ", ".join(plan.teachers)),
             ("student", f"{plan.student}, 256 dimensions"),
         ],
@@ -182,8 +185,9 @@ def next_commands(out: Path) -> list[str]:
     """What to type for a folder of one's own."""
     teachers = "demo:efficientnet-lite2 demo:mobilenetv2"
     query = next(iter(find_items(out / "images" / "test"))).path
+    student, test = out / "groups" / "student", out / "images" / "test"
     return [
-        f"whiten search {query} --student {out / 'groups' / 'student'} --in {out / 'images' / 'test'}",
+        f"whiten search {query} --student {student} --in {test}",
         "whiten teachers",
         f"whiten distill YOUR_IMAGES --teachers {teachers} "
         "--student demo:efficientnet-lite0 --out runs/mine",

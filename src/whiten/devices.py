@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
 import torch
@@ -54,19 +52,3 @@ def computes_faster_in_bf16(module: torch.nn.Module, device_type: str) -> bool:
         isinstance(layer, torch.nn.Conv2d) and layer.groups > 1 for layer in module.modules()
     )
     return computes_bf16(device_type) and not (device_type == "cpu" and is_grouped)
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory instead of returning it to the system.
-
-    Every large tensor is otherwise mapped, faulted in page by page, and unmapped again: up to
-    half of the time of a forward pass on a CPU. Process-wide, therefore left to programs; the
-    command line calls it.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from whiten import losses
 from whiten.card import model_card
 from whiten.devices import best_device, computes_faster_in_bf16, resolve_precision
-from whiten.errors import RunError
+from whiten.errors import ConfigError, RunError
 from whiten.fusion import check_strategy, fuse, positive_wins
 from whiten.media import Skipped, ordered_map, read_bytes
 from whiten.pairs import Pair
@@ -35,7 +35,6 @@ from whiten.progress import progress
 from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec
 from whiten.student import (
-    StudentConfig,
     StudentNet,
     build_student,
     freeze_unused,
@@ -97,11 +96,16 @@ def distill(
     else:
         spec = DistillSpec.from_mapping({"teachers": list(teachers), **options})
     check_strategy(spec.fusion)
+    if spec.nodes > 1 and not _is_launched():
+        raise ConfigError(
+            "several nodes are started with torchrun: torchrun --nnodes N --nproc-per-node M "
+            "-m whiten.cli distill … --nodes N --devices M"
+        )
+    is_finished = resume and run.is_finished
     # Under torchrun or SLURM all processes come here, and rank 0 works for all.
-    is_worker = int(os.environ.get("RANK", "0")) > 0
-    if not is_worker:
+    if int(os.environ.get("RANK", "0")) == 0:
         run.begin(str(images), spec, resume=resume, overwrite=overwrite)
-    if is_worker or not run.is_finished:
+    if not is_finished:
         _launch(run, str(images), spec, Path(embeddings or run.embeddings), show_progress)
     records = run.read_metrics()
     _, config = load_student(run.student)
@@ -120,37 +124,44 @@ def _launch(
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    device = best_device().type if spec.accelerator == "auto" else spec.accelerator
-    precision = _training_precision(spec, device)
+    def prepare_run() -> None:
+        prepare(run, images, spec, embeddings, show_progress=show_progress)
+
     processes = spec.devices * spec.nodes
-    is_launched = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
+    is_launched = _is_launched() and processes > 1
+    if not is_launched:
+        prepare_run()
     strategy: Any = "auto"
     if processes > 1:
         strategy = DDPStrategy(
-            start_method="popen" if is_launched or spec.nodes > 1 else "spawn",
+            start_method="popen" if is_launched else "spawn",
             timeout=timedelta(days=7),  # the others wait while rank 0 embeds
         )
+    device = best_device().type if spec.accelerator == "auto" else spec.accelerator
+    precision = _training_precision(spec, device)
     fabric = Fabric(
         accelerator=spec.accelerator,
         devices=spec.devices,
         num_nodes=spec.nodes,
         strategy=strategy,
-        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],  # type: ignore[arg-type]
+        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
     )
-    ready = processes == 1 or not is_launched
-    if ready:
-        prepare(run, images, spec, embeddings, show_progress=show_progress)
-    if processes == 1:
+    if is_launched:
+        fabric.launch()
+        if fabric.is_global_zero:
+            prepare_run()
+        fabric.barrier()
         train(fabric, run, spec, show_progress)
-    elif ready:
+    elif processes > 1:
         # Plain values: the launcher refuses frozen dataclasses.
         fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), show_progress)
     else:
-        fabric.launch()
-        if fabric.is_global_zero:
-            prepare(run, images, spec, embeddings, show_progress=show_progress)
-        fabric.barrier()
         train(fabric, run, spec, show_progress)
+
+
+def _is_launched() -> bool:
+    """Whether somebody else has started the processes."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
 
 
 def _train_spawned(fabric: Any, root: str, options: dict[str, Any], show_progress: bool) -> None:
@@ -174,12 +185,12 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     state = run.load_checkpoint()
     net.load_state_dict(state["model"])
     average = {k: v.clone() for k, v in state["ema"].items()}
-    # With a frozen backbone its cached features are the input, and the projection is all there is to train.
+    # With a frozen backbone its cached features are the input, and only the projection is trained.
     is_frozen = spec.backbone_lr == 0
     trained: nn.Module = net.projection if is_frozen else net
     freeze_unused(net, config.preprocess)
     if fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
-        trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)
+        trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
     optimizer = _optimizer(net, spec)
     model, wrapped = fabric.setup(trained, optimizer)
     if state["optimizer"]:
@@ -341,8 +352,8 @@ def _nan_message(run: RunFolder, data: TrainingSet, batch: Sequence[Pair], step:
     path = run.root / "nan-batch.txt"
     path.write_text("\n".join(ids) + "\n")
     return (
-        f"the loss became NaN at step {step + 1}, on {named} (all in {path}): start again with a lower "
-        "--lr or --precision 32, or look at these images"
+        f"the loss became NaN at step {step + 1}, on {named} (all in {path}): start again with a "
+        "lower --lr or --precision 32, or look at these images"
     )
 
 

@@ -15,14 +15,14 @@ from PIL import Image
 from whiten.devices import best_device
 from whiten.embed import embed, store_folder
 from whiten.errors import ConfigError, ImageError, TeacherError
-from whiten.media import Item, Skipped, content_hash, decode, find_items, read_bytes
+from whiten.media import Item, Skipped, content_hash, find_items, read_bytes, upright_rgb
 from whiten.progress import progress
 from whiten.run_folder import RunFolder
-from whiten.spec import fingerprint, parse_uri
+from whiten.spec import ViewPlan, fingerprint, parse_uri
 from whiten.store import Store, Vectors
 from whiten.targets import fit_whitener
 from whiten.teachers import Teacher, open_teacher
-from whiten.views import View, render
+from whiten.views import View, render, render_bytes
 from whiten.whitening import Whitener, normalize_rows
 
 Embeddable = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
@@ -148,24 +148,25 @@ def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:
         if teacher.lookup is not None:
             out[start : start + len(batch)] = [_look_up(teacher, image) for image in batch]
             continue
-        pixels = np.stack([render(_as_image(i), View(), teacher.preprocess) for i in batch])
+        pixels = np.stack([_render(image, teacher) for image in batch])
         out[start : start + len(batch)] = teacher.embed(pixels).numpy()
     return out
 
 
-def _as_image(image: Embeddable) -> Image.Image:
+def _render(image: Embeddable, teacher: Teacher) -> npt.NDArray[np.uint8]:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return render(upright_rgb(image), View(), teacher.preprocess)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
                 f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
             )
-        return Image.fromarray(image)
-    try:
-        return decode(read_bytes(os.fspath(image)))
+        return render(Image.fromarray(image), View(), teacher.preprocess)
+    path = os.fspath(image)
+    try:  # as a store's images are rendered, so that a query equals its copy in a gallery
+        return render_bytes(read_bytes(path), ViewPlan(), path, 0, teacher.preprocess)
     except ImageError as error:
-        raise ImageError(f"cannot read {os.fspath(image)}: {error}") from error
+        raise ImageError(f"cannot read {path}: {error}") from error
 
 
 def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,12 @@ from whiten.media import Skipped, find_items
 from whiten.protocols.folder import folder_task
 from whiten.protocols.task import Task
 from whiten.store import Vectors
+from whiten.teachers import Teacher
 
 BLOCK_BYTES = 64 << 20  # of similarities that exist at once
 LATENCY_BATCH = 16
+
+Number = TypeVar("Number", int, float)
 
 PER_QUERY: dict[str, Callable[[metrics.Ranks], float]] = {
     "map": metrics.ap_from_ranks,
@@ -218,19 +221,29 @@ class Cost:
 
 def measure_cost(encoder: Encoder, *, repeats: int = 3) -> Cost:
     """Measure on this machine; the parts of a fused encoder run one after the other."""
-    params, macs, milliseconds = 0, 0, 0.0
-    for part in encoder.parts:
-        teacher = part.teacher
-        if teacher.lookup is not None:
-            return Cost(None, None, None)
-        pixels = np.zeros((LATENCY_BATCH, *teacher.preprocess.size, 3), np.uint8)
+    costs = [_measure_teacher(part.teacher, repeats) for part in encoder.parts]
+    return Cost(
+        params=_sum([cost.params for cost in costs]),
+        macs=_sum([cost.macs for cost in costs]),
+        ms_per_image=_sum([cost.ms_per_image for cost in costs]),
+    )
+
+
+def _measure_teacher(teacher: Teacher, repeats: int) -> Cost:
+    if teacher.lookup is not None:
+        return Cost(None, None, None)
+    pixels = np.zeros((LATENCY_BATCH, *teacher.preprocess.size, 3), np.uint8)
+    teacher.embed(pixels)
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
         teacher.embed(pixels)
-        times = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            teacher.embed(pixels)
-            times.append(time.perf_counter() - began)
-        milliseconds += 1000 * float(np.median(times)) / LATENCY_BATCH
-        params += teacher.params or 0
-        macs += teacher.count_macs() or 0
-    return Cost(params or None, macs or None, round(milliseconds, 3))
+        times.append(time.perf_counter() - began)
+    milliseconds = round(1000 * float(np.median(times)) / LATENCY_BATCH, 3)
+    return Cost(teacher.params, teacher.count_macs(), milliseconds)
+
+
+def _sum(numbers: Sequence[Number | None]) -> Number | None:
+    """The sum, or None where a part is unknown."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None

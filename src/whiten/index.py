@@ -148,6 +148,10 @@ class Index:
             ImageError: a query cannot be read.
             ConfigError: k is below 1.
         """
+        return self.search_vectors(encoder, encoder.embed(queries), k)
+
+    def search_vectors(self, encoder: Encoder, queries: Vectors, k: int = 10) -> list[list[Match]]:
+        """`search` with (n, dim) embeddings that `encoder` has made already."""
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
         self._require(encoder)
@@ -156,7 +160,7 @@ class Index:
                 Match(self.ids[i], self.paths[i], float(score))
                 for i, score in zip(best, scores, strict=True)
             ]
-            for best, scores in top_k(encoder.embed(queries), self.vectors, k)
+            for best, scores in top_k(queries, self.vectors, k)
         ]
 
     def _require(self, encoder: Encoder) -> None:

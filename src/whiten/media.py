@@ -17,16 +17,24 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from whiten.errors import ConfigError, ImageError, NoImagesError
 
 # fmt: off
 SUFFIXES = frozenset([
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".ico", ".tga",
+    ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
 ])
 # fmt: on
+# Whatever a file's name says: formats that Pillow decodes itself, with the size known before the
+# pixels. EPS would start another program, ICO decodes while it is opened.
+Image.init()
+FORMATS: list[str] = [
+    name
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+    if name in Image.OPEN
+]
 MAX_PIXELS = 200_000_000  # 600 MB as RGB; a JPEG may be larger, its decoder can shrink it
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -217,7 +225,7 @@ def decode_scaled(data: bytes, *, min_side: int | None) -> tuple[Image.Image, tu
         ImageError: not an image, truncated, or larger than MAX_PIXELS.
     """
     try:
-        with _no_pillow_warnings(), Image.open(io.BytesIO(data)) as opened:
+        with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             full_size = opened.size
             if min_side is not None and min_side < min(opened.size):
                 # Only the JPEG decoder acts on this.
@@ -281,6 +289,11 @@ def _no_pillow_warnings() -> Iterator[None]:
 def _draft_size(size: tuple[int, int], min_side: int) -> tuple[int, int]:
     ratio = min_side / min(size)
     return (int(np.ceil(size[0] * ratio)), int(np.ceil(size[1] * ratio)))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as `decode` would return it."""
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

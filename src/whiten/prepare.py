@@ -44,12 +44,17 @@ def prepare(
     """Embed what is missing, fit the whiteners, write targets and the checkpoint of step 0."""
     if _facts_path(run).exists() and run.checkpoint.exists():
         return
+    if spec.align > 0 and spec.teachers_online:
+        raise ConfigError("--align needs cached teachers: leave out --teachers-online")
     items = find_items(images)
     source = resolve_source([item.group for item in items], spec.pairs)
     views = spec.views or (2 if source == "views" else 1)
     view_plan = ViewPlan(seed=spec.seed)
     device = best_device()
     precision = resolve_precision("32" if spec.precision == "16" else spec.precision, device.type)
+    teachers = [
+        open_teacher(uri) for uri in spec.teachers
+    ]  # all, before the first embeds for hours
     torch.manual_seed(spec.seed)
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
     if config.dim != spec.dim:
@@ -75,9 +80,9 @@ def prepare(
     teacher_views = range(1) if spec.teachers_online else range(views)
     stores: list[Store] = []
     described: list[dict[str, str]] = []
-    for uri in spec.teachers:
-        teacher = open_teacher(uri)
+    for uri, teacher in zip(spec.teachers, teachers, strict=True):
         stores.append(cache(teacher, items, teacher_views, teacher.name))
+        teacher.to("cpu")  # the device's memory is needed for the next one
         described.append(
             {
                 "name": _unique(teacher.name, [d["name"] for d in described]),
@@ -86,7 +91,6 @@ def prepare(
                 "fingerprint": teacher.fingerprint(),
             }
         )
-        del teacher  # its memory is needed for the next one
     items, skipped = _usable(items, stores, teacher_views)
     ids = [item.id for item in items]
 
@@ -101,8 +105,6 @@ def prepare(
             paths.append(_target_path(run, number))
             write_targets(store, ids, views, whitener, paths[-1])
     if spec.align > 0:
-        if spec.teachers_online:
-            raise ConfigError("--align needs cached teachers: leave out --teachers-online")
         write_fused_targets(paths, spec.dim, _fused_path(run), run.whiteners / "fused.safetensors")
 
     features = backbone_as_teacher(net, config)

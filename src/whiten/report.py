@@ -235,7 +235,9 @@ def _slugs(encoders: Iterable[str]) -> list[str]:
 
 
 def _shares(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]:
+    """By teacher the share of the positives that it won, of those that were counted in a step."""
     won = [(record.get("step"), record.get("wins") or {}) for record in records]
+    won = [(step, {t: n / (sum(w.values()) or 1) for t, n in w.items()}) for step, w in won]
     teachers = dict.fromkeys(teacher for _, shares in won for teacher in shares)
     curves = {t: _curve((step, shares.get(t)) for step, shares in won) for t in teachers}
     return {teacher: curve for teacher, curve in curves.items() if len(curve[0])}

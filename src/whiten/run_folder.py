@@ -105,7 +105,7 @@ class RunFolder:
         Raises:
             RunError: the folder is in the way, or options differ from those it was begun with.
         """
-        if resume and self.config.exists():
+        if resume and self.checkpoint.exists():
             saved_images, saved = self.read_config()
             changed = [k for k, v in saved.to_mapping().items() if v != spec.to_mapping()[k]]
             if changed or saved_images != images:
@@ -117,7 +117,9 @@ class RunFolder:
             return
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"{self.root} is a file: name another --out")
-        if self.root.is_dir() and any(self.root.iterdir()):
+        # Until there is a checkpoint nothing but embeddings is done, and they fit any options.
+        is_begun = not self.config.exists() or self.checkpoint.exists()
+        if is_begun and self.root.is_dir() and any(self.root.iterdir()):
             if not overwrite:
                 raise RunError(
                     f"{self.root} is not empty: go on with --resume, start again with --overwrite, "

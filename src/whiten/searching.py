@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
 from whiten.encoder import load
 from whiten.errors import ConfigError, ImageError
 from whiten.index import Index, Match
@@ -51,23 +49,11 @@ def search_folder(
     if k < 1:
         raise ConfigError(f"k must be at least 1, not {k}")
     encoder = load(student)
-    vector_query = read_query(query)
+    vector = encoder.embed(query)  # first: a query that cannot be read costs no indexing
     folder = index or _default_index(student, images)
     built = Index.build(encoder, find_items(images), folder, show_progress=show_progress)
-    [matches] = built.search(encoder, [vector_query], k)
+    [matches] = built.search_vectors(encoder, vector, k)
     return Found(matches, built.skipped, folder)
-
-
-def read_query(path: Path) -> Image.Image:
-    """The query as an image.
-
-    Raises:
-        ImageError: it cannot be read; the message names it.
-    """
-    try:
-        return decode(read_bytes(str(path)))
-    except ImageError as error:
-        raise ImageError(f"cannot read the query {path}: {error}") from error
 
 
 def _default_index(student: str, images: Path) -> Path:

@@ -188,7 +188,10 @@ class DistillSpec:
 
     def __post_init__(self) -> None:
         if not self.teachers:
-            raise ConfigError("name at least one teacher: --teachers demo:mobilenetv2")
+            raise ConfigError(
+                "name at least one teacher: --teachers demo:mobilenetv2 "
+                "(to --resume, leave out all options but --out)"
+            )
         for name in ("dim", "whiten_dim", "epochs", "devices", "nodes", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -45,7 +45,7 @@ class Teacher:
         licence: of the weights, as their publisher states it.
         forward: (n, …) normalised float32 input on `device` -> (n, dim) embeddings, not normalised.
         module: the torch module behind `forward`, if there is one.
-        macs: multiply-accumulates an image, where they are known without running `module`.
+        macs_counter: counts the multiply-accumulates of an image, where there is no `module`.
         params: number of parameters.
         lookup: for teachers that hold embeddings instead of computing them.
         plan: for these, the fingerprint of the view plan that their views were drawn with; ""
@@ -62,7 +62,7 @@ class Teacher:
     forward: Callable[[Tensor], Tensor]
     licence: str = UNKNOWN_LICENCE
     module: nn.Module | None = None
-    macs: int | None = None
+    macs_counter: Callable[[], int] | None = None
     params: int | None = None
     lookup: Lookup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -119,9 +119,9 @@ class Teacher:
 
     def count_macs(self) -> int | None:
         """Multiply-accumulates of one image; convolutions, matrix products and attention."""
-        if self.macs is None and self.module is not None:
-            self.macs = count_macs(self.forward, self.preprocess, self.device)
-        return self.macs
+        if self.module is not None:
+            return count_macs(self.forward, self.preprocess, self.device)
+        return None if self.macs_counter is None else self.macs_counter()
 
 
 def count_macs(

@@ -7,6 +7,7 @@ import importlib.util
 from importlib import import_module
 from typing import Any
 
+from whiten.spec import parse_uri
 from whiten.teachers.registry import SOURCES, open_teacher
 
 # Sources with names of their own, and the module without which they have none.
@@ -25,6 +26,19 @@ def list_teachers(pattern: str = "") -> list[str]:
         for uri in _names(scheme)
         if fnmatch.fnmatch(uri.lower(), glob.lower())
     ]
+
+
+def names_one(pattern: str, found: list[str]) -> bool:
+    """Whether a pattern is one model's URI rather than a search for several.
+
+    Raises:
+        ConfigError: nothing was found, and it is no URI either.
+    """
+    if pattern in found:
+        return True
+    if not found and pattern:
+        parse_uri(pattern)
+    return not found and bool(pattern)
 
 
 def describe(uri: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from whiten.spec import TeacherURI
 from whiten.teachers.base import UNKNOWN_LICENCE, Teacher, hash_file, probe_dim
 from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
+CPU_BATCH = 4  # images at once; more leave the processor's caches
+
 
 def list_names() -> list[str]:
     return []  # files are the user's own
@@ -108,6 +110,8 @@ def open_graph(
         raise TeacherError(f"{path} has no tensor {output!r}: list its nodes with Netron")
     if output not in {o.name for o in graph.graph.output}:
         graph.graph.output.append(onnx.helper.make_tensor_value_info(output, 1, None))
+    params = sum(math.prod(tensor.dims) for tensor in graph.graph.initializer)
+    _fold_subtractions(graph)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # its remarks on unused tensors are no concern of ours
@@ -115,15 +119,20 @@ def open_graph(
         graph.SerializeToString(), options, providers=ort.get_available_providers()
     )
     feed = session.get_inputs()[0]
+    fixed = feed.shape[0] if isinstance(feed.shape[0], int) else 0
+    on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
 
     def forward(inputs: Tensor) -> Tensor:
         array = np.ascontiguousarray(inputs.numpy())
-        if isinstance(feed.shape[0], int) and feed.shape[0] == 1:  # exported for single images
-            rows = [session.run([output], {feed.name: row[None]})[0] for row in array]
-            out = np.concatenate(rows)
-        else:
-            out = session.run([output], {feed.name: array})[0]
-        return torch.from_numpy(out).reshape(len(array), -1)
+        size = fixed or (CPU_BATCH if on_cpu else len(array))
+        parts = []
+        for start in range(0, len(array), size):
+            part = array[start : start + size]
+            if fixed:  # exported for batches of one size: the last one is filled up
+                part = np.resize(part, (fixed, *part.shape[1:]))
+            out = session.run([output], {feed.name: part})[0]
+            parts.append(out[: len(array) - start])
+        return torch.from_numpy(np.concatenate(parts)).reshape(len(array), -1)
 
     return Teacher(
         uri=uri,
@@ -133,10 +142,30 @@ def open_graph(
         weights_hash=hash_file(path),
         forward=forward,
         licence=licence,
-        macs=_count_macs(graph, output, (1, *preprocess.size)),
-        params=sum(math.prod(t.dims) for t in graph.graph.initializer),
+        macs_counter=lambda: _count_macs(graph, output, preprocess),
+        params=params,
         readout=output,
     )
+
+
+def _fold_subtractions(graph: Any) -> None:
+    """Write `x - constant` as `x + (-constant)`, which ONNX Runtime folds into convolutions.
+
+    Batch normalisation is often exported as a subtraction, a product and a sum; folded, such a
+    network runs about a fifth faster.
+    """
+    onnx, _ = _libraries()
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        subtrahend = constants.get(node.input[1]) if node.op_type == "Sub" else None
+        if subtrahend is None or subtrahend.data_type != onnx.TensorProto.FLOAT:
+            continue
+        name = f"{subtrahend.name}/negative"
+        if name not in constants:
+            values = -onnx.numpy_helper.to_array(subtrahend)
+            constants[name] = onnx.numpy_helper.from_array(values, name)
+            graph.graph.initializer.append(constants[name])
+        node.op_type, node.input[1] = "Add", name
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -181,40 +210,42 @@ def _refuse_classifier(graph: Any, output: str, path: Path) -> None:
         )
 
 
-def _count_macs(graph: Any, output: str, size: tuple[int, int, int]) -> int | None:
-    """Multiply-accumulates of the Conv, Gemm and MatMul nodes that `output` needs."""
-    onnx, _ = _libraries()
-    model = type(graph)()
-    model.CopyFrom(graph)
-    feed = model.graph.input[0].type.tensor_type.shape.dim
-    is_nhwc = feed[3].dim_value == 3
-    spatial = (1, 2) if is_nhwc else (2, 3)
-    for axis, value in zip((0, *spatial), size, strict=True):
-        feed[axis].dim_value = value
-    try:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # an exotic graph: its cost stays unknown
-        return None
-    shapes = {
-        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
-        for value in (*model.graph.value_info, *model.graph.output)
-    }
-    shapes |= {t.name: list(t.dims) for t in model.graph.initializer}
-    makers = {tensor: node for node in model.graph.node for tensor in node.output}
-    total, todo, seen = 0, [output], set()
+def _count_macs(graph: Any, output: str, preprocess: Preprocess) -> int:
+    """Multiply-accumulates an image of the Conv, Gemm and MatMul nodes that `output` needs.
+
+    Their shapes are read off a run on blank images: inferring them fails on graphs that compute
+    sizes themselves.
+    """
+    onnx, ort = _libraries()
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
+    makers = {tensor: node for node in graph.graph.node for tensor in node.output}
+    needed: dict[str, Any] = {}
+    todo = [output]
     while todo:
         node = makers.get(todo.pop())
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        todo.extend(node.input)
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        out, weight = shapes.get(node.output[0]), shapes.get(node.input[1])
-        if not out or not weight or not all(out[1:]):
-            return None
-        reduced = weight[1:] if node.op_type == "Conv" else [weight[-2]]
-        if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
-            reduced = [weight[1]]
-        total += math.prod(out[1:]) * math.prod(reduced)
-    return total
+        if node is not None and node.output[0] not in needed:
+            needed[node.output[0]] = node
+            todo.extend(node.input)
+    products = [n for n in needed.values() if n.op_type in ("Conv", "Gemm", "MatMul")]
+    if not products:
+        return 0
+    seen = {name for n in products for name in (n.output[0], n.input[1]) if name not in weights}
+    probe = type(graph)()
+    probe.CopyFrom(graph)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.helper.make_tensor_value_info(n, 1, None) for n in sorted(seen))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(probe.SerializeToString(), options, ["CPUExecutionProvider"])
+    feed = session.get_inputs()[0]
+    count = feed.shape[0] if isinstance(feed.shape[0], int) else 1
+    blank = preprocess.normalize(np.zeros((count, *preprocess.size, 3), np.uint8))
+    arrays = session.run(sorted(seen), {feed.name: np.ascontiguousarray(blank)})
+    shapes = weights | {n: list(a.shape) for n, a in zip(sorted(seen), arrays, strict=True)}
+    total = 0
+    for node in products:
+        out, weight = shapes[node.output[0]], shapes[node.input[1]]
+        is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        reduced = weight[1:] if node.op_type == "Conv" else [weight[-1 if is_transposed else -2]]
+        total += math.prod(out) * math.prod(reduced)
+    return total // count

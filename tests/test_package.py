@@ -1,0 +1,38 @@
+"""The public names: all there, cheap to import, and what they say they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import whiten
+import whiten.distill
+import whiten.evaluate
+
+
+def test_public_names_are_what_they_say() -> None:
+    for name in whiten.__all__:
+        assert name in dir(whiten)
+        value = getattr(whiten, name)
+        assert isinstance(value, ModuleType) == (name == "metrics")
+        assert value.__doc__
+
+
+def test_functions_are_not_shadowed_by_their_modules() -> None:
+    for _ in range(2):
+        assert callable(whiten.evaluate)
+        assert callable(whiten.distill)
+        _ = whiten.Index  # imports the module evaluate
+
+
+def test_importing_is_cheap() -> None:
+    program = (
+        "import sys, whiten; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(whiten, "nonsense")
