@@ -299,9 +299,9 @@ def test_search_mistakes(capsys: Captured, images: Path) -> None:
     query = images / "a" / "0.png"
     options = ("--student", TEACHER, "--in", images, "--index", "index")
     assert "k must be at least 1, not 0" in fails(capsys, "search", query, *options, "--k", "0")
-    assert "cannot read the query gone.png" in fails(capsys, "search", "gone.png", *options)
+    assert "cannot read gone.png" in fails(capsys, "search", "gone.png", *options)
     Path("text.png").write_text("no image")
-    assert "cannot read the query text.png" in fails(capsys, "search", "text.png", *options)
+    assert "cannot read text.png" in fails(capsys, "search", "text.png", *options)
     assert "does not exist" in fails(
         capsys, "search", query, "--student", TEACHER, "--in", "gone", "--index", "index"
     )
@@ -410,7 +410,9 @@ def test_teachers_are_listed(capsys: Captured) -> None:
     assert err == ""
     listed = json.loads(prints(capsys, "teachers", "timm:test_res*", "--json")[0])
     assert listed and all(uri.startswith("timm:test_res") for uri in listed)
+    assert "timm:test_resnet.r160_in1k" in prints(capsys, "teachers", "timm:test_res")[0]
     assert "no model matches 'xyzzy'" in fails(capsys, "teachers", "xyzzy")
+    assert "did you mean" in fails(capsys, "teachers", "demo:mobilenetv1")
 
 
 def test_a_teacher_is_described(capsys: Captured) -> None:

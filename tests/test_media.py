@@ -284,11 +284,11 @@ def test_threads_leave_the_warning_filters_as_they_were(monkeypatch: pytest.Monk
     leave = {name: threading.Event() for name in data}
     original = Image.open
 
-    def wait_inside(file: io.BytesIO) -> Image.Image:
+    def wait_inside(file: io.BytesIO, **options: object) -> Image.Image:
         name = "first" if file.getvalue() == data["first"] else "second"
         inside[name].set()
         assert leave[name].wait(10)
-        return original(file)
+        return original(file, **options)
 
     monkeypatch.setattr(Image, "open", wait_inside)
     before = list(warnings.filters)

@@ -7,7 +7,7 @@ import importlib.util
 from importlib import import_module
 from typing import Any
 
-from whiten.spec import parse_uri
+from whiten.errors import ConfigError
 from whiten.teachers.registry import SOURCES, open_teacher
 
 # Sources with names of their own, and the module without which they have none.
@@ -31,14 +31,17 @@ def list_teachers(pattern: str = "") -> list[str]:
 def names_one(pattern: str, found: list[str]) -> bool:
     """Whether a pattern is one model's URI rather than a search for several.
 
+    Args:
+        found: what `list_teachers` found for it.
+
     Raises:
         ConfigError: nothing was found, and it is no URI either.
     """
     if pattern in found:
         return True
-    if not found and pattern:
-        parse_uri(pattern)
-    return not found and bool(pattern)
+    if not found and ":" not in pattern:
+        raise ConfigError(f"no model matches {pattern!r}: `whiten teachers` lists the sources")
+    return not found
 
 
 def describe(uri: str) -> dict[str, Any]:
