@@ -491,3 +491,17 @@ def test_configuration_is_used_and_flags_win(capsys: Captured, images: Path) -> 
     options = saved_options(Path("run"))
     won = {"epochs": 1, "teachers_online": False, "lr": 0.002}
     assert options == {**options, **config, **won}
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, images: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("whiten.media.find_items", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["embed", str(images), "--teacher", TEACHER, "--out", "store"])
+    assert stop.value.code == 130
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "the same command goes on" in lines[0]

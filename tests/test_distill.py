@@ -121,9 +121,8 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = run(images, tmp_path / "whole", cache, **options)
-    import whiten.distill
-
-    original = whiten.distill._loss
+    module = sys.modules["whiten.distill"]  # the attribute of the package is the function
+    original = module._loss
 
     def interrupted(*args: Any) -> Any:
         if args[-1] == 5:
@@ -131,7 +130,7 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(whiten.distill, "_loss", interrupted)
+        patch.setattr(module, "_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(images, tmp_path / "parts", cache, **options)
     assert len(losses(tmp_path / "parts")) == 5

@@ -33,6 +33,7 @@ app = App(
     exit_on_error=False,
     result_action="return_value",
     default_parameter=Parameter(consume_multiple=True),  # --teachers A B
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 
 
@@ -156,7 +157,7 @@ def distill(
     """
     from whiten.distill import distill as run
     from whiten.report import format_table
-    from whiten.run_report import report_run
+    from whiten.run_report import report_run, verdicts
 
     options = {} if spec is None else spec.to_mapping()
     if images is None and not resume:
@@ -174,7 +175,7 @@ def distill(
     _list_skipped(result.skipped)
     report, rows = report_run(out, test=test, show_progress=True)
     if rows:
-        print(format_table(rows))
+        print(format_table(rows), *verdicts(rows), sep="\n")
     print(f"student  {result.student}\nreport   {report}")
 
 
@@ -293,12 +294,11 @@ def demo(*, out: Path = Path("runs/demo"), quick: bool = False) -> None:
         out: the demo's folder.
         quick: a few seconds' version, whose numbers mean nothing.
     """
-    from whiten.demo import next_commands, run_demo
+    from whiten.demo import conclusions, next_commands, run_demo
     from whiten.report import format_table
-    from whiten.run_report import verdicts
 
     rows, page = run_demo(out, quick=quick)
-    print(format_table(rows), *verdicts(rows), f"report   {page}", "", "next:", sep="\n")
+    print(format_table(rows), *conclusions(rows), f"report   {page}", "", "next:", sep="\n")
     for command in next_commands(out):
         print(f"  {command}")
 

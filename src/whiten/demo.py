@@ -33,6 +33,10 @@ from whiten.run_report import (
     verdicts,
 )
 
+LABEL_FREE_RAW = "student, label-free, raw teachers"
+LABEL_FREE = "student, label-free"
+GROUPS = "student, groups"
+
 _MARK = "demo.json"  # says that a folder is a demo's, and which
 
 
@@ -114,9 +118,9 @@ def run_demo(
         for encoder, kind, name in _encoders(plan, train, cache, whitened, label_free.root)
     ]
     for folder, name in (
-        (label_free_raw, "student, label-free, raw teachers"),
-        (label_free, "student, label-free"),
-        (grouped, "student, groups"),
+        (label_free_raw, LABEL_FREE_RAW),
+        (label_free, LABEL_FREE),
+        (grouped, GROUPS),
     ):
         student = load(folder.student)
         assessed.append(assess(student, "student", name, test, cache, show_progress))
@@ -174,11 +178,22 @@ def _report(
         retrievals={
             one.row.name: retrieval_grids(one)
             for one in assessed
-            if one.row.name in ("whitened fusion", "student, label-free", "student, groups")
+            if one.row.name in ("whitened fusion", LABEL_FREE, GROUPS)
         },
-        notes=verdicts(rows),
+        notes=conclusions(rows),
         commands=next_commands(out),
     )
+
+
+def conclusions(rows: list[Row]) -> list[str]:
+    """What the demo shows, in sentences."""
+    score = {row.name: f"{100 * row.map:.1f}" for row in rows}
+    label_free = (
+        f"Without labels the student learns {score[LABEL_FREE]} from whitened teachers and "
+        f"{score[LABEL_FREE_RAW]} from raw ones; its start has {score[START]}, and "
+        f"{score[START_WHITENED]} when its features are whitened."
+    )
+    return [*verdicts(rows), label_free]
 
 
 def next_commands(out: Path) -> list[str]:

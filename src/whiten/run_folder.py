@@ -135,11 +135,25 @@ class RunFolder:
     # --- checkpoints --------------------------------------------------------------------
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; at every moment a whole one is there."""
-        self.checkpoint.parent.mkdir(exist_ok=True)
+        """Replace the checkpoint; at every moment a whole one is there.
+
+        Raises:
+            RunError: it cannot be written; the one before it stays.
+        """
         partial = self.checkpoint.with_name(".last.ckpt.partial")
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        try:
+            self.checkpoint.parent.mkdir(exist_ok=True)
+            torch.save(state, partial)
+            os.replace(partial, self.checkpoint)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch's writer raises RuntimeError on a full disk
+            partial.unlink(missing_ok=True)
+            raise RunError(
+                f"cannot write {self.checkpoint} ({str(error).splitlines()[0]}): make room or give "
+                "access and go on with --resume"
+            ) from error
 
     def load_checkpoint(self) -> dict[str, Any]:
         """Read the checkpoint.

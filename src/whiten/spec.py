@@ -150,7 +150,7 @@ class DistillSpec:
     whiten: bool = True
     """Whiten the teachers; without it only L2-normalise them."""
     whiten_dim: int = 256
-    """Axes that each teacher's whitening keeps, at most."""
+    """Axes that each teacher's whitening keeps; at most a quarter of the number of images."""
     shrinkage: float = 0.1
     """Regularisation of the whitening; 0 is the paper's exact PCA-whitening."""
     pairs: Literal["auto", "groups", "views"] = "auto"

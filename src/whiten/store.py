@@ -147,8 +147,14 @@ class Store:
                 write_statistics=False,
             )
             os.replace(partial, path)
-        except BaseException:
+        except BaseException as error:
             partial.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                raise StoreError(
+                    f"cannot write {path} ({reason.lower()}): the shards before it are kept, make "
+                    "room or give access and run again"
+                ) from error
             raise
         self.shards.append(Shard(path, [r.id for r in rows], [r.view for r in rows], list(skipped)))
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.store import Store, Vectors
-from whiten.whitening import Whitener, normalize_rows
+from whiten.whitening import SAMPLES_PER_DIM, Whitener, normalize_rows
 
 _BLOCK = 8192
 
@@ -23,11 +23,12 @@ def fit_whitener(store: Store, ids: Sequence[str], *, dim: int, shrinkage: float
     """Fit on the whole images (view 0) of `ids`, in one pass over the store.
 
     Args:
-        dim: axes to keep; lowered to what the samples can support.
+        dim: axes to keep; lowered to a quarter of the samples, for weaker axes are mostly noise.
         shrinkage: see `Whitener`.
     """
     wanted = set(ids)
-    whitener = Whitener(min(dim, store.dim, max(1, len(ids) - 1)), shrinkage=shrinkage)
+    supported = max(1, len(ids) // SAMPLES_PER_DIM)
+    whitener = Whitener(min(dim, store.dim, supported), shrinkage=shrinkage)
 
     def stream() -> Iterator[Vectors]:
         for names, _, vectors in store.blocks(view=0):
@@ -102,6 +103,14 @@ class _Creation:
         self.array = np.lib.format.open_memmap(
             self.partial, mode="w+", dtype=np.float32, shape=tuple(shape)
         )
+        if hasattr(os, "posix_fallocate"):
+            # A write into a hole of a mapped file would kill the process when the disk is full.
+            try:
+                with self.partial.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, self.partial.stat().st_size)
+            except OSError:
+                self.partial.unlink()
+                raise
 
     def __enter__(self) -> _Creation:
         return self
