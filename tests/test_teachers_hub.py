@@ -256,7 +256,7 @@ def save_hf(model: Any, folder: Path, seed: int = 0) -> Any:
     return model
 
 
-def run_hf(teacher_uri: str, function: Any, side: int = 32) -> None:
+def check_hf(teacher_uri: str, function: Any, side: int = 32) -> None:
     """The teacher embeds what `function` makes of the same pixels."""
     pixels = make_pixels(side)
     with torch.no_grad():
@@ -266,11 +266,11 @@ def run_hf(teacher_uri: str, function: Any, side: int = 32) -> None:
 
 def test_hf_vit_pools_as_trained(tmp_path: Path) -> None:
     model = save_hf(transformers.ViTModel(transformers.ViTConfig(**VISION)), tmp_path)
-    run_hf(f"hf:{tmp_path}", lambda x: model(x).pooler_output)
-    run_hf(f"hf:{tmp_path}?pool=pooler", lambda x: model(x).pooler_output)
-    run_hf(f"hf:{tmp_path}?pool=cls", lambda x: model(x).last_hidden_state[:, 0])
-    run_hf(f"hf:{tmp_path}?pool=avg", lambda x: model(x).last_hidden_state[:, 1:].mean(1))
-    run_hf(
+    check_hf(f"hf:{tmp_path}", lambda x: model(x).pooler_output)
+    check_hf(f"hf:{tmp_path}?pool=pooler", lambda x: model(x).pooler_output)
+    check_hf(f"hf:{tmp_path}?pool=cls", lambda x: model(x).last_hidden_state[:, 0])
+    check_hf(f"hf:{tmp_path}?pool=avg", lambda x: model(x).last_hidden_state[:, 1:].mean(1))
+    check_hf(
         f"hf:{tmp_path}?size=48",
         lambda x: model(x, interpolate_pos_encoding=True).pooler_output,
         side=48,
@@ -286,7 +286,7 @@ def test_hf_classifier_gives_its_base_model(tmp_path: Path) -> None:
     config = transformers.ViTConfig(**VISION, num_labels=1000)
     model = save_hf(transformers.ViTForImageClassification(config), tmp_path)
     # Its pooler was never trained and is not in the file: the class token stands in.
-    run_hf(f"hf:{tmp_path}", lambda x: model.vit(x).last_hidden_state[:, 0])
+    check_hf(f"hf:{tmp_path}", lambda x: model.vit(x).last_hidden_state[:, 0])
     teacher = open_teacher(f"hf:{tmp_path}")
     assert teacher.dim == 16
     assert teacher.params == sum(p.numel() for p in model.vit.parameters())
@@ -299,16 +299,16 @@ def test_hf_classifier_gives_its_base_model(tmp_path: Path) -> None:
 def test_hf_registers_are_no_patches(tmp_path: Path) -> None:
     config = transformers.Dinov2WithRegistersConfig(**VISION, num_register_tokens=4)
     model = save_hf(transformers.Dinov2WithRegistersModel(config), tmp_path)
-    run_hf(f"hf:{tmp_path}", lambda x: model(x).pooler_output)
-    run_hf(f"hf:{tmp_path}?pool=avg", lambda x: model(x).last_hidden_state[:, 5:].mean(1))
-    run_hf(f"hf:{tmp_path}?size=64", lambda x: model(x).pooler_output, side=64)
+    check_hf(f"hf:{tmp_path}", lambda x: model(x).pooler_output)
+    check_hf(f"hf:{tmp_path}?pool=avg", lambda x: model(x).last_hidden_state[:, 5:].mean(1))
+    check_hf(f"hf:{tmp_path}?size=64", lambda x: model(x).pooler_output, side=64)
 
 
 def test_hf_feature_maps(tmp_path: Path) -> None:
     config = transformers.ConvNextConfig(depths=[1] * 4, hidden_sizes=[8, 8, 16, 16])
     model = save_hf(transformers.ConvNextForImageClassification(config), tmp_path)
-    run_hf(f"hf:{tmp_path}", lambda x: model.convnext(x).pooler_output)
-    run_hf(
+    check_hf(f"hf:{tmp_path}", lambda x: model.convnext(x).pooler_output)
+    check_hf(
         f"hf:{tmp_path}?pool=avg&size=64",
         lambda x: model.convnext(x).last_hidden_state.mean((2, 3)),
         side=64,
@@ -326,8 +326,8 @@ def test_hf_models_of_image_and_text(kind: str, tmp_path: Path) -> None:
         out = model.get_image_features(images, interpolate_pos_encoding=True)
         return out if isinstance(out, Tensor) else out.pooler_output
 
-    run_hf(f"hf:{tmp_path}", features)
-    run_hf(f"hf:{tmp_path}?size=48", features, side=48)
+    check_hf(f"hf:{tmp_path}", features)
+    check_hf(f"hf:{tmp_path}?size=48", features, side=48)
     teacher = open_teacher(f"hf:{tmp_path}")
     text = sum(p.numel() for p in model.text_model.parameters())
     assert teacher.params == sum(p.numel() for p in model.parameters()) - text
@@ -508,7 +508,7 @@ def test_cached_model_needs_no_network(tmp_path: Path, monkeypatch: pytest.Monke
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text("0" * 40)
     monkeypatch.setattr(hub, "answers", lambda _: False)
-    run_hf("hf:somebody/model", lambda x: model(x).pooler_output)
+    check_hf("hf:somebody/model", lambda x: model(x).pooler_output)
 
 
 def test_cached_torchvision_weights_need_no_network(tmp_path: Path) -> None:
