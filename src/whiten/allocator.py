@@ -9,9 +9,8 @@ import sys
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the system.
 
-    Every large tensor is otherwise mapped, faulted in page by page, and unmapped again: up to
-    half of the time of a forward pass on a CPU. Process-wide, therefore left to programs; the
-    command line calls it.
+    Every large tensor is otherwise mapped, faulted in page by page, and unmapped again, in each
+    forward pass. Process-wide, therefore left to programs; the command line calls it.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -151,8 +151,8 @@ def open_graph(
 def _fold_subtractions(graph: Any) -> None:
     """Write `x - constant` as `x + (-constant)`, which ONNX Runtime folds into convolutions.
 
-    Batch normalisation is often exported as a subtraction, a product and a sum; folded, such a
-    network runs about a fifth faster.
+    Batch normalisation is often exported as a subtraction, a product and a sum, and such a
+    network runs faster with them folded.
     """
     onnx, _ = _libraries()
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
