@@ -6,6 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# What takes the options of a benchmark; the comparison of recipes takes hours.
+BENCHMARKS := $(filter-out quality, $(basename $(notdir \
+	$(shell grep -l "arguments(__doc__)" benchmarks/*.py))))
+
 .PHONY: demo test check bench clean
 
 demo: .venv/demo-installed
@@ -20,7 +24,11 @@ check: .venv/dev-installed
 	$(BIN)/mypy
 
 bench: .venv/dev-installed
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	set -e; for name in $(BENCHMARKS); do \
+		echo "benchmarks/$$name.py" >&2; \
+		$(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json > /dev/null; \
+	done
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf .venv runs build dist .mypy_cache .ruff_cache .pytest_cache

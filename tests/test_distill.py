@@ -208,16 +208,16 @@ def test_a_sigkill_leaves_a_loadable_checkpoint(images: Path, cache: Path, tmp_p
 def test_a_nan_loss_stops_and_names_the_images(
     images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from whiten import losses as functions
-
-    original = functions.similarity_kl
+    loop = sys.modules["whiten.distill"]
+    original = loop.objective  # type: ignore[attr-defined]
     calls = []
 
-    def breaking(*args: Any) -> torch.Tensor:
+    def breaking(*args: Any) -> Any:
         calls.append(1)
-        return original(*args) * (float("nan") if len(calls) == 6 else 1.0)
+        loss, wins = original(*args)
+        return loss * (float("nan") if len(calls) == 6 else 1.0), wins
 
-    monkeypatch.setattr(functions, "similarity_kl", breaking)
+    monkeypatch.setattr(loop, "objective", breaking)
     with pytest.raises(RunError, match=r"NaN at step 6, on g\d/\d\.png.*--lr"):
         run(images, tmp_path / "run", cache)
     named = (tmp_path / "run" / "nan-batch.txt").read_text().split()
@@ -225,7 +225,9 @@ def test_a_nan_loss_stops_and_names_the_images(
     assert all((images / name).is_file() for name in named)
 
 
-@pytest.mark.parametrize("options", [{}, {"backbone_lr": 0.0, "align": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"recipe": "paper"}, {"backbone_lr": 0.0, "align": 0.5, "queue": 0.5}], ids=str
+)
 def test_two_processes_equal_one(
     images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:

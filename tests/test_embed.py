@@ -2,93 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
 
+from counting_teacher import contents, make_teacher, plain, seen, spoil
 from whiten import embed as embed_module
 from whiten.embed import embed
 from whiten.errors import ConfigError, NoImagesError, StoreError, TeacherError
-from whiten.media import Item, content_hash, find_items
+from whiten.media import content_hash, find_items
 from whiten.spec import ViewPlan, parse_uri
 from whiten.store import Store
 from whiten.teachers import stored
-from whiten.teachers.base import Teacher, hash_state
-from whiten.views import Preprocess, render_bytes
-
-DIM = 8
-SIDE = 16
 
 ImageFolder = Callable[..., Path]
-
-
-class Counting(nn.Module):
-    """A convolution and an average, which remembers how many images it has seen."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, DIM, 4, stride=4)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
-            parameter.data.normal_(generator=generator)
-        self.seen = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.seen += len(images)
-        return self.conv(images).abs().mean(dim=(2, 3))
-
-
-def make_teacher(seed: int = 0) -> Teacher:
-    module = Counting(seed)
-    return Teacher(
-        uri=f"python:tests:conv{seed}",
-        name=f"conv{seed}",
-        dim=DIM,
-        preprocess=Preprocess(size=(SIDE, SIDE)),
-        weights_hash=hash_state(module.state_dict()),
-        forward=module,
-        module=module,
-    )
-
-
-def seen(teacher: Teacher) -> int:
-    assert isinstance(teacher.module, Counting)
-    return teacher.module.seen
-
-
-def plain(teacher: Teacher, items: Sequence[Item], view: int, plan: ViewPlan) -> np.ndarray:
-    """One image after another, without the library's batches and threads."""
-    rows = []
-    for item in items:
-        pixels = render_bytes(Path(item.path).read_bytes(), plan, item.id, view, teacher.preprocess)
-        with torch.inference_mode():
-            out = teacher.forward(torch.from_numpy(teacher.preprocess.normalize(pixels[None])))
-        rows.append(F.normalize(out, dim=1)[0].numpy())
-    return np.stack(rows)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def make_newer(path: str | Path, seconds: float = 60) -> None:
-    later = time.time() + seconds
-    os.utime(path, (later, later))
-
-
-def overwrite(path: str | Path, colour: str) -> None:
-    Image.new("RGB", (40, 32), colour).save(path)
-    make_newer(path)
 
 
 @pytest.fixture
@@ -147,22 +79,21 @@ def test_precision_is_that_of_the_store(images: Path, tmp_path: Path) -> None:
         embed(items, make_teacher(), tmp_path / "s", precision="32")
 
 
+@pytest.mark.parametrize("gains", [True, False])
+def test_precision_is_chosen_by_what_is_faster(
+    images: Path, tmp_path: Path, gains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_module, "computes_faster_in_bf16", lambda module, device: gains)
+    items = find_items(images)
+    chosen, other = ("bf16", "32") if gains else ("32", "bf16")
+    store = embed(items, make_teacher(), tmp_path / "new", precision="auto")
+    assert store.origin.precision == chosen
+    embed(items[:2], make_teacher(), tmp_path / "old", precision=other)
+    store = embed(items, make_teacher(), tmp_path / "old", precision="auto")
+    assert store.origin.precision == other
+
+
 # --- bad images -------------------------------------------------------------------------------
-
-
-def spoil(images: Path) -> dict[str, str]:
-    """Four bad files among the good ones, and the reasons that they are expected to have."""
-    (images / "group0" / "0005.jpg").write_bytes(b"no image")
-    (images / "group1" / "0005.png").touch()
-    whole = (images / "group0" / "000.jpg").read_bytes()
-    (images / "group1" / "zz.jpg").write_bytes(whole[: len(whole) // 2])
-    (images / "group2" / "link.webp").symlink_to(images / "nowhere")
-    return {
-        "group0/0005.jpg": "not an image, or of an unknown format",
-        "group1/0005.png": "empty file",
-        "group1/zz.jpg": "damaged",
-        "group2/link.webp": "no such file or directory",
-    }
 
 
 def test_bad_images_are_skipped_with_reasons(images: Path, tmp_path: Path) -> None:
@@ -184,25 +115,6 @@ def test_bad_images_are_skipped_with_reasons(images: Path, tmp_path: Path) -> No
     assert seen(teacher) == 0
     assert contents(tmp_path / "s") == before
     assert len(again.skipped) == 4
-
-
-@pytest.mark.parametrize("backup", [False, True])
-def test_a_mended_image_is_embedded(images: Path, tmp_path: Path, backup: bool) -> None:
-    spoil(images)
-    items = find_items(images)
-    embed(items, make_teacher(), tmp_path / "s")
-    missing = images / "group2" / "link.webp"
-    missing.unlink()
-    time.sleep(0.02)  # clocks of file systems tick some hundred times a second
-    shutil.copyfile(images / "group2" / "001.jpg", missing)
-    if backup:  # keeps the old date
-        os.utime(missing, (1e9, 1e9))
-    store = embed(items, make_teacher(), tmp_path / "s")
-    assert "group2/link.webp" not in {s.id for s in store.skipped}
-    assert len(store.skipped) == 3
-    mended = [i for i in items if i.id == "group2/link.webp"]
-    expected = plain(make_teacher(), mended, 0, ViewPlan())
-    np.testing.assert_allclose(store.gather(["group2/link.webp"]), expected, atol=1e-5)
 
 
 def test_no_readable_image(tmp_path: Path) -> None:
@@ -288,68 +200,6 @@ def test_another_model_or_plan_is_refused(images: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "s") == before
     embed(items, make_teacher(), tmp_path / "s", plan=ViewPlan(seed=2))  # whole images only
     assert contents(tmp_path / "s") == before
-
-
-# --- images that change -----------------------------------------------------------------------
-
-
-def test_a_changed_image_is_embedded_anew(images: Path, tmp_path: Path, small_shards: None) -> None:
-    items = find_items(images)
-    embed(items, make_teacher(), tmp_path / "s", views=(0, 1))
-    before = contents(tmp_path / "s")
-    overwrite(items[6].path, "purple")
-    teacher = make_teacher()
-    store = embed(items, teacher, tmp_path / "s", views=(0, 1))
-    for view in (0, 1):
-        expected = plain(make_teacher(), items, view, ViewPlan())
-        np.testing.assert_allclose(store.gather([i.id for i in items], view), expected, atol=1e-5)
-    assert seen(teacher) == 4  # the image and its neighbour in the shard, two views each
-    kept = contents(tmp_path / "s").items() & before.items()
-    assert len(kept) == len(before) - 1
-    assert len(store) == 24
-
-
-def test_a_touched_image_is_not(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
-    embed(items, make_teacher(), tmp_path / "s")
-    before = contents(tmp_path / "s")
-    for item in items:
-        make_newer(item.path)
-    teacher = make_teacher()
-    embed(items, teacher, tmp_path / "s")
-    assert seen(teacher) == 0
-    assert contents(tmp_path / "s") == before
-
-
-def test_a_removed_image_stays_stored(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
-    embed(items, make_teacher(), tmp_path / "s")
-    Path(items[3].path).unlink()
-    teacher = make_teacher()
-    store = embed(items, teacher, tmp_path / "s")
-    assert (seen(teacher), len(store)) == (0, 12)
-
-
-def test_a_moved_collection_is_known_by_its_content(images: Path, tmp_path: Path) -> None:
-    embed(find_items(images), make_teacher(), tmp_path / "s")
-    before = contents(tmp_path / "s")
-    moved = find_items(images.rename(tmp_path / "moved"))
-    teacher = make_teacher()
-    embed(moved, teacher, tmp_path / "s")
-    assert seen(teacher) == 0
-    assert contents(tmp_path / "s") == before
-
-
-def test_another_image_of_the_same_id_is_embedded(images: Path, tmp_path: Path) -> None:
-    embed(find_items(images), make_teacher(), tmp_path / "s")
-    other = Path(shutil.copytree(images, tmp_path / "other"))
-    items = find_items(other)
-    Image.new("RGB", (40, 32), "orange").save(items[0].path)
-    for item in items:
-        os.utime(item.path, (1e9, 1e9))  # older than the store: the place tells
-    store = embed(items, make_teacher(), tmp_path / "s")
-    expected = plain(make_teacher(), items, 0, ViewPlan())
-    np.testing.assert_allclose(store.gather([i.id for i in items]), expected, atol=1e-5)
 
 
 # --- teachers that hold embeddings ------------------------------------------------------------

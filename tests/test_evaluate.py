@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from torch import nn
 from helpers import TEACHER, write_factory, write_groups, write_image
 from whiten.encoder import Encoder, Part, load
 from whiten.errors import ConfigError
-from whiten.evaluate import evaluate, evaluate_task, measure_cost, similarity_blocks, top_k
+from whiten.evaluate import evaluate, evaluate_revisited, evaluate_task, measure_cost, top_k
 from whiten.media import Item
-from whiten.metrics import bootstrap_interval
+from whiten.metrics import bootstrap_interval, revisited
 from whiten.protocols.folder import folder_task
+from whiten.protocols.gallery import forget, similarity_blocks
 from whiten.protocols.task import Task
 from whiten.teachers import Teacher
 from whiten.views import Preprocess
 
 MODULE = sys.modules["whiten.evaluate"]  # whose name the function has too
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def make_items(groups: list[str | None]) -> list[Item]:
@@ -125,11 +128,73 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     task, queries, gallery = make_problem(ties=True)
     whole = evaluate_task(task, queries, gallery)
     hits = [list(best) for best, _ in top_k(queries, gallery, 6)]
-    for size in (1, 4 * len(gallery) * 7):  # one query at a time, and seven
-        monkeypatch.setattr(MODULE, "BLOCK_BYTES", size)
-        assert len(list(similarity_blocks(queries, gallery))) > 1
+    for rows, some in ((1, 5), (7, 1), (30, 1000)):
+        monkeypatch.setattr("whiten.protocols.gallery.BLOCK_BYTES", 4 * rows * min(some, 70))
+        monkeypatch.setattr(MODULE, "QUERIES", some)
+        monkeypatch.setattr(MODULE, "_GATHERED", rows)
         assert evaluate_task(task, queries, gallery).figures == whole.figures
         assert [list(best) for best, _ in top_k(queries, gallery, 6)] == hits
+
+
+def test_blocks_cover_the_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, queries, gallery = make_problem(ties=True)
+    monkeypatch.setattr("whiten.protocols.gallery.BLOCK_BYTES", 4 * len(queries) * 30)
+    blocks = [(start, block.copy()) for start, block in similarity_blocks(queries, gallery)]
+    assert [start for start, _ in blocks] == [0, 30, 60]
+    np.testing.assert_array_equal(
+        np.concatenate([block for _, block in blocks], axis=1), queries @ gallery.T
+    )
+
+
+def test_queries_may_be_rows_of_the_gallery() -> None:
+    task, queries, gallery = make_problem(ties=False)
+    rows = np.array([int(item.id[:-4]) for item in task.queries])
+    whole = evaluate_task(task, queries, gallery)
+    assert evaluate_task(task, gallery, gallery, rows=rows).figures == whole.figures
+
+
+def test_a_mapped_gallery_is_read_and_given_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.normal(size=(3000, 50)).astype(np.float32)
+    np.save(tmp_path / "gallery.npy", gallery)
+    mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
+    task = folder_task(make_items([f"g{i % 40}" for i in range(3000)]))
+    some = slice(0, 30)
+    task = Task(task.queries[some], task.gallery, task.positives[some], task.junk[some])
+    for _ in range(2):
+        assert (
+            evaluate_task(task, gallery[some], mapped).figures
+            == evaluate_task(task, gallery[some], gallery).figures
+        )
+    np.testing.assert_array_equal(mapped, gallery)
+
+
+def test_pages_that_may_have_been_written_are_kept(tmp_path: Path) -> None:
+    gallery = np.random.default_rng(0).normal(size=(3000, 50)).astype(np.float32)
+    np.save(tmp_path / "gallery.npy", gallery)
+    private = np.load(tmp_path / "gallery.npy", mmap_mode="c")
+    private[:] = 1
+    forget(private)
+    assert (private == 1).all()
+
+
+def test_revisited_from_embeddings_equals_the_matrix() -> None:
+    truth = json.loads((GOLDEN / "revisited.json").read_text())["gnd"]
+    size = len(np.load(GOLDEN / "revisited_scores.npz")["similarity"])
+    rng = np.random.default_rng(1)
+    gallery = rng.integers(-3, 4, (size, 6)).astype(np.float32)  # sums of integers are exact
+    queries = rng.integers(-3, 4, (len(truth), 6)).astype(np.float32)
+    expected = revisited(gallery @ queries.T, truth)
+    assert evaluate_revisited(queries, gallery, truth) == expected
+    with pytest.raises(ConfigError, match="pass one for each"):
+        evaluate_revisited(queries[1:], gallery, truth)
+
+
+def test_nan_is_refused() -> None:
+    task, queries, gallery = make_problem(ties=False)
+    gallery[17, 2] = np.nan
+    with pytest.raises(ConfigError, match="NaN: embed those items again"):
+        evaluate_task(task, queries, gallery)
 
 
 def test_bootstrap_is_deterministic() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from helpers import TEACHER, draw, write_factory, write_groups, write_image
+from whiten.embed import embed
 from whiten.encoder import Encoder, load
 from whiten.errors import ConfigError, ImageError, NoImagesError, StoreError
 from whiten.index import Index, Match
@@ -130,7 +131,7 @@ def test_another_model_is_refused(index: Index, images: Path) -> None:
     assert Index.open(index.folder).model == index.model
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "ids.json", "vectors.npy"])
+@pytest.mark.parametrize("name", ["manifest.json", "names.arrow", "vectors.npy"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "short", "null"])
 def test_damage_is_reported(index: Index, name: str, damage: str) -> None:
     path = index.folder / name
@@ -145,9 +146,9 @@ def test_damage_is_reported(index: Index, name: str, damage: str) -> None:
 
 
 def test_parts_must_fit(index: Index) -> None:
-    names = json.loads((index.folder / "ids.json").read_text())
-    names["ids"].pop()
-    (index.folder / "ids.json").write_text(json.dumps(names))
+    manifest = json.loads((index.folder / "manifest.json").read_text())
+    manifest["count"] -= 1
+    (index.folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(StoreError, match="its parts do not fit"):
         Index.open(index.folder)
 
@@ -162,6 +163,87 @@ def test_a_foreign_folder_is_left_alone(
     with pytest.raises(StoreError, match="holds something else than an index"):
         Index.build(encoder, find_items(images), folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(["embeddings", foreign])
+
+
+def test_models_that_share_no_image(encoder: Encoder, images: Path, tmp_path: Path) -> None:
+    for number, part in enumerate("ab"):
+        embed(find_items(images / part), encoder.parts[0].teacher, tmp_path / f"store{number}")
+    stored = [load(f"store:{tmp_path / f'store{number}'}") for number in range(2)]
+    both = Encoder("both", [one.parts[0] for one in stored])
+    with pytest.raises(NoImagesError, match="none of 6 images could be embedded by all 2 models"):
+        Index.build(both, find_items(images), tmp_path / "index")
+    assert [path.name for path in (tmp_path / "index").iterdir()] == ["embeddings"]
+
+
+def test_another_format_is_refused(index: Index) -> None:
+    manifest = json.loads((index.folder / "manifest.json").read_text())
+    (index.folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    with pytest.raises(StoreError, match="has index format 1, this version reads 2: delete it"):
+        Index.open(index.folder)
+
+
+def test_an_unchanged_collection_is_not_opened(
+    index: Index, encoder: Encoder, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in index.folder.iterdir()}
+    monkeypatch.setattr("whiten.embed.read_bytes", lambda path: pytest.fail(f"opened {path}"))
+    assert Index.build(encoder, find_items(images), index.folder).ids == index.ids
+    assert {path: path.stat().st_mtime_ns for path in index.folder.iterdir()} == before
+
+
+def test_a_moved_collection_is_opened_once(
+    index: Index, encoder: Encoder, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = images.rename(images.with_name("moved"))
+    counts = count_embedded(encoder, monkeypatch)
+    opened = Index.build(encoder, find_items(moved), index.folder)
+    assert opened.paths == [item.path for item in find_items(moved)]
+    assert not counts
+    monkeypatch.setattr("whiten.embed.read_bytes", lambda path: pytest.fail(f"opened {path}"))
+    assert Index.build(encoder, find_items(moved), index.folder).paths == opened.paths
+
+
+def test_a_kill_while_files_are_replaced_mixes_nothing(
+    index: Index, encoder: Encoder, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images / "a" / "0.png").rename(images / "b" / "9.png")  # as many as before, in another order
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("whiten.index._write_names", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Index.build(encoder, find_items(images), index.folder)
+    with pytest.raises(StoreError, match="is not an index"):
+        Index.open(index.folder)
+    rebuilt = Index.build(encoder, find_items(images), index.folder)
+    assert rebuilt.ids == [item.id for item in find_items(images)]
+    np.testing.assert_allclose(rebuilt.vectors, encoder.embed(rebuilt.paths), atol=1e-6)
+
+
+def test_names_that_are_not_text(encoder: Encoder, images: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        draw(7).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png").rename(images / "a" / name)
+    except OSError:
+        pytest.skip("the file system takes text names only")
+    built = Index.build(encoder, find_items(images), tmp_path / "index")
+    [[hit]] = built.search(encoder, draw(7), k=1)
+    assert hit.path == str(images / "a" / name)
+    assert hit.id == r"a/caf\xe9.png"
+
+
+def test_two_models_side_by_side(encoder: Encoder, images: Path, tmp_path: Path) -> None:
+    other = load(f"{TEACHER}?seed=1&dim=7")
+    both = Encoder("both", [*encoder.parts, *other.parts])
+    (images / "b" / "broken.png").write_bytes(b"no image")
+    built = Index.build(both, find_items(images), tmp_path / "index")
+    kept, vectors, skipped = both.embed_items(find_items(images))
+    assert built.ids == [item.id for item in kept]
+    assert [skip.id for skip in built.skipped] == [skip.id for skip in skipped] == ["b/broken.png"]
+    np.testing.assert_array_equal(built.vectors, vectors)
 
 
 def test_a_killed_build_goes_on(encoder: Encoder, images: Path, tmp_path: Path) -> None:

@@ -14,8 +14,15 @@ from torch import Tensor
 
 from whiten import distillation_loss, fuse
 from whiten.errors import ConfigError
-from whiten.fusion import STRATEGIES, positive_wins
-from whiten.losses import alignment_loss, teacher_similarities
+from whiten.fusion import STRATEGIES, fuse_streaming, positive_wins
+from whiten.losses import (
+    alignment_loss,
+    fused_teacher_similarity,
+    similarity_kl,
+    student_similarity,
+    sum_of_directions,
+    teacher_similarities,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "distillation_loss.npz"
 
@@ -123,6 +130,119 @@ def test_alignment_is_the_mean_cosine_distance() -> None:
     student = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     target = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     assert alignment_loss(student, target).item() == pytest.approx(0.5)
+
+
+# --- without the stack -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [*sorted(STRATEGIES), "callable"])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_streaming_fusion_equals_that_of_the_stack(strategy: str, k: int) -> None:
+    t = similarities(k, 12)
+    before = t.clone()
+    chosen = (lambda s: s[0] * 2) if strategy == "callable" else strategy
+    generators = (torch.Generator().manual_seed(7) for _ in range(2))
+    fused, positives = fuse_streaming(iter(t), k, chosen, generator=next(generators))
+    torch.testing.assert_close(fused, fuse(t, chosen, generator=next(generators)))
+    torch.testing.assert_close(t, before, rtol=0, atol=0)
+    np.testing.assert_array_equal(positive_wins(positives), positive_wins(t))
+
+
+def test_streaming_fusion_explains_wrong_use() -> None:
+    t = similarities()
+    with pytest.raises(ConfigError, match="did you mean 'maxmin'"):
+        fuse_streaming(t, 3, "minmax")
+    with pytest.raises(ConfigError, match="of 4 teachers, got 3"):
+        fuse_streaming(t, 4)
+    with pytest.raises(ConfigError, match="of 0 teachers, got 0"):
+        fuse_streaming([], 0)
+    with pytest.raises(ConfigError, match=r"\(B, B\)"):
+        fuse_streaming(t[:, :2], 3)
+
+
+def test_the_target_is_the_fused_teachers() -> None:
+    _, _, teachers_x, teachers_y = golden_inputs()
+    stack = teacher_similarities(teachers_x, teachers_y)
+    fused, positives = fused_teacher_similarity(teachers_x, teachers_y)
+    torch.testing.assert_close(fused, fuse(stack), rtol=0, atol=0)
+    np.testing.assert_array_equal(positive_wins(positives), positive_wins(stack))
+
+
+# --- the analytic gradient ---------------------------------------------------------------
+
+
+def pair_of_matrices(b: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    student, target = 2 * torch.rand(2, b, b, generator=torch.Generator().manual_seed(seed)) - 1
+    return student.to(dtype).requires_grad_(), target.to(dtype)
+
+
+# The smallest temperatures are beyond what one exponential can span.
+@pytest.mark.parametrize("temperature", [1.0, 0.05, 0.02, 0.01, 0.001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loss_and_gradient_equal_those_of_autograd(temperature: float, dtype: torch.dtype) -> None:
+    student, target = pair_of_matrices(40, dtype)
+    loss = similarity_kl(student, target, temperature)
+    (gradient,) = torch.autograd.grad(loss, student)
+    wide = student.detach().double().requires_grad_()
+    expected = sum_of_directions(wide / temperature, target.double() / temperature)
+    (exact,) = torch.autograd.grad(expected, wide)
+    is_wide = dtype == torch.float64
+    assert loss.dtype == dtype
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12 if is_wide else 2e-6)
+    error = (gradient.double() - exact).abs().max() / exact.abs().max()
+    assert error < (1e-12 if is_wide else 5e-6 if temperature >= 0.02 else 1e-4)
+
+
+def test_rows_far_below_the_rest_keep_their_distribution() -> None:
+    student, target = pair_of_matrices(20, torch.float32)
+    shifted = student.detach().clone()
+    shifted[3] -= 50  # exp(-1000) is 0 in any precision, yet the row's softmax is what it was
+    (moved,) = torch.autograd.grad(similarity_kl(shifted.requires_grad_(), target, 0.05), shifted)
+    expected = sum_of_directions(shifted / 0.05, target / 0.05)
+    (exact,) = torch.autograd.grad(expected, shifted)
+    assert exact[3].abs().max() > 0.01
+    torch.testing.assert_close(moved, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.05, 0.001])
+def test_gradients_are_those_of_finite_differences(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, a, b = torch.randn(4, 5, 7, generator=generator, dtype=torch.float64)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return distillation_loss(x, y, [a], [b], temperature=temperature) * 3
+
+    assert torch.autograd.gradcheck(loss, (x.requires_grad_(), y.requires_grad_()))
+
+
+def test_one_side_may_be_fixed() -> None:
+    x, y, teachers_x, teachers_y = golden_inputs()
+    distillation_loss(x, y, teachers_x, teachers_y).backward()
+    both = x.grad.clone()
+    x.grad = y.grad = None
+    distillation_loss(x, y.detach(), teachers_x, teachers_y).backward()
+    torch.testing.assert_close(x.grad, both)
+    assert y.grad is None
+
+
+def test_a_target_may_be_learnt() -> None:
+    student, target = pair_of_matrices(6, torch.float64)
+    similarity_kl(student, target.requires_grad_(), 0.1).backward()
+    assert target.grad is not None and target.grad.abs().max() > 0
+
+
+def test_second_derivatives_are_refused() -> None:
+    student, target = pair_of_matrices(6, torch.float32)
+    with pytest.raises(ConfigError, match="first derivatives alone"):
+        torch.autograd.grad(similarity_kl(student, target, 0.1), student, create_graph=True)
+
+
+def test_nan_is_passed_on() -> None:
+    x, y, teachers_x, teachers_y = golden_inputs()
+    with torch.no_grad():
+        x[0, 0] = float("nan")
+    assert student_similarity(x, y)[0].isnan().all()
+    assert distillation_loss(x, y, teachers_x, teachers_y).isnan()
 
 
 # --- two processes ----------------------------------------------------------------------

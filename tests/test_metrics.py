@@ -42,25 +42,60 @@ def test_revisited_refuses_the_transposed_matrix() -> None:
         metrics.revisited(np.zeros((3, 500)), [{}, {}])
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_ranks_equal_those_of_a_stable_sort(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    n = 60
-    # Few levels: most similarities tie with others.
-    similarity = rng.integers(0, 7, n).astype(np.float32)
-    if seed % 2:
-        similarity = rng.standard_normal(n).astype(np.float32)
-    positives = rng.choice(n, 6, replace=False)
-    junk = np.setdiff1d(rng.choice(n, 9), positives)
+@pytest.mark.parametrize("n_positives", [6, 150])  # few and many: they are counted differently
+@pytest.mark.parametrize("block", [7, 500, 4000])
+@pytest.mark.parametrize("levels", ["few", "all", "high"])
+def test_ranks_equal_those_of_a_stable_sort(
+    monkeypatch: pytest.MonkeyPatch, n_positives: int, block: int, levels: str
+) -> None:
+    monkeypatch.setattr(metrics, "BLOCK_ROWS", block)
+    rng = np.random.default_rng(block + n_positives)
+    n = 1200
+    similarity = rng.standard_normal(n).astype(np.float32)
+    if levels == "few":  # most similarities tie with others
+        similarity = rng.integers(0, 7, n).astype(np.float32)
+    positives = rng.choice(n, n_positives, replace=False)
+    junk = np.setdiff1d(rng.choice(n, 90), positives)
+    if levels == "high":
+        similarity[positives] += 2
     order = np.argsort(-similarity, kind="stable")
     order = order[~np.isin(order, junk)]
     expected = np.flatnonzero(np.isin(order, positives))
     np.testing.assert_array_equal(metrics.positive_ranks(similarity, positives, junk), expected)
 
 
-def test_nan_similarities_are_refused() -> None:
+@pytest.mark.parametrize("similarity", [[0.1, np.nan], [np.nan, 0.1], [np.nan, np.nan]])
+def test_nan_similarities_are_refused(similarity: list[float]) -> None:
     with pytest.raises(ConfigError, match="NaN"):
-        metrics.positive_ranks(np.array([0.1, np.nan]), np.array([0]))
+        metrics.positive_ranks(np.array(similarity), np.array([0]))
+
+
+def test_infinite_similarities_rank_by_index_too() -> None:
+    similarity = np.array([-np.inf, 1, -np.inf, np.inf, -np.inf])
+    ranks = metrics.positive_ranks(similarity, np.array([1, 4]), np.array([2]))
+    assert list(ranks) == [1, 3]
+
+
+def test_the_users_matrix_is_left_alone() -> None:
+    similarity = np.random.default_rng(0).standard_normal((50, 2)).astype(np.float32)
+    before = similarity.copy()
+    truth = [{"easy": [3], "hard": [7], "junk": [9]}, {"easy": [1], "hard": []}]
+    for order in ("C", "F"):
+        metrics.revisited(np.array(similarity, order=order), truth)
+    np.testing.assert_array_equal(similarity, before)
+    assert metrics.revisited(similarity, truth)["hard"]["aps"][1] is None
+
+
+def test_one_score_an_item() -> None:
+    """A labelled item's score in a block may be rounded differently: the first one counts."""
+    scores = np.array([0.5, 0.25], np.float32)
+    counter = metrics.RankCounter([np.array([1, 3])], [scores], [np.array([1, 3])])
+    block = np.array([[0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.5, 0.2]], np.float32)
+    counter.pin(0, block)
+    counter.add(0, block)
+    assert block[0, 1] == 0.5
+    assert block[0, 3] == 0.25
+    assert list(counter.ranks(0, np.array([1, 3]), np.array([], np.int64))) == [1, 3]
 
 
 def test_figures_at_k() -> None:

@@ -16,7 +16,7 @@ CONTENTS = [str(i) for i in range(len(GROUPS))]
 
 def test_groups_make_pairs_of_two_items_of_a_group() -> None:
     plan = plan_pairs(GROUPS, CONTENTS, batch_size=3)
-    assert not plan.from_views
+    assert plan.source == "groups"
     for epoch in range(5):
         for batch in plan.epoch(epoch):
             assert len(batch) == 3
@@ -38,7 +38,7 @@ def test_an_epoch_uses_images_at_most_once_and_large_groups_more() -> None:
 
 def test_views_make_pairs_of_one_image_in_two_views() -> None:
     plan = plan_pairs([None] * 50, [str(i) for i in range(50)], views=3, batch_size=16)
-    assert plan.from_views
+    assert plan.source == "views"
     batches = plan.epoch(0)
     assert [len(batch) for batch in batches] == [16, 16, 16]
     for batch in batches:
@@ -72,9 +72,9 @@ def test_batches_divide_among_processes() -> None:
 
 def test_auto_takes_groups_only_where_there_are_any() -> None:
     ungrouped = plan_pairs([None] * 6, CONTENTS[:6], views=2)
-    assert ungrouped.from_views
-    assert not plan_pairs(GROUPS, CONTENTS).from_views
-    assert plan_pairs(GROUPS, CONTENTS, source="views", views=2).from_views
+    assert ungrouped.source == "views"
+    assert plan_pairs(GROUPS, CONTENTS).source == "groups"
+    assert plan_pairs(GROUPS, CONTENTS, source="views", views=2).source == "views"
 
 
 @pytest.mark.parametrize("source", ["auto", "groups"])
@@ -88,3 +88,36 @@ def test_too_little_is_refused() -> None:
         plan_pairs([None] * 9, CONTENTS[:9], source="views", views=1)
     with pytest.raises(ConfigError, match="too few"):
         plan_pairs([None] * 9, ["same"] * 9, source="views", views=2)
+
+
+def test_mixed_batches_hold_groups_and_single_images() -> None:
+    groups = GROUPS + [None] * 40
+    plan = plan_pairs(groups, [str(i) for i in range(len(groups))], views=2, batch_size=8)
+    assert plan.source == "mixed"
+    batches = plan.epoch(3)
+    assert len(batches) == 40 // 4  # every single image once, groups as often as needed
+    for batch in batches:
+        labelled = [pair for pair in batch if pair.label < plan.grouped]
+        assert len(labelled) == 4
+        assert all(groups[p.x] == groups[p.y] and p.x != p.y for p in labelled)
+        assert all(p.x == p.y and p.x_view != p.y_view for p in batch if p not in labelled)
+        assert len({p.label for p in batch}) == len(batch)
+
+
+def test_a_class_may_give_several_pairs_to_a_batch() -> None:
+    plan = plan_pairs(GROUPS, CONTENTS, batch_size=4, pairs_per_class=2)
+    for batch in plan.epoch(0):
+        assert len(batch) == 4
+        assert max(Counter(pair.label for pair in batch).values()) == 2
+        assert all(GROUPS[p.x] == GROUPS[p.y] for p in batch)
+
+
+def test_few_labels_never_leave_a_mixed_epoch_waiting() -> None:
+    groups = ["a", "a", "b", "b", *[None] * 30]
+    contents = [str(i) for i in range(len(groups))]
+    plan = plan_pairs(groups, contents, views=2, batch_size=16, pairs_per_class=2)
+    assert [len(batch) for batch in plan.epoch(0)] == [16, 16]
+
+
+def test_a_few_strays_do_not_cost_a_second_view() -> None:
+    assert plan_pairs([*GROUPS, None], [*CONTENTS, "stray"]).source == "groups"

@@ -16,48 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from store_helpers import ORIGIN, make_rows, make_store, rewrite, vectors
 from whiten.errors import StoreError
 from whiten.media import Skipped
-from whiten.store import Origin, Row, Store, stored_precision
-
-ORIGIN = Origin(
-    uri="timm:resnet18",
-    fingerprint="f" * 32,
-    dim=6,
-    plan="p" * 32,
-    plan_seed=3,
-    version="0.1",
-)
-
-
-def make_rows(names: str, view: int = 0, dim: int = 6) -> list[Row]:
-    """A row for every letter, with a vector of its own."""
-    rows = []
-    for name in names:
-        vector = np.random.default_rng([ord(name), view]).normal(size=dim).astype(np.float32)
-        vector /= np.linalg.norm(vector)
-        rows.append(
-            Row(
-                id=name,
-                path=f"/photos/{name}.jpg",
-                group="vowel" if name in "aeiou" else None,
-                view=view,
-                content_hash=name * 32,
-                embedding=vector,
-            )
-        )
-    return rows
-
-
-def vectors(names: str, view: int = 0) -> np.ndarray:
-    return np.stack([row.embedding for row in make_rows(names, view)])
-
-
-def make_store(folder: Path, origin: Origin = ORIGIN) -> Store:
-    store = Store.create_or_resume(folder, origin)
-    store.append(make_rows("abc"), [Skipped("bad", "empty file")])
-    store.append(make_rows("de") + make_rows("ab", view=1))
-    return store
+from whiten.store import Store, stored_precision
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -71,7 +33,6 @@ def test_round_trip(tmp_path: Path, dtype: str) -> None:
     assert (len(store), store.dim) == (7, 6)
     assert store.skipped == [Skipped("bad", "empty file")]
     assert store.content_hashes() == {name: name * 32 for name in "abcde"}
-    assert store.paths(store.shards[0]) == {name: f"/photos/{name}.jpg" for name in "abc"}
     assert stored_precision(tmp_path / "s") == "32"
 
 
@@ -143,10 +104,17 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / shard).read_bytes() == (tmp_path / "two" / shard).read_bytes()
 
 
+def test_gather_repeats_what_is_asked_for_twice(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s")
+    assert np.array_equal(store.gather(list("abaca")), vectors("abaca"))
+    with pytest.raises(StoreError, match=r"lacks 1 of 2 images \(view 0\), first 'x'"):
+        store.gather(["x", "a", "x", "a"])
+
+
 def test_appending_goes_on_after_the_last_shard(tmp_path: Path) -> None:
     make_store(tmp_path / "s")
     store = Store.create_or_resume(tmp_path / "s", ORIGIN)
-    store.drop_shard(store.shards[0])
+    store.amend(store.shards[0], drop={"a", "b", "c"}, forget={"bad"})
     store.append(make_rows("z"))
     names = sorted(p.name for p in (tmp_path / "s").iterdir())
     assert names == ["part-000001.parquet", "part-000002.parquet"]
@@ -244,13 +212,6 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, keep: int) -> None:
         Store.open(tmp_path / "s")
     path.unlink()
     assert len(Store.open(tmp_path / "s")) == 3
-
-
-def rewrite(path: Path, **changed: Any) -> None:
-    """Change facts in a shard's metadata."""
-    table = pq.read_table(path)
-    facts = json.loads(table.schema.metadata[b"whiten"]) | changed
-    pq.write_table(table.replace_schema_metadata({b"whiten": json.dumps(facts)}), path)
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:

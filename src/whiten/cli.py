@@ -6,23 +6,34 @@ Heavy imports happen inside the verb that needs them.
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
 from whiten import __version__
 from whiten.allocator import keep_freed_memory
-from whiten.errors import ConfigError, WhitenError, nearest
+from whiten.config_file import with_config
+from whiten.errors import ConfigError
 from whiten.spec import SCHEMES, DistillSpec
+from whiten.terminal import (
+    list_skipped,
+    one_line_endings,
+    print_facts,
+    print_json,
+    say,
+    show_warning,
+)
+
+# Lightning announces what nobody asked for. Set on import, so that the processes that it spawns,
+# which import the main module, are quiet too; its own import resets the level of its root alone.
+for _name in ("rank_zero", "distributed"):
+    logging.getLogger(f"lightning_fabric.utilities.{_name}").setLevel(logging.WARNING)
 
 app = App(
     name="whiten",
@@ -52,17 +63,17 @@ def teachers(
     found = list_teachers(pattern)
     if names_one(pattern, found):
         facts = describe(pattern)
-        _print_json(facts) if as_json else _print_facts(facts)
+        print_json(facts) if as_json else print_facts(facts)
         return
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for uri in found:
         print(uri)
     if not pattern:
-        _say("other models: name part of one (whiten teachers resnet), or write a URI:")
+        say("other models: name part of one (whiten teachers resnet), or write a URI:")
         for name, (what, example) in SCHEMES.items():
-            _say(f"  {name + ':':13} {what}, for example {example}")
+            say(f"  {name + ':':13} {what}, for example {example}")
 
 
 @app.command
@@ -125,10 +136,10 @@ def embed(
         "skipped": [asdict(skip) for skip in store.skipped],
     }
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     print(f"{out}: {len(store):,} embeddings of {store.dim} dimensions")
-    _list_skipped(store.skipped)
+    list_skipped(store.skipped)
 
 
 @app.command
@@ -143,6 +154,7 @@ def distill(
     overwrite: bool = False,
     embeddings: Path | None = None,
     test: Path | None = None,
+    as_json: Annotated[bool, Parameter("--json")] = False,
 ) -> None:
     """Distil teachers into a student, and report what was gained.
 
@@ -154,6 +166,7 @@ def distill(
         overwrite: delete the run in OUT first.
         embeddings: where teachers' embeddings are kept, to share them between runs.
         test: grouped images that were not trained on, for the table in the report.
+        as_json: print JSON.
     """
     from whiten.distill import distill as run
     from whiten.report import format_table
@@ -172,8 +185,21 @@ def distill(
         embeddings=embeddings,
         **options,
     )
-    _list_skipped(result.skipped)
+    list_skipped(result.skipped)
     report, rows = report_run(out, test=test, show_progress=True)
+    if as_json:
+        print_json(
+            {
+                "student": str(result.student),
+                "report": str(report),
+                "steps": result.steps,
+                "loss": result.loss,
+                "rows": [asdict(row) for row in rows],
+                "verdicts": verdicts(rows),
+                "skipped": [asdict(skip) for skip in result.skipped],
+            }
+        )
+        return
     if rows:
         print(format_table(rows), *verdicts(rows), sep="\n")
     print(f"student  {result.student}\nreport   {report}")
@@ -217,14 +243,14 @@ def evaluate(
     )
     result = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return
     print(f"{result.name}: {len(result.query_ids):,} queries, {result.gallery_size:,} images")
     for name, figure in result.figures.items():
         print(f"  {name:10} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]")
     if result.without_positives:
-        _say(f"{result.without_positives} queries left out: nothing else of their group is there")
-    _list_skipped(result.skipped)
+        say(f"{result.without_positives} queries left out: nothing else of their group is there")
+    list_skipped(result.skipped)
 
 
 @app.command
@@ -256,7 +282,7 @@ def search(
 
     found = search_folder(query, student, images, index=index, k=k, show_progress=True)
     if as_json:
-        _print_json([asdict(match) for match in found.matches])
+        print_json([asdict(match) for match in found.matches])
     else:
         for match in found.matches:
             print(match.path if paths_only else f"{match.score:.4f}  {match.path}")
@@ -264,40 +290,59 @@ def search(
         import webbrowser
 
         page = write_hits_page(query, found)
-        _say(f"page     {page}")
+        say(f"page     {page}")
         webbrowser.open(page.as_uri())
-    _list_skipped(found.skipped)
+    list_skipped(found.skipped)
 
 
 @app.command
-def report(run: Path, /, *, test: Path | None = None) -> None:
+def report(
+    run: Path,
+    /,
+    *,
+    test: Path | None = None,
+    as_json: Annotated[bool, Parameter("--json")] = False,
+) -> None:
     """Write a run's report again, with figures on grouped test images if some are named.
 
     Args:
         run: the folder of a finished run.
         test: grouped images that were not trained on.
+        as_json: print JSON.
     """
     from whiten.report import format_table
     from whiten.run_report import report_run
 
     path, rows = report_run(run, test=test, show_progress=True)
+    if as_json:
+        print_json({"report": str(path), "rows": [asdict(row) for row in rows]})
+        return
     if rows:
         print(format_table(rows))
     print(f"report   {path}")
 
 
 @app.command
-def demo(*, out: Path = Path("runs/demo"), quick: bool = False) -> None:
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    quick: bool = False,
+    as_json: Annotated[bool, Parameter("--json")] = False,
+) -> None:
     """Distil three real networks on the bundled images and report what came out.
 
     Args:
         out: the demo's folder.
         quick: a few seconds' version, whose numbers mean nothing.
+        as_json: print JSON.
     """
     from whiten.demo import conclusions, next_commands, run_demo
     from whiten.report import format_table
 
     rows, page = run_demo(out, quick=quick)
+    if as_json:
+        print_json({"report": str(page), "rows": [asdict(row) for row in rows]})
+        return
     print(format_table(rows), *conclusions(rows), f"report   {page}", "", "next:", sep="\n")
     for command in next_commands(out):
         print(f"  {command}")
@@ -310,114 +355,20 @@ def doctor(*, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
 
     found = diagnose()
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
         return
-    _print_facts(found.facts)
+    print_facts(found.facts)
     for line in found.advice:
         print(f"- {line}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `whiten`."""
-    warnings.showwarning = _show_warning
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    warnings.showwarning = show_warning
     keep_freed_memory()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not text stay whole
-    try:
+    with one_line_endings(tokens):
         app(with_config(tokens))
-    except (WhitenError, CycloptsError) as error:
-        _fail(_one_line(error))
-    except KeyboardInterrupt:
-        _fail(
-            "interrupted: what is done is kept, the same command goes on (distill: with --resume)",
-            130,
-        )
-    except BrokenPipeError:  # `whiten … | head` is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        _fail(
-            f"{error.strerror or error}:{where}; what is done is kept, make room or give access "
-            "and run again"
-        )
-
-
-def with_config(tokens: list[str]) -> list[str]:
-    """Put the options of `--config FILE` before those of the command line, which then win.
-
-    Raises:
-        ConfigError: the file is missing, no mapping, or has an unknown option.
-    """
-    if tokens[:1] != ["distill"]:
-        return tokens
-    named = [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--config"]
-    named += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
-    if not named:
-        return tokens
-    path = Path(named[0])
-    import yaml
-
-    try:
-        options = yaml.safe_load(path.read_text()) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {_one_line(error)}") from error
-    known = set(DistillSpec.__dataclass_fields__)
-    if not isinstance(options, dict):
-        raise ConfigError(f"{path} must hold options, one `name: value` a line")
-    given = {token.partition("=")[0] for token in tokens if token.startswith("--")}
-    more: list[str] = []
-    for name, value in options.items():
-        if name in ("images", "version"):  # a run's own config.yaml will do
-            continue
-        if name not in known:
-            raise ConfigError(f"{path}: unknown option {name!r}{nearest(str(name), known)}")
-        flag = "--" + name.replace("_", "-")
-        negative = "--no-" + name.replace("_", "-")
-        if flag in given or negative in given or value is None:
-            continue
-        if isinstance(value, bool):
-            more.append(flag if value else negative)
-        else:
-            more += [flag, *map(str, value if isinstance(value, list) else [value])]
-    return [*tokens, *more]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _fail(message: str, code: int = 2) -> None:
-    _say(f"whiten: {message}")
-    sys.exit(code)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _say(f"whiten: warning: {' '.join(str(message).split())}")
-
-
-def _print_json(value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    # Half a surrogate pair stands for a byte of a file name that is not text: JSON can escape it.
-    print(text.encode("utf-8", "backslashreplace").decode())
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:{width}}  {value}")
-
-
-def _list_skipped(skipped: Sequence[Any]) -> None:
-    if skipped:
-        _say(f"{len(skipped)} image{'' if len(skipped) == 1 else 's'} skipped:")
-    for skip in skipped:
-        _say(f"  {skip.id}: {skip.reason}")
 
 
 if __name__ == "__main__":

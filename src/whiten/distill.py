@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whiten import losses
 from whiten.card import model_card
 from whiten.devices import best_device, computes_faster_in_bf16, resolve_precision
 from whiten.errors import ConfigError, RunError
-from whiten.fusion import check_strategy, fuse, positive_wins
+from whiten.fusion import check_strategy
 from whiten.media import Skipped, ordered_map, read_bytes
+from whiten.objective import Batch, objective
 from whiten.pairs import Pair
 from whiten.prepare import TrainingSet, prepare
 from whiten.progress import progress
@@ -95,7 +95,8 @@ def distill(
         images, spec = run.read_config()
     else:
         spec = DistillSpec.from_mapping({"teachers": list(teachers), **options})
-    check_strategy(spec.fusion)
+    if spec.fusion is not None:
+        check_strategy(spec.fusion)
     if spec.nodes > 1 and not _is_launched():
         raise ConfigError(
             "several nodes are started with torchrun: torchrun --nnodes N --nproc-per-node M "
@@ -181,6 +182,7 @@ def _training_precision(spec: DistillSpec, device: str) -> str:
 def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -> None:
     """Train from the last checkpoint to the end and write the student."""
     data = TrainingSet.open(run, spec)
+    spec = data.spec
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
     state = run.load_checkpoint()
     net.load_state_dict(state["model"])
@@ -254,7 +256,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     if fabric.is_global_zero:
         if spec.ema > 0:
             net.load_state_dict(average)
-        config = data.describe(config, spec, step)
+        config = data.describe(config, step)
         save_student(net, config, run.student, model_card(config))
         data.remove()
     fabric.barrier()
@@ -265,7 +267,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
 
 def _loss(
     data: TrainingSet,
-    batch: Sequence[Pair],
+    joined: Sequence[Pair],
     student_x: Tensor,
     student_y: Tensor,
     spec: DistillSpec,
@@ -273,22 +275,26 @@ def _loss(
     step: int,
 ) -> tuple[Tensor, float, list[float]]:
     """What this process minimises, the joined batch's loss, and the positives each teacher won."""
-    targets_x, targets_y = data.teacher_targets(batch, fabric.device)
-    student = losses.student_similarity(student_x, student_y)
-    teachers = losses.teacher_similarities(targets_x, targets_y)
+    share = len(joined) // fabric.world_size
+    mine = joined[fabric.global_rank * share : (fabric.global_rank + 1) * share]
+    targets_x, targets_y = data.teacher_targets(mine, fabric.device)
     generator = torch.Generator().manual_seed(_step_seed(spec.seed, step))
-    target = fuse(teachers, spec.fusion, generator=generator)
-    joined = losses.similarity_kl(student, target, spec.temperature)
-    value = float(joined.detach())
+    fused: tuple[Tensor | None, Tensor | None] = (None, None)
+    if spec.align or spec.queue:
+        fused = data.fused_targets(mine, fabric.device)
+    batch = Batch(
+        student_x,
+        student_y,
+        targets_x,
+        targets_y,
+        labels=torch.tensor([pair.label for pair in joined], device=fabric.device),
+        fused_x=fused[0],
+        fused_y=fused[1],
+        queue=data.queue(generator, fabric.device) if spec.queue else None,
+    )
+    loss, wins = objective(batch, spec, generator)
     # Gradients are averaged over processes, whereas each holds only its own rows' part of the sum.
-    loss = joined * fabric.world_size
-    if spec.align > 0:
-        fused_x, fused_y = data.fused_targets(batch, fabric.device)
-        regression = losses.alignment_loss(student_x, fused_x)
-        regression = (regression + losses.alignment_loss(student_y, fused_y)) / 2
-        loss = loss + spec.align * regression
-        value += spec.align * float(fabric.all_reduce(regression.detach()))
-    return loss, value, positive_wins(teachers).tolist()
+    return loss * fabric.world_size, float(loss.detach()), wins
 
 
 def learning_rate(step: int, total: int, spec: DistillSpec) -> float:
@@ -363,7 +369,7 @@ def _nan_message(run: RunFolder, data: TrainingSet, batch: Sequence[Pair], step:
 def _batches(
     data: TrainingSet, preprocess: Preprocess, spec: DistillSpec, fabric: Any, *, start: int
 ) -> Iterator[tuple[list[Pair], Tensor]]:
-    """This process's part of every batch from step `start` on, with the student's input.
+    """Every joined batch from step `start` on, with the student's input for this process's part.
 
     The input holds the x sides, then the y sides: (2b, 3, h, w), or (2b, f) cached features.
     """
@@ -374,20 +380,19 @@ def _batches(
         size = len(data.plan.epoch(0))
         for epoch in range(start // size, spec.epochs):
             skip = start % size if epoch == start // size else 0
-            for batch in data.plan.epoch(epoch)[skip:]:
-                yield batch[mine]
+            yield from data.plan.epoch(epoch)[skip:]
 
     if spec.backbone_lr == 0:
         for batch in pairs():
-            yield batch, data.features(batch, fabric.device)
+            yield batch, data.features(batch[mine], fabric.device)
         return
 
     def render(side: tuple[int, int]) -> np.ndarray:
         item = data.items[side[0]]
         return render_bytes(read_bytes(item.path), data.view_plan, item.id, side[1], preprocess)
 
-    sides = (side for batch in pairs() for side in data.sides(batch))
+    sides = (side for batch in pairs() for side in data.sides(batch[mine]))
     rendered = ordered_map(render, sides, workers=spec.workers, ahead=4 * share)
     for batch in pairs():
-        pixels = np.stack(list(islice(rendered, 2 * len(batch))))
+        pixels = np.stack(list(islice(rendered, 2 * share)))
         yield batch, torch.from_numpy(preprocess.normalize(pixels)).to(fabric.device)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from whiten import __version__
+from whiten.devices import computes_faster_in_bf16
 from whiten.errors import ConfigError, ImageError, NoImagesError, StoreError
-from whiten.media import Item, Skipped, content_hash, display_path, ordered_map, read_bytes
+from whiten.media import (
+    Item,
+    Skipped,
+    content_hash,
+    display_path,
+    ordered_map,
+    read_bytes,
+    stamp_of,
+)
 from whiten.spec import ViewPlan
-from whiten.store import Origin, Row, Store, stored_precision
+from whiten.store import Origin, Row, Seen, Store, stored_precision
 from whiten.teachers.base import Teacher
+from whiten.upkeep import Usable, bring_up_to_date
 from whiten.views import render_bytes
 
 SHARD_ROWS = 1024  # at most this much work is lost by a kill
@@ -27,22 +37,46 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Task:
-    """One image and the views of it that are wanted; `shard` counts planned shards."""
+    """One image and the views of it that are wanted; the last one of a shard says so."""
 
     item: Item
     views: tuple[int, ...]
-    shard: int
+    ends_shard: bool = False
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A decoded image: its content's hash and (views, h, w, 3) uint8 pixels.
+    """A task whose image was read.
 
-    Teachers that hold embeddings get no pixels.
+    Attributes:
+        task: what was asked.
+        seen: how its file was found.
+        pixels: (views, h, w, 3) uint8; None for teachers that hold embeddings, and where the image
+            cannot be used.
+        reason: why it cannot; else "".
     """
 
-    content_hash: str
-    pixels: npt.NDArray[np.uint8] | None
+    task: Task
+    seen: Seen
+    pixels: npt.NDArray[np.uint8] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a store holds of a collection.
+
+    Attributes:
+        embeddings: in the store, of all views and images.
+        dim: of them.
+        skipped: images of the collection that could not be embedded, and why.
+        duplicates: ids of its images that have the same content, those of a content together.
+    """
+
+    embeddings: int
+    dim: int
+    skipped: list[Skipped]
+    duplicates: list[list[str]]
 
 
 def embed(
@@ -60,7 +94,8 @@ def embed(
     """Embed what is missing and return the store.
 
     May be interrupted at any time and called again: it goes on, and the store's bytes equal
-    those of an uninterrupted run. Images that changed since they were stored are embedded anew.
+    those of an uninterrupted run. Images that changed since they were stored are embedded anew,
+    and skipped ones are tried again once their files have changed.
 
     Args:
         items: the images, with unique ids.
@@ -68,8 +103,8 @@ def embed(
         folder: the store, existing or new.
         views: which views of every image; 0 is the whole image.
         plan: how random views are drawn.
-        precision: `32`, or `bf16` for devices that compute in it; by default what an existing
-            store was computed in, else 32.
+        precision: `32`, or `bf16` for devices that compute in it. By default what an existing store
+            was computed in, else 32; with `auto`, else bf16 where it is faster.
         dtype: `float32`, or `float16` for half the disk space.
         workers: threads that decode.
         progress: told after every batch.
@@ -96,51 +131,42 @@ def embed(
         dim=teacher.dim,
         plan=plan.fingerprint() if max(views) > 0 else "",
         plan_seed=plan.seed,
-        precision=precision or stored_precision(folder) or "32",
+        precision=_choose_precision(precision, folder, teacher),
         dtype=dtype,
         version=__version__,
     )
     store = Store.create_or_resume(folder, origin)
-    _drop_outdated(store, items)
-    tasks = list(_missing(store, items, views))
-    planned = sum(len(task.views) for task in tasks)
+    bring_up_to_date(store, items, _lookup_knows(teacher, views))
+    have = _stored_views(store)
+    planned = sum(len(wanted) for _, wanted in _missing(have, items, views))
     done = 0
-
-    def render(task: Task) -> Rendered | Skipped:
-        try:
-            data = read_bytes(task.item.path)
-            digest = content_hash(data)
-            if teacher.lookup is not None:
-                return Rendered(digest, None)
-            stack = [
-                render_bytes(data, plan, task.item.id, view, teacher.preprocess)
-                for view in task.views
-            ]
-            return Rendered(digest, np.stack(stack))
-        except ImageError as error:
-            return Skipped(task.item.id, str(error))
-
     batch_size = _batch_size(teacher)
+    bf16 = origin.precision == "bf16"
     rows: list[Row] = []
     skipped: list[Skipped] = []
-    waiting: list[tuple[Task, Rendered]] = []
+    seen: dict[str, Seen] = {}
+    waiting: list[Rendered] = []
 
     def flush() -> None:
-        rows.extend(_embed_batch(teacher, waiting, skipped, bf16=origin.precision == "bf16"))
+        rows.extend(_embed_batch(teacher, waiting, skipped, bf16=bf16))
         waiting.clear()
 
-    results = ordered_map(render, tasks, workers=workers, ahead=4 * batch_size)
-    for position, (task, result) in enumerate(zip(tasks, results, strict=True)):
-        if isinstance(result, Skipped):
-            skipped.append(result)
+    tasks = _cut(_missing(have, items, views))
+    results = ordered_map(
+        lambda task: _render(task, teacher, plan), tasks, workers=workers, ahead=4 * batch_size
+    )
+    for result in results:
+        task = result.task
+        seen[task.item.id] = result.seen
+        if result.reason:
+            skipped.append(Skipped(task.item.id, result.reason))
         else:
-            waiting.append((task, result))
-        ends_shard = position + 1 == len(tasks) or tasks[position + 1].shard != task.shard
-        if ends_shard or sum(len(t.views) for t, _ in waiting) >= batch_size:
+            waiting.append(result)
+        if task.ends_shard or sum(len(r.task.views) for r in waiting) >= batch_size:
             flush()
-        if ends_shard:
-            store.append(rows, skipped)
-            rows, skipped = [], []
+        if task.ends_shard:
+            store.append(rows, skipped, seen)
+            rows, skipped, seen = [], [], {}
         done += len(task.views)
         if progress is not None:
             progress(done, planned)
@@ -154,126 +180,130 @@ def embed(
     return store
 
 
-def _missing(store: Store, items: Sequence[Item], views: Sequence[int]) -> Iterator[Task]:
-    """What is neither stored nor skipped, cut into shards.
+def summarize(store: Store, items: Sequence[Item]) -> Summary:
+    """What a store holds of the collection that it was made from."""
+    asked = {item.id for item in items}
+    copies: dict[str, list[str]] = {}
+    for name, digest in store.content_hashes().items():
+        if name in asked:
+            copies.setdefault(digest, []).append(name)
+    return Summary(
+        embeddings=len(store),
+        dim=store.dim,
+        skipped=[skip for skip in store.skipped if skip.id in asked],
+        duplicates=[sorted(names) for names in copies.values() if len(names) > 1],
+    )
+
+
+def _stored_views(store: Store) -> dict[str, int]:
+    """By id, the views that are stored, as bits; all of them for images that are skipped."""
+    have: dict[str, int] = {}
+    for shard in store.shards:
+        for name, view in zip(shard.ids, shard.views, strict=True):
+            have[name] = have.get(name, 0) | 1 << view
+        have.update((skip.id, -1) for skip in shard.skipped)
+    return have
+
+
+def _missing(
+    have: dict[str, int], items: Sequence[Item], views: Sequence[int]
+) -> Iterator[tuple[Item, tuple[int, ...]]]:
+    for item in items:
+        bits = have.get(item.id, 0)
+        wanted = tuple(view for view in views if not bits >> view & 1)
+        if wanted:
+            yield item, wanted
+
+
+def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
+    """Cut into shards.
 
     Skipped images count towards a shard's size: a resumed run then cuts where an uninterrupted one
     does.
     """
-    have = {pair for s in store.shards for pair in zip(s.ids, s.views, strict=True)}
-    unusable = {skip.id for skip in store.skipped}
-    shard, size = 0, 0
-    for item in items:
-        wanted = tuple(view for view in views if (item.id, view) not in have)
-        if not wanted or item.id in unusable:
-            continue
-        if size + len(wanted) > SHARD_ROWS and size:
-            shard, size = shard + 1, 0
+    waiting: Task | None = None
+    size = 0
+    for item, wanted in missing:
+        if waiting is not None:
+            is_full = size + len(wanted) > SHARD_ROWS
+            yield replace(waiting, ends_shard=is_full)
+            size = 0 if is_full else size
+        waiting = Task(item, wanted)
         size += len(wanted)
-        yield Task(item, wanted, shard)
+    if waiting is not None:
+        yield replace(waiting, ends_shard=True)
 
 
-def _drop_outdated(store: Store, items: Sequence[Item]) -> None:
-    """Drop shards that hold an image whose content has changed since, or another of its name.
-
-    Only files that are newer than their shard, or lie elsewhere than they did, are read again.
-    """
-    places = {item.id: item.path for item in items}
-    hashes: dict[str, str] = {}
-    for shard in list(store.shards):
-        written = shard.path.stat().st_mtime
-        known = store.paths(shard)
-        suspects = [
-            name
-            for name in known
-            if name in places
-            and (known[name] != display_path(places[name]) or _modified(places[name]) > written)
-        ]
-        unread = [s.id for s in shard.skipped if s.id in places]
-        if suspects and not hashes:
-            hashes = store.content_hashes()
-        if any(_touched(places[name]) > written for name in unread) or any(
-            _is_other(places[name], hashes[name]) for name in suspects
-        ):
-            store.drop_shard(shard)
-
-
-def _is_other(path: str, known_hash: str) -> bool:
+def _render(task: Task, teacher: Teacher, plan: ViewPlan) -> Rendered:
+    item = task.item
+    # Before it is read: if it changes meanwhile, the next run sees another stamp.
+    seen = Seen(display_path(item.path), stamp_of(item.path))
     try:
-        return content_hash(read_bytes(path)) != known_hash
-    except ImageError:
-        return False  # gone: what was stored of it stays true
-
-
-def _modified(path: str) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
-
-
-def _touched(path: str) -> float:
-    """When a file last came, went or changed, or its permissions did.
-
-    Unlike the time of its content, this tells when a file is put back from a backup.
-    """
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0.0
-    return max(status.st_mtime, status.st_ctime)
+        data = read_bytes(item.path)
+        seen = seen._replace(content_hash=content_hash(data))
+        if teacher.lookup is not None:
+            return Rendered(task, seen)
+        views = [render_bytes(data, plan, item.id, v, teacher.preprocess) for v in task.views]
+        return Rendered(task, seen, np.stack(views))
+    except ImageError as error:
+        return Rendered(task, seen, reason=str(error))
 
 
 def _embed_batch(
-    teacher: Teacher,
-    batch: Sequence[tuple[Task, Rendered]],
-    skipped: list[Skipped],
-    *,
-    bf16: bool,
+    teacher: Teacher, batch: Sequence[Rendered], skipped: list[Skipped], *, bf16: bool
 ) -> list[Row]:
     if not batch:
         return []
     if teacher.lookup is not None:
         return _look_up(teacher, batch, skipped)
-    pixels = np.concatenate([r.pixels for _, r in batch if r.pixels is not None])
+    pixels = np.concatenate([r.pixels for r in batch if r.pixels is not None])
     embeddings = iter(teacher.embed(pixels, bf16=bf16).numpy())
-    return [
-        _row(task.item, view, result.content_hash, next(embeddings))
-        for task, result in batch
-        for view in task.views
-    ]
+    return [_row(r, view, next(embeddings)) for r in batch for view in r.task.views]
 
 
-def _look_up(
-    teacher: Teacher, batch: Sequence[tuple[Task, Rendered]], skipped: list[Skipped]
-) -> list[Row]:
+def _look_up(teacher: Teacher, batch: Sequence[Rendered], skipped: list[Skipped]) -> list[Row]:
     assert teacher.lookup is not None
     rows: list[Row] = []
-    for task, result in batch:
+    for result in batch:
+        task = result.task
         found = [
-            (view, teacher.lookup(result.content_hash, view, task.item.id)) for view in task.views
+            (view, teacher.lookup(result.seen.content_hash, view, task.item.id))
+            for view in task.views
         ]
         missing = [view for view, vector in found if vector is None]
         if missing:
             skipped.append(Skipped(task.item.id, f"view {missing[0]} is not in {teacher.uri}"))
             continue
-        rows.extend(
-            _row(task.item, view, result.content_hash, vector)
-            for view, vector in found
-            if vector is not None
-        )
+        rows.extend(_row(result, view, vector) for view, vector in found if vector is not None)
     return rows
 
 
-def _row(item: Item, view: int, digest: str, embedding: npt.NDArray[np.float32]) -> Row:
+def _lookup_knows(teacher: Teacher, views: Sequence[int]) -> Usable | None:
+    lookup = teacher.lookup
+    if lookup is None:
+        return None
+    return lambda name, digest: all(lookup(digest, v, name) is not None for v in views)
+
+
+def _row(result: Rendered, view: int, embedding: npt.NDArray[np.float32]) -> Row:
+    item = result.task.item
     return Row(
         id=item.id,
-        path=display_path(item.path),
+        path=result.seen.path,
         group=item.group,
         view=view,
-        content_hash=digest,
+        content_hash=result.seen.content_hash,
         embedding=embedding,
     )
+
+
+def _choose_precision(wanted: str | None, folder: str | os.PathLike[str], teacher: Teacher) -> str:
+    if wanted not in (None, "auto"):
+        return wanted
+    stored = stored_precision(folder)
+    if stored is not None or wanted is None or teacher.module is None:
+        return stored or "32"
+    return "bf16" if computes_faster_in_bf16(teacher.module, teacher.device.type) else "32"
 
 
 def _batch_size(teacher: Teacher) -> int:

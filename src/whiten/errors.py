@@ -61,7 +61,12 @@ class RunError(WhitenError):
     """A run folder is in the way, or a training run cannot go on."""
 
 
-def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
+def nearest(word: object, choices: Iterable[str], n: int = 3) -> str:
     """`; did you mean 'a' or 'b'?` for the likeliest intended choices, or an empty string."""
-    found = difflib.get_close_matches(word, list(choices), n=n, cutoff=0.5)
+    found = difflib.get_close_matches(str(word), list(choices), n=n, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, for the inside of a message; its name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

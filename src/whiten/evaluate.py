@@ -1,11 +1,16 @@
-"""Encoder × Task -> figures, with intervals. Never a queries × gallery matrix beyond a block."""
+"""Encoder × Task -> figures, with intervals.
+
+Embeddings of the gallery lie in a file and pass by once for many queries, a block at a time:
+neither they nor their similarities are ever in memory as a whole.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +23,14 @@ from whiten.encoder import Encoder, load
 from whiten.errors import ConfigError
 from whiten.media import Skipped, find_items
 from whiten.protocols.folder import folder_task
-from whiten.protocols.task import Task
+from whiten.protocols.gallery import forget, similarity_blocks, write_embeddings
+from whiten.protocols.task import Indices, Task
 from whiten.store import Vectors
 from whiten.teachers import Teacher
 
-BLOCK_BYTES = 64 << 20  # of similarities that exist at once
+QUERIES = 1024  # that a pass over the gallery serves
 LATENCY_BATCH = 16
+_GATHERED = 256  # labelled items whose embeddings are read at once, from wherever they lie
 
 Number = TypeVar("Number", int, float)
 
@@ -110,23 +117,29 @@ def evaluate(
     asked = None if queries is None else find_items(queries)
     folder_task(items, asked)  # refuses what has nothing to find before anything is embedded
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
-    kept, vectors, skipped = model.embed_items(items, cache=cache, show_progress=show_progress)
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+    # It has no name, so that a kill leaves nothing behind.
+    with tempfile.TemporaryFile(dir=cache) as file:
+        kept, skipped = write_embeddings(
+            model, items, file, cache=cache, show_progress=show_progress
+        )
+        vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), model.dim))
     if asked is None:
         task = folder_task(kept)
-        place = {item.id: i for i, item in enumerate(kept)}
-        searching = vectors[[place[item.id] for item in task.queries]]
+        searching, who = vectors, kept
     else:
-        asking, query_vectors, more = model.embed_items(
+        who, searching, more = model.embed_items(
             asked,
             # Ids are unique within a folder only, so that each collection has stores of its own.
             cache=cache / "queries" if cache else None,
             show_progress=show_progress,
         )
-        task = folder_task(kept, asking)
-        place = {item.id: i for i, item in enumerate(asking)}
-        searching = query_vectors[[place[item.id] for item in task.queries]]
+        task = folder_task(kept, who)
         skipped = [*skipped, *more]
-    return evaluate_task(task, searching, vectors, name=model.name, skipped=skipped)
+    searchers = {item.id for item in task.queries}
+    rows = np.array([i for i, item in enumerate(who) if item.id in searchers])  # in their order
+    return evaluate_task(task, searching, vectors, rows=rows, name=model.name, skipped=skipped)
 
 
 def evaluate_task(
@@ -134,6 +147,7 @@ def evaluate_task(
     queries: Vectors,
     gallery: Vectors,
     *,
+    rows: Indices | None = None,
     name: str = "",
     skipped: list[Skipped] | None = None,
 ) -> Evaluation:
@@ -141,15 +155,18 @@ def evaluate_task(
 
     Args:
         queries: (len(task.queries), d) float32.
-        gallery: (len(task.gallery), d) float32; may be a memory map.
+        gallery: (len(task.gallery), d) float32; may be a memory map, which is read a block at a
+            time.
+        rows: (len(task.queries),) where the queries are in `queries`, if they are but some of it.
     """
+    rows = np.arange(len(queries)) if rows is None else rows
     if queries.shape[1] != gallery.shape[1]:
         raise ConfigError(
             f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}: "
             "embed both with the same model"
         )
-    scores = {figure: np.empty(len(queries)) for figure in PER_QUERY}
-    for row, ranks in enumerate(_ranks(task, queries, gallery)):
+    scores = {figure: np.empty(len(rows)) for figure in PER_QUERY}
+    for row, ranks in enumerate(_ranks(task, queries, rows, gallery)):
         for figure, function in PER_QUERY.items():
             scores[figure][row] = function(ranks)
     figures = {
@@ -168,37 +185,105 @@ def evaluate_task(
     )
 
 
-def _ranks(task: Task, queries: Vectors, gallery: Vectors) -> Iterator[metrics.Ranks]:
-    for start, similarity in similarity_blocks(queries, gallery):
-        for column in range(similarity.shape[1]):
-            query = start + column
-            yield metrics.positive_ranks(
-                similarity[:, column], task.positives[query], task.junk[query]
-            )
+def _ranks(
+    task: Task, queries: Vectors, rows: Indices, gallery: Vectors
+) -> Iterator[metrics.Ranks]:
+    for first in range(0, len(rows), QUERIES):
+        part = slice(first, first + QUERIES)
+        positives, junk = task.positives[part], task.junk[part]
+        labelled = [np.union1d(*pair) for pair in zip(positives, junk, strict=True)]
+        counter = _count_ranks(queries[rows[part]], gallery, labelled, positives)
+        for row, (right, absent) in enumerate(zip(positives, junk, strict=True)):
+            yield counter.ranks(row, right, absent)
 
 
-def similarity_blocks(queries: Vectors, gallery: Vectors) -> Iterator[tuple[int, Vectors]]:
-    """Yield (first query, (gallery, some queries) similarities), BLOCK_BYTES at a time."""
-    width = max(1, BLOCK_BYTES // (4 * len(gallery)))
-    for start in range(0, len(queries), width):
-        # Column-major: each query's similarities are contiguous for what follows.
-        block = np.asfortranarray(gallery @ queries[start : start + width].T)
-        yield start, block
+def evaluate_revisited(
+    queries: Vectors, gallery: Vectors, ground_truth: Sequence[Mapping[str, Sequence[int]]]
+) -> dict[str, dict[str, Any]]:
+    """`whiten.metrics.revisited` from embeddings, in one pass and without the matrix.
+
+    Args:
+        queries: (q, d) float32.
+        gallery: (n, d) float32; may be a memory map.
+        ground_truth: per query the gallery indices that are `easy`, `hard` and `junk`.
+    """
+    if len(queries) != len(ground_truth):
+        raise ConfigError(
+            f"{len(queries)} queries have {len(ground_truth)} ground truths: pass one for each"
+        )
+
+    def counters() -> Iterator[metrics.RankCounter]:
+        for first in range(0, len(queries), QUERIES):
+            part = slice(first, first + QUERIES)
+            labels = metrics.revisited_labels(ground_truth[part])
+            yield _count_ranks(queries[part], gallery, *labels)
+
+    return metrics.revisited_scores(counters(), ground_truth)
+
+
+def _count_ranks(
+    queries: Vectors,
+    gallery: Vectors,
+    labelled: Sequence[Indices],
+    positives: Sequence[Indices],
+) -> metrics.RankCounter:
+    scores = _labelled_scores(queries, gallery, labelled)
+    counter = metrics.RankCounter(labelled, scores, positives)
+    for start, block in similarity_blocks(queries, gallery):
+        counter.pin(start, block)
+        counter.add(start, block)
+    return counter
+
+
+def _labelled_scores(
+    queries: Vectors, gallery: Vectors, labelled: Sequence[Indices]
+) -> list[Vectors]:
+    """Similarities of each query to its labelled items, by matrix products as for all others.
+
+    They must be known before the pass that counts what is above them.
+    """
+    items = np.concatenate(labelled)
+    wanted, which = np.unique(items, return_inverse=True)
+    query = np.repeat(np.arange(len(labelled)), [len(own) for own in labelled])
+    order = np.argsort(which, kind="stable")
+    scores = np.empty(len(items), np.float32)
+    for start in range(0, len(wanted), _GATHERED):
+        product = queries @ gallery[wanted[start : start + _GATHERED]].T
+        forget(gallery)
+        first, last = np.searchsorted(which, (start, start + _GATHERED), sorter=order)
+        mine = order[first:last]
+        scores[mine] = product[query[mine], which[mine] - start]
+    return np.split(scores, np.cumsum([len(own) for own in labelled])[:-1])
 
 
 def top_k(queries: Vectors, gallery: Vectors, k: int) -> Iterator[tuple[Any, Any]]:
     """For each query the indices and similarities of its k nearest, best first; ties by index."""
     k = min(k, len(gallery))
-    for _, block in similarity_blocks(queries, gallery):
-        for similarity in block.T:
-            if k < len(similarity):
-                # Everything that ties with the k-th is kept, so that the index decides.
-                threshold = np.partition(similarity, len(similarity) - k)[len(similarity) - k]
-                candidates = np.flatnonzero(similarity >= threshold)
-            else:
-                candidates = np.arange(len(similarity))
-            best = candidates[np.argsort(-similarity[candidates], kind="stable")[:k]]
-            yield best, similarity[best]
+    for first in range(0, len(queries), QUERIES):
+        some = queries[first : first + QUERIES]
+        best = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(some)
+        for start, block in similarity_blocks(some, gallery):
+            best = [_merge(*kept, start, row, k) for kept, row in zip(best, block, strict=True)]
+        yield from best
+
+
+def _merge(
+    indices: Indices, scores: Vectors, start: int, row: Vectors, k: int
+) -> tuple[Indices, Vectors]:
+    """The k best of those so far, best first, and of a further row of similarities."""
+    found = np.arange(len(row))
+    if len(scores) == k:
+        found = np.flatnonzero(row > scores[-1])  # what only equals comes later, and loses
+    if len(found) > k:
+        # Everything that ties with the k-th is kept, so that the index decides.
+        others = row[found]
+        found = found[others >= np.partition(others, len(found) - k)[len(found) - k]]
+    if len(found) == 0:
+        return indices, scores
+    indices = np.concatenate([indices, found + start])
+    scores = np.concatenate([scores, row[found]])
+    order = np.argsort(-scores, kind="stable")[:k]
+    return indices[order], scores[order]
 
 
 # --- cost -------------------------------------------------------------------------------

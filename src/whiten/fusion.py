@@ -7,7 +7,7 @@ generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -36,11 +36,15 @@ def _maxrand(similarities: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _rand(similarities: Tensor, generator: torch.Generator | None) -> Tensor:
     """Every entry from a teacher of its own, drawn uniformly."""
+    choice = _draw(len(similarities), similarities[0], generator)
+    return similarities.gather(0, choice[None])[0]
+
+
+def _draw(count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The number of a teacher for every entry of a (B, B) matrix."""
     # Drawn on the CPU: the same seed then gives the same targets on every device.
-    choice = torch.randint(
-        len(similarities), (1, *similarities.shape[1:]), generator=generator, device="cpu"
-    )
-    return similarities.gather(0, choice.to(similarities.device))[0]
+    choice = torch.randint(count, (1, *like.shape), generator=generator, device="cpu")
+    return choice[0].to(like.device)
 
 
 def _with_best_positives(negatives: Tensor, similarities: Tensor) -> Tensor:
@@ -93,6 +97,63 @@ def fuse(
     return STRATEGIES[strategy](similarities, generator)
 
 
+def fuse_streaming(
+    similarities: Iterable[Tensor],
+    count: int,
+    strategy: str | Fusion = "maxmin",
+    *,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`fuse` without the stack: two matrices in memory however many teachers there are.
+
+    Equal to `fuse` (means to rounding), with the same draws from the generator. A callable needs
+    the stack and gets it.
+
+    Args:
+        similarities: `count` matrices (B, B), asked for one after the other; not written to.
+        count: K, the number of teachers.
+        strategy, generator: see `fuse`.
+
+    Returns:
+        The fused (B, B), and every teacher's positives (K, B) for `positive_wins`. With one teacher
+        the first may be the given matrix itself.
+
+    Raises:
+        ConfigError: unknown strategy, or matrices that do not fit.
+    """
+    if callable(strategy):
+        stack = torch.stack(list(similarities))
+        return fuse(stack, strategy), stack.diagonal(dim1=1, dim2=2).clone()
+    check_strategy(strategy)
+    rest = strategy.removeprefix("max")
+    fused = choice = None
+    positives = []
+    for number, matrix in enumerate(similarities):
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ConfigError(f"fuse_streaming takes (B, B) matrices, not {tuple(matrix.shape)}")
+        positives.append(matrix.diagonal().clone())
+        if fused is None:
+            fused = matrix
+            if rest == "rand":
+                choice = _draw(count, matrix, generator)
+            continue
+        out = fused if number > 1 else torch.empty_like(matrix)
+        if choice is not None:
+            torch.where(choice == number, matrix, fused, out=out)
+        else:
+            (torch.minimum if rest == "min" else torch.add)(fused, matrix, out=out)
+        fused = out
+    if fused is None or len(positives) != count:
+        raise ConfigError(f"expected the similarities of {count} teachers, got {len(positives)}")
+    of_teachers = torch.stack(positives)
+    if count > 1:  # otherwise the only teacher's matrix is the result, and is not ours to change
+        if rest == "mean":
+            fused /= count
+        if strategy.startswith("max"):
+            fused.diagonal().copy_(of_teachers.amax(dim=0))
+    return fused, of_teachers
+
+
 def check_strategy(strategy: str) -> None:
     """Raise ConfigError, naming the choices, unless the strategy is known."""
     if strategy not in STRATEGIES:
@@ -106,8 +167,9 @@ def positive_wins(similarities: Tensor) -> Tensor:
     """How many positives each teacher wins, (K,) float64; ties are shared equally.
 
     Args:
-        similarities: (K, B, B) as in `fuse`.
+        similarities: (K, B, B) as in `fuse`, or their diagonals alone, (K, B).
     """
-    positives = similarities.diagonal(dim1=1, dim2=2)
+    is_stack = similarities.ndim == 3
+    positives = similarities.diagonal(dim1=1, dim2=2) if is_stack else similarities
     winners = (positives == positives.amax(dim=0)).double()
     return (winners / winners.sum(dim=0)).sum(dim=1)

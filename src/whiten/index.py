@@ -1,7 +1,13 @@
-"""Exact search in a folder of embeddings: build, extend, open, search."""
+"""Exact search in a folder of embeddings: build, extend, open, search.
+
+Vectors and names stay on disk and are read as they are needed, so that memory does not grow with
+the index.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -9,22 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from whiten.encoder import Embeddable, Encoder
 from whiten.errors import ConfigError, StoreError
 from whiten.evaluate import top_k
-from whiten.media import Item, Skipped
+from whiten.media import Item, Skipped, display_path, stamp_of
+from whiten.protocols.gallery import write_embeddings
 from whiten.run_folder import write_atomically
 from whiten.store import Vectors
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _VECTORS = "vectors.npy"
-_IDS = "ids.json"
+_NAMES = "names.arrow"
 _EMBEDDINGS = "embeddings"
-_PARTIAL = f".{_VECTORS}.partial"
-_NAMES = (_MANIFEST, _VECTORS, _IDS)
-_PARTS = {_EMBEDDINGS, *_NAMES, *(f".{name}.partial" for name in _NAMES)}  # also of a killed build
+_FILES = (_MANIFEST, _VECTORS, _NAMES)
+# What an index folder may hold, also after a killed build, and of format 1.
+_PARTS = {_EMBEDDINGS, *_FILES, *(f".{name}.partial" for name in _FILES), "ids.json"}
+_CHUNK = 8192  # names written at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class Index:
 
     Attributes:
         folder: where it lies.
-        ids, paths: of the images.
+        model: fingerprint of the encoder.
+        state: of the collection when it was built.
         vectors: (n, dim) float32, memory-mapped.
         skipped: images that could not be read when it was built.
     """
@@ -56,20 +66,31 @@ class Index:
         self,
         folder: Path,
         model: str,
-        ids: list[str],
-        paths: list[str],
+        state: str,
+        names: pa.Table,
         vectors: Vectors,
         skipped: list[Skipped],
     ) -> None:
         self.folder = folder
         self.model = model
-        self.ids = ids
-        self.paths = paths
+        self.state = state
+        self._names = names
         self.vectors = vectors
         self.skipped = skipped
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.vectors)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the images; read anew each time."""
+        ids: list[str] = self._names["id"].to_pylist()
+        return ids
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the images' files; read anew each time."""
+        return [os.fsdecode(path) for path in self._names["path"].to_pylist()]
 
     @classmethod
     def build(
@@ -82,7 +103,8 @@ class Index:
     ) -> Index:
         """Index a collection, or bring its index up to date.
 
-        Only new and changed images are embedded.
+        Only new and changed images are embedded. If no file came, went or changed since, and none
+        was moved, not one of them is opened.
 
         Raises:
             StoreError: the folder holds something else, or another model's index.
@@ -91,24 +113,39 @@ class Index:
         root = Path(folder)
         if root.is_dir() and any(path.name not in _PARTS for path in root.iterdir()):
             raise StoreError(f"{root} holds something else than an index: name another folder")
+        # Before anything is embedded: what changes meanwhile is noticed the next time.
+        state = _state(items)
         if (root / _MANIFEST).exists():
-            cls.open(root)._require(encoder)
+            built = cls.open(root)
+            built._require(encoder)
+            if built.state == state:
+                return built
         root.mkdir(parents=True, exist_ok=True)
-        kept, vectors, skipped = encoder.embed_items(
-            items, cache=root / _EMBEDDINGS, show_progress=show_progress
-        )
-        partial = root / _PARTIAL
-        with partial.open("wb") as file:
-            np.save(file, vectors)
+        partial = root / f".{_VECTORS}.partial"
+        try:
+            with partial.open("wb") as file:
+                kept, skipped = write_embeddings(
+                    encoder,
+                    items,
+                    file,
+                    cache=root / _EMBEDDINGS,
+                    header=lambda count: _npy_header(count, encoder.dim),
+                    show_progress=show_progress,
+                )
+        except BaseException:
+            partial.unlink()  # it is as large as the index
+            raise
+        # Without its manifest an index is no index: a kill from here on mixes no old and new files.
+        (root / _MANIFEST).unlink(missing_ok=True)
         os.replace(partial, root / _VECTORS)
-        names = {"ids": [i.id for i in kept], "paths": [i.path for i in kept]}
-        write_atomically(root / _IDS, json.dumps(names).encode())
+        _write_names(root, kept)
         manifest = {
             "format": FORMAT,
             "model": encoder.fingerprint(),
             "name": encoder.name,
             "dim": encoder.dim,
             "count": len(kept),
+            "state": state,
             "skipped": [[s.id, s.reason] for s in skipped],
         }
         write_atomically(root / _MANIFEST, json.dumps(manifest, indent=2).encode())
@@ -124,19 +161,23 @@ class Index:
         root = Path(folder)
         try:
             manifest = json.loads((root / _MANIFEST).read_text())
-            names = json.loads((root / _IDS).read_text())
+            if manifest["format"] != FORMAT:
+                raise StoreError(
+                    f"{root} has index format {manifest['format']!r}, this version reads {FORMAT}: "
+                    "delete it and search again"
+                )
+            names = _read_names(root / _NAMES)
             vectors = np.load(root / _VECTORS, mmap_mode="r")
-            ids, paths = list(names["ids"]), list(names["paths"])
             shape = (int(manifest["count"]), int(manifest["dim"]))
             skipped = [Skipped(*pair) for pair in manifest["skipped"]]
-            model = str(manifest["model"])
+            model, state = str(manifest["model"]), str(manifest["state"])
         except FileNotFoundError as error:
             raise StoreError(f"{root} is not an index: build one with `whiten search`") from error
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise StoreError(f"{root} is damaged ({error}): delete it and search again") from error
-        if vectors.shape != shape or not len(ids) == len(paths) == shape[0]:
+        if vectors.shape != shape or len(names) != shape[0]:
             raise StoreError(f"{root} is damaged, its parts do not fit: delete it and search again")
-        return cls(root, model, ids, paths, vectors, skipped)
+        return cls(root, model, state, names, vectors, skipped)
 
     def search(
         self, encoder: Encoder, queries: Sequence[Embeddable] | Embeddable, k: int = 10
@@ -157,7 +198,11 @@ class Index:
         self._require(encoder)
         return [
             [
-                Match(self.ids[i], self.paths[i], float(score))
+                Match(
+                    self._names["id"][i].as_py(),
+                    os.fsdecode(self._names["path"][i].as_py()),
+                    float(score),
+                )
                 for i, score in zip(best, scores, strict=True)
             ]
             for best, scores in top_k(queries, self.vectors, k)
@@ -170,3 +215,41 @@ class Index:
                 f"{encoder.name} ({encoder.fingerprint()[:8]}): name another index folder, or "
                 "delete this one"
             )
+
+
+def _state(items: Sequence[Item]) -> str:
+    """Changes when a file comes, goes, moves or changes; asks the file system only for dates."""
+    digest = hashlib.blake2b(digest_size=16)
+    for item in items:
+        stamp = stamp_of(item.path)
+        digest.update(f"{item.id}\0{display_path(item.path)}\0{stamp}\0".encode())
+    return digest.hexdigest()
+
+
+def _npy_header(count: int, dim: int) -> bytes:
+    buffer = io.BytesIO()
+    facts = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+    np.lib.format.write_array_header_1_0(buffer, facts)
+    return buffer.getvalue()
+
+
+def _write_names(root: Path, items: Sequence[Item]) -> None:
+    partial = root / f".{_NAMES}.partial"
+    schema = pa.schema([pa.field("id", pa.string()), pa.field("path", pa.binary())])
+    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for start in range(0, len(items), _CHUNK):
+            part = items[start : start + _CHUNK]
+            ids = pa.array([item.id for item in part], pa.string())
+            paths = pa.array([os.fsencode(item.path) for item in part], pa.binary())
+            writer.write_batch(pa.record_batch([ids, paths], schema))
+    os.replace(partial, root / _NAMES)
+
+
+def _read_names(path: Path) -> pa.Table:
+    """Map the ids and paths: of the file only what is looked at comes into memory."""
+    with path.open("rb"):  # a missing file is not a damaged one
+        pass
+    table: pa.Table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    if table.schema.names != ["id", "path"]:
+        raise ValueError(f"its columns are {table.schema.names}")
+    return table

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whiten.errors import ConfigError
-from whiten.fusion import Fusion, fuse
+from whiten.fusion import Fusion, fuse_streaming
+
+# One exponential serves rows and columns while exp(±x) of these x, and sums of it, are normal.
+_WIDEST = {torch.float32: 75.0, torch.float64: 600.0}
+
+_PART = 1 << 18  # similarities worked on at once
 
 
 def distillation_loss(
@@ -45,19 +51,23 @@ def distillation_loss(
     Returns:
         Scalar tensor, float32 or wider.
     """
-    if not temperature > 0:
-        raise ConfigError(f"temperature must be above 0, not {temperature}")
-    student = student_similarity(student_x, student_y)
-    with torch.no_grad():
-        target = fuse(
-            teacher_similarities(teachers_x, teachers_y), strategy, generator=generator
-        ).to(student.dtype)
-    return similarity_kl(student, target, temperature)
+    target, _ = fused_teacher_similarity(teachers_x, teachers_y, strategy, generator=generator)
+    return similarity_kl(student_similarity(student_x, student_y), target, temperature)
 
 
 def similarity_kl(student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Both directions of the softmax KL between two (B, B) similarity matrices."""
-    return sum_of_directions(student / temperature, target / temperature)
+    """Both directions of the softmax KL between two (B, B) similarity matrices.
+
+    The gradient is analytic, `(softmax(S/τ) - softmax(T/τ)) / (Bτ)` by rows plus by columns, and
+    can be taken once. A target that requires gradient gets its own through autograd.
+    """
+    if not temperature > 0:
+        raise ConfigError(f"temperature must be above 0, not {temperature}")
+    target = target.to(student.dtype)
+    if target.requires_grad or student.dtype not in _WIDEST:
+        return sum_of_directions(student / temperature, target / temperature)
+    loss: Tensor = _SimilarityKL.apply(student, target, temperature)
+    return loss
 
 
 def sum_of_directions(student: Tensor, target: Tensor) -> Tensor:
@@ -84,14 +94,35 @@ def student_similarity(student_x: Tensor, student_y: Tensor) -> Tensor:
 @torch.no_grad()
 def teacher_similarities(teachers_x: Sequence[Tensor], teachers_y: Sequence[Tensor]) -> Tensor:
     """(K, B, B) cosine similarities of every teacher on the joined batch."""
+    return torch.stack(list(_each_similarity(teachers_x, teachers_y)))
+
+
+@torch.no_grad()
+def fused_teacher_similarity(
+    teachers_x: Sequence[Tensor],
+    teachers_y: Sequence[Tensor],
+    strategy: str | Fusion = "maxmin",
+    *,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The fused (B, B) target of the joined batch and the teachers' positives (K, B).
+
+    The same as `fuse(teacher_similarities(...))`, without holding all teachers' matrices at once.
+    """
+    each = _each_similarity(teachers_x, teachers_y)
+    return fuse_streaming(each, len(teachers_x), strategy, generator=generator)
+
+
+def _each_similarity(
+    teachers_x: Sequence[Tensor], teachers_y: Sequence[Tensor]
+) -> Iterator[Tensor]:
     if len(teachers_x) != len(teachers_y) or not teachers_x:
         raise ConfigError(
             f"got {len(teachers_x)} teachers for x and {len(teachers_y)} for y: "
             "pass the same teachers, at least one, for both sides"
         )
-    return torch.stack(
-        [_unit(gather(x)) @ _unit(gather(y)).T for x, y in zip(teachers_x, teachers_y, strict=True)]
-    )
+    for x, y in zip(teachers_x, teachers_y, strict=True):
+        yield _unit(gather(x)) @ _unit(gather(y)).T
 
 
 def gather(local: Tensor) -> Tensor:
@@ -108,3 +139,88 @@ def _unit(embeddings: Tensor) -> Tensor:
     # Similarities divided by τ = 0.05 need more digits than bfloat16 has.
     wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
     return F.normalize(wide, dim=1)
+
+
+# --- the gradient by hand ------------------------------------------------------------------
+
+
+class _SimilarityKL(torch.autograd.Function):
+    """`sum_of_directions(S/τ, T/τ)` in the form `Σ W_T·(T-S)/τ + Σ lse(S/τ) - Σ lse(T/τ)`.
+
+    W is the softmax along rows plus that along columns, and the gradient is `(W_S - W_T) / (Bτ)`.
+    Beside S and T one matrix is held: the exponential of S, which becomes the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, target: Tensor, temperature: float) -> Tensor:
+        gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
+        had = _Softmaxes(student, temperature, gradient)
+        wanted = _Softmaxes(target, temperature)
+        linear = student.new_zeros(())
+        for rows in _parts(student):
+            weights = wanted.of(rows)
+            linear += torch.sub(target[rows], student[rows]).mul_(weights).sum()
+            torch.sub(had.of(rows), weights, out=gradient[rows])
+        ctx.save_for_backward(gradient.div_(len(student) * temperature))
+        return (linear / temperature + (had.logs - wanted.logs).sum()) / len(student)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        _refuse_second_derivatives()
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None
+
+
+class _Softmaxes:
+    """softmax(matrix/τ) along rows plus along columns, some rows at a time.
+
+    Attributes:
+        logs: log-sum-exp of all rows, then of all columns.
+    """
+
+    def __init__(self, matrix: Tensor, temperature: float, kept: Tensor | None = None) -> None:
+        """`kept`, if given, takes the exponentials; they are else computed again when needed."""
+        self.matrix, self.temperature = matrix, temperature
+        least, largest = (float(value) for value in matrix.aminmax())
+        self.middle = (least + largest) / 2
+        self.is_shared = (largest - least) / 2 <= _WIDEST[matrix.dtype] * temperature
+        if not self.is_shared:
+            scaled = matrix / temperature
+            self.rows, self.columns = scaled.logsumexp(1), scaled.logsumexp(0)
+            self.logs = torch.cat([self.rows, self.columns])
+            return
+        self.kept = kept
+        row_sums, self.columns = [], matrix.new_zeros(matrix.shape[1])
+        for rows in _parts(matrix):
+            exponential = self._exponential(rows, None if kept is None else kept[rows])
+            row_sums.append(exponential.sum(dim=1))
+            self.columns += exponential.sum(dim=0)
+        self.rows = torch.cat(row_sums)
+        self.logs = torch.cat([self.rows, self.columns]).log_().add_(self.middle / temperature)
+
+    def _exponential(self, rows: slice, out: Tensor | None) -> Tensor:
+        return torch.sub(self.matrix[rows], self.middle, out=out).div_(self.temperature).exp_()
+
+    def of(self, rows: slice) -> Tensor:
+        """Both softmaxes' sum; can be asked once, for the exponentials are spent."""
+        own = self.rows[rows, None]
+        if not self.is_shared:
+            scaled = self.matrix[rows] / self.temperature
+            return (scaled - own).exp_().add_(scaled.sub_(self.columns).exp_())
+        exponential = self._exponential(rows, None) if self.kept is None else self.kept[rows]
+        return exponential.mul_(1 / own + 1 / self.columns)
+
+
+def _parts(matrix: Tensor) -> Iterator[slice]:
+    """Some rows at a time: temporary matrices stay small, and in the processor's cache."""
+    step = max(1, _PART // max(1, matrix.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(matrix), step))
+
+
+def _refuse_second_derivatives() -> None:
+    # `once_differentiable` of torch refuses only where the incoming gradient has one of its own.
+    if torch.is_grad_enabled():
+        raise ConfigError(
+            "the distillation loss has first derivatives alone: leave out create_graph, or build "
+            "the loss of torch operations with sum_of_directions"
+        )

@@ -71,7 +71,9 @@ def trapezoid_ap(ranks: Ranks) -> float:
 def revisited(
     similarity: npt.NDArray[Any], ground_truth: Sequence[Mapping[str, Sequence[int]]]
 ) -> dict[str, dict[str, Any]]:
-    """Scores of the revisited Oxford and Paris benchmark.
+    """Scores of the revisited Oxford and Paris benchmark, all protocols in one pass.
+
+    Without the matrix, from embeddings: `whiten.evaluate.evaluate_revisited`.
 
     Args:
         similarity: (database, queries), larger is more similar.
@@ -82,6 +84,9 @@ def revisited(
         For `easy`, `medium` and `hard`: `map`; `aps`, one per query, None where a query has no
         positive (it is left out of the means); `mp_at`, the mean precision at 1, 5 and 10,
         where k shrinks to the rank of the last positive if that comes earlier.
+
+    Raises:
+        ConfigError: the shapes do not fit, or similarities are NaN.
     """
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or similarity.shape[1] != len(ground_truth):
@@ -89,29 +94,47 @@ def revisited(
             f"similarity of shape {similarity.shape} does not fit {len(ground_truth)} queries: "
             "pass (database, queries)"
         )
-    return {
-        name: _revisited_protocol(similarity, ground_truth, *lists)
-        for name, lists in REVISITED.items()
-    }
+    labelled, positives = revisited_labels(ground_truth)
+    scores = [similarity[places, query] for query, places in enumerate(labelled)]
+    counter = RankCounter(labelled, scores, positives)
+    for start in range(0, len(similarity), BLOCK_ROWS):
+        block = similarity[start : start + BLOCK_ROWS].T
+        has_rows = block.strides[1] == block.itemsize
+        counter.add(start, block if has_rows else np.ascontiguousarray(block))
+    return revisited_scores([counter], ground_truth)
 
 
-def _revisited_protocol(
-    similarity: npt.NDArray[Any],
+def revisited_labels(
     ground_truth: Sequence[Mapping[str, Sequence[int]]],
-    positive_lists: tuple[str, ...],
-    junk_lists: tuple[str, ...],
-) -> dict[str, Any]:
-    aps: list[float | None] = []
-    precisions: list[list[float]] = []
-    for query, truth in enumerate(ground_truth):
-        positives = _indices(truth, positive_lists)
-        if len(positives) == 0:
-            aps.append(None)
-            continue
-        ranks = positive_ranks(similarity[:, query], positives, _indices(truth, junk_lists))
-        aps.append(trapezoid_ap(ranks))
-        last = ranks[-1] + 1
-        precisions.append([float((ranks < min(k, last)).sum()) / min(k, last) for k in (1, 5, 10)])
+) -> tuple[list[Ranks], list[Ranks]]:
+    """Per query all indices that its ground truth names, and those that are ever positive."""
+    return (
+        [np.unique(_indices(truth, ("easy", "hard", "junk"))) for truth in ground_truth],
+        [np.unique(_indices(truth, ("easy", "hard"))) for truth in ground_truth],
+    )
+
+
+def revisited_scores(
+    counters: Iterable[RankCounter], ground_truth: Sequence[Mapping[str, Sequence[int]]]
+) -> dict[str, dict[str, Any]]:
+    """What `revisited` returns, from finished counters of consecutive queries."""
+    aps: dict[str, list[float | None]] = {name: [] for name in REVISITED}
+    precisions: dict[str, list[list[float]]] = {name: [] for name in REVISITED}
+    rows = ((counter, row) for counter in counters for row in range(len(counter)))
+    for (counter, row), truth in zip(rows, ground_truth, strict=True):
+        for name, (positive_lists, junk_lists) in REVISITED.items():
+            positives = _indices(truth, positive_lists)
+            if len(positives) == 0:
+                aps[name].append(None)
+                continue
+            ranks = counter.ranks(row, positives, _indices(truth, junk_lists))
+            aps[name].append(trapezoid_ap(ranks))
+            cuts = [min(k, ranks[-1] + 1) for k in (1, 5, 10)]
+            precisions[name].append([float((ranks < k).sum()) / k for k in cuts])
+    return {name: _means(aps[name], precisions[name]) for name in REVISITED}
+
+
+def _means(aps: list[float | None], precisions: list[list[float]]) -> dict[str, Any]:
     known = [ap for ap in aps if ap is not None]
     means = np.mean(precisions, axis=0) if precisions else np.full(3, np.nan)
     return {
@@ -130,8 +153,7 @@ def positive_ranks(
 ) -> Ranks:
     """Ranks of the positives in a gallery sorted by falling similarity, without sorting it.
 
-    Counts, for each positive, the items above it: O(n log p) instead of O(n log n). Equal
-    similarities rank by index, as a stable sort would.
+    Equal similarities rank by index, as a stable sort would; see `RankCounter`.
 
     Args:
         similarity: (n,) of one query to the gallery.
@@ -141,25 +163,150 @@ def positive_ranks(
     Returns:
         (p,) ascending.
     """
-    if np.isnan(similarity).any():
-        raise ConfigError("similarities hold NaN: embed those items again")
-    falling = -similarity
-    levels = np.unique(falling[positives])
-    level = np.searchsorted(levels, falling)
-    tied = levels[np.minimum(level, len(levels) - 1)] == falling
-    # An integer key sorts as (similarity, index) does wherever a positive is involved; items
-    # between two levels need no order among themselves.
-    key = level * (len(similarity) + 1)
-    key[tied] += 1 + np.flatnonzero(tied)
-    positive_keys = np.sort(key[positives])
-    if junk is not None and len(junk):
-        key = np.delete(key, junk)
-    # How many items stand before the first positive, between it and the second, and so on.
-    between = np.bincount(
-        np.searchsorted(positive_keys, key, side="right"), minlength=len(positives) + 1
-    )
-    ranks: Ranks = np.cumsum(between)[: len(positives)]
-    return ranks
+    absent = np.zeros(0, np.int64) if junk is None else junk
+    labelled = np.unique(np.concatenate([positives, absent]))
+    counter = RankCounter([labelled], [similarity[labelled]], [positives])
+    for start in range(0, len(similarity), BLOCK_ROWS):
+        counter.add(start, similarity[None, start : start + BLOCK_ROWS])
+    return counter.ranks(0, positives, absent)
+
+
+BLOCK_ROWS = 32768  # one query's similarities to so many items stay in a core's cache
+_STRIDE = 64  # of the sample that tells which scores are rare
+_RARE = 16  # the first of so many scores count as rare
+_MOST_COMPARED = 100  # scores that are cheaper to compare with everything than to sort for
+
+
+class RankCounter:
+    """Ranks of the positives, counted while the similarities of a gallery stream by.
+
+    Only the positives of a query need a rank. It is the number of items before one, and counts of
+    blocks add up, so that nothing is sorted but the few scores above the positives that stand high.
+    What is junk is subtracted at the end: one pass serves several protocols.
+
+    Args:
+        labelled: per query the gallery indices of its positives and its junk, each once.
+        scores: per query the similarities of these.
+        positives: per query the labelled indices that `ranks` will be asked for.
+    """
+
+    def __init__(
+        self,
+        labelled: Sequence[Ranks],
+        scores: Sequence[npt.NDArray[Any]],
+        positives: Sequence[Ranks],
+    ) -> None:
+        # Per query, worst first; of equals, the last first.
+        self._labelled: list[Ranks] = []
+        self._is_counted: list[npt.NDArray[np.bool_]] = []
+        self._places: list[Ranks] = []  # of those that are counted
+        self._levels: list[npt.NDArray[Any]] = []  # their scores
+        for places, own, wanted in zip(labelled, scores, positives, strict=True):
+            order = np.lexsort((-places, own))
+            is_counted = np.isin(places[order], wanted)
+            self._labelled.append(places[order])
+            self._is_counted.append(is_counted)
+            self._places.append(places[order][is_counted])
+            self._levels.append(own[order][is_counted])
+        self._before = [np.zeros(len(places), np.int64) for places in self._places]
+        self._pins = _by_place(labelled, scores)
+
+    def __len__(self) -> int:
+        """Queries."""
+        return len(self._places)
+
+    def pin(self, start: int, block: npt.NDArray[Any]) -> None:
+        """Write the labelled items' scores into a block that was computed apart from them.
+
+        Two matrix products need not round alike; an item must have one score.
+        """
+        places, queries, scores = self._pins
+        part = slice(*np.searchsorted(places, (start, start + block.shape[1])))
+        block[queries[part], places[part] - start] = scores[part]
+
+    def add(self, start: int, block: npt.NDArray[Any]) -> None:
+        """Count a block of the gallery.
+
+        Args:
+            start: its first gallery index.
+            block: (queries, b) similarities, rows contiguous.
+
+        Raises:
+            ConfigError: a similarity is NaN.
+        """
+        if block.size == 0:
+            return
+        if np.isnan(block.max()):  # NaN if any is
+            raise ConfigError("similarities hold NaN: embed those items again")
+        sample = block[:, ::_STRIDE]
+        cut = sample.shape[1] - 1 - sample.shape[1] // _RARE
+        rare = np.partition(sample, cut, axis=1)[:, cut]
+        mask = np.empty(block.shape[1], bool)
+        for query, levels in enumerate(self._levels):
+            if len(levels):
+                common = int(np.searchsorted(levels, rare[query]))
+                self._add_row(query, start, block[query], common, mask)
+
+    def _add_row(
+        self,
+        query: int,
+        start: int,
+        row: npt.NDArray[Any],
+        common: int,
+        mask: npt.NDArray[np.bool_],
+    ) -> None:
+        """Add what stands before each positive in this row.
+
+        The first `common` levels have many scores above them. Each is compared with the whole row,
+        which vector units do at the speed of the cache; for the others the few scores above are
+        picked out and sorted.
+        """
+        levels, places, before = self._levels[query], self._places[query], self._before[query]
+        stop = start + len(row)
+        is_later = places >= stop  # equals in this row come first
+        if common > _MOST_COMPARED:
+            common = 0
+        for i in range(common):
+            above = np.greater_equal if is_later[i] else np.greater
+            before[i] += int(np.count_nonzero(above(row, levels[i], out=mask)))
+        if common < len(levels):
+            high = row[np.flatnonzero(np.greater_equal(row, levels[common], out=mask))]
+            high.sort()
+            level = levels[common:]
+            below = np.where(
+                is_later[common:], high.searchsorted(level), high.searchsorted(level, "right")
+            )
+            before[common:] += len(high) - below
+        for i in np.flatnonzero(~is_later & (places >= start)).tolist():
+            before[i] += int(np.count_nonzero(row[: places[i] - start] == levels[i]))
+
+    def ranks(self, query: int, positives: Ranks, junk: Ranks) -> Ranks:
+        """Ranks of a query's positives once the whole gallery was added.
+
+        Args:
+            positives: all that were announced, or some.
+            junk: labelled indices that are treated as absent.
+
+        Returns:
+            (p,) ascending.
+        """
+        is_junk = np.isin(self._labelled[query], junk)[::-1]
+        absent: Ranks = np.cumsum(is_junk) - is_junk
+        present = self._before[query][::-1] - absent[self._is_counted[query][::-1]]
+        ranks: Ranks = present[np.isin(self._places[query][::-1], positives)]
+        return ranks
+
+
+def _by_place(
+    labelled: Sequence[Ranks], scores: Sequence[npt.NDArray[Any]]
+) -> tuple[Ranks, Ranks, npt.NDArray[Any]]:
+    """(gallery index, query, score) of all labelled items, by rising index."""
+    if not labelled:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    places = np.concatenate(labelled)
+    queries = np.repeat(np.arange(len(labelled)), [len(own) for own in labelled])
+    order = np.argsort(places, kind="stable")
+    return places[order], queries[order], np.concatenate(scores)[order]
 
 
 def precision_at(ranks: Ranks, k: int) -> float:

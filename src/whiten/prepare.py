@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +21,31 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from whiten.choosing import Choice
 from whiten.devices import best_device, resolve_precision
 from whiten.embed import embed, store_folder
 from whiten.errors import ConfigError, NoImagesError, RunError
 from whiten.media import Item, Skipped, find_items, ordered_map, read_bytes
 from whiten.pairs import Pair, PairPlan, plan_pairs, resolve_source
 from whiten.progress import progress
+from whiten.recipes import DECIDED, complete
 from whiten.run_folder import RunFolder, write_atomically
 from whiten.spec import DistillSpec, ViewPlan, parse_uri
 from whiten.store import Store, Vectors
 from whiten.student import StudentConfig, backbone_as_teacher, build_student
-from whiten.targets import fit_whitener, open_targets, write_fused_targets, write_targets
+from whiten.targets import fit_whiteners, open_targets, write_fused_targets, write_targets
 from whiten.teachers import Teacher, open_teacher
 from whiten.views import render_bytes
 from whiten.whitening import Whitener, normalize_rows
 
 INIT_SAMPLE = 2048  # images whose features give the projection its first axes
+QUEUE = 4096  # cached teacher embeddings that a batch is compared with
+
+_PAIRS = {
+    "groups": "images of a group",
+    "views": "two views of an image",
+    "mixed": "images of a group, and two views of ungrouped images",
+}
 
 
 def prepare(
@@ -44,12 +54,13 @@ def prepare(
     """Embed what is missing, fit the whiteners, write targets and the checkpoint of step 0."""
     if _facts_path(run).exists() and run.checkpoint.exists():
         return
-    if spec.align > 0 and spec.teachers_online:
-        raise ConfigError("--align needs cached teachers: leave out --teachers-online")
     items = find_items(images)
     source = resolve_source([item.group for item in items], spec.pairs)
-    views = spec.views or (2 if source == "views" else 1)
-    view_plan = ViewPlan(seed=spec.seed)
+    spec, why = complete(spec, source)
+    if show_progress:
+        print(why, file=sys.stderr)
+    views = spec.views or (1 if source == "groups" else 2)
+    view_plan = ViewPlan(seed=spec.view_seed)
     device = best_device()
     precision = resolve_precision("32" if spec.precision == "16" else spec.precision, device.type)
     teachers = [
@@ -68,7 +79,7 @@ def prepare(
             return embed(
                 wanted,
                 teacher.to(device),
-                store_folder(embeddings, teacher, precision=precision, seed=spec.seed),
+                store_folder(embeddings, teacher, precision=precision, seed=spec.view_seed),
                 views=numbers,
                 plan=view_plan,
                 precision=precision,
@@ -95,16 +106,28 @@ def prepare(
     ids = [item.id for item in items]
 
     _make(run.whiteners, run.targets)
+    whiteners: list[Whitener | None] = [None] * len(stores)
+    if spec.whiten:
+        assert spec.shrinkage is not None
+        fitted, choices = fit_whiteners(
+            stores,
+            ids,
+            [None if source == "views" else item.group for item in items],
+            dim=spec.whiten_dim,
+            shrinkage=spec.shrinkage,
+            second_view=views > 1 and not spec.teachers_online,
+            seed=spec.seed,
+        )
+        whiteners = list(fitted)
+        for number, one in enumerate(fitted):
+            one.save(run.whitener(number))
+        _keep_choices(run, described, choices, show_progress)
     paths = []
-    for number, store in enumerate(stores):
-        whitener = None
-        if spec.whiten:
-            whitener = fit_whitener(store, ids, dim=spec.whiten_dim, shrinkage=spec.shrinkage)
-            whitener.save(run.whitener(number))
-        if not spec.teachers_online:
+    if not spec.teachers_online:
+        for number, (store, whitener) in enumerate(zip(stores, whiteners, strict=True)):
             paths.append(_target_path(run, number))
             write_targets(store, ids, views, whitener, paths[-1])
-    if spec.align > 0:
+    if _needs_fused(spec):
         write_fused_targets(paths, spec.dim, _fused_path(run), run.whiteners / "fused.safetensors")
 
     features = backbone_as_teacher(net, config)
@@ -115,7 +138,8 @@ def prepare(
     else:
         sample = items[:: -(-len(items) // INIT_SAMPLE)]
         store = cache(features, sample, range(1), "a sample of student features")
-    if parse_uri(spec.student).scheme != "whiten":  # that one has learnt its projection
+    # A student that goes on learning has its projection already.
+    if spec.start == "principal" and parse_uri(spec.student).scheme != "whiten":
         net.init_projection(store.gather([item.id for item in sample]))
 
     state = {name: value.clone() for name, value in net.state_dict().items()}
@@ -135,11 +159,33 @@ def prepare(
     facts = {
         "views": views,
         "source": source,
+        "options": {name: getattr(spec, name) for name in DECIDED},
+        "recipe": why,
         "teachers": described,
         "skipped": [[s.id, s.reason] for s in skipped],
     }
     # Written last: its presence says that all the rest is there.
     write_atomically(_facts_path(run), json.dumps(facts).encode())
+
+
+def _keep_choices(
+    run: RunFolder,
+    teachers: Sequence[dict[str, str]],
+    choices: Sequence[Choice | None],
+    show_progress: bool,
+) -> None:
+    """Write the chosen whitenings and their curves beside the whiteners, for the report."""
+    kept = {}
+    for teacher, choice in zip(teachers, choices, strict=True):
+        if choice is not None:
+            kept[teacher["name"]] = {**dataclasses.asdict(choice), "summary": str(choice)}
+            if show_progress:
+                print(f"{teacher['name']}: {choice}", file=sys.stderr)
+    write_atomically(run.choices, json.dumps(kept).encode())
+
+
+def _needs_fused(spec: DistillSpec) -> bool:
+    return bool(spec.align or spec.queue)
 
 
 def _usable(
@@ -205,10 +251,12 @@ class TrainingSet:
         items: usable images; pairs index into them.
         plan: of the pairs.
         view_plan: of the views.
-        facts: views, source of the pairs, teachers and skipped images.
+        spec: the run's options with none left open.
+        facts: views, source of the pairs, recipe, teachers and skipped images.
     """
 
     run: RunFolder
+    spec: DistillSpec
     items: list[Item]
     plan: PairPlan
     view_plan: ViewPlan
@@ -231,6 +279,7 @@ class TrainingSet:
             table = pq.read_table(run.targets / "items.parquet").to_pydict()
         except (OSError, ValueError) as error:
             raise RunError(f"{run.targets} is incomplete: run again with --resume") from error
+        spec = dataclasses.replace(spec, **facts["options"])
         items = [Item(*row) for row in zip(table["id"], table["path"], table["group"], strict=True)]
         plan = plan_pairs(
             table["group"],
@@ -238,6 +287,7 @@ class TrainingSet:
             source=facts["source"],
             views=facts["views"],
             batch_size=spec.batch_size,
+            pairs_per_class=spec.pairs_per_class or 1,
             processes=spec.devices * spec.nodes,
             seed=spec.seed,
         )
@@ -251,9 +301,10 @@ class TrainingSet:
         bf16 = resolve_precision(spec.precision, best_device().type) == "bf16"
         return cls(
             run=run,
+            spec=spec,
             items=items,
             plan=plan,
-            view_plan=ViewPlan(seed=spec.seed),
+            view_plan=ViewPlan(seed=spec.view_seed),
             facts=facts,
             targets=targets,
             online=online,
@@ -286,6 +337,13 @@ class TrainingSet:
         x, y = torch.from_numpy(rows).to(device).chunk(2)
         return x, y
 
+    def queue(self, generator: torch.Generator, device: torch.device) -> Tensor:
+        """(q, dim) whole images drawn from all in the fused teacher space."""
+        # All teacher embeddings are cached, so the queue need not be filled by passing batches.
+        drawn = torch.randint(len(self.items), (QUEUE,), generator=generator).numpy()
+        rows = np.unique(drawn)  # in ascending order, as a file likes to be read
+        return torch.from_numpy(open_targets(_fused_path(self.run))[rows, 0]).to(device)
+
     def features(self, batch: Sequence[Pair], device: torch.device) -> Tensor:
         """(2b, f) cached features of the student's frozen backbone."""
         rows = _rows(open_targets(_features_path(self.run)), self.sides(batch))
@@ -307,19 +365,18 @@ class TrainingSet:
             vectors = normalize_rows(source.whitener.transform(vectors))
         return vectors
 
-    def describe(self, config: StudentConfig, spec: DistillSpec, steps: int) -> StudentConfig:
+    def describe(self, config: StudentConfig, steps: int) -> StudentConfig:
         """The student's configuration with its teachers and how it was trained."""
+        spec = self.spec
         training = {
             "images": len(self.items),
-            "pairs": "two views of an image" if self.plan.from_views else "groups",
+            "recipe": self.facts["recipe"],
+            "pairs": _PAIRS[self.plan.source],
             "classes": len(self.plan.classes),
             "steps": steps,
             "batch_size": self.plan.batch_size,
-            "fusion": spec.fusion,
-            "temperature": spec.temperature,
-            "align": spec.align,
             "whitened teachers": spec.whiten,
-            "shrinkage": spec.shrinkage,
+            **{name: _text(getattr(spec, name)) for name in DECIDED},
             "seed": spec.seed,
             "skipped": self.facts["skipped"],
         }
@@ -328,6 +385,11 @@ class TrainingSet:
     def remove(self) -> None:
         """Delete the targets, which are as large as the embeddings and can be made again."""
         shutil.rmtree(self.run.targets)
+
+
+def _text(value: float | str | None) -> float | str | None:
+    """JSON knows no infinity."""
+    return "inf" if value == float("inf") else value
 
 
 def _rows(source: Vectors, sides: Sequence[tuple[int, int]]) -> Vectors:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import torch
 import yaml
 
 from whiten import __version__
-from whiten.errors import ConfigError, RunError
+from whiten.errors import ConfigError, RunError, one_line
+from whiten.media import content_hash
 from whiten.spec import DistillSpec
 
 
@@ -69,6 +71,11 @@ class RunFolder:
         """Where the whitener of the n-th teacher is."""
         return self.whiteners / f"{number}.safetensors"
 
+    @property
+    def choices(self) -> Path:
+        """How the whitenings were chosen; there is none where nothing was left to choose."""
+        return self.whiteners / "choices.json"
+
     def read_config(self) -> tuple[str, DistillSpec]:
         """The images' folder and the options.
 
@@ -76,11 +83,13 @@ class RunFolder:
             RunError: this is no run folder, or its configuration is damaged.
         """
         try:
-            config = yaml.safe_load(self.config.read_text())
-            images = str(config.pop("images"))
+            config = yaml.safe_load(self.config.read_text("utf-8"))
+            images = config.pop("images")
             config.pop("version")
+            if not isinstance(images, str):
+                raise ConfigError(f"images must be a path, not {images!r}")
             return images, DistillSpec.from_mapping(config)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"{self.root} is not a run folder: start one with "
                 f"`whiten distill … --out {self.root}`"
@@ -88,15 +97,16 @@ class RunFolder:
         except (
             OSError,
             ValueError,  # not UTF-8
+            RecursionError,  # a thousand open brackets
             yaml.YAMLError,
             AttributeError,
             KeyError,
             TypeError,
             ConfigError,
         ) as error:
-            reason = str(error).splitlines()[0]
             raise RunError(
-                f"{self.config} is damaged ({reason}): restore it, or start again with --overwrite"
+                f"{self.config} is damaged ({one_line(error)}): restore it, or start again with "
+                "--overwrite"
             ) from error
 
     def begin(self, images: str, spec: DistillSpec, *, resume: bool, overwrite: bool) -> None:
@@ -118,8 +128,8 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"{self.root} is a file: name another --out")
         # Until there is a checkpoint nothing but embeddings is done, and they fit any options.
-        is_begun = not self.config.exists() or self.checkpoint.exists()
-        if is_begun and self.root.is_dir() and any(self.root.iterdir()):
+        is_begun = not self.config.exists() or self.checkpoint.exists() or self.is_finished
+        if is_begun and not self._is_empty():
             if not overwrite:
                 raise RunError(
                     f"{self.root} is not empty: go on with --resume, start again with --overwrite, "
@@ -127,10 +137,28 @@ class RunFolder:
                 )
             if not self.config.exists():
                 raise RunError(f"{self.root} is not a run, so --overwrite will not delete it")
-            shutil.rmtree(self.root)
+            self._clear()
         self.root.mkdir(parents=True, exist_ok=True)
         config = {"images": images, "version": __version__, **spec.to_mapping()}
         write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is there but what a run leaves that was killed in its first moment."""
+        left = {_partial(self.config).name}
+        return not self.root.is_dir() or {path.name for path in self.root.iterdir()} <= left
+
+    def _clear(self) -> None:
+        """Delete a run, in an order in which a killed deletion can be repeated.
+
+        Its student goes first, for that says that the run is finished, and its configuration last,
+        for that says that there is a run.
+        """
+        for path in sorted(self.root.iterdir(), key=lambda path: path != self.student):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != self.config:
+                path.unlink()
+        self.config.unlink()
 
     # --- checkpoints --------------------------------------------------------------------
 
@@ -140,37 +168,51 @@ class RunFolder:
         Raises:
             RunError: it cannot be written; the one before it stays.
         """
-        partial = self.checkpoint.with_name(".last.ckpt.partial")
+        partial = _partial(self.checkpoint)
         try:
             self.checkpoint.parent.mkdir(exist_ok=True)
-            torch.save(state, partial)
+            with partial.open("wb") as file:
+                torch.save({**state, "config": self._config_hash()}, file)
             os.replace(partial, self.checkpoint)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch's writer raises RuntimeError on a full disk
+        except (OSError, RuntimeError) as error:
+            # torch's writer raises an error of its own about the system's.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
             partial.unlink(missing_ok=True)
             raise RunError(
-                f"cannot write {self.checkpoint} ({str(error).splitlines()[0]}): make room or give "
-                "access and go on with --resume"
+                f"cannot write {self.checkpoint} ({one_line(cause)}): make room or give access and "
+                "go on with --resume"
             ) from error
 
     def load_checkpoint(self) -> dict[str, Any]:
         """Read the checkpoint.
 
         Raises:
-            RunError: it is damaged.
+            RunError: it is damaged, or the options are no longer those that it was made with.
         """
         try:
+            with zipfile.ZipFile(self.checkpoint) as file:
+                if (part := file.testzip()) is not None:  # torch reads over flipped bits
+                    raise ValueError(f"the checksum of {part} is wrong")
             state: dict[str, Any] = torch.load(
                 self.checkpoint, map_location="cpu", weights_only=True
             )
-            return state
+            if not {"step", "model", "optimizer", "ema"} <= state.keys():
+                raise ValueError("it holds something else")
+            config = state.pop("config", None)
         except Exception as error:  # unpicklers raise nearly anything on damaged files
-            reason = str(error).splitlines()[0]
             raise RunError(
-                f"{self.checkpoint} is damaged ({reason}): delete it and run again with --resume"
+                f"{self.checkpoint} is damaged ({one_line(error)}): delete it and run again with "
+                "--resume"
             ) from error
+        if config not in (None, self._config_hash()):
+            raise RunError(
+                f"{self.config} has changed since the run was begun: restore it, or start again "
+                "with --overwrite"
+            )
+        return state
+
+    def _config_hash(self) -> str:
+        return content_hash(self.config.read_bytes())
 
     def truncate_metrics(self, step: int) -> None:
         """Forget the steps after a checkpoint; they will be done again."""
@@ -181,16 +223,32 @@ class RunFolder:
         """The records of `metrics.jsonl`; a line cut short by a kill is passed over."""
         records = []
         if self.metrics.exists():
-            for line in self.metrics.read_text().splitlines():
+            for line in self.metrics.read_text("utf-8", errors="replace").splitlines():
                 try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
                     continue
+                if _is_step(record):
+                    records.append(record)
         return records
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    """Write under a temporary name, then rename; what cannot be written leaves nothing."""
+    partial = _partial(path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _is_step(record: Any) -> bool:
+    return isinstance(record, dict) and all(
+        isinstance(record.get(name), int | float) for name in ("step", "loss")
+    )

@@ -17,7 +17,7 @@ from whiten.report import Hit, Kind, ReportData, Retrieval, Row, Similarities, w
 from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec
 from whiten.store import Vectors
-from whiten.student import backbone_as_teacher, build_student
+from whiten.student import backbone_as_teacher, build_student, load_student
 from whiten.teachers import Teacher
 
 SAMPLED_POSITIVES = 2000
@@ -153,7 +153,7 @@ def report_run(
         ("images", images),
         ("teachers", ", ".join(spec.teachers)),
         ("student", f"{spec.student}, {spec.dim} dimensions"),
-        ("fusion", f"{spec.fusion}, {'whitened' if spec.whiten else 'raw'}"),
+        ("recipe", load_student(run.student)[1].training.get("recipe", "")),
     ]
     # Without a test set the pictures show the training images.
     items = find_items(test or images)
@@ -186,7 +186,7 @@ def run_encoders(run: RunFolder) -> Iterator[tuple[Encoder, Kind, str]]:
         yield load(f"fuse:whitened:{run.root}"), "fusion-whitened", "whitened fusion"
     start = start_features(spec)
     yield Encoder(START, [Part(start)]), "student", START
-    whitener = fit_on(start, images, dim=spec.dim, shrinkage=spec.shrinkage, cache=run.embeddings)
+    whitener = fit_on(start, images, dim=spec.dim, cache=run.embeddings)
     yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
     yield load(run.student), "student", "student"
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import re
+from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl, quote
 
 from whiten.errors import ConfigError, nearest
@@ -36,7 +39,7 @@ class TeacherURI:
     options: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        query = "&".join(f"{k}={quote(v, safe='/:,.')}" for k, v in self.options)
+        query = "&".join(f"{_quoted(k)}={_quoted(v)}" for k, v in self.options)
         return f"{self.scheme}:{self.target}" + (f"?{query}" if query else "")
 
     def take(self, **known: Any) -> dict[str, Any]:
@@ -70,6 +73,11 @@ def _truth(text: str) -> bool:
     raise ValueError(text)
 
 
+def _quoted(text: str) -> str:
+    """Escape what `parse_uri` would read as something else; file names need not be text."""
+    return re.sub(r"[%&=+\s]", lambda found: quote(found[0]), text)
+
+
 def parse_uri(text: str) -> TeacherURI:
     """Parse a teacher URI; an existing student folder may stand without its scheme.
 
@@ -78,7 +86,8 @@ def parse_uri(text: str) -> TeacherURI:
     """
     scheme, colon, rest = text.partition(":")
     if not colon or scheme not in SCHEMES:
-        if (Path(text) / "config.json").is_file():
+        # Unlike Path.is_file, this is False for impossible names.
+        if os.path.isfile(os.path.join(text, "config.json")):  # noqa: PTH113
             return TeacherURI("whiten", text)
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name"
         examples = ", ".join(example for _, example in SCHEMES.values())
@@ -87,9 +96,17 @@ def parse_uri(text: str) -> TeacherURI:
     if not target:
         raise ConfigError(f"{text!r} names no model; for example {SCHEMES[scheme][1]}")
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        pairs = parse_qsl(
+            query.replace("+", "%2B"),  # a plus in a file's name is a plus, as on forms it is not
+            keep_blank_values=True,
+            strict_parsing=bool(query),
+            errors="surrogateescape",  # file names need not be text
+        )
     except ValueError:
         raise ConfigError(f"cannot read the options of {text!r}: write ?name=value&…") from None
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{text!r} gives the option {twice[0]!r} more than once: leave one")
     return TeacherURI(scheme, target, tuple(pairs))
 
 
@@ -126,6 +143,63 @@ def fingerprint(facts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def check_types(values: Any) -> None:
+    """Refuse a dataclass whose fields hold something else than their annotations say.
+
+    For what comes from files and from callers without a type checker.
+
+    Raises:
+        ConfigError: names the first wrong field, and what it must be.
+    """
+    for name, kind in get_type_hints(type(values)).items():
+        value = getattr(values, name)
+        if not _is_of(value, kind):
+            raise ConfigError(f"{name} must be {_describe(kind)}, not {value!r}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin in (Union, UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(v, parts[0]) for v in value)
+    if origin is tuple:
+        return (
+            isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, value, parts))
+        )
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _is_of(k, parts[0]) and _is_of(v, parts[1]) for k, v in value.items()
+        )
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _describe(kind: Any) -> str:
+    """A type in words that are no Python."""
+    origin, parts = get_origin(kind), get_args(kind)
+    plain = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+    if kind in plain:
+        return plain[kind]
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(part) for part in parts if part is not type(None))
+    return {list: "a list", tuple: f"{len(parts)} values", dict: "a mapping"}.get(
+        origin, getattr(kind, "__name__", "of another type")
+    )
+
+
+# The terms of the objective: each is an option that holds its weight.
+TERMS = ("kl", "labels", "relational", "align", "queue")
+_PARALLEL = ("devices", "nodes", "workers")
+
+
 @dataclass(frozen=True)
 class DistillSpec:
     """Options of one distillation; every field is an option of `whiten distill`."""
@@ -141,22 +215,41 @@ class DistillSpec:
     feature maps and avg for transformers."""
     size: int | None = None
     """Input side of the student in pixels; by default the backbone's own."""
-    fusion: str = "maxmin"
-    """How teachers are fused: mean, maxmin, maxmean, maxrand or rand."""
-    temperature: float = 0.05
-    """Softmax temperature of the loss."""
-    align: float = 0.0
-    """Weight of the cosine regression onto the fused teacher space; 0 is off."""
+    recipe: Literal["auto", "paper", "labels", "distil", "both"] = "auto"
+    """What is minimised: paper is Whiten-MTD's loss; labels learns from groups alone; distil from
+    the teachers alone; both from both; auto is what proved best for such pairs."""
+    kl: float | None = None
+    """Weight of the paper's loss on fused similarities of positives and negatives."""
+    labels: float | None = None
+    """Weight of the contrastive loss on groups, or on views where there are none."""
+    relational: float | None = None
+    """Weight of the distillation of similarities between different things."""
+    align: float | None = None
+    """Weight of the cosine regression onto the fused teacher space."""
+    queue: float | None = None
+    """Weight of the distillation of similarities to cached teacher embeddings."""
+    fusion: str | None = None
+    """How the paper's loss fuses teachers: mean, maxmin, maxmean, maxrand or rand."""
+    temperature: float | None = None
+    """Softmax temperature of the distillation."""
+    label_temperature: float | None = None
+    """Softmax temperature of the contrastive loss."""
+    start: Literal["principal", "random"] | None = None
+    """The projection's start: principal axes of the backbone's features, or random."""
     whiten: bool = True
     """Whiten the teachers; without it only L2-normalise them."""
-    whiten_dim: int = 256
-    """Axes that each teacher's whitening keeps; at most a quarter of the number of images."""
-    shrinkage: float = 0.1
-    """Regularisation of the whitening; 0 is the paper's exact PCA-whitening."""
-    pairs: Literal["auto", "groups", "views"] = "auto"
-    """Where positive pairs come from; auto takes groups where there are any."""
+    whiten_dim: int | Literal["auto"] = "auto"
+    """Axes that each teacher's whitening keeps; auto chooses on held-out images."""
+    shrinkage: float | Literal["auto"] | None = None
+    """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto chooses on
+    held-out images."""
+    pairs: Literal["auto", "groups", "views", "mixed"] = "auto"
+    """Where positive pairs come from; auto takes groups where there are any, and mixes in views of
+    ungrouped images where those are many."""
+    pairs_per_class: int | None = None
+    """Most pairs of one group in a batch."""
     views: int | None = None
-    """Views of an image that teachers embed; by default 1 with groups, 2 without."""
+    """Views of an image that teachers embed; by default 1 with groups, else 2."""
     epochs: int = 20
     batch_size: int = 128
     """Pairs in a batch, over all devices."""
@@ -185,16 +278,23 @@ class DistillSpec:
     workers: int = 2
     """Threads that decode images."""
     seed: int = 0
+    view_seed: int = 0
+    """Seed of the views; runs that share it share their cached embeddings."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.teachers:
             raise ConfigError(
                 "name at least one teacher: --teachers demo:mobilenetv2 "
                 "(to --resume, leave out all options but --out)"
             )
-        for name in ("dim", "whiten_dim", "epochs", "devices", "nodes", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("dim", "whiten_dim", "epochs", "pairs_per_class", *_PARALLEL):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        for name in TERMS:
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} is a weight, at least 0, not {getattr(self, name)}")
         if self.batch_size < 2:
             raise ConfigError("batch_size must be at least 2: negatives come from the batch")
         if self.batch_size % (self.devices * self.nodes):
@@ -202,9 +302,10 @@ class DistillSpec:
                 f"batch_size {self.batch_size} must divide by the number of processes "
                 f"({self.devices * self.nodes})"
             )
-        for name in ("temperature", "lr"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("temperature", "label_temperature", "lr"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be above 0, not {value}")
 
     @classmethod
     def from_mapping(cls, options: dict[str, Any]) -> DistillSpec:

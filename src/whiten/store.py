@@ -8,75 +8,29 @@ neighbours, so that a resumed run continues exactly where an uninterrupted one w
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from whiten.errors import StoreError
 from whiten.media import Skipped
+from whiten.shards import (
+    Origin,
+    Row,
+    Seen,
+    Shard,
+    Vectors,
+    read_columns,
+    read_seen,
+    read_shard,
+    rewrite_shard,
+    write_shard,
+)
 
-FORMAT = "1"
-_KEY = b"whiten"
-
-Vectors = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What made the embeddings of a store.
-
-    Attributes:
-        uri: the model's URI, for people.
-        fingerprint: of its weights, preprocessing and dimension; decides.
-        dim: dimension of the embeddings.
-        plan: fingerprint of the view plan; empty where there are whole images only, which
-            depend on no plan.
-        plan_seed: its seed, for people.
-        precision: 32 or bf16, in which the model ran.
-        dtype: float32 or float16, as stored.
-        version: of this library.
-    """
-
-    uri: str
-    fingerprint: str
-    dim: int
-    plan: str
-    plan_seed: int
-    precision: str = "32"
-    dtype: str = "float32"
-    version: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One embedding to be stored; `embedding` is (dim,), L2-normalised."""
-
-    id: str
-    path: str
-    group: str | None
-    view: int
-    content_hash: str
-    embedding: Vectors
-    frame_ms: int | None = None
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A shard's place and what it covers, without its vectors."""
-
-    path: Path
-    ids: list[str]
-    views: list[int]
-    skipped: list[Skipped]
+__all__ = ["Origin", "Row", "Seen", "Shard", "Store", "Vectors", "stored_precision"]
 
 
 class Store:
@@ -103,7 +57,7 @@ class Store:
         paths = _shard_paths(root)
         if not paths:
             raise StoreError(f"{root} holds no embeddings yet: run `whiten embed … --out {root}`")
-        opened = [_read_shard(path) for path in paths]
+        opened = [read_shard(path) for path in paths]
         origin = next((o for o, _ in opened if o.plan), opened[0][0])
         for other, shard in opened:
             _refuse_other(origin, other, shard.path)
@@ -129,39 +83,44 @@ class Store:
 
     # --- writing ------------------------------------------------------------------------
 
-    def append(self, rows: Sequence[Row], skipped: Sequence[Skipped] = ()) -> None:
-        """Write one shard; whole or not at all."""
+    def append(
+        self,
+        rows: Sequence[Row],
+        skipped: Sequence[Skipped] = (),
+        seen: Mapping[str, Seen] | None = None,
+    ) -> None:
+        """Write one shard; whole or not at all.
+
+        Args:
+            rows: its embeddings.
+            skipped: images that could not be embedded.
+            seen: of any of these images, by id; of those with rows, the stamp alone is taken.
+        """
         number = 1 + max((_shard_number(s.path) for s in self.shards), default=-1)
         path = self.folder / f"part-{number:06d}.parquet"
-        partial = self.folder / f".{path.name}.partial"
-        table = _table(rows, self.origin, skipped)
-        # Embeddings hardly compress; ids and paths do.
-        text = {"id": "zstd", "path": "zstd", "group": "zstd", "content_hash": "zstd"}
-        codecs = {name: text.get(name, "none") for name in _leaf_names(table.schema)}
-        try:
-            pq.write_table(
-                table,
-                partial,
-                compression=codecs,
-                use_dictionary=["group"],
-                write_statistics=False,
-            )
-            os.replace(partial, path)
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                reason = os.strerror(error.errno) if error.errno else str(error)
-                raise StoreError(
-                    f"cannot write {path} ({reason.lower()}): the shards before it are kept, make "
-                    "room or give access and run again"
-                ) from error
-            raise
-        self.shards.append(Shard(path, [r.id for r in rows], [r.view for r in rows], list(skipped)))
+        self.shards.append(write_shard(path, self.origin, rows, skipped, seen or {}))
 
-    def drop_shard(self, shard: Shard) -> None:
-        """Forget a shard, for its files have changed since."""
-        shard.path.unlink()
-        self.shards.remove(shard)
+    def amend(
+        self,
+        shard: Shard,
+        *,
+        drop: Collection[str] = (),
+        forget: Collection[str] = (),
+        found: Mapping[str, Seen] | None = None,
+    ) -> None:
+        """Rewrite a shard that is no longer true; its other vectors keep their bytes.
+
+        Args:
+            drop: ids whose embeddings are of another image than lies there now.
+            forget: ids that are no longer to be skipped.
+            found: the same images, by id, as they have been found elsewhere or touched.
+        """
+        place = self.shards.index(shard)
+        if set(shard.ids) <= set(drop) and {skip.id for skip in shard.skipped} <= set(forget):
+            shard.path.unlink()
+            del self.shards[place]
+            return
+        self.shards[place] = rewrite_shard(shard, drop=drop, forget=forget, found=found or {})
 
     # --- reading ------------------------------------------------------------------------
 
@@ -194,39 +153,36 @@ class Store:
         Raises:
             StoreError: an id is not there.
         """
-        place = {name: i for i, name in enumerate(ids)}
-        out = np.full((len(ids), self.dim), np.nan, np.float32)
+        place = {name: i for i, name in enumerate(dict.fromkeys(ids))}
+        out = np.empty((len(place), self.dim), np.float32)
+        is_there = np.zeros(len(place), bool)
         for names, _, vectors in self.blocks(view):
             pairs = [(place[name], i) for i, name in enumerate(names) if name in place]
             if pairs:
                 to, source = map(list, zip(*pairs, strict=True))
-                out[to] = vectors[source]
-        missing = np.flatnonzero(np.isnan(out[:, 0]))
-        if len(missing):
+                out[to], is_there[to] = vectors[source], True
+        if not is_there.all():
+            first = list(place)[int(is_there.argmin())]
             raise StoreError(
-                f"{self.folder} lacks {len(missing)} of {len(ids)} images (view {view}), first "
-                f"{ids[missing[0]]!r}: embed them with `whiten embed`"
+                f"{self.folder} lacks {int((~is_there).sum())} of {len(place)} images "
+                f"(view {view}), first {first!r}: embed them with `whiten embed`"
             )
-        return out
+        return out if len(place) == len(ids) else out[[place[name] for name in ids]]
 
-    def paths(self, shard: Shard) -> dict[str, str]:
-        """Where each image of a shard was, by id."""
-        column = pq.read_table(shard.path, columns=["path"])["path"]
-        return dict(zip(shard.ids, column.to_pylist(), strict=True))
+    def seen(self, shard: Shard) -> dict[str, Seen]:
+        """How each image of a shard was found, by id; of skipped ones without the path."""
+        return read_seen(shard)
 
     def content_hashes(self) -> dict[str, str]:
         """Content hash of every image, by id."""
         found: dict[str, str] = {}
         for shard in self.shards:
-            column = pq.read_table(shard.path, columns=["content_hash"])["content_hash"]
+            column = read_columns(shard.path, ["content_hash"])["content_hash"]
             found.update(zip(shard.ids, column.to_pylist(), strict=True))
         return found
 
     def _vectors(self, shard: Shard) -> Vectors:
-        try:
-            column = pq.read_table(shard.path, columns=["embedding"])["embedding"]
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(shard.path, error) from error
+        column = read_columns(shard.path, ["embedding"])["embedding"]
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors: Vectors = flat.reshape(-1, self.dim).astype(np.float32)
         return vectors
@@ -236,49 +192,7 @@ def stored_precision(folder: str | os.PathLike[str]) -> str | None:
     """The precision that an existing store was computed in; None where there is no store yet."""
     root = Path(folder)
     paths = _shard_paths(root) if root.is_dir() else []
-    return _read_shard(paths[0])[0].precision if paths else None
-
-
-def _table(rows: Sequence[Row], origin: Origin, skipped: Sequence[Skipped]) -> pa.Table:
-    vectors = np.asarray([row.embedding for row in rows], dtype=origin.dtype)
-    value = pa.float16() if origin.dtype == "float16" else pa.float32()
-    embedding = pa.FixedSizeListArray.from_arrays(
-        pa.array(vectors.reshape(-1), type=value), origin.dim
-    )
-    facts = {"format": FORMAT, **asdict(origin), "skipped": [[s.id, s.reason] for s in skipped]}
-    schema = pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("group", pa.string()),
-            pa.field("view", pa.int32(), nullable=False),
-            pa.field("frame_ms", pa.int64()),
-            pa.field("content_hash", pa.string(), nullable=False),
-            pa.field("embedding", embedding.type),
-        ],
-        metadata={_KEY: json.dumps(facts, sort_keys=True)},
-    )
-    columns: list[Any] = [
-        [r.id for r in rows],
-        [r.path for r in rows],
-        [r.group for r in rows],
-        [r.view for r in rows],
-        [r.frame_ms for r in rows],
-        [r.content_hash for r in rows],
-    ]
-    arrays = [
-        pa.array(column, type=field.type)
-        for column, field in zip(columns, list(schema)[:-1], strict=True)
-    ]
-    return pa.Table.from_arrays([*arrays, embedding], schema=schema)
-
-
-def _leaf_names(schema: pa.Schema) -> list[str]:
-    """Parquet's column paths: a list's values lie one level deeper."""
-    return [
-        f"{field.name}.list.element" if pa.types.is_fixed_size_list(field.type) else field.name
-        for field in schema
-    ]
+    return read_shard(paths[0])[0].precision if paths else None
 
 
 def _shard_paths(root: Path) -> list[Path]:
@@ -295,35 +209,6 @@ def _shard_paths(root: Path) -> list[Path]:
 
 def _shard_number(path: Path) -> int:
     return int(path.stem.removeprefix("part-"))
-
-
-def _read_shard(path: Path) -> tuple[Origin, Shard]:
-    try:
-        with pq.ParquetFile(path) as file:
-            facts = json.loads((file.schema_arrow.metadata or {})[_KEY])
-            table = file.read(columns=["id", "view"])
-            columns = set(file.schema_arrow.names)
-            width = file.schema_arrow.field("embedding").type.list_size
-    except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError) as error:
-        raise _damaged(path, error) from error
-    if facts.get("format") != FORMAT or not {"id", "view", "embedding"} <= columns:
-        raise StoreError(
-            f"{path} has store format {facts.get('format')!r}, this version reads {FORMAT}: "
-            "embed again, or use the version that wrote it"
-        )
-    skipped = [Skipped(*pair) for pair in facts["skipped"]]
-    origin = Origin(**{k: facts[k] for k in Origin.__dataclass_fields__})
-    if width != origin.dim:
-        raise _damaged(path, f"its rows have {width} dimensions, its header says {origin.dim}")
-    return origin, Shard(path, table["id"].to_pylist(), table["view"].to_pylist(), skipped)
-
-
-def _damaged(path: Path, error: object) -> StoreError:
-    reason = str(error).splitlines()[0] if str(error) else repr(error)
-    return StoreError(
-        f"{path} is damaged or not a shard of a store ({reason}): delete that file and embed "
-        "again, only its images are computed anew"
-    )
 
 
 def _refuse_other(stored: Origin, asked: Origin, place: Path) -> None:

@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whiten.errors import ConfigError, TeacherError
-from whiten.spec import TeacherURI, parse_uri
+from whiten.errors import ConfigError, TeacherError, one_line
+from whiten.spec import TeacherURI, check_types, fingerprint, parse_uri
 from whiten.teachers.base import Teacher, hash_state
 from whiten.views import Preprocess
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum
 Pool = Literal["auto", "gem", "gem-fixed", "avg"]
 
 
@@ -193,20 +193,39 @@ def freeze_unused(net: StudentNet, preprocess: Preprocess) -> None:
 
 
 def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str) -> None:
-    """Write `model.safetensors`, `config.json` and the model card; whole or not at all."""
+    """Write `model.safetensors`, `config.json` and the model card; whole or not at all.
+
+    Raises:
+        TeacherError: the folder cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    save_file(state, partial / "model.safetensors")
-    facts = {"format": FORMAT, **dataclasses.asdict(config)}
-    (partial / "config.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    (partial / "README.md").write_text(card)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    facts = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}))
+    facts["checksum"] = _checksum(facts, state)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(state, partial / "model.safetensors")
+        text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+        (partial / "config.json").write_text(text, "utf-8")
+        (partial / "README.md").write_text(card, "utf-8", errors="backslashreplace")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TeacherError(
+            f"cannot write {folder} ({one_line(error)}): make room or give access and run again "
+            "(distill: with --resume)"
+        ) from error
+
+
+def _checksum(facts: dict[str, Any], state: dict[str, Tensor]) -> str:
+    """Of all that makes the student; tells a flipped bit, which would embed a little wrong."""
+    return fingerprint([facts, hash_state(state)])
 
 
 def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
@@ -220,29 +239,47 @@ def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
     from safetensors.torch import load_file
 
     try:
-        facts = json.loads((folder / "config.json").read_text())
-        if facts.pop("format") != FORMAT:
+        facts = json.loads((folder / "config.json").read_text("utf-8"))
+        state = load_file(folder / "model.safetensors")
+        if facts["format"] not in (1, FORMAT):
             raise TeacherError(f"{folder} was written by a later version of whiten: upgrade")
+        if facts["format"] > 1 and facts.pop("checksum") != _checksum(facts, state):
+            raise ValueError("its content does not have the checksum it was saved with")
+        del facts["format"]
         preprocess: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in facts.pop("preprocess").items()
         }
         config = StudentConfig(preprocess=Preprocess(**preprocess), **facts)
-        state = load_file(folder / "model.safetensors")
+        check_types(config.preprocess)
+        check_types(config)
     except FileNotFoundError as error:
         raise TeacherError(
             f"{folder} is not a student folder, it lacks {Path(error.filename).name}: "
             "name RUN/student of a finished run"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        raise TeacherError(f"{folder} is damaged ({error}): distil again or restore it") from error
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+        ConfigError,
+    ) as error:
+        raise TeacherError(
+            f"{folder} is damaged ({one_line(error)}): distil again or restore it"
+        ) from error
     try:
         backbone = timm.create_model(config.architecture, num_classes=0, **_sized(config))
         net = _assemble(backbone, config)
         net.load_state_dict(state)
     except Exception as error:  # timm and torch raise many kinds on a config that does not fit
-        reason = str(error).splitlines()[0]
-        raise TeacherError(f"{folder}: weights and config do not fit ({reason})") from error
+        raise TeacherError(
+            f"{folder}: weights and config do not fit ({one_line(error)}): distil again or restore "
+            "it"
+        ) from error
     return net, config
 
 

@@ -13,10 +13,59 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from whiten.choosing import DIMS, SHRINKAGES, Choice, choose, fit_chosen, sample_rows
 from whiten.store import Store, Vectors
 from whiten.whitening import SAMPLES_PER_DIM, Whitener, normalize_rows
 
 _BLOCK = 8192
+
+
+def fit_whiteners(
+    stores: Sequence[Store],
+    ids: Sequence[str],
+    groups: Sequence[str | None],
+    *,
+    dim: int | str,
+    shrinkage: float | str,
+    second_view: bool = False,
+    seed: int = 0,
+) -> tuple[list[Whitener], list[Choice | None]]:
+    """One whitener a teacher, fitted on the whole images (view 0) of `ids`.
+
+    Args:
+        stores: of the teachers.
+        groups: of each of the ids, for choosing; None where it has none.
+        dim: axes to keep, or `auto`. A number is lowered to what the images support.
+        shrinkage: see `Whitener`, or `auto`.
+        second_view: whether the stores hold view 1 too.
+        seed: of the choice's sample.
+
+    Returns:
+        The whiteners, and how each was chosen (None where nothing was left to choose).
+    """
+    choices: list[Choice | None] = [None] * len(stores)
+    if "auto" in (dim, shrinkage):
+        rows = sample_rows(len(ids), groups, seed)
+        sample = [ids[row] for row in rows]
+        whole = [store.gather(sample) for store in stores]
+        for number, store in enumerate(stores):
+            choices[number] = choose(
+                whole[number],
+                groups=[groups[row] for row in rows],
+                others=[other for k, other in enumerate(whole) if k != number],
+                second_views=store.gather(sample, view=1) if second_view else None,
+                dims=DIMS if isinstance(dim, str) else [dim],
+                shrinkages=SHRINKAGES if isinstance(shrinkage, str) else [shrinkage],
+                seed=seed,
+            )
+    whiteners = []
+    for store, choice in zip(stores, choices, strict=True):
+        if choice is None:
+            assert not isinstance(dim, str) and not isinstance(shrinkage, str)
+            whiteners.append(fit_whitener(store, ids, dim=dim, shrinkage=shrinkage))
+        else:
+            whiteners.append(_describe(fit_chosen(choice, _stream(store, ids)), store))
+    return whiteners, choices
 
 
 def fit_whitener(store: Store, ids: Sequence[str], *, dim: int, shrinkage: float) -> Whitener:
@@ -26,17 +75,19 @@ def fit_whitener(store: Store, ids: Sequence[str], *, dim: int, shrinkage: float
         dim: axes to keep; lowered to a quarter of the samples, for weaker axes are mostly noise.
         shrinkage: see `Whitener`.
     """
+    dim = min(dim, store.dim, max(1, len(ids) // SAMPLES_PER_DIM))
+    return _describe(Whitener(dim, shrinkage=shrinkage).fit(_stream(store, ids)), store)
+
+
+def _stream(store: Store, ids: Sequence[str]) -> Iterator[Vectors]:
     wanted = set(ids)
-    supported = max(1, len(ids) // SAMPLES_PER_DIM)
-    whitener = Whitener(min(dim, store.dim, supported), shrinkage=shrinkage)
+    for names, _, vectors in store.blocks(view=0):
+        keep = [i for i, name in enumerate(names) if name in wanted]
+        if keep:
+            yield vectors[keep]
 
-    def stream() -> Iterator[Vectors]:
-        for names, _, vectors in store.blocks(view=0):
-            keep = [i for i, name in enumerate(names) if name in wanted]
-            if keep:
-                yield vectors[keep]
 
-    whitener.fit(stream())
+def _describe(whitener: Whitener, store: Store) -> Whitener:
     whitener.metadata = {"model": store.origin.uri, "fingerprint": store.origin.fingerprint}
     return whitener
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from whiten.affine import as_numpy, map_rows
 from whiten.errors import (
     ConfigError,
     ConstantInputError,
-    NonFiniteInputError,
     RankDeficientError,
     WhiteningError,
 )
+from whiten.moments import Moments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ ArrayLike = TypeVar("ArrayLike", "Array", "Tensor")
 
 DEFAULT_SHRINKAGE = 0.1
 SAMPLES_PER_DIM = 4
-_BLOCK = 4096  # rows accumulated at once: bounds the float64 copy, large enough for BLAS
+_EPSILON = float(np.finfo(np.float64).eps)
 
 
 class Whitener:
@@ -66,12 +67,13 @@ class Whitener:
         self.dim = dim
         self.shrinkage = float(shrinkage)
         self.n_ = 0
-        self.mean_: Array | None = None
         self.metadata: dict[str, str] = {}
-        self._scatter: Array | None = None
+        self._moments: Moments | None = None
+        self._mean: Array | None = None
         self._projection: Array | None = None
         self._eigenvalues: Array | None = None
         self.spectrum_mean_ = math.nan
+        self._resolution = 0.0  # eigenvalues below this part of the largest are rounding
 
     # --- accumulation -------------------------------------------------------------------
 
@@ -84,7 +86,7 @@ class Whitener:
             RankDeficientError: `shrinkage=0` and the data spans fewer than `dim` axes.
             WhiteningError: no sample, wrong shapes, or `dim` above D.
         """
-        self.n_, self.mean_, self._scatter = 0, None, None
+        self.n_, self._moments, self._projection = 0, None, None
         is_single = hasattr(embeddings, "shape")
         for block in [embeddings] if is_single else embeddings:
             self.partial_fit(block)  # type: ignore[arg-type]
@@ -92,69 +94,73 @@ class Whitener:
         return self
 
     def partial_fit(self, embeddings: Array | Tensor) -> Whitener:
-        """Add an (n, D) block of samples; O(D²) memory whatever the number of blocks."""
-        samples = _as_numpy(embeddings)
+        """Add an (n, D) block of samples; O(D²) memory whatever the number of blocks.
+
+        The result does not depend, to the last bit, on how a stream is cut into blocks.
+        """
+        samples = as_numpy(embeddings)
         if samples.ndim != 2:
             raise WhiteningError(f"whitening takes (n, D) embeddings, not shape {samples.shape}")
-        if self.mean_ is not None and samples.shape[1] != len(self.mean_):
+        if self._moments is None:
+            if self._projection is not None:
+                raise WhiteningError(
+                    "a whitener from load or with_settings cannot be fitted further: fit a new one"
+                )
+            self._moments = Moments(samples.shape[1])
+        if samples.shape[1] != self._moments.dim:
             raise WhiteningError(
                 f"embeddings have {samples.shape[1]} dimensions, the fit began with "
-                f"{len(self.mean_)}: one whitener serves one model"
+                f"{self._moments.dim}: one whitener serves one model"
             )
-        if self.mean_ is not None and self._scatter is None:
-            raise WhiteningError("a loaded whitener cannot be fitted further: fit a new one")
-        for start in range(0, len(samples), _BLOCK):
-            # A float64 copy: the caller's array is never written to, and products of
-            # float32 input are exact before they are summed.
-            block = np.array(samples[start : start + _BLOCK], dtype=np.float64, order="C")
-            _require_finite(block, self.n_)
-            block_mean = block.mean(axis=0)
-            block -= block_mean
-            self._absorb(len(block), block_mean, block.T @ block)
+        self._projection = None
+        try:
+            self._moments.add(samples)
+        finally:
+            self.n_ = self._moments.n
         return self
 
     def merge(self, other: Whitener) -> Whitener:
-        """Add the samples of another partial fit; equal to having seen both streams here."""
-        if other.mean_ is None:
-            return self
-        if other._scatter is None or (self.mean_ is not None and self._scatter is None):
-            raise WhiteningError("a loaded whitener holds no scatter to merge: merge before saving")
-        if self.mean_ is not None and len(other.mean_) != len(self.mean_):
-            raise WhiteningError(
-                f"cannot merge whiteners of {len(self.mean_)} and {len(other.mean_)} dimensions"
-            )
-        self._absorb(other.n_, other.mean_, other._scatter)
-        return self
+        """Add the samples of another partial fit; equal to having seen both streams here.
 
-    def _absorb(self, n: int, mean: Array, scatter: Array) -> None:
-        """Pairwise update of mean and scatter (Chan, Golub & LeVeque 1983, eq. 2.1)."""
-        self._projection = self._eigenvalues = None
-        if self.mean_ is None or self._scatter is None:
-            self.n_, self.mean_, self._scatter = n, mean.copy(), scatter.copy()
-            return
-        total = self.n_ + n
-        shift = mean - self.mean_
-        self._scatter += scatter
-        self._scatter += np.outer(shift, shift * (self.n_ * n / total))
-        self.mean_ += shift * (n / total)
-        self.n_ = total
+        Equal to 1e-9 for float64 samples and to 1e-5 for float32 ones on axes that hold at least
+        a thousandth of the strongest one's variance.
+        """
+        is_closed = self._moments is None and self._projection is not None
+        if is_closed or (other._moments is None and other._projection is not None):
+            raise WhiteningError(
+                "a whitener from load or with_settings holds no scatter to merge: "
+                "merge before saving"
+            )
+        if other._moments is None:
+            return self
+        if self._moments is None:
+            self._moments = Moments(other._moments.dim)
+        if other._moments.dim != self._moments.dim:
+            raise WhiteningError(
+                f"cannot merge whiteners of {self._moments.dim} and {other._moments.dim} dimensions"
+            )
+        self._projection = None
+        self._moments.merge(other._moments)
+        self.n_ = self._moments.n
+        return self
 
     # --- solution -----------------------------------------------------------------------
 
     def _solve(self) -> None:
         import scipy.linalg
 
-        if self.mean_ is None or self._scatter is None:
+        if self._moments is None or self._moments.n == 0:
             raise WhiteningError("no samples to fit a whitening on: pass at least two embeddings")
-        source_dim = len(self.mean_)
+        source_dim = self._moments.dim
         dim = source_dim if self.dim is None else self.dim
         if dim > source_dim:
             raise WhiteningError(
                 f"whitening to {dim} dimensions is impossible from {source_dim}: "
                 f"choose a dim of at most {source_dim}"
             )
-        covariance = self._scatter / self.n_
-        scale = float(np.abs(self.mean_).max(initial=0.0)) ** 2
+        self._mean, covariance = self._moments.mean, self._moments.covariance()
+        self._resolution = max(source_dim * _EPSILON, self._moments.epsilon)
+        scale = float(np.abs(self._mean).max(initial=0.0)) ** 2
         self.spectrum_mean_ = float(np.trace(covariance)) / source_dim
         if not self.spectrum_mean_ > 1e-14 * scale or self.spectrum_mean_ == 0:
             raise ConstantInputError(
@@ -162,23 +168,34 @@ class Whitener:
                 "whiten: fit on more varied images"
             )
         values, vectors = scipy.linalg.eigh(
-            covariance, subset_by_index=(source_dim - dim, source_dim - 1), driver="evr"
+            covariance,
+            lower=True,
+            overwrite_a=True,
+            check_finite=False,
+            subset_by_index=(source_dim - dim, source_dim - 1),
+            driver="evr",
         )
-        values, axes = np.maximum(values[::-1], 0.0), vectors[:, ::-1].T
-        rank = int((values > values[0] * source_dim * np.finfo(np.float64).eps).sum())
-        rank = min(rank, self.n_ - 1)
+        values, axes = np.maximum(values[::-1], 0.0), vectors.T[::-1]
+        rank = self._rank(values)
         if rank < dim and self.dim is None:
             values, axes = values[:rank], axes[:rank]
         elif rank < dim and self.shrinkage == 0:
-            raise RankDeficientError(
-                f"{self.n_} samples span {rank} axes, fewer than dim={dim}: lower dim to {rank}, "
-                "fit on more images, or set shrinkage above 0"
-            )
+            raise RankDeficientError(self._rank_message(rank, dim))
         self._warn_if_few(len(values))
         strongest = np.abs(axes).argmax(axis=1)
-        axes = axes * np.sign(axes[np.arange(len(axes)), strongest])[:, None]
+        signs = np.sign(axes[np.arange(len(axes)), strongest])
         self._eigenvalues = values
-        self._projection = axes * self._gains(values)[:, None]
+        self._projection = axes * (signs * self._gains(values))[:, None]
+
+    def _rank(self, eigenvalues: Array) -> int:
+        """How many of the leading axes the samples span, as far as rounding lets one tell."""
+        return min(int((eigenvalues > eigenvalues[0] * self._resolution).sum()), self.n_ - 1)
+
+    def _rank_message(self, rank: int, dim: int) -> str:
+        return (
+            f"{self.n_} samples span {rank} axes, fewer than dim={dim}: lower dim to {rank}, "
+            "fit on more images, or set shrinkage above 0"
+        )
 
     def _gains(self, eigenvalues: Array) -> Array:
         if math.isinf(self.shrinkage):
@@ -206,7 +223,18 @@ class Whitener:
     @property
     def is_fitted(self) -> bool:
         """Whether there is something to transform with."""
-        return self._projection is not None or self._scatter is not None
+        return self._projection is not None or self._moments is not None
+
+    @property
+    def mean_(self) -> Array | None:
+        """(D,) float64, None before the fit; solves a pending partial fit."""
+        if self._projection is None and self._moments is not None:
+            self._solve()
+        return self._mean
+
+    @mean_.setter
+    def mean_(self, mean: Array) -> None:
+        self._mean = mean
 
     @property
     def projection_(self) -> Array:
@@ -219,10 +247,43 @@ class Whitener:
     @property
     def eigenvalues_(self) -> Array:
         """(dim,) float64, descending; solves a pending partial fit."""
-        if self._eigenvalues is None:
+        if self._projection is None:
             self._solve()
         assert self._eigenvalues is not None
         return self._eigenvalues
+
+    def with_settings(self, *, dim: int | None = None, shrinkage: float | None = None) -> Whitener:
+        """The same fit with other settings: O(dim·D), no samples needed, also after `load`.
+
+        Equal to a new fit with these settings to rounding (1e-9). The result shares no state
+        with this whitener, carries its metadata, and cannot be fitted further.
+
+        Args:
+            dim: principal axes kept, at most as many as this whitener has; None keeps all.
+            shrinkage: see the class; None keeps this whitener's.
+
+        Raises:
+            WhiteningError: more axes than were fitted.
+            RankDeficientError: `shrinkage=0` and the fitted data spans fewer than `dim` axes.
+        """
+        projection, eigenvalues = self.projection_, self.eigenvalues_
+        assert self.mean_ is not None
+        kept = len(eigenvalues) if dim is None else dim
+        if kept > len(eigenvalues):
+            raise WhiteningError(
+                f"{kept} dimensions were asked of a whitening that was fitted with "
+                f"{len(eigenvalues)}: fit again with dim={kept}"
+            )
+        other = Whitener(kept, shrinkage=self.shrinkage if shrinkage is None else shrinkage)
+        other.n_, other.mean_, other._resolution = self.n_, self.mean_.copy(), self._resolution
+        other.spectrum_mean_, other.metadata = self.spectrum_mean_, dict(self.metadata)
+        rank = self._rank(eigenvalues)
+        if other.shrinkage == 0 and rank < kept:
+            raise RankDeficientError(self._rank_message(rank, kept))
+        other._eigenvalues = eigenvalues[:kept].copy()
+        change = other._gains(other._eigenvalues) / self._gains(other._eigenvalues)
+        other._projection = projection[:kept] * change[:, None]
+        return other
 
     # --- application --------------------------------------------------------------------
 
@@ -233,8 +294,12 @@ class Whitener:
     def transform(self, embeddings: Any) -> Any:
         """Whiten (n, D) embeddings to (n, dim) of the same kind, dtype and device.
 
-        Rows are not normalised afterwards. float32 input is centred and projected in
-        float64 on numpy, and in its own precision (at least float32) on torch.
+        Rows are not normalised afterwards. float32 and float16 input is computed in float32, to
+        1e-5 of an axis of unit variance, however far from zero the mean lies; float64 in float64;
+        on torch, bfloat16 is computed in float32.
+
+        Raises:
+            NonFiniteInputError: a row holds NaN or infinity (NumPy arrays only).
         """
         return self._apply(embeddings, self.projection_, forward=True)
 
@@ -255,22 +320,7 @@ class Whitener:
                 f"expected (n, {width}) vectors, not shape {tuple(vectors.shape)}: "
                 "this whitener was fitted on another model"
             )
-        if isinstance(vectors, np.ndarray):
-            kind = vectors.dtype if vectors.dtype.kind == "f" else np.dtype(np.float32)
-            _require_finite(vectors, 0)
-            if forward:
-                out = (vectors.astype(np.float64) - self.mean_) @ matrix.T
-            else:
-                out = vectors.astype(np.float64) @ matrix + self.mean_
-            return out.astype(kind)
-        import torch
-
-        compute = torch.float64 if vectors.dtype == torch.float64 else torch.float32
-        mean = torch.as_tensor(self.mean_, dtype=compute, device=vectors.device)
-        weight = torch.as_tensor(matrix, dtype=compute, device=vectors.device)
-        work = vectors.to(compute)
-        out = (work - mean) @ weight.T if forward else work @ weight + mean
-        return out.to(vectors.dtype)
+        return map_rows(vectors, self.mean_, matrix, forward=forward)
 
     # --- persistence --------------------------------------------------------------------
 
@@ -290,6 +340,7 @@ class Whitener:
             "dim": self.projection_.shape[0],
             "shrinkage": self.shrinkage,
             "spectrum_mean": self.spectrum_mean_,
+            "resolution": self._resolution,
         }
         # One JSON value under one key: safetensors writes several keys in a random order,
         # and equal whiteners must be equal bytes.
@@ -318,6 +369,7 @@ class Whitener:
             whitener = cls(shape[0], shrinkage=float(facts.pop("shrinkage")))
             whitener.n_ = int(facts.pop("n"))
             whitener.spectrum_mean_ = float(facts.pop("spectrum_mean"))
+            whitener._resolution = float(facts.pop("resolution", shape[1] * _EPSILON))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise WhiteningError(
                 f"{os.fspath(path)} is not a readable whitener ({error}): fit and save it again"
@@ -327,7 +379,7 @@ class Whitener:
             np.isfinite(a).all() for a in arrays
         ):
             raise WhiteningError(f"{os.fspath(path)} is damaged: fit and save the whitener again")
-        whitener.mean_, whitener._projection, whitener._eigenvalues = arrays
+        whitener._mean, whitener._projection, whitener._eigenvalues = arrays
         whitener.metadata = {str(k): str(v) for k, v in facts.items()}
         return whitener
 
@@ -337,26 +389,3 @@ def normalize_rows(vectors: Array) -> Array:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Array = vectors / np.maximum(norms, np.finfo(vectors.dtype).tiny)
     return unit
-
-
-def _as_numpy(embeddings: Array | Tensor) -> Array:
-    if isinstance(embeddings, np.ndarray):
-        return embeddings
-    return embeddings.detach().cpu().float().numpy() if _is_half(embeddings) else _plain(embeddings)
-
-
-def _is_half(tensor: Tensor) -> bool:
-    return tensor.element_size() < 4  # bfloat16 has no numpy type
-
-
-def _plain(tensor: Tensor) -> Array:
-    array: Array = tensor.detach().cpu().numpy()
-    return array
-
-
-def _require_finite(block: Array, offset: int) -> None:
-    if not np.isfinite(block).all():
-        row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-        raise NonFiniteInputError(
-            f"sample {offset + row} holds NaN or infinity: embed that image again or leave it out"
-        )

@@ -1,4 +1,4 @@
-"""Finding and decoding images, and mapping on threads."""
+"""Reading and decoding images: any kind of image ends upright, RGB and of 8 bits."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from whiten import media
-from whiten.errors import ConfigError, ImageError, NoImagesError
-from whiten.media import Item, decode, decode_scaled, find_items, ordered_map, read_bytes
+from whiten.errors import ImageError
+from whiten.media import decode, decode_scaled, decoding, read_bytes, reading
 
 
 def smooth(width: int = 48, height: int = 36, seed: int = 0) -> Image.Image:
@@ -48,134 +45,6 @@ def exif(orientation: int) -> Image.Exif:
     block = Image.Exif()
     block[0x0112] = orientation
     return block
-
-
-# --- finding ----------------------------------------------------------------------------------
-
-
-def test_folders_are_groups_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "cats/2.webp", "cats/tabby/1.tiff", "dogs/x.jpeg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    for name in (".hidden.jpg", ".git/x.jpg", "cats/.thumbs/x.jpg", "cats/notes.txt", "README"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert [(item.id, item.group) for item in find_items(tmp_path)] == [
-        ("a.jpg", None),
-        ("b.PNG", None),
-        ("cats/2.webp", "cats"),
-        ("cats/tabby/1.tiff", "cats/tabby"),
-        ("dogs/x.jpeg", "dogs"),
-    ]
-    assert all(Path(item.path).is_file() for item in find_items(tmp_path))
-
-
-def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
-    folder = os.fsencode(tmp_path) + b"/caf\xe9"
-    try:
-        os.mkdir(folder)  # noqa: PTH102 - a name in bytes
-        with open(folder + b"/\xff.png", "wb") as file:
-            file.write(encode(smooth(), "PNG"))
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
-    (item,) = find_items(tmp_path)
-    assert (item.id, item.group) == ("caf\\xe9/\\xff.png", "caf\\xe9")
-    assert decode(read_bytes(item.path)).size == (48, 36)
-    assert media.display_path(item.path).encode().endswith(rb"/caf\xe9/\xff.png")
-
-
-def test_links_to_folders_are_not_followed_links_to_images_are(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "a.jpg").touch()
-    root = tmp_path / "root"
-    (root / "group").mkdir(parents=True)
-    (root / "linked").symlink_to(outside)
-    (root / "group" / "loop").symlink_to(root)
-    (root / "group" / "b.jpg").symlink_to(outside / "a.jpg")
-    assert [item.id for item in find_items(root)] == ["group/b.jpg"]
-    (tmp_path / "link").symlink_to(root)
-    assert [item.id for item in find_items(tmp_path / "link")] == ["group/b.jpg"]
-
-
-def test_one_image_is_a_collection(tmp_path: Path) -> None:
-    path = tmp_path / "one.jpg"
-    path.touch()
-    assert find_items(path) == [Item("one.jpg", str(path))]
-
-
-def write_parquet(file: Path, /, **columns: list[Any]) -> Path:
-    pq.write_table(pa.table(columns), file)
-    return file
-
-
-def test_a_csv_with_a_byte_order_mark(tmp_path: Path) -> None:
-    table = tmp_path / "list.csv"
-    table.write_bytes(
-        '\ufeffgroup,path\r\nAlhambra,z/ä.jpg\r\n,a.jpg\r\n\r\n"x, y",/abs/b.jpg\r\n'.encode()
-    )
-    assert find_items(table) == [
-        Item("/abs/b.jpg", "/abs/b.jpg", "x, y"),
-        Item("a.jpg", str(tmp_path / "a.jpg"), None),
-        Item("z/ä.jpg", str(tmp_path / "z/ä.jpg"), "Alhambra"),
-    ]
-
-
-def test_a_parquet_table(tmp_path: Path) -> None:
-    table = write_parquet(
-        tmp_path / "t.parquet", path=["b.jpg", "a.jpg"], group=[7, None], x=[1, 2]
-    )
-    assert find_items(table) == [
-        Item("a.jpg", str(tmp_path / "a.jpg"), None),
-        Item("b.jpg", str(tmp_path / "b.jpg"), "7"),
-    ]
-    alone = write_parquet(tmp_path / "alone.parquet", path=["a.jpg"])
-    assert find_items(alone)[0].group is None
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"image,group\na.jpg,x\n", "no column 'path'"),
-        (b"path\na.jpg\nb.jpg\na.jpg\n", "lists 'a.jpg' twice"),
-        (b"group,path\nx,a.jpg\ny\n", "no path in row 2"),
-        (b"path,group\n,x\n", "no path in row 1"),
-        (b"path\ncaf\xe9.jpg\n", "CSV in UTF-8"),
-    ],
-)
-def test_a_wrong_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    table = tmp_path / "list.csv"
-    table.write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
-        find_items(table)
-
-
-def test_a_wrong_parquet_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no column 'path'"):
-        find_items(write_parquet(tmp_path / "a.parquet", file=["a.jpg"]))
-    with pytest.raises(ConfigError, match="no path in row 2"):
-        find_items(write_parquet(tmp_path / "b.parquet", path=["a.jpg", None]))
-    with pytest.raises(ConfigError, match="twice"):
-        find_items(write_parquet(tmp_path / "c.parquet", path=["a.jpg", "a.jpg"]))
-    whole = (tmp_path / "a.parquet").read_bytes()
-    (tmp_path / "d.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match="cannot read"):
-        find_items(tmp_path / "d.parquet")
-
-
-def test_nothing_to_find(tmp_path: Path) -> None:
-    with pytest.raises(NoImagesError, match="does not exist: name a folder"):
-        find_items(tmp_path / "nowhere")
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(NoImagesError, match="holds no image file"):
-        find_items(tmp_path)
-    table = tmp_path / "list.csv"
-    table.write_text("path,group\n")
-    with pytest.raises(NoImagesError, match="no rows"):
-        find_items(table)
-
-
-# --- decoding ---------------------------------------------------------------------------------
 
 
 def test_cmyk_jpeg() -> None:
@@ -253,8 +122,8 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     }
     stored = upright if orientation == 1 else upright.transpose(lying[orientation])
     data = encode(stored, kind, exif=exif(orientation).tobytes(), quality=95)
-    decoded, full_size = decode_scaled(data, min_side=None)
-    assert full_size == (64, 40)
+    decoded, picture = decode_scaled(data, min_side=None)
+    assert picture == (0, 0, 64, 40)
     assert distance(decoded, upright) < 4
 
 
@@ -327,14 +196,32 @@ def test_a_bad_file_has_a_reason(data: bytes, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_unreadable_files_have_a_reason(tmp_path: Path) -> None:
+def test_unreadable_files_have_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(ImageError, match="empty file"):
-        read_bytes(str(tmp_path / "empty.jpg"))
-    with pytest.raises(ImageError, match="no such file"):
-        read_bytes(str(tmp_path / "missing.jpg"))
-    with pytest.raises(ImageError, match="directory"):
-        read_bytes(str(tmp_path))
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "large.jpg").write_bytes(b"12345678")
+    reasons = {
+        "empty.jpg": "empty file",
+        "missing.jpg": "no such file or directory",
+        "loop.jpg": "too many levels of symbolic links",
+        "nul\0.jpg": "embedded null byte",
+        "x" * 300: "file name too long",
+        "": "is a directory",
+        "large.jpg": "8 bytes, above the limit of 7",
+    }
+    monkeypatch.setattr(reading, "MAX_BYTES", 7)
+    for name, reason in reasons.items():
+        with pytest.raises(ImageError, match=f"^{reason}$"):
+            read_bytes(f"{tmp_path}/{name}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes and devices among its files")
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "endless.jpg"):
+        with pytest.raises(ImageError, match="not a file but a pipe or a device"):
+            read_bytes(str(tmp_path / name))
 
 
 def png(width: int, height: int) -> bytes:
@@ -392,71 +279,45 @@ def test_a_pixel_bomb_takes_no_memory(tmp_path: Path) -> None:
 
 def test_a_jpeg_above_the_limit_is_shrunk_by_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(smooth(640, 480), "JPEG")
-    monkeypatch.setattr(media, "MAX_PIXELS", 100_000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100_000)
     with pytest.raises(ImageError, match="640x480 pixels"):
         decode(data)
-    image, full_size = decode_scaled(data, min_side=100)
-    assert (image.size, full_size) == ((160, 120), (640, 480))
+    image, picture = decode_scaled(data, min_side=100)
+    assert (image.size, picture) == ((160, 120), (0, 0, 160, 120))
 
 
-@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_progressive_jpeg_is_in_memory_at_its_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(smooth(640, 480), "JPEG", progressive=True)
+    assert decode_scaled(data, min_side=100)[0].size == (160, 120)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100_000)
+    with pytest.raises(ImageError, match="640x480 pixels"):
+        decode_scaled(data, min_side=100)
+
+
+# Of 803x602 pixels the decoder gives 201x151, which would be 804x604: where is the picture?
+PICTURES = {
+    1: (0, 0, 200.75, 150.5),
+    2: (0.25, 0, 201, 150.5),
+    3: (0.25, 0.5, 201, 151),
+    4: (0, 0.5, 200.75, 151),
+    5: (0, 0, 150.5, 200.75),
+    6: (0.5, 0, 151, 200.75),
+    7: (0.5, 0.25, 151, 201),
+    8: (0, 0.25, 150.5, 201),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_shrunk_decode_equals_a_plain_one(orientation: int) -> None:
     data = encode(smooth(803, 602), "JPEG", quality=92, exif=exif(orientation).tobytes())
     plain = decode(data)
-    shrunk, full_size = decode_scaled(data, min_side=120)
-    assert full_size == plain.size
-    assert 120 <= min(shrunk.size) < min(plain.size)
-    side = (100, 100)
-    assert distance(*(i.resize(side, Image.Resampling.BICUBIC) for i in (plain, shrunk))) < 2
+    shrunk, picture = decode_scaled(data, min_side=120)
+    assert picture == PICTURES[orientation]
+    assert sorted(shrunk.size) == [151, 201]
+    small = plain.resize((100, 100), Image.Resampling.BICUBIC)
+    assert distance(shrunk.resize(small.size, Image.Resampling.BICUBIC, box=picture), small) < 1
 
 
 def test_other_formats_and_small_images_are_not_shrunk() -> None:
     assert decode_scaled(encode(smooth(80, 60), "PNG"), min_side=10)[0].size == (80, 60)
     assert decode_scaled(encode(smooth(80, 60), "JPEG"), min_side=60)[0].size == (80, 60)
-
-
-# --- mapping ----------------------------------------------------------------------------------
-
-
-def test_ordered_map_keeps_the_order() -> None:
-    def slow_when_early(number: int) -> int:
-        time.sleep(0.002 * (10 - number % 10))
-        return number * number
-
-    out = ordered_map(slow_when_early, range(50), workers=4, ahead=8)
-    assert list(out) == [n * n for n in range(50)]
-    assert list(ordered_map(slow_when_early, [], workers=4, ahead=8)) == []
-
-
-def test_ordered_map_looks_ahead_no_further_than_asked() -> None:
-    started: list[int] = []
-    lead = []
-    for taken, _ in enumerate(ordered_map(started.append, range(100), workers=3, ahead=5)):
-        time.sleep(0.001)  # time enough for threads that would run away
-        lead.append(len(started) - (taken + 1))
-    assert len(started) == 100
-    assert 0 < max(lead) <= 5
-
-
-def test_ordered_map_hands_on_exceptions_in_order_and_stops() -> None:
-    started: list[int] = []
-
-    def fail_at_seven(number: int) -> int:
-        started.append(number)
-        if number == 7:
-            raise ValueError("seven")
-        return number
-
-    got = []
-    with pytest.raises(ValueError, match="seven"):
-        for number in ordered_map(fail_at_seven, range(1000), workers=2, ahead=4):
-            got.append(number)
-    assert got == list(range(7))
-    assert len(started) <= 12
-
-
-def test_ordered_map_ends_its_threads_when_it_is_left() -> None:
-    results = ordered_map(lambda n: n, range(1000), workers=2, ahead=4)
-    assert next(results) == 0
-    results.close()  # type: ignore[attr-defined]
-    assert not [t for t in threading.enumerate() if t.name.startswith("whiten-media")]

@@ -1,0 +1,191 @@
+"""An epoch with cached teachers, as `whiten distill` trains, beside teachers that run in each step.
+
+    python benchmarks/epoch.py
+
+ResNet-18 learns from two ResNet-101 at 224 px, all with random weights. The rival is the paper's
+way in plain torch: both teachers see both views of every image in every step, float32, eager,
+channels first. Ours is the public `whiten.distill` with its defaults, by the speed that the run
+itself records (decoding, step and log; the first step warms up), plus the time of embedding the
+cached views, spread over 200 epochs. An epoch has a pair for each image.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from photographs import write_photographs
+from PIL import Image
+from side_by_side import Comparison, Report, arguments
+from torch import Tensor, nn
+from torchvision import transforms
+
+import whiten
+from whiten.allocator import keep_freed_memory
+from whiten.embed import embed
+from whiten.media import find_items
+from whiten.teachers import open_teacher
+from whiten.views import IMAGENET_MEAN, IMAGENET_STD
+
+SIDE, STORED, EPOCHS, TARGET = 224, 256, 200, 9.0
+TEACHERS = ("python:epoch:first_teacher", "python:epoch:second_teacher")
+STUDENT = "timm:resnet18?pretrained=0"
+RIVAL, OURS = "plain torch, teachers online, float32", "whiten distill, teachers cached"
+
+
+def first_teacher() -> nn.Module:
+    return _teacher(1)
+
+
+def second_teacher() -> nn.Module:
+    return _teacher(2)
+
+
+def _teacher(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model("resnet101", pretrained=False, num_classes=0).eval()
+
+
+class PlainLoop:
+    """One process, one image after another, as the method would be written down."""
+
+    def __init__(self, paths: Sequence[Path], batch: int) -> None:
+        self.paths, self.batch = list(paths), batch
+        self.teachers = [first_teacher(), second_teacher()]
+        torch.manual_seed(0)
+        self.student = timm.create_model("resnet18", pretrained=False, num_classes=256).train()
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=1e-3)
+        self.whitenings = [torch.randn(256, 2048) / 2048**0.5 for _ in self.teachers]
+        self.view = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(SIDE, scale=(0.35, 1.0)),
+                transforms.RandomHorizontalFlip(),
+                transforms.ColorJitter(0.3, 0.3, 0.3),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    def step(self) -> None:
+        pictures = [Image.open(path).convert("RGB") for path in self.paths[: self.batch]]
+        x, y = (torch.stack([self.view(picture) for picture in pictures]) for _ in range(2))
+        similarities = []
+        with torch.no_grad():
+            for teacher, whitening in zip(self.teachers, self.whitenings, strict=True):
+                tx, ty = (F.normalize(teacher(side) @ whitening.T, dim=1) for side in (x, y))
+                similarities.append(tx @ ty.T)
+            stacked = torch.stack(similarities)
+            eye = torch.eye(self.batch, dtype=torch.bool)
+            target = torch.where(eye, stacked.amax(0), stacked.amin(0)) / 0.05
+        sx, sy = F.normalize(self.student(torch.cat([x, y])), dim=1).chunk(2)
+        student = sx @ sy.T / 0.05
+        loss = _kl(student, target) + _kl(student.T, target.T)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def student_alone(self) -> None:
+        """Forward and backward of both views on ready tensors: the floor in float32."""
+        x = torch.zeros(2 * self.batch, 3, SIDE, SIDE)
+        self.student(x).square().mean().backward()
+
+
+def _kl(student: Tensor, target: Tensor) -> Tensor:
+    return F.kl_div(student.log_softmax(1), target.softmax(1), reduction="batchmean")
+
+
+def seconds_a_pair(folder: Path, number: str, batch: int) -> float:
+    out = folder / f"run-{number}"
+    whiten.distill(
+        folder / "images",
+        TEACHERS,
+        out=out,
+        embeddings=folder / "cache",
+        student=STUDENT,
+        size=SIDE,
+        epochs=1,
+        batch_size=batch,
+        pairs="views",
+        show_progress=False,
+    )
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    # The speed is that of all steps so far; what is wanted is the time after the first one.
+    elapsed = [2 * batch * record["step"] / record["images_per_s"] for record in records]
+    return (elapsed[-1] - elapsed[0]) / (batch * (len(records) - 1))
+
+
+def embedding_seconds(folder: Path, number: str, count: int) -> float:
+    """Of one view of one image by both teachers, in the precision of the cache."""
+    items = find_items(folder / "images")[:count]
+    teachers = [open_teacher(uri) for uri in TEACHERS]
+    began = time.perf_counter()
+    for k, teacher in enumerate(teachers):
+        embed(items, teacher, folder / f"store-{number}-{k}", precision="auto")
+    return (time.perf_counter() - began) / len(items)
+
+
+def measure(folder: Path, images: int, batch: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds a pair, of each part, in each round."""
+    plain = PlainLoop(write_photographs(folder / "images", images, STORED, STORED), batch)
+    seconds_a_pair(folder, "warm", batch)  # fills the cache, which the others share
+    embedding_seconds(folder, "warm", batch)
+    plain.student_alone()
+    parts: dict[str, list[float]] = {"epoch": [], "embedding": [], "plain": [], "student": []}
+    for number in map(str, range(rounds)):
+        parts["epoch"].append(seconds_a_pair(folder, number, batch))
+        parts["embedding"].append(embedding_seconds(folder, number, batch))
+        for name, action in (("plain", plain.step), ("student", plain.student_alone)):
+            began = time.perf_counter()
+            action()
+            parts[name].append((time.perf_counter() - began) / batch)
+    return parts
+
+
+def compare(parts: dict[str, list[float]], views: int) -> Comparison:
+    ours = [
+        epoch + views * embedding / EPOCHS
+        for epoch, embedding in zip(parts["epoch"], parts["embedding"], strict=True)
+    ]
+    result = Comparison(
+        f"one pair of an epoch, {views} cached view{'s' if views > 1 else ''}",
+        OURS,
+        {
+            OURS: ours,
+            RIVAL: parts["plain"],
+            "floor in float32: the student alone, on ready tensors": parts["student"],
+        },
+        targets={RIVAL: TARGET},
+    )
+    medians = {name: statistics.median(values) for name, values in parts.items()}
+    result.facts = {
+        "seconds_a_pair_of_training": medians["epoch"],
+        "seconds_to_embed_a_view": medians["embedding"],
+        "epochs_that_share_the_embedding": EPOCHS,
+        "share_of_embedding": round(
+            views * medians["embedding"] / EPOCHS / statistics.median(ours), 4
+        ),
+    }
+    return result
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    keep_freed_memory()  # as the command line does; the rival has it too
+    report = Report("epoch", torch=torch.__version__, threads=torch.get_num_threads())
+    images, batch, rounds = (24, 8, 1) if options.quick else (128, 32, 3)
+    with tempfile.TemporaryDirectory(prefix="whiten-epoch-") as folder:
+        parts = measure(Path(folder), images, batch, rounds)
+    for views in (1, 2, 5):
+        report.add(compare(parts, views))
+    report.finish(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""A whitening that chooses itself: how much to shrink the spectrum, and how many axes to keep.
+
+Shrinkage is one knob from whitening (0) to centring (inf). Teachers that never saw the domain want
+the one end, teachers fine-tuned on it the other, and few images want more of it than many. So the
+choice is made on held-out images, by retrieval:
+
+- with groups: an image's positives are the others of its group;
+- without, and with several teachers: an image's positive is its mutual nearest neighbour in the
+  *other* teachers' embeddings as they come, so that no teacher judges itself;
+- with one teacher: an image's positive is another view of it. Views are easy, so this sees less.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.errors import WhiteningError
+from whiten.whitening import DEFAULT_SHRINKAGE, SAMPLES_PER_DIM, Whitener, normalize_rows
+
+Vectors = npt.NDArray[Any]
+
+SHRINKAGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, math.inf)
+DIMS = (64, 128, 256, 512)
+SAMPLE = 4096  # images that the choice looks at
+_HELD_OUT = 1024  # at most, of a fold
+_FOLDS = 4
+_MANY = 16  # positives of an image
+_SMALL = 2000  # below as many images every fold is used, and drawn thrice: a quarter says little
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for one teacher, and the curve that it was chosen from.
+
+    Attributes:
+        shrinkage, dim: the choice.
+        criterion: what the scores are, in words.
+        shrinkages, dims: of the columns and the rows of `scores`.
+        scores: mean average precision on held-out images, [dim][shrinkage]; empty where
+            there was nothing to choose on.
+    """
+
+    shrinkage: float
+    dim: int
+    criterion: str
+    shrinkages: list[float] = field(default_factory=list)
+    dims: list[int] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if not self.scores:
+            return f"shrinkage {self.shrinkage:g}, {self.dim} axes: {self.criterion}"
+        best = self.scores[self.dims.index(self.dim)]
+        score = best[self.shrinkages.index(self.shrinkage)]
+        ends = f"{best[0]:.3f} at {self.shrinkages[0]:g}, {best[-1]:.3f} at {self.shrinkages[-1]:g}"
+        return (
+            f"shrinkage {self.shrinkage:g}, {self.dim} axes: {self.criterion} {score:.3f} ({ends})"
+        )
+
+
+def choose_whitening(
+    embeddings: Vectors,
+    *,
+    groups: Sequence[str | None] | None = None,
+    others: Sequence[Vectors] = (),
+    second_views: Vectors | None = None,
+    dims: Sequence[int] = DIMS,
+    shrinkages: Sequence[float] = SHRINKAGES,
+    seed: int = 0,
+) -> tuple[Whitener, Choice]:
+    """Fit a whitening whose shrinkage and dimension retrieve best on held-out images.
+
+    Args:
+        embeddings: (n, D) of one teacher, L2-normalised.
+        groups: per image its group or None; used where two groups of two images exist.
+        others: the other teachers' embeddings of the same images, each (n, D_k).
+        second_views: (n, D) of another view of each image.
+        dims, shrinkages: the candidates; dims above n - 1 or D are lowered to that.
+        seed: of the sample and the folds.
+
+    Returns:
+        A whitener fitted on all n rows, and how it was chosen.
+    """
+    rows = sample_rows(len(embeddings), groups, seed)
+    choice = choose(
+        embeddings[rows],
+        groups=None if groups is None else [groups[i] for i in rows],
+        others=[other[rows] for other in others],
+        second_views=None if second_views is None else second_views[rows],
+        dims=dims,
+        shrinkages=shrinkages,
+        seed=seed,
+    )
+    return fit_chosen(choice, embeddings), choice
+
+
+def fit_chosen(choice: Choice, embeddings: Vectors | Iterable[Vectors]) -> Whitener:
+    """Fit what was chosen on (n, D) embeddings, or a stream of them."""
+    with warnings.catch_warnings():
+        if choice.scores:  # many axes for few images are no surprise: held-out images wanted them
+            warnings.filterwarnings("ignore", "whitening .* dimensions on", UserWarning)
+        return Whitener(choice.dim, shrinkage=choice.shrinkage).fit(embeddings)
+
+
+def sample_rows(n: int, groups: Sequence[str | None] | None, seed: int) -> npt.NDArray[np.int64]:
+    """Rows of at most SAMPLE of n images, ascending; groups enter whole."""
+    order = np.random.default_rng(seed).permutation(n)
+    if groups is not None:
+        _, numbers = np.unique(
+            [name or f"\0{i}" for i, name in enumerate(groups)], return_inverse=True
+        )
+        order = np.argsort(order[numbers], kind="stable")
+    return np.sort(order[:SAMPLE])
+
+
+def choose(
+    embeddings: Vectors,
+    *,
+    groups: Sequence[str | None] | None = None,
+    others: Sequence[Vectors] = (),
+    second_views: Vectors | None = None,
+    dims: Sequence[int] = DIMS,
+    shrinkages: Sequence[float] = SHRINKAGES,
+    seed: int = 0,
+) -> Choice:
+    """The choice of `choose_whitening` on a sample, which all arguments hold the rows of."""
+    n, source_dim = embeddings.shape
+    if n < 2:
+        raise WhiteningError("one image is nothing to whiten on: give more images")
+    rng = np.random.default_rng(seed)
+    classes, criterion = _positives(n, groups, others, second_views is not None)
+    if criterion is None:
+        dim = max(1, min(max(dims), source_dim, n // SAMPLES_PER_DIM))
+        return Choice(DEFAULT_SHRINKAGE, dim, "too few images to choose on, so this is the default")
+    repeats = 1 if n >= _SMALL else 3
+    folds = [fold for _ in range(repeats) for fold in _folds(classes, rng)]
+    largest = min(max(dims), source_dim, min(n - len(fold) for fold in folds) - 1)
+    candidates = sorted({min(dim, largest) for dim in dims if dim > 0} - {0})
+    totals = np.zeros((len(candidates), len(shrinkages)))
+    for fold in folds:
+        held = np.zeros(n, bool)
+        held[fold] = True
+        axes = Whitener(largest, shrinkage=math.inf).fit(embeddings[~held])
+        gallery = axes.transform(embeddings[held])
+        queries = gallery if second_views is None or criterion != VIEWS else None
+        if queries is None:
+            assert second_views is not None
+            queries = axes.transform(second_views[held])
+        spectrum, mean = axes.eigenvalues_, axes.spectrum_mean_
+        for column, shrinkage in enumerate(shrinkages):
+            gain = _gain(spectrum, mean, shrinkage)
+            for row, dim in enumerate(candidates):
+                asked, found = (
+                    normalize_rows((side[:, :dim] * gain[:dim]).astype(np.float32))
+                    for side in (queries, gallery)
+                )
+                totals[row, column] += _score(asked, found, classes[held], queries is gallery)
+    scores = totals / len(folds)
+    row, column = divmod(int(np.argmax(scores)), len(shrinkages))
+    if candidates[row] == largest:  # all that the folds had; the whole sample has more
+        candidates[row] = min(max(dims), source_dim, n - 1)
+    return Choice(
+        shrinkage=float(shrinkages[column]),
+        dim=candidates[row],
+        criterion=criterion,
+        shrinkages=list(map(float, shrinkages)),
+        dims=candidates,
+        scores=scores.round(5).tolist(),
+    )
+
+
+GROUPS = "mAP on held-out groups"
+NEIGHBOURS = "mAP on other teachers' mutual neighbours"
+VIEWS = "mAP on two views of held-out images"
+
+
+def _positives(
+    n: int, groups: Sequence[str | None] | None, others: Sequence[Vectors], has_views: bool
+) -> tuple[npt.NDArray[np.int64], str | None]:
+    """The class of each image (-1: only a distractor), and the criterion, None without any."""
+    if groups is not None:
+        _, numbers = np.unique([name or "" for name in groups], return_inverse=True)
+        is_lone = np.bincount(numbers)[numbers] < 2
+        classes = np.where(is_lone | np.array([not name for name in groups]), -1, numbers)
+        if len(np.unique(classes[classes >= 0])) >= _FOLDS:
+            return classes, GROUPS
+    if others:
+        joined = np.concatenate([normalize_rows(other.astype(np.float32)) for other in others], 1)
+        similarity = joined @ joined.T
+        np.fill_diagonal(similarity, -np.inf)
+        nearest = similarity.argmax(axis=1)
+        mutual = np.flatnonzero(nearest[nearest] == np.arange(n))
+        classes = np.full(n, -1, np.int64)
+        classes[mutual] = np.minimum(mutual, nearest[mutual])
+        if len(mutual) >= 2 * _FOLDS:
+            return classes, NEIGHBOURS
+    if has_views and n >= 2 * _FOLDS:
+        return np.arange(n), VIEWS
+    return np.full(n, -1, np.int64), None
+
+
+def _folds(classes: npt.NDArray[np.int64], rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+    """Held-out rows, whole classes together; every fold where images are few, else one."""
+    numbers = rng.permutation(int(classes.max()) + 1) % _FOLDS
+    alone = rng.integers(0, _FOLDS, len(classes))
+    fold_of = np.where(classes >= 0, numbers[np.maximum(classes, 0)], alone)
+    folds = [np.flatnonzero(fold_of == f)[:_HELD_OUT] for f in range(_FOLDS)]
+    usable = [fold for fold in folds if (classes[fold] >= 0).any() and len(fold) > 1]
+    return usable if len(classes) < _SMALL else usable[:1]
+
+
+def _gain(spectrum: Vectors, mean: float, shrinkage: float) -> Vectors:
+    """Scale of each axis relative to plain centring."""
+    if math.isinf(shrinkage):
+        return np.ones_like(spectrum)
+    floor = spectrum[0] * 1e-12  # axes of no variance carry rounding alone
+    gain: Vectors = 1 / np.sqrt(np.maximum(spectrum + shrinkage * mean, floor))
+    return gain
+
+
+def _score(
+    queries: Vectors, gallery: Vectors, classes: npt.NDArray[np.int64], is_same: bool
+) -> float:
+    """Mean average precision; `is_same` leaves each query out of its own gallery."""
+    asked = np.flatnonzero(classes >= 0)
+    similarity = queries[asked] @ gallery.T
+    positive = classes[asked, None] == classes[None]
+    if is_same:
+        rows = np.arange(len(asked))
+        similarity[rows, asked] = -np.inf
+        positive[rows, asked] = False
+    counts = positive.sum(axis=1)
+    if counts.max(initial=0) > _MANY:
+        return _score_by_sorting(similarity, positive)
+    row, column = np.nonzero(positive)
+    scores = similarity[row, column]
+    # The rank of a positive is one more than the number of items above it; among the positives
+    # of its query alone, the same count says how many of those come first.
+    ranks = 1 + (similarity[row] > scores[:, None]).sum(axis=1)
+    first = np.searchsorted(row, row, side="left")
+    order = np.lexsort((-scores, row))
+    place = np.empty(len(row), np.int64)
+    place[order] = np.arange(len(row)) - first + 1
+    precision = np.bincount(row, place / np.maximum(ranks, place), minlength=len(asked))
+    has = counts > 0
+    return float((precision[has] / counts[has]).mean()) if has.any() else 0.0
+
+
+def _score_by_sorting(similarity: Vectors, positive: npt.NDArray[np.bool_]) -> float:
+    """The same for large groups, where a sort is cheaper than a count for each positive."""
+    scores = []
+    for row, truth in zip(similarity, positive, strict=True):
+        if truth.any():
+            found = np.flatnonzero(truth[np.argsort(-row, kind="stable")]) + 1
+            scores.append((np.arange(1, len(found) + 1) / found).mean())
+    return float(np.mean(scores)) if scores else 0.0

@@ -1,0 +1,181 @@
+"""From a file's content to an upright RGB image of 8 bits a channel."""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from whiten.errors import ImageError
+
+# Whatever a file's name says: formats that Pillow decodes itself, with the size known before the
+# pixels. EPS would start another program, ICO decodes while it is opened.
+Image.init()
+FORMATS: list[str] = [
+    name
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+    if name in Image.OPEN
+]
+MAX_PIXELS = 200_000_000  # 600 MB as RGB
+
+_ORIENTATION = 0x0112  # EXIF tag
+# What turns an image of each orientation upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_SIDE = frozenset([5, 6, 7, 8])
+_FROM_RIGHT = frozenset([2, 3, 6, 7])  # orientations whose first column is upright the last one
+_FROM_BOTTOM = frozenset([3, 4, 7, 8])
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
+
+# The limit above replaces Pillow's process-wide one, which would warn at half of it.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode to an upright RGB image of 8 bits a channel; see `decode_scaled`."""
+    return decode_scaled(data, min_side=None)[0]
+
+
+def decode_scaled(data: bytes, *, min_side: int | None) -> tuple[Image.Image, Box]:
+    """Decode to an upright RGB image of 8 bits a channel, and the box in it that is the picture.
+
+    Transparency is laid over white, CMYK and grey are converted, 16-bit and float images are
+    scaled to 8 bits, the EXIF orientation is applied, and of an animation the first frame is taken.
+
+    Args:
+        data: the file's content.
+        min_side: a JPEG may be decoded at a half, quarter or eighth of its size as long as its
+            shorter side stays at least this many pixels; much faster.
+
+    Returns:
+        The image, and (left, top, right, bottom) in its pixels: all of it, save for a JPEG whose
+        size is no multiple of the reduction, of which the last pixels are partly beyond the edge.
+
+    Raises:
+        ImageError: not an image, truncated, or larger than MAX_PIXELS. Only a JPEG may be larger
+            that is decoded at a smaller size.
+    """
+    try:
+        with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            # Before anything else: asking a PNG for its EXIF block decodes it. All coefficients of
+            # a progressive JPEG lie in memory, at whatever size it is decoded.
+            if opened.info.get("progressive"):
+                _refuse_large(opened.size)
+            drafted = None
+            if min_side is not None and min_side < min(opened.size):
+                # Only the JPEG decoder acts on this.
+                drafted = opened.draft(None, _draft_size(opened.size, min_side))
+            _refuse_large(opened.size)
+            opened.decodermaxblock = len(data)  # hand the decoder all of it at once
+            opened.load()
+            image = _to_rgb(opened)
+            orientation = _orientation(opened)
+        size = image.size if drafted is None else drafted[1][2:]
+        box = _upright_box(image.size, size, orientation)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        return image, box
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image, or of an unknown format") from None
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise ImageError(f"damaged: {reason}") from None
+
+
+def _refuse_large(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ImageError(f"{size[0]}x{size[1]} pixels, above the limit of {MAX_PIXELS:,}")
+
+
+def _upright_box(pixels: tuple[int, int], picture: tuple[float, float], orientation: int) -> Box:
+    """Where a picture at the top left of an image of `pixels` lies once that is upright."""
+    if orientation in _ON_SIDE:
+        pixels, picture = pixels[::-1], picture[::-1]
+    left = pixels[0] - picture[0] if orientation in _FROM_RIGHT else 0.0
+    top = pixels[1] - picture[1] if orientation in _FROM_BOTTOM else 0.0
+    return (left, top, left + picture[0], top + picture[1])
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # a damaged EXIF block is no reason to lose the image
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+_warnings_lock = threading.Lock()
+_warnings_off = ExitStack()
+_decoding = 0  # threads that are inside `_no_pillow_warnings`
+
+
+@contextmanager
+def _no_pillow_warnings() -> Iterator[None]:
+    """Silence Pillow (damaged EXIF blocks, odd palettes) in all threads that decode.
+
+    The filters of `warnings` belong to the process. If each thread saved and restored them, two
+    that overlap would restore each other's: the first one in saves, the last one out restores.
+    """
+    global _decoding
+    with _warnings_lock:
+        if _decoding == 0:
+            _warnings_off.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module="PIL")
+        _decoding += 1
+    try:
+        yield
+    finally:
+        with _warnings_lock:
+            _decoding -= 1
+            if _decoding == 0:
+                _warnings_off.close()
+
+
+def _draft_size(size: tuple[int, int], min_side: int) -> tuple[int, int]:
+    ratio = min_side / min(size)
+    return (int(np.ceil(size[0] * ratio)), int(np.ceil(size[1] * ratio)))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as `decode` would return it."""
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    is_transparent = "transparency" in image.info
+    if image.mode == "RGB" and not is_transparent:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or is_transparent:
+        layered = image.convert("RGBA")
+        canvas = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(canvas, layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    values = np.nan_to_num(pixels.astype(np.float32))
+    if pixels.dtype.kind in "iu":
+        white = 65535.0 if values.max(initial=0) > 255 or pixels.dtype.itemsize == 2 else 255.0
+    else:
+        # Float images carry no range: 0..1 by convention, else up to their brightest pixel.
+        white = max(1.0, float(values.max(initial=0)))
+    return (values * (255.0 / white)).clip(0, 255).round().astype(np.uint8)

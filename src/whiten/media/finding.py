@@ -1,0 +1,155 @@
+"""Which images a collection has: a folder, or a table of paths."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from whiten.errors import ConfigError, NoImagesError
+
+# fmt: off
+SUFFIXES = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
+])
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a collection.
+
+    Attributes:
+        id: name that is unique in the collection and valid UTF-8.
+        path: where the file is.
+        group: what the image shows (landmark, product), or None where unknown.
+    """
+
+    id: str
+    path: str
+    group: str | None = None
+
+
+def find_items(source: str | os.PathLike[str]) -> list[Item]:
+    """The images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
+
+    In a folder whose images all lie one folder deep or deeper, the folder that holds an
+    image is its group; images directly in the root have none. Hidden files and folders are
+    passed over, links to folders are not followed. A folder that cannot be listed is an item
+    too, `NAME/`: whoever reads it gets the reason, so that its images do not go missing
+    silently. In a table, relative paths start at the table's folder. The order is by id, the
+    same on every machine.
+
+    Raises:
+        NoImagesError: the source is missing, cannot be listed, or names no image.
+        ConfigError: a table that cannot be read, without a `path` column, or with a path
+            missing or twice.
+    """
+    root = Path(source)
+    if root.is_dir():
+        items = list(_walk(root))
+        if not items:
+            raise NoImagesError(
+                f"{root} holds no image file ({' '.join(sorted(SUFFIXES)[:6])} …): "
+                "name a folder of images, or a CSV or Parquet with columns path,group"
+            )
+    elif root.suffix.lower() in (".csv", ".parquet") and root.is_file():
+        items = list(_read_table(root))
+        if not items:
+            raise NoImagesError(f"{root} has no rows: list one image path a row")
+    elif root.is_file():
+        return [Item(_id(root.name), os.fspath(root))]
+    else:
+        raise NoImagesError(f"{root} does not exist: name a folder of images or a table of paths")
+    return sorted(items, key=lambda item: item.id)
+
+
+def _walk(root: Path) -> Iterator[Item]:
+    unlisted: list[OSError] = []
+    for folder, subfolders, files in os.walk(root, onerror=unlisted.append):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = os.path.relpath(folder, root)
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                top = relative == os.curdir
+                yield Item(
+                    id=_id(name if top else os.path.join(relative, name)),
+                    path=os.path.join(folder, name),
+                    group=None if top else _id(relative),
+                )
+    for error in unlisted:
+        if error.filename == os.fspath(root):
+            raise NoImagesError(
+                f"{display_path(error.filename)} cannot be listed "
+                f"({(error.strerror or str(error)).lower()}): give access, or name another folder"
+            ) from error
+        name = _id(os.path.relpath(error.filename, root))
+        yield Item(id=f"{name}/", path=error.filename, group=name)
+
+
+def _read_table(table: Path) -> Iterator[Item]:
+    seen = set()
+    for number, (path, group) in enumerate(_rows_or_refuse(table), start=1):
+        if not path:
+            raise ConfigError(f"{table} has no path in row {number}: give every row its image")
+        if path in seen:
+            raise ConfigError(f"{table} lists {path!r} twice: list every image once")
+        seen.add(path)
+        yield Item(path, os.path.join(table.parent, path), group or None)
+
+
+def _rows_or_refuse(table: Path) -> Iterator[tuple[str | None, str | None]]:
+    from pyarrow import ArrowException
+
+    try:
+        yield from _table_rows(table)
+    except (OSError, UnicodeError, csv.Error, ArrowException) as error:
+        raise ConfigError(
+            f"cannot read {table} ({str(error).splitlines()[0]}): "
+            "it must be CSV in UTF-8, or Parquet"
+        ) from error
+
+
+def _table_rows(table: Path) -> Iterator[tuple[str | None, str | None]]:
+    if table.suffix.lower() == ".csv":
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            _require_path_column(table, reader.fieldnames or [])
+            for row in reader:
+                yield row["path"], row.get("group")
+        return
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(table) as parquet:
+        names = parquet.schema_arrow.names
+        _require_path_column(table, names)
+        wanted = [name for name in ("path", "group") if name in names]
+        for batch in parquet.iter_batches(columns=wanted):
+            for row in batch.to_pylist():
+                path, group = row["path"], row.get("group")
+                yield None if path is None else str(path), None if group is None else str(group)
+
+
+def _require_path_column(table: Path, names: Iterable[str]) -> None:
+    if "path" not in names:
+        raise ConfigError(f"{table} has no column 'path': it needs path, and group for positives")
+
+
+def display_path(path: str) -> str:
+    r"""The absolute path as valid UTF-8, for tables and messages; other bytes become \\xNN."""
+    return _text(os.path.abspath(path))  # noqa: PTH100 - links stay as the user named them
+
+
+def _id(name: str) -> str:
+    r"""A name below the root as an id: valid UTF-8, with slashes.
+
+    Bytes that are no UTF-8 become \\xNN. So do backslashes: no other name has the same id.
+    """
+    return _text(name.replace(os.sep, "/").replace("\\", r"\x5c"))
+
+
+def _text(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,87 @@
+"""Read a file whole, and tell whether it has changed since."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from whiten.errors import ImageError
+
+MAX_BYTES = 1 << 30  # an image of MAX_PIXELS takes 600 MB uncompressed
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image that could not be used, and why."""
+
+    id: str
+    reason: str
+
+
+class Stamp(NamedTuple):
+    """What the file system says of a file; while it is the same, so is the content.
+
+    The time of the last change of content or status cannot be set by a program, unlike `mtime_ns`,
+    which copies and archives bring with them.
+    """
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """The stamp of a file; None where there is none, or no way to it."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file; never waits for another program, as reading a pipe would.
+
+    Raises:
+        ImageError: missing, unreadable, empty, larger than MAX_BYTES, or no file.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("not a file but a pipe or a device")
+            if status.st_size > MAX_BYTES:
+                raise ImageError(f"{status.st_size:,} bytes, above the limit of {MAX_BYTES:,}")
+            data = file.read()
+    except IsADirectoryError as error:
+        raise ImageError(_reason(_listing_error(path) or error)) from error
+    except (OSError, ValueError) as error:  # a table may name a path with a null byte
+        raise ImageError(_reason(error)) from error
+    if not data:
+        raise ImageError("empty file")
+    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _listing_error(folder: str) -> OSError | None:
+    """Why a folder cannot be listed."""
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        return error
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def content_hash(data: bytes) -> str:
+    """32 hexadecimal digits that identify a file's content."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

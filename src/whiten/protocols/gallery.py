@@ -1,0 +1,144 @@
+"""The gallery that is searched: its embeddings in a file, read a block at a time.
+
+So memory stays the same however many images there are and however long their embeddings.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from whiten.encoder import Encoder, Part, embed_cached
+from whiten.errors import NoImagesError
+from whiten.media import Item, Skipped
+from whiten.metrics import BLOCK_ROWS
+from whiten.protocols.task import Indices
+from whiten.store import Store, Vectors
+from whiten.whitening import normalize_rows
+
+BLOCK_BYTES = 32 << 20  # of similarities that exist at once, and of embeddings that are mapped
+_JOINED = 4096  # rows of several models' embeddings that are put side by side at once
+
+
+def write_embeddings(
+    encoder: Encoder,
+    items: Sequence[Item],
+    file: IO[bytes],
+    *,
+    cache: Path | None = None,
+    header: Callable[[int], bytes] = lambda count: b"",
+    show_progress: bool = False,
+) -> tuple[list[Item], list[Skipped]]:
+    """`Encoder.embed_items` into a file.
+
+    Args:
+        file: empty, open for writing; gets (items, dim) float32, row after row.
+        cache: where the stores are kept; by default nowhere.
+        header: what stands before the rows, made from their number.
+
+    Raises:
+        NoImagesError: there is none that all parts embedded.
+
+    Returns:
+        The items that all parts embedded, in the order of the rows, and the skipped ones.
+    """
+    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+        folder = cache or Path(temporary)
+        stores = [
+            embed_cached(part.teacher, items, folder, 2, show_progress) for part in encoder.parts
+        ]
+        place = {item.id: i for i, item in enumerate(items)}
+        have = np.zeros(len(items), np.int64)
+        skipped: dict[str, Skipped] = {}
+        for store in stores:
+            skipped |= {skip.id: skip for skip in store.skipped if skip.id in place}
+            for shard in store.shards:
+                names = zip(shard.ids, shard.views, strict=True)
+                have[[place[name] for name, view in names if view == 0 and name in place]] += 1
+        usable = have == len(stores)
+        rows = np.where(usable, np.cumsum(usable) - 1, -1)
+        kept = [item for item, is_usable in zip(items, usable, strict=True) if is_usable]
+        if not kept:
+            raise NoImagesError(
+                f"none of {len(items)} images could be embedded by all {len(stores)} models: name "
+                "images that each of them can read"
+            )
+        file.write(header(len(kept)))
+        if len(stores) == 1:
+            _write_part(encoder.parts[0], stores[0], place, rows, file)
+        else:
+            _write_joined(encoder, stores, place, rows, len(kept), file)
+        file.flush()
+    return kept, list(skipped.values())
+
+
+def _write_part(
+    part: Part, store: Store, place: Mapping[str, int], rows: Indices, file: IO[bytes]
+) -> None:
+    """Write what one model made of the items; those whose row is -1 are left out."""
+    start = file.tell()
+    for names, _, vectors in store.blocks(view=0):
+        to = np.array([rows[place[name]] if name in place else -1 for name in names], np.int64)
+        keep = np.flatnonzero(to >= 0)
+        if len(keep) == 0:
+            continue
+        # Writes, unlike stores into a mapped file, say so when the disk is full.
+        keep = keep[np.argsort(to[keep], kind="stable")]
+        block = part.apply(vectors[keep]).astype(np.float32, copy=False)
+        breaks = np.flatnonzero(np.diff(to[keep]) != 1) + 1
+        for first, run in zip((0, *breaks), np.split(block, breaks), strict=True):
+            file.seek(start + int(to[keep[first]]) * part.dim * block.itemsize)
+            file.write(run.tobytes())
+
+
+def _write_joined(
+    encoder: Encoder,
+    stores: Sequence[Store],
+    place: Mapping[str, int],
+    rows: Indices,
+    count: int,
+    file: IO[bytes],
+) -> None:
+    """Write the parts' embeddings side by side, each with equal weight."""
+    with ExitStack() as open_files:
+        files = [open_files.enter_context(tempfile.TemporaryFile()) for _ in stores]
+        for part, store, own in zip(encoder.parts, stores, files, strict=True):
+            _write_part(part, store, place, rows, own)
+            own.seek(0)
+        for start in range(0, count, _JOINED):
+            n = min(_JOINED, count - start)
+            blocks = [
+                np.frombuffer(own.read(4 * n * part.dim), np.float32).reshape(n, part.dim)
+                for part, own in zip(encoder.parts, files, strict=True)
+            ]
+            file.write(normalize_rows(np.concatenate(blocks, axis=1)).tobytes())
+
+
+def similarity_blocks(queries: Vectors, gallery: Vectors) -> Iterator[tuple[int, Vectors]]:
+    """Yield (first gallery index, (queries, b) similarities); each block replaces the last."""
+    widest = max(1, *queries.shape)  # in the similarities or in what is read for them
+    rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * widest)))
+    out = np.empty((len(queries), min(rows, len(gallery))), np.float32)
+    for start in range(0, len(gallery), rows):
+        part = gallery[start : start + rows]
+        yield start, np.matmul(queries, part.T, out=out[:, : len(part)])
+        forget(part)
+
+
+def forget(part: Vectors) -> None:
+    """Give the pages of a read-only memory map back; the system still holds them as a cache."""
+    base: Any = part
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not isinstance(base, mmap.mmap) or part.flags.writeable or not part.flags.c_contiguous:
+        return
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        first = part.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+        aligned = first - first % mmap.PAGESIZE
+        base.madvise(mmap.MADV_DONTNEED, aligned, first + part.nbytes - aligned)

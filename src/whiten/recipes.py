@@ -1,0 +1,74 @@
+"""Which objective suits which data: named recipes, and the choice between them.
+
+The choice rests on `benchmarks/quality.py`; docs/recipes.md shows its tables. A recipe fills the
+options that a user left open and changes none that were given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from whiten.errors import ConfigError
+from whiten.spec import TERMS, DistillSpec
+
+_COMMON: dict[str, Any] = {
+    **dict.fromkeys(TERMS, 0.0),
+    "fusion": "maxmin",
+    "temperature": 0.05,
+    "label_temperature": 0.1,
+    "start": "principal",
+    "shrinkage": "auto",
+    "pairs_per_class": 1,
+}
+
+# The options that a recipe decides where the user does not.
+DECIDED = tuple(_COMMON)
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # Whiten-MTD as published: exact PCA-whitening, one pair of a group, a random projection.
+    "paper": {"kl": 1.0, "shrinkage": 0.0, "start": "random"},
+    "labels": {"labels": 1.0, "pairs_per_class": 2},
+    "distil": {"kl": 1.0},
+    "both": {"labels": 1.0, "relational": 1.0, "pairs_per_class": 2},
+}
+
+# What `auto` stands for, by where the pairs come from, and why.
+AUTO: dict[str, tuple[str, str]] = {
+    "views": ("distil", "without groups the teachers are the only source of knowledge"),
+    "groups": ("both", "groups say what is the same, teachers how different things relate"),
+    "mixed": ("both", "few groups say what is the same, teachers how all things relate"),
+}
+
+
+def complete(spec: DistillSpec, source: str) -> tuple[DistillSpec, str]:
+    """Fill the open options of a run.
+
+    Args:
+        spec: as the user gave it.
+        source: of the pairs, `groups`, `views` or `mixed`.
+
+    Returns:
+        The options with nothing left open, and one sentence on what was chosen and why.
+
+    Raises:
+        ConfigError: the objective has no term, or terms that these options cannot serve.
+    """
+    name, reason = AUTO[source] if spec.recipe == "auto" else (spec.recipe, "as asked")
+    chosen = {**_COMMON, **RECIPES[name]}
+    given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}
+    full = dataclasses.replace(spec, **{**chosen, **given})
+    weights = {term: getattr(full, term) for term in TERMS if getattr(full, term) > 0}
+    if not weights:
+        raise ConfigError(f"all weights are 0: give one of {', '.join(TERMS)} a weight")
+    cached_only = [term for term in ("align", "queue") if term in weights]
+    if cached_only and spec.teachers_online:
+        raise ConfigError(f"--{cached_only[0]} needs cached teachers: leave out --teachers-online")
+    if full.pairs_per_class != 1 and "kl" in weights and source != "views":
+        raise ConfigError(
+            "--kl takes other pairs of a batch for negatives: leave --pairs-per-class at 1"
+        )
+    terms = " + ".join(
+        term if weight == 1 else f"{weight:g}·{term}" for term, weight in weights.items()
+    )
+    return full, f"recipe {name} ({terms}): {reason}"

@@ -1,0 +1,36 @@
+"""A folder to work in, with images and teachers that cost nothing, and a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from command_line import GROUPS, SMALL, STUDENT
+from helpers import TEACHER, write_factory, write_groups
+from whiten import cli
+
+
+@pytest.fixture(autouse=True)
+def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_factory(tmp_path / "code")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_groups(tmp_path / "images", GROUPS)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with its report; made once."""
+    root = tmp_path_factory.mktemp("finished")
+    write_factory(root / "code")
+    write_groups(root / "images", GROUPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(root / "code")
+        command = ["distill", str(root / "images"), "--teachers", TEACHER, "--student", STUDENT]
+        cli.main([*command, *SMALL, "--out", str(root / "run"), "--test", str(root / "images")])
+    return root / "run"

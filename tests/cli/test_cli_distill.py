@@ -1,0 +1,86 @@
+"""`distill` and `report` on the command line, configuration files, interrupts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from command_line import STUDENT, Captured, prints
+from helpers import TEACHER
+from whiten import cli
+from whiten.run_folder import RunFolder
+
+
+def saved_options(root: Path) -> dict[str, Any]:
+    options: dict[str, Any] = yaml.safe_load(RunFolder(root).config.read_text())
+    return options
+
+
+def test_distill_and_report(capsys: Captured, run: Path) -> None:
+    assert (run / "student" / "model.safetensors").is_file()
+    assert (run / "report.html").is_file()
+    options = saved_options(run)
+    assert (options["dim"], options["epochs"], options["teachers"]) == (4, 1, [TEACHER])
+    out, _ = prints(capsys, "report", run)
+    assert out == f"report   {run / 'report.html'}\n"
+    out, _ = prints(capsys, "report", run, "--test", run.parent / "images")
+    for kind in ("teacher", "fusion-raw", "fusion-whitened", "student"):
+        assert any(f"  {kind}  " in line for line in out.splitlines()), kind
+    assert out.splitlines()[-1] == f"report   {run / 'report.html'}"
+
+
+def test_resume_a_finished_run(capsys: Captured, run: Path) -> None:
+    out, _ = prints(capsys, "distill", "--out", run, "--resume")
+    assert out.splitlines()[-2] == f"student  {run / 'student'}"
+
+
+def test_a_student_is_evaluated_and_searches(capsys: Captured, run: Path) -> None:
+    images = run.parent / "images"
+    for model in (run / "student", f"whiten:{run / 'student'}", run, f"fuse:whitened:{run}"):
+        facts = json.loads(prints(capsys, "evaluate", model, images, "--json")[0])
+        assert facts["queries"] == 16
+    query = images / "c" / "1.png"
+    out, _ = prints(capsys, "search", query, "--student", run / "student", "--in", images)
+    assert out.splitlines()[0] == f"1.0000  {query}"
+    [index] = (run / "index").iterdir()
+    assert index.name.startswith("images-")
+
+
+def test_configuration_is_used_and_flags_win(capsys: Captured, images: Path) -> None:
+    config = {
+        "teachers": [TEACHER, f"{TEACHER}?seed=1"],
+        "student": STUDENT,
+        "dim": 8,
+        "whiten_dim": 3,
+        "batch_size": 4,
+        "epochs": 3,
+        "whiten": False,
+        "lr": 1e-4,
+        "teachers_online": True,
+        "size": None,
+    }
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    command = ("distill", images, "--config", "c.yaml", "--out", "run")
+    out, _ = prints(capsys, *command, "--epochs", "1", "--no-teachers-online", "--lr=0.002")
+    assert "student  run/student" in out
+    options = saved_options(Path("run"))
+    won = {"epochs": 1, "teachers_online": False, "lr": 0.002}
+    assert options == {**options, **config, **won}
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, images: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("whiten.media.find_items", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["embed", str(images), "--teacher", TEACHER, "--out", "store"])
+    assert stop.value.code == 130
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "the same command goes on" in lines[0]

@@ -1,0 +1,195 @@
+"""Mistakes on the command line: one line on stderr that says what to do, and exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from command_line import STUDENT, Captured, fails, prints
+from helpers import TEACHER, write_groups
+
+
+def test_empty_folder(capsys: Captured, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no image file" in fails(
+        capsys, "embed", empty, "--teacher", TEACHER, "--out", tmp_path / "store"
+    )
+    assert "holds no image file" in fails(capsys, "evaluate", TEACHER, empty)
+
+
+def test_no_readable_image(capsys: Captured, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    for name in ("a/0.png", "a/1.png", "b/0.png"):
+        (broken / name).parent.mkdir(parents=True, exist_ok=True)
+        (broken / name).write_bytes(b"no image")
+    for command in (
+        ("embed", broken, "--teacher", TEACHER, "--out", tmp_path / "store"),
+        ("evaluate", TEACHER, broken),
+    ):
+        line = fails(capsys, *command, progress="embed colour_teachers:make: 3/3")
+        assert "none of 3 images could be read, first 'a/0.png'" in line
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("tmi:resnet18", "did you mean 'timm'"),
+        ("resnet18", "a URI is scheme:name"),
+        ("demo:mobilnetv2", "did you mean 'mobilenetv2'"),
+        ("timm:resnet_18", "did you mean"),
+        ("python:colour_teachers:mak", "did you mean 'make'"),
+        ("python:colour_teachers:make?colour=1", "colour"),
+    ],
+)
+def test_unknown_teachers(capsys: Captured, images: Path, uri: str, message: str) -> None:
+    assert message in fails(capsys, "embed", images, "--teacher", uri, "--out", "store")
+    assert message in fails(capsys, "evaluate", uri, images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "x", "--out", "r", "--teacher", TEACHER], "mean --teachers?"),
+        (["distill", "x", "--out", "r", "--teachers", TEACHER, "--epoch", "1"], "mean --epochs?"),
+        (["embed", "x", "--teacher", TEACHER, "--out", "r", "--view", "2"], "mean --views?"),
+        (["embd", "x"], '"embed"'),
+        (["embed", "x", "--teacher", TEACHER], "--out"),
+        (["distill", "x", "--out", "r", "--teachers", TEACHER, "--epochs", "many"], "many"),
+    ],
+)
+def test_unknown_options(capsys: Captured, arguments: list[str], message: str) -> None:
+    assert message in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--views", "0"], "views must be at least 1, not 0"),
+        (["--workers", "0"], "workers must be at least 1, not 0"),
+        (["--precision", "16"], "precision must be 32 or bf16, not '16'"),
+        (["--dtype", "int8"], "dtype must be float32 or float16, not 'int8'"),
+    ],
+)
+def test_options_of_embed(capsys: Captured, images: Path, options: list[str], message: str) -> None:
+    assert message in fails(
+        capsys, "embed", images, "--teacher", TEACHER, "--out", "store", *options
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 2\n", "unknown option 'epoch'; did you mean 'epochs'?"),
+        ("- 1\n", "must hold options, one `name: value` a line"),
+        ("a: [\n", "cannot read c.yaml"),
+        ("dim: eight\n", "eight"),
+        (None, "cannot read c.yaml: [Errno 2]"),
+        (b"\xff\xfe\x00", "cannot read c.yaml"),
+    ],
+)
+@pytest.mark.parametrize("flag", [["--config", "c.yaml"], ["--config=c.yaml"]])
+def test_configuration_files(
+    capsys: Captured, images: Path, text: str | bytes | None, message: str, flag: list[str]
+) -> None:
+    if text is not None:
+        Path("c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert message in fails(capsys, "distill", images, "--teachers", TEACHER, "--out", "run", *flag)
+    assert not Path("run").exists()
+
+
+def test_no_teachers_or_images(capsys: Captured, images: Path) -> None:
+    assert "name at least one teacher" in fails(capsys, "distill", images, "--out", "run")
+    assert "name the images" in fails(capsys, "distill", "--teachers", TEACHER, "--out", "run")
+    assert "name at least one teacher" in fails(
+        capsys, "distill", images, "--out", "run", "--dim", "8"
+    )
+
+
+def test_existing_run(capsys: Captured, images: Path, run: Path) -> None:
+    line = fails(capsys, "distill", images, "--teachers", TEACHER, "--out", run)
+    assert "is not empty" in line and "--resume" in line and "--overwrite" in line
+    foreign = images / "a"
+    line = fails(capsys, "distill", images, "--teachers", TEACHER, "--out", foreign, "--overwrite")
+    assert "is not a run, so --overwrite will not delete it" in line
+    assert len(list(foreign.iterdir())) == 4
+
+
+def test_resume_needs_a_run(capsys: Captured, tmp_path: Path) -> None:
+    assert "is not a run folder" in fails(capsys, "distill", "--out", "nothing", "--resume")
+    assert "is not a run folder" in fails(capsys, "report", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dim", "0"], "dim must be at least 1, not 0"),
+        (["--whiten-dim", "0"], "whiten_dim must be at least 1, not 0"),
+        (["--fusion", "maxmim"], "maxmin"),
+        (["--batch-size", "1"], "batch_size must be at least 2"),
+        (["--temperature", "0"], "temperature must be above 0"),
+    ],
+)
+def test_options_of_distill(
+    capsys: Captured, images: Path, options: list[str], message: str
+) -> None:
+    command = ("distill", images, "--teachers", TEACHER, "--student", STUDENT, "--out", "run")
+    assert message in fails(capsys, *command, *options)
+    assert not Path("run").exists()
+
+
+def test_a_student_as_start_keeps_its_dim(capsys: Captured, images: Path, run: Path) -> None:
+    student = f"whiten:{run / 'student'}"
+    command = ("distill", images, "--teachers", TEACHER, "--student", student, "--out", "other")
+    assert "use --dim 4" in fails(capsys, *command, "--dim", "16")
+
+
+def test_whitening_that_does_not_fit(capsys: Captured, images: Path) -> None:
+    uri = f"fuse:whitened:{TEACHER}"
+    assert "add --whiten-on" in fails(capsys, "evaluate", uri, images)
+    command = ("evaluate", uri, images, "--whiten-on", images)
+    assert "dim" in fails(capsys, *command, "--whiten-dim", "0")
+    assert "shrinkage" in fails(capsys, *command, "--shrinkage", "-1")
+
+
+def test_one_group(capsys: Captured, tmp_path: Path) -> None:
+    one = write_groups(tmp_path / "one", {"a": 4})
+    assert "the gallery has 1 group: " in fails(capsys, "evaluate", TEACHER, one)
+    command = ("distill", one, "--teachers", TEACHER, "--student", STUDENT, "--out", "run")
+    assert "found 1 group with two images or more" in fails(capsys, *command, "--pairs", "auto")
+
+
+def test_a_store_of_another_model(capsys: Captured, images: Path) -> None:
+    prints(capsys, "embed", images, "--teacher", TEACHER, "--out", "store")
+    line = fails(capsys, "embed", images, "--teacher", f"{TEACHER}?seed=1", "--out", "store")
+    assert "embeddings of another model" in line and "name another folder" in line
+
+
+def test_unwritable_folder(capsys: Captured, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in ("file/out", "file"):
+        for command in (
+            ("embed", images, "--teacher", TEACHER, "--out", out),
+            ("distill", images, "--teachers", TEACHER, "--student", STUDENT, "--out", out),
+            (
+                *("search", images / "a" / "0.png", "--student", TEACHER),
+                *("--in", images, "--index", out),
+            ),
+        ):
+            assert "file" in fails(capsys, *command)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_search_mistakes(capsys: Captured, images: Path) -> None:
+    query = images / "a" / "0.png"
+    options = ("--student", TEACHER, "--in", images, "--index", "index")
+    assert "k must be at least 1, not 0" in fails(capsys, "search", query, *options, "--k", "0")
+    assert "cannot read gone.png" in fails(capsys, "search", "gone.png", *options)
+    Path("text.png").write_text("no image")
+    assert "cannot read text.png" in fails(capsys, "search", "text.png", *options)
+    assert "does not exist" in fails(
+        capsys, "search", query, "--student", TEACHER, "--in", "gone", "--index", "index"
+    )
+    assert "add --index" in fails(capsys, "search", query, "--student", TEACHER, "--in", images)
+    assert not Path("index").exists()

@@ -1,0 +1,23 @@
+"""What tests of models that a hub may hold share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from whiten.teachers import hub
+
+
+@pytest.fixture
+def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model that the machine has at hand, and no look outside."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(hub, "answers", refuse_network)
+
+
+def refuse_network(server: str) -> bool:
+    raise AssertionError(f"a local model asked {server}")

@@ -1,0 +1,37 @@
+"""Names and options of teachers' URIs: wrong ones are refused with the nearest right ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from whiten.errors import ConfigError
+from whiten.teachers import onnx_file, open_teacher, python_factory, timm_models, torchvision_models
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("timm:resnet17", "did you mean 'resnet18'"),
+        ("timm:resnet18.a1_in2k", r"did you mean 'resnet18\.a1_in1k'"),
+        ("timm:zzzzzzzzzzzz", r"list_models\(\)"),
+        ("timm:resnet18?sizes=64", "did you mean 'size'"),
+        ("timm:resnet18?size=0", "size='0'"),
+        ("timm:resnet18?pool=max", "must be one of model, avg, gem"),
+        ("torchvision:resnet19", "did you mean 'resnet18'"),
+        ("torchvision:zzzzzzzzzzzz", r"list_models\(\)"),
+        ("torchvision:resnet18?pool=avg", "has no option 'pool'"),
+        ("torchvision:resnet18?pretrained=IMAGENET1K_V3", "did you mean 'IMAGENET1K_V1'"),
+        ("torchvision:resnet18?pretrained=zzz", "it has IMAGENET1K_V1, DEFAULT"),
+    ],
+)
+def test_wrong_name_or_option(uri: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_teacher(uri)
+
+
+def test_listed_names_can_be_asked_for() -> None:
+    assert onnx_file.list_names() == python_factory.list_names() == []
+    assert "vit_small_patch14_dinov2.lvd142m" in timm_models.list_names()
+    names = torchvision_models.list_names()
+    assert "resnet50" in names
+    assert not any("fasterrcnn" in name or "fcn" in name or "r3d" in name for name in names)

@@ -1,0 +1,124 @@
+"""Equal seeds give equal bytes; another number of threads gives equal results to rounding.
+
+A thread more changes the order in which products are summed, and nothing else. Embeddings then
+differ by less than 1e-5 (float32 rounds by 6e-8 at unit length, a hundred layers and sums
+deep), whitened targets by less than 1e-4 (weak axes are amplified), losses by less than 1e-3 of
+themselves after the dozen steps that carry a difference on, and the student's embeddings by less
+than 1e-2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whiten
+from helpers import write_groups
+from whiten.run_folder import RunFolder
+from whiten.store import Store
+from whiten.whitening import Whitener
+
+pytestmark = pytest.mark.slow
+
+EMBEDDINGS, TARGETS, LOSSES, STUDENTS = 1e-5, 1e-4, 1e-3, 1e-2
+
+TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=32"]
+OPTIONS: dict[str, Any] = {
+    "student": "timm:test_vit?pretrained=0&size=32",
+    "dim": 8,
+    "whiten_dim": 8,
+    "epochs": 3,
+    "batch_size": 8,
+    "precision": "32",
+    "pairs": "views",
+}
+PROGRAM = """
+import json, sys
+from whiten.distill import distill
+images, out, teachers, options = json.loads(sys.argv[1])
+distill(images, teachers, out=out, show_progress=False, **options)
+"""
+
+
+def train(images: Path, out: Path, threads: int) -> RunFolder:
+    """In a process of its own: nothing of a run is left to the next, and BLAS obeys too."""
+    arguments = json.dumps([str(images), str(out), TEACHERS, OPTIONS])
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | dict.fromkeys(names, str(threads)),
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return RunFolder(out)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_groups(tmp_path_factory.mktemp("images"), dict.fromkeys("abcdefgh", 4))
+
+
+@pytest.fixture(scope="module")
+def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """Two runs on one thread, and two on two."""
+    root = tmp_path_factory.mktemp("runs")
+    return {
+        f"{threads}{again}": train(images, root / f"{threads}{again}", threads)
+        for threads in (1, 2)
+        for again in ("", " again")
+    }
+
+
+def products(run: RunFolder) -> dict[str, bytes]:
+    folders = (run.embeddings, run.whiteners, run.student)
+    return {
+        str(path.relative_to(run.root)): path.read_bytes()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def losses(run: RunFolder) -> list[float]:
+    return [record["loss"] for record in run.read_metrics()]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_equal_seeds_give_equal_bytes(runs: dict[str, RunFolder], threads: int) -> None:
+    first, again = runs[f"{threads}"], runs[f"{threads} again"]
+    assert products(first).keys() == products(again).keys()
+    for name, content in products(first).items():
+        assert content == products(again)[name], name
+    assert losses(first) == losses(again)
+
+
+def test_another_number_of_threads_gives_equal_results(
+    runs: dict[str, RunFolder], images: Path
+) -> None:
+    one, two = runs["1"], runs["2"]
+    stores = sorted(path.name for path in one.embeddings.iterdir())
+    assert stores == sorted(path.name for path in two.embeddings.iterdir())
+    for name in stores:
+        both = (Store.open(run.embeddings / name).blocks() for run in (one, two))
+        for (ids, views, first), (other_ids, other_views, second) in zip(*both, strict=True):
+            assert (ids, views) == (other_ids, other_views)
+            np.testing.assert_allclose(first, second, rtol=0, atol=EMBEDDINGS)
+    for path in sorted(one.whiteners.glob("[0-9]*.safetensors")):
+        first, second = Whitener.load(path), Whitener.load(two.whiteners / path.name)
+        samples = first.inverse_transform(np.eye(len(first.projection_), dtype=np.float32))
+        np.testing.assert_allclose(
+            first.transform(samples), second.transform(samples), rtol=0, atol=TARGETS
+        )
+    np.testing.assert_allclose(losses(one), losses(two), rtol=LOSSES)
+    files = sorted(images.rglob("*.png"))
+    first, second = (whiten.load(run.student).embed(files) for run in (one, two))
+    np.testing.assert_allclose(first, second, rtol=0, atol=STUDENTS)

@@ -1,0 +1,153 @@
+"""Ctrl-C on real processes: they end soon, in one line, with code 130, and say how to go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers import write_groups
+from whiten.run_folder import RunFolder
+from whiten.store import Store
+
+pytestmark = pytest.mark.slow
+
+SOON = 20.0  # seconds; a second on an idle machine
+# Takes its time, and says when it has begun.
+FACTORY = """
+import os, time
+from pathlib import Path
+from torch import nn
+from whiten.views import Preprocess
+
+class Slow(nn.Module):
+    def forward(self, images):
+        Path("begun").touch()
+        time.sleep(float(os.environ.get("SECONDS_A_BATCH", "0")))
+        return images.mean((2, 3)) + 1
+
+def make():
+    return Slow(), Preprocess(size=(32, 32))
+"""
+TEACHER = "python:slow_teachers:make"
+STUDENT = "timm:test_vit?pretrained=0&size=32"
+TRAIN = ["--student", STUDENT, "--dim", "4", "--batch-size", "4", "--checkpoint-every", "1"]
+
+
+@pytest.fixture(autouse=True)
+def work_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_teachers.py").write_text(FACTORY)
+    write_groups(tmp_path / "images", dict.fromkeys("abcdefgh", 6))
+    monkeypatch.chdir(tmp_path)
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "whiten.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        start_new_session=True,
+        # Background jobs ignore SIGINT, and so do their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(event: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 120
+    while not event():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "it never began"
+        time.sleep(0.01)
+
+
+def interrupted(process: subprocess.Popen[str], *, group: bool = False) -> str:
+    """Interrupt it; the line that it ends with."""
+    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=SOON)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"still running after {SOON} s: {process.communicate()}")
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    said = [line for line in err.splitlines() if line.startswith("whiten: ")]
+    [line] = [line for line in said if not line.startswith("whiten: warning: ")]
+    assert line.startswith("whiten: interrupted: ") and err.endswith(f"{line}\n")
+    return line
+
+
+def go_on(*arguments: str) -> str:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
+
+
+def test_embed() -> None:
+    command = ("embed", "images", "--teacher", TEACHER, "--out", "store")
+    process = start(*command, SECONDS_A_BATCH="30")
+    wait_for(Path("begun").exists, process)
+    assert "the same command goes on" in interrupted(process)
+    assert go_on(*command) == "store: 48 embeddings of 3 dimensions\n"
+    assert len(Store.open("store")) == 48
+
+
+def test_evaluate() -> None:
+    process = start("evaluate", TEACHER, "images", SECONDS_A_BATCH="30")
+    wait_for(Path("begun").exists, process)
+    line = interrupted(process)
+    assert "run the same command again" in line
+    assert "is kept" not in line  # there is no cache to keep anything in
+
+
+def test_evaluate_with_a_cache() -> None:
+    command = ("evaluate", TEACHER, "images", "--embeddings", "cache")
+    process = start(*command, SECONDS_A_BATCH="30")
+    wait_for(Path("begun").exists, process)
+    assert "what is done is kept, the same command goes on" in interrupted(process)
+
+
+def begun_training(*options: str) -> subprocess.Popen[str]:
+    command = ["distill", "images", "--teachers", TEACHER, "--out", "my run", *TRAIN, *options]
+    process = start(*command)
+    wait_for(lambda: len(RunFolder(Path("my run")).read_metrics()) > 2, process)
+    return process
+
+
+def test_distill_while_it_embeds() -> None:
+    command = ("distill", "images", "--teachers", TEACHER, "--out", "my run", *TRAIN)
+    process = start(*command, "--epochs", "1", SECONDS_A_BATCH="30")
+    wait_for(Path("begun").exists, process)
+    line = interrupted(process)
+    [said] = re.findall(r"whiten (distill .*) goes on$", line)
+    assert shlex.split(said) == ["distill", "--out", "my run", "--resume"]
+    assert "student  my run/student" in go_on(*shlex.split(said))
+
+
+def test_distill_while_it_trains() -> None:
+    line = interrupted(begun_training("--epochs", "200"))
+    [said] = re.findall(r"whiten (distill .*) goes on$", line)
+    run = RunFolder(Path("my run"))
+    steps = int(run.load_checkpoint()["step"])
+    assert steps > 1
+    process = start(*shlex.split(said))
+    wait_for(lambda: len(run.read_metrics()) > steps + 2, process)
+    interrupted(process)
+
+
+@pytest.mark.parametrize("group", [True, False], ids=["as a terminal does", "as kill does"])
+def test_distill_on_two_devices(group: bool) -> None:
+    process = begun_training("--epochs", "2000", "--devices", "2", "--accelerator", "cpu")
+    interrupted(process, group=group)
+    assert RunFolder(Path("my run")).load_checkpoint()["step"] > 1

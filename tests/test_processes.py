@@ -1,0 +1,154 @@
+"""Two processes on the joined batches are one: the same losses and weights, and they resume.
+
+The sums of a gradient are taken in another order, which Adam's division by the gradient's size
+enlarges where that is nearly nothing. Losses agree to 1e-3 of themselves over a dozen steps, and
+the weights to 2 % of the way that training has moved them. (The student is a transformer: on CPUs
+each process has batch statistics of its own.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import write_groups
+from whiten.distill import distill
+from whiten.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
+
+LOSSES, WEIGHTS = 1e-3, 0.02
+TEACHERS = [
+    "timm:test_efficientnet?pretrained=0&size=32",
+    "timm:test_resnet?pretrained=0&size=32",
+]
+OPTIONS: dict[str, Any] = {
+    "student": "timm:test_vit?pretrained=0&size=32",
+    "dim": 8,
+    "whiten_dim": 8,
+    "epochs": 3,
+    "batch_size": 8,
+    "checkpoint_every": 2,
+    "precision": "32",
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_groups(tmp_path_factory.mktemp("images"), dict.fromkeys("abcdefgh", 8))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(images: Path, out: Path, cache: Path, **options: Any) -> RunFolder:
+    options = {**OPTIONS, **options}
+    distill(images, TEACHERS, out=out, embeddings=cache, show_progress=False, **options)
+    return RunFolder(out)
+
+
+def losses(run: RunFolder) -> list[float]:
+    return [record["loss"] for record in run.read_metrics()]
+
+
+def weights(run: RunFolder) -> torch.Tensor:
+    """All that a run's student has learnt, in one vector."""
+    state = load_file(run.student / "model.safetensors")
+    return torch.cat([state[name].double().flatten() for name in sorted(state)])
+
+
+# The default and a frozen backbone are compared in test_distill.py.
+WAYS: dict[str, dict[str, Any]] = {
+    "each term": {
+        **dict.fromkeys(("kl", "labels", "relational", "align", "queue"), 0.5),
+        "pairs_per_class": 1,
+    },
+    "views, random fusion, moving average": {
+        "recipe": "paper",
+        "pairs": "views",
+        "fusion": "maxrand",
+        "ema": 0.9,
+        "schedule": "onecycle",
+    },
+    "teachers online": {"recipe": "paper", "teachers_online": True},
+}
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS.keys())
+def test_two_processes_are_one(
+    images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    start = run(images, tmp_path / "start", cache, **{**options, "epochs": 1, "lr": 1e-12})
+    one = run(images, tmp_path / "one", cache, **options)
+    two = run(images, tmp_path / "two", cache, devices=2, **options)
+    assert len(losses(one)) > 8
+    np.testing.assert_allclose(losses(two), losses(one), rtol=LOSSES)
+    apart, way = (weights(one) - weights(other) for other in (two, start))
+    assert way.norm() > 1e-3
+    assert apart.norm() < WEIGHTS * way.norm()
+
+
+PROGRAM = """
+import json, sys
+from whiten.distill import distill
+if __name__ == "__main__":
+    images, teachers, out, options = json.loads(sys.argv[1])
+    distill(images, teachers, out=out, resume=True, show_progress=False, **options)
+"""
+
+
+def test_two_killed_processes_go_on_as_if_never_killed(
+    images: Path, cache: Path, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "devices": 2}
+    whole = run(images, tmp_path / "whole", cache, **options)
+    program, parts = tmp_path / "program.py", RunFolder(tmp_path / "parts")
+    program.write_text(PROGRAM)  # spawned processes import it again
+    arguments = json.dumps([str(images), TEACHERS, str(parts.root), options])
+    process = subprocess.Popen(
+        [sys.executable, str(program), arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    limit = time.monotonic() + 240
+    while len(parts.read_metrics()) < 5:
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < parts.load_checkpoint()["step"] <= len(parts.read_metrics()) < len(losses(whole))
+    distill("", out=parts.root, resume=True, show_progress=False)
+    assert losses(parts) == losses(whole)
+    assert torch.equal(weights(parts), weights(whole))
+
+
+def test_the_command_line_takes_devices(images: Path, cache: Path, tmp_path: Path) -> None:
+    command = ["distill", images, "--teachers", TEACHERS[0], "--out", tmp_path / "run"]
+    for name, value in {**OPTIONS, "epochs": 1, "devices": 2, "embeddings": cache}.items():
+        command += [f"--{name.replace('_', '-')}", value]
+    done = subprocess.run(
+        [sys.executable, "-m", "whiten.cli", *map(str, command)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"student  {tmp_path / 'run' / 'student'}\n" in done.stdout
+    assert "GLOBAL_RANK" not in done.stderr and "distributed_backend" not in done.stderr
+    run = RunFolder(tmp_path / "run")
+    assert run.is_finished and run.read_config()[1].devices == 2

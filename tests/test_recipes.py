@@ -1,0 +1,57 @@
+"""Recipes fill what is left open, change nothing that is given, and say what they chose."""
+
+from __future__ import annotations
+
+import pytest
+
+from whiten.errors import ConfigError
+from whiten.recipes import AUTO, DECIDED, RECIPES, complete
+from whiten.spec import TERMS, DistillSpec
+
+TEACHERS = ["demo:mobilenetv2"]
+
+
+def spec(**options: object) -> DistillSpec:
+    return DistillSpec.from_mapping({"teachers": TEACHERS, **options})
+
+
+@pytest.mark.parametrize("source", ["groups", "views", "mixed"])
+@pytest.mark.parametrize("recipe", ["auto", *RECIPES])
+def test_nothing_is_left_open(recipe: str, source: str) -> None:
+    full, why = complete(spec(recipe=recipe), source)
+    assert all(getattr(full, name) is not None for name in DECIDED)
+    name = AUTO[source][0] if recipe == "auto" else recipe
+    assert why.startswith(f"recipe {name} (")
+    assert any(getattr(full, term) > 0 for term in TERMS)
+
+
+def test_options_that_are_given_stay() -> None:
+    full, why = complete(spec(temperature=0.2, queue=0.5, start="random"), "views")
+    assert (full.temperature, full.queue, full.start) == (0.2, 0.5, "random")
+    assert "0.5·queue" in why
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    full, _ = complete(spec(recipe="paper"), "groups")
+    assert {term: getattr(full, term) for term in TERMS} == {
+        "kl": 1.0,
+        "labels": 0.0,
+        "relational": 0.0,
+        "align": 0.0,
+        "queue": 0.0,
+    }
+    assert (full.fusion, full.temperature, full.shrinkage) == ("maxmin", 0.05, 0.0)
+    assert (full.start, full.pairs_per_class) == ("random", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "labels", "labels": 0.0}, "all weights are 0"),
+        ({"queue": 1.0, "teachers_online": True}, "--queue needs cached teachers"),
+        ({"recipe": "labels", "kl": 1.0}, "--pairs-per-class at 1"),
+    ],
+)
+def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        complete(spec(**options), "groups")
