@@ -1,10 +1,10 @@
 """Equal seeds give equal bytes; another number of threads gives equal results to rounding.
 
-A thread more changes the order in which products are summed, and nothing else. Embeddings then
-differ by less than 1e-5 (float32 rounds by 6e-8 at unit length, a hundred layers and sums
-deep), whitened targets by less than 1e-4 (weak axes are amplified), losses by less than 1e-3 of
-themselves after the dozen steps that carry a difference on, and the student's embeddings by less
-than 1e-2.
+A thread more may change the order in which products are summed, and nothing else. Embeddings then
+differ by less than 1e-5, whitened targets by less than 1e-4 (weak axes are amplified), losses by
+less than 1e-4 of themselves after the dozen steps that carry a difference on, and the student's
+embeddings by less than 1e-3. On an AMD EPYC, 1 and 2 threads gave equal embeddings and whiteners to
+the last bit, and losses that differ by 2e-6.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from whiten.whitening import Whitener
 
 pytestmark = pytest.mark.slow
 
-EMBEDDINGS, TARGETS, LOSSES, STUDENTS = 1e-5, 1e-4, 1e-3, 1e-2
+EMBEDDINGS, TARGETS, LOSSES, STUDENTS = 1e-5, 1e-4, 1e-4, 1e-3
 
 TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=32"]
 OPTIONS: dict[str, Any] = {

@@ -234,7 +234,7 @@ def test_two_processes_equal_one(
     run(images, tmp_path / "one", cache, accelerator="cpu", **options)
     run(images, tmp_path / "two", cache, accelerator="cpu", devices=2, **options)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    np.testing.assert_allclose(two, one, rtol=2e-3)
+    np.testing.assert_allclose(two, one, rtol=2e-3, atol=1e-5)
     vectors = [
         whiten.load(tmp_path / name).embed(sorted(images.rglob("*.png"))) for name in ("one", "two")
     ]

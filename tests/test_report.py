@@ -23,7 +23,15 @@ from whiten.report import (
 )
 
 NAMES = ['<b>&"', "$x$ _y_", "_hidden", "long-" * 30, "Straße Ελλάδα", "日本語", "a\nb \udcff"]
-FIGURES = {"results", "accuracy_latency", "similarities", "spectra", "wins", "loss"}
+FIGURES = {
+    "results",
+    "accuracy_latency",
+    "similarities",
+    "spectra",
+    "whitening_choices",
+    "wins",
+    "loss",
+}
 
 
 def make_row(name: str = "student, groups", **changes: Any) -> Row:
@@ -86,6 +94,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
         rows=make_rows(),
         similarities=samples,
         spectra={name: np.r_[np.arange(1.0, 50) ** -1.5, 0.0, -1e-9] for name in NAMES},
+        whitening_choices={
+            name: (np.array([0.0, 1.0, np.inf]), np.array([0.3, 0.4, i / 10]), i % 3)
+            for i, name in enumerate(NAMES)
+        },
         runs={name: make_records(NAMES) for name in NAMES}
         | {"no wins": [{"step": 0, "loss": 1.0}], "nothing": []},
         retrievals={"a/b": grids, "A b": grids, "日本": grids, "empty": []},

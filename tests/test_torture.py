@@ -120,6 +120,15 @@ def test_the_summary_for_people_names_each_skipped_image(
     assert "none of 2 images could be read" in capsys.readouterr().err
 
 
+def test_copies_are_reported(images: Path, run: Embed, capsys: pytest.CaptureFixture[str]) -> None:
+    write_all(images, dict.fromkeys(("a.png", "b\nc.png"), GOOD["plain.png"]))
+    write_all(images / "more", {"d.png": GOOD["plain.png"], "e.png": GOOD["grey.png"]})
+    assert run()["duplicates"] == [["a.png", "b\nc.png", "more/d.png"]]
+    cli.main(["embed", str(images), "--teacher", TEACHER, "--out", "store"])
+    err = capsys.readouterr().err
+    assert "2 images with the content of another:\n  a.png = b\\nc.png = more/d.png\n" in err
+
+
 def test_names_of_all_kinds(images: Path, run: Embed) -> None:
     images.mkdir()
     for seed, name in enumerate(odd_names()):

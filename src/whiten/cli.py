@@ -22,6 +22,7 @@ from whiten.config_file import with_config
 from whiten.errors import ConfigError
 from whiten.spec import SCHEMES, DistillSpec
 from whiten.terminal import (
+    list_duplicates,
     list_skipped,
     one_line_endings,
     print_facts,
@@ -85,7 +86,7 @@ def embed(
     out: Path,
     views: int = 1,
     seed: int = 0,
-    precision: str = "32",
+    precision: str = "auto",
     dtype: str = "float32",
     workers: int = 2,
     as_json: Annotated[bool, Parameter("--json")] = False,
@@ -98,20 +99,21 @@ def embed(
         out: the store's folder.
         views: views of each image; the first is the whole image, the others are random crops.
         seed: of the random views.
-        precision: 32 or bf16.
+        precision: 32, bf16, or auto: that of an existing store, else bf16 where it is faster.
         dtype: float32, or float16 for half the disk space.
         workers: threads that decode images.
         as_json: print the summary as JSON.
     """
     from whiten.devices import best_device
     from whiten.embed import embed as embed_items
+    from whiten.embed import summarize
     from whiten.media import find_items
     from whiten.progress import progress
     from whiten.spec import ViewPlan
     from whiten.teachers import open_teacher
 
-    if precision not in ("32", "bf16"):
-        raise ConfigError(f"precision must be 32 or bf16, not {precision!r}")
+    if precision not in ("auto", "32", "bf16"):
+        raise ConfigError(f"precision must be auto, 32 or bf16, not {precision!r}")
     for name, value in (("views", views), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
@@ -129,17 +131,13 @@ def embed(
             workers=workers,
             progress=update,
         )
-    summary = {
-        "store": str(out),
-        "embeddings": len(store),
-        "dim": store.dim,
-        "skipped": [asdict(skip) for skip in store.skipped],
-    }
+    summary = summarize(store, items)
     if as_json:
-        print_json(summary)
+        print_json({"store": str(out), **asdict(summary)})
         return
-    print(f"{out}: {len(store):,} embeddings of {store.dim} dimensions")
-    list_skipped(store.skipped)
+    print(f"{out}: {summary.embeddings:,} embeddings of {summary.dim} dimensions")
+    list_duplicates(summary.duplicates)
+    list_skipped(summary.skipped)
 
 
 @app.command
@@ -194,6 +192,7 @@ def distill(
                 "report": str(report),
                 "steps": result.steps,
                 "loss": result.loss,
+                "recipe": result.recipe,
                 "rows": [asdict(row) for row in rows],
                 "verdicts": verdicts(rows),
                 "skipped": [asdict(skip) for skip in result.skipped],

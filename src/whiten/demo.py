@@ -28,6 +28,7 @@ from whiten.run_report import (
     START_WHITENED,
     Assessed,
     assess,
+    read_choices,
     retrieval_grids,
     teacher_pictures,
     verdicts,
@@ -130,6 +131,7 @@ def run_demo(
     )
     data = _report(rows, assessed, whitened, out, plan)
     data.similarities, data.spectra = teacher_pictures(whitened, test, cache)
+    data.whitening_choices = read_choices(grouped)
     data.runs = {
         "label-free, raw teachers": label_free_raw.read_metrics(),
         "label-free": label_free.read_metrics(),

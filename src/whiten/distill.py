@@ -53,6 +53,7 @@ class DistillResult:
         student: the student's folder, for `whiten.load`.
         steps: training steps in all.
         loss: of the last step.
+        recipe: what was minimised, and why that.
         skipped: images that could not be used, and why.
     """
 
@@ -60,6 +61,7 @@ class DistillResult:
     student: Path
     steps: int
     loss: float
+    recipe: str
     skipped: list[Skipped]
 
 
@@ -115,6 +117,7 @@ def distill(
         student=run.student,
         steps=len(records),
         loss=records[-1]["loss"] if records else math.nan,
+        recipe=config.training["recipe"],
         skipped=[Skipped(*pair) for pair in config.training.get("skipped", [])],
     )
 
@@ -200,7 +203,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     average = {k: v.to(fabric.device) for k, v in average.items()}
     model.train()
 
-    batches_per_epoch = len(data.plan.epoch(0))
+    batches_per_epoch = data.plan.batches_per_epoch
     total = spec.epochs * batches_per_epoch
     step = int(state["step"])
     if fabric.is_global_zero:
@@ -377,7 +380,7 @@ def _batches(
     mine = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
     def pairs() -> Iterator[list[Pair]]:
-        size = len(data.plan.epoch(0))
+        size = data.plan.batches_per_epoch
         for epoch in range(start // size, spec.epochs):
             skip = start % size if epoch == start // size else 0
             yield from data.plan.epoch(epoch)[skip:]

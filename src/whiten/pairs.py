@@ -11,6 +11,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -61,6 +62,10 @@ class PairPlan:
         if self.grouped == 0:
             return "views"
         return "groups" if self.grouped == len(self.classes) else "mixed"
+
+    @cached_property
+    def batches_per_epoch(self) -> int:
+        return len(self.epoch(0))
 
     def epoch(self, number: int) -> list[list[Pair]]:
         """The batches of one epoch; short batches are dropped.

@@ -141,6 +141,34 @@ def spectra(eigenvalues: Mapping[str, Array], colours: Mapping[str, str]) -> Fig
     return figure
 
 
+@styled
+def whitening_choices(
+    curves: Mapping[str, tuple[Array, Array, int]], colours: Mapping[str, str]
+) -> Figure | None:
+    """Held-out score over shrinkage, (shrinkages, scores, index chosen) of each teacher."""
+    if not curves:
+        return None
+    figure = Figure(figsize=(8, 3.8))
+    axis = figure.subplots()
+    steps = sorted({float(value) for shrinkages, _, _ in curves.values() for value in shrinkages})
+    place = {value: i for i, value in enumerate(steps)}  # 0 and infinity have no place on a scale
+    for i, (name, (shrinkages, scores, chosen)) in enumerate(curves.items()):
+        at = [place[float(value)] for value in shrinkages]
+        axis.plot(at, scores, _dash(i, TEACHERS), color=colours[name], linewidth=2)
+        axis.plot(at[chosen], scores[chosen], "o", color=colours[name], markersize=8)
+    axis.set_xticks(range(len(steps)), [_shrinkage(value) for value in steps])
+    axis.set(xlabel="shrinkage c in 1/√(λ + c·mean λ)", ylabel="mAP on held-out images")
+    labels = [short(name) for name in curves]
+    lines = axis.get_lines()[::2]
+    axis.legend(lines, labels, loc="best")
+    return figure
+
+
+def _shrinkage(value: float) -> str:
+    ends = {0.0: "0\nwhitened", math.inf: "∞\ncentred"}
+    return ends.get(value, f"{value:g}")
+
+
 def _dash(i: int, palette: Sequence[str]) -> str:
     return DASHES[i // len(palette) % len(DASHES)]
 

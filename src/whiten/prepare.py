@@ -192,6 +192,7 @@ def _usable(
     items: Sequence[Item], stores: Sequence[Store], views: range
 ) -> tuple[list[Item], list[Skipped]]:
     """The items that every teacher embedded in every view, and why the others are out."""
+    asked = {item.id for item in items}
     for view in views:
         for store in stores:
             have = {
@@ -203,7 +204,7 @@ def _usable(
             items = [item for item in items if item.id in have]
     if not items:
         raise NoImagesError("no image could be embedded by all teachers: look at the stores' lists")
-    skipped = {skip.id: skip for store in stores for skip in store.skipped}
+    skipped = {skip.id: skip for store in stores for skip in store.skipped if skip.id in asked}
     return list(items), list(skipped.values())
 
 

@@ -82,6 +82,7 @@ class ReportData:
     Attributes:
         facts: what was measured on what: ("images", "4,712 train, 1,912 test").
         similarities, spectra: by teacher; eigenvalues fall.
+        whitening_choices: by teacher the shrinkages tried, their scores, and the index chosen.
         runs: by name the records of `metrics.jsonl`: step, epoch, loss, lr, images_per_s and,
             where teachers compete, wins (teacher to its share of the positives).
         retrievals: by encoder.
@@ -94,6 +95,7 @@ class ReportData:
     rows: list[Row] = field(default_factory=list)
     similarities: dict[str, Similarities] = field(default_factory=dict)
     spectra: dict[str, Array] = field(default_factory=dict)
+    whitening_choices: dict[str, tuple[Array, Array, int]] = field(default_factory=dict)
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     retrievals: dict[str, list[Retrieval]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -205,12 +207,13 @@ def _draw(data: ReportData) -> dict[str, bytes]:
     }
     losses = {run: curve for run, curve in losses.items() if len(curve[0])}
     competing = [teacher for curves in shares.values() for teacher in curves]
-    colours = plots.teacher_colours([*pairs, *data.spectra, *competing])
+    colours = plots.teacher_colours([*pairs, *data.spectra, *data.whitening_choices, *competing])
     drawn = {
         "results": plots.results(data.rows),
         "accuracy_latency": plots.accuracy_latency(data.rows),
         "similarities": plots.similarities(pairs, colours),
         "spectra": plots.spectra(data.spectra, colours),
+        "whitening_choices": plots.whitening_choices(data.whitening_choices, colours),
         "wins": plots.wins(shares, colours),
         "loss": plots.loss(losses),
     }

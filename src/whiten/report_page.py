@@ -24,6 +24,11 @@ SECTIONS = {
         "The steeper a line, the fewer axes decide a teacher's raw similarities; the effective "
         "dimension says about how many.",
     ),
+    "whitening_choices": (
+        "How much whitening each teacher got",
+        "Left is PCA-whitening, right plain centring; the dot is what did best on images that were "
+        "held out. A flat line means that the choice hardly matters.",
+    ),
     "wins": (
         "Which teacher is heard",
         "How often each teacher gave the similarity that a positive pair was trained on: a line "

@@ -124,6 +124,8 @@ class RunFolder:
                     f"{self.root} was begun with another {name}: resume with the same options, "
                     "or name another --out"
                 )
+            if self.is_finished:  # and perhaps killed while it tidied up
+                shutil.rmtree(self.targets, ignore_errors=True)
             return
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"{self.root} is a file: name another --out")

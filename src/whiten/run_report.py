@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,7 @@ def report_run(
     if spec.whiten:
         whitened = load(f"fuse:whitened:{run.root}")
         data.similarities, data.spectra = teacher_pictures(whitened, items, cache)
+        data.whitening_choices = read_choices(run)
     if test is not None:
         assessed = [
             assess(encoder, kind, name, items, cache, show_progress)
@@ -173,6 +175,19 @@ def report_run(
         data.notes = ["No test images were named: add --test IMAGES to see what was gained."]
     data.commands = [f"whiten search QUERY.jpg --student {run.student} --in IMAGES"]
     return write_report(data, run.root), data.rows
+
+
+def read_choices(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
+    """The curves that the run's whitenings were chosen from, at the chosen number of axes."""
+    if not run.choices.exists():
+        return {}
+    curves = {}
+    for name, choice in json.loads(run.choices.read_text()).items():
+        if choice["scores"]:
+            scores = choice["scores"][choice["dims"].index(choice["dim"])]
+            chosen = choice["shrinkages"].index(choice["shrinkage"])
+            curves[name] = (np.array(choice["shrinkages"]), np.array(scores), chosen)
+    return curves
 
 
 def run_encoders(run: RunFolder) -> Iterator[tuple[Encoder, Kind, str]]:

@@ -104,4 +104,18 @@ def list_skipped(skipped: Sequence[Any]) -> None:
     if skipped:
         say(f"{len(skipped)} image{'' if len(skipped) == 1 else 's'} skipped:")
     for skip in skipped:
-        say(f"  {skip.id}: {skip.reason}")
+        say(f"  {printable(skip.id)}: {skip.reason}")
+
+
+def list_duplicates(groups: Sequence[Sequence[str]]) -> None:
+    """Name on stderr the images that have the same content."""
+    if groups:
+        more = sum(len(group) - 1 for group in groups)
+        say(f"{more} image{'' if more == 1 else 's'} with the content of another:")
+    for group in groups:
+        say("  " + " = ".join(map(printable, group)))
+
+
+def printable(name: str) -> str:
+    """A name that may hold line breaks, as one line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

@@ -38,6 +38,18 @@ def test_resume_a_finished_run(capsys: Captured, run: Path) -> None:
     assert out.splitlines()[-2] == f"student  {run / 'student'}"
 
 
+def test_results_as_json(capsys: Captured, run: Path) -> None:
+    images = run.parent / "images"
+    command = ("distill", "--out", run, "--resume", "--test", images, "--json")
+    facts = json.loads(prints(capsys, *command)[0])
+    assert facts["student"] == str(run / "student")
+    assert facts["report"] == str(run / "report.html")
+    assert facts["steps"] > 0 and facts["loss"] > 0 and facts["skipped"] == []
+    assert "student" in [row["kind"] for row in facts["rows"]]
+    again = json.loads(prints(capsys, "report", run, "--test", images, "--json")[0])
+    assert [row["map"] for row in again["rows"]] == [row["map"] for row in facts["rows"]]
+
+
 def test_a_student_is_evaluated_and_searches(capsys: Captured, run: Path) -> None:
     images = run.parent / "images"
     for model in (run / "student", f"whiten:{run / 'student'}", run, f"fuse:whitened:{run}"):

@@ -68,7 +68,7 @@ def test_unknown_options(capsys: Captured, arguments: list[str], message: str) -
     [
         (["--views", "0"], "views must be at least 1, not 0"),
         (["--workers", "0"], "workers must be at least 1, not 0"),
-        (["--precision", "16"], "precision must be 32 or bf16, not '16'"),
+        (["--precision", "16"], "precision must be auto, 32 or bf16, not '16'"),
         (["--dtype", "int8"], "dtype must be float32 or float16, not 'int8'"),
     ],
 )
