@@ -91,6 +91,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         )
         if (fusion, name) != ("maxmin", "whitened")  # that is the one before
     },
+    "kl maxmin, chosen teachers, all positives": {**_terms(kl=1.0), "pairs_per_class": 2},
+    "labels + kl": {**_terms(labels=1.0, kl=1.0), "pairs_per_class": 2},
     "labels": _terms(labels=1.0),
     "regression": _terms(align=1.0),
     "relational": _terms(relational=1.0),
@@ -107,13 +109,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 # What a whole network is trained with: the candidates that the cheap heads left, and the paper.
 SHORT = (
     "paper",
-    "labels",
+    "paper, principal start",
     "kl maxmin, chosen teachers",
+    "kl maxmin, chosen teachers, all positives",
+    "labels",
+    "labels + kl",
     "labels + relational",
     "labels + queue",
     "labels + regression",
-    "queue",
+    "kl + queue",
     "relational",
+    "queue",
     "regression",
 )
 TEMPERATURES: dict[str, tuple[float, ...]] = {

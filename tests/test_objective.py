@@ -10,8 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whiten.fusion import fuse
 from whiten.losses import distillation_loss
-from whiten.objective import Batch, objective, queue_kl, relational_kl, supervised_contrastive
+from whiten.objective import (
+    Batch,
+    objective,
+    queue_kl,
+    relational_kl,
+    supervised_contrastive,
+    with_all_positives,
+)
 from whiten.recipes import complete
 from whiten.spec import DistillSpec
 
@@ -87,6 +95,19 @@ def test_the_papers_term_is_the_papers_loss() -> None:
     expected = distillation_loss(on.student_x, on.student_y, on.teachers_x, on.teachers_y)
     loss = value(weights(kl=1.0), on)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_all_pairs_of_a_label_are_fused_as_positives() -> None:
+    teachers_x = [unit(4, 5, seed=k) for k in range(3)]
+    teachers_y = [unit(4, 5, seed=k + 3) for k in range(3)]
+    stack = torch.stack([x @ y.T for x, y in zip(teachers_x, teachers_y, strict=True)])
+    labels = torch.tensor([7, 2, 7, 3])
+    found = with_all_positives(fuse(stack, "maxmin"), teachers_x, teachers_y, labels)
+    same = labels[:, None] == labels[None]
+    expected = torch.where(same, stack.amax(0), stack.amin(0))
+    torch.testing.assert_close(found, expected)
+    fused = fuse(stack, "maxmin")
+    assert with_all_positives(fused, teachers_x, teachers_y, torch.arange(4)) is fused
 
 
 def test_terms_are_summed_by_their_weights() -> None:

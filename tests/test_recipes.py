@@ -49,7 +49,6 @@ def test_the_papers_recipe_is_the_papers() -> None:
     [
         ({"recipe": "labels", "labels": 0.0}, "all weights are 0"),
         ({"queue": 1.0, "teachers_online": True}, "--queue needs cached teachers"),
-        ({"recipe": "labels", "kl": 1.0}, "--pairs-per-class at 1"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, object], message: str) -> None:

@@ -61,10 +61,11 @@ def objective(
     total = x.new_zeros(())
     positives = torch.stack([(a * b).sum(1) for a, b in zip(teachers_x, teachers_y, strict=True)])
     if spec.kl:
+        assert spec.fusion is not None
         across = (a @ b.T for a, b in zip(teachers_x, teachers_y, strict=True))
-        target, _ = fuse_streaming(
-            across, len(teachers_x), spec.fusion or "maxmin", generator=generator
-        )
+        target, _ = fuse_streaming(across, len(teachers_x), spec.fusion, generator=generator)
+        if spec.fusion.startswith("max"):
+            target = with_all_positives(target, teachers_x, teachers_y, batch.labels)
         total = total + spec.kl * losses.similarity_kl(x @ y.T, target, _tau(spec))
     both, labels = torch.cat([x, y]), batch.labels.repeat(2)
     if spec.labels:
@@ -82,6 +83,27 @@ def objective(
         if spec.queue and batch.queue is not None:
             total = total + spec.queue * queue_kl(both, fused, batch.queue, _tau(spec))
     return total, positive_wins(positives).tolist()
+
+
+@torch.no_grad()
+def with_all_positives(
+    fused: Tensor, teachers_x: Sequence[Tensor], teachers_y: Sequence[Tensor], labels: Tensor
+) -> Tensor:
+    """Raise every pair of the same label to the teachers' maximum, as `max…` fusions the diagonal.
+
+    Where a class gives several pairs to a batch, positives stand off the diagonal too.
+
+    Args:
+        fused: (B, B) similarities, fused with positives on the diagonal alone.
+        teachers_x, teachers_y: for each teacher (B, d_k), L2-normalised.
+        labels: (B,).
+    """
+    row, column = (labels[:, None] == labels[None]).nonzero(as_tuple=True)
+    if len(row) == len(labels):
+        return fused
+    both = [(a[row] * b[column]).sum(1) for a, b in zip(teachers_x, teachers_y, strict=True)]
+    best = torch.stack(both).amax(dim=0).to(fused.dtype)
+    return fused.index_put((row, column), best)
 
 
 def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -57,8 +57,6 @@ def prepare(
     items = find_items(images)
     source = resolve_source([item.group for item in items], spec.pairs)
     spec, why = complete(spec, source)
-    if show_progress:
-        print(why, file=sys.stderr)
     views = spec.views or (1 if source == "groups" else 2)
     view_plan = ViewPlan(seed=spec.view_seed)
     device = best_device()
@@ -73,6 +71,8 @@ def prepare(
             f"{spec.student} has {config.dim} dimensions, dim={spec.dim} does not fit: "
             f"use --dim {config.dim}"
         )
+    if show_progress:
+        print(why, file=sys.stderr)
 
     def cache(teacher: Teacher, wanted: Sequence[Item], numbers: range, label: str) -> Store:
         with progress(f"embed {label}", enabled=show_progress) as update:

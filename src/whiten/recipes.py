@@ -64,10 +64,6 @@ def complete(spec: DistillSpec, source: str) -> tuple[DistillSpec, str]:
     cached_only = [term for term in ("align", "queue") if term in weights]
     if cached_only and spec.teachers_online:
         raise ConfigError(f"--{cached_only[0]} needs cached teachers: leave out --teachers-online")
-    if full.pairs_per_class != 1 and "kl" in weights and source != "views":
-        raise ConfigError(
-            "--kl takes other pairs of a batch for negatives: leave --pairs-per-class at 1"
-        )
     terms = " + ".join(
         term if weight == 1 else f"{weight:g}·{term}" for term, weight in weights.items()
     )
