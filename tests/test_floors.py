@@ -34,6 +34,7 @@ FLOORS = [
     "embed",
     "run_folder",
     "targets",
+    "training_set",
     "prepare",
     "distill",
     "encoder",

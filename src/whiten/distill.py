@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from whiten.fusion import check_strategy
 from whiten.media import Skipped, ordered_map, read_bytes
 from whiten.objective import Batch, objective
 from whiten.pairs import Pair
-from whiten.prepare import TrainingSet, prepare
+from whiten.prepare import prepare
 from whiten.progress import progress
 from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec
@@ -41,6 +42,7 @@ from whiten.student import (
     load_student,
     save_student,
 )
+from whiten.training_set import TrainingSet
 from whiten.views import Preprocess, render_bytes
 
 
@@ -92,6 +94,8 @@ def distill(
     Raises:
         WhitenError: bad input; what has been computed stays and is used by the next run.
     """
+    if isinstance(teachers, str):
+        raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
     run = RunFolder(Path(out))
     if resume and not teachers and not options:
         images, spec = run.read_config()
@@ -157,8 +161,12 @@ def _launch(
         fabric.barrier()
         train(fabric, run, spec, show_progress)
     elif processes > 1:
-        # Plain values: the launcher refuses frozen dataclasses.
-        fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), show_progress)
+        try:  # plain values: the launcher refuses frozen dataclasses
+            fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), show_progress)
+        except BaseException:  # an interrupt may have reached this process alone
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
     else:
         train(fabric, run, spec, show_progress)
 

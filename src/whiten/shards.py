@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,15 @@ FORMAT = "1"
 _KEY = b"whiten"
 _SEEN_KEY = b"whiten.seen"
 _CHECK_KEY = b"whiten.check"
+
+_TYPES = {
+    "id": pa.string(),
+    "path": pa.string(),
+    "group": pa.string(),
+    "view": pa.int32(),
+    "frame_ms": pa.int64(),
+    "content_hash": pa.string(),
+}
 
 Vectors = npt.NDArray[np.float32]
 
@@ -102,7 +112,9 @@ def write_shard(
 ) -> Shard:
     """Write a new shard; `seen` is by id, and for images with rows only its stamp is taken."""
     ids = [row.id for row in rows]
-    _write(_table(rows, origin, _metadata(asdict(origin), ids, skipped, seen)), path)
+    table = _table(rows, origin)
+    facts = asdict(origin) | {"rows": len(rows), "crc": _crc(table["embedding"])}
+    _write(table.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), path)
     return Shard(path, ids, [row.view for row in rows], list(skipped))
 
 
@@ -123,6 +135,7 @@ def rewrite_shard(
     column = table.schema.get_field_index("path")
     kept = table.take(pa.array(keep, pa.int64()))
     kept = kept.set_column(column, table.schema.field(column), paths)
+    facts |= {"rows": len(ids), "crc": _crc(kept["embedding"])}
     _write(kept.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), shard.path)
     return Shard(shard.path, ids, views, skipped)
 
@@ -137,10 +150,9 @@ def read_shard(path: Path) -> tuple[Origin, Shard]:
                     f"{path} has store format {facts['format']!r}, this version reads {FORMAT}: "
                     "embed again, or use the version that wrote it"
                 )
-            check = content_hash(metadata[_KEY] + metadata.get(_SEEN_KEY, b""))
-            if metadata.get(_CHECK_KEY, check.encode()) != check.encode():
-                raise ValueError("its metadata do not match their checksum")
+            _check_metadata(metadata)
             table = file.read(columns=["id", "view"])
+            _check_rows(table)
             width = file.schema_arrow.field("embedding").type.list_size
         skipped = [Skipped(*pair) for pair in facts["skipped"]]
         origin = Origin(**{k: facts[k] for k in Origin.__dataclass_fields__})
@@ -166,9 +178,45 @@ def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
         StoreError: the file is damaged.
     """
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except (OSError, pa.ArrowException, LookupError) as error:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(columns=columns)
+        if columns is not None and table.schema.names != columns:
+            raise ValueError("columns are missing")
+        table.validate(full=True)
+        _check_rows(table)
+        return table
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
+
+
+def _check_metadata(metadata: Mapping[bytes, bytes]) -> None:
+    check = content_hash(metadata[_KEY] + metadata.get(_SEEN_KEY, b"")).encode()
+    if metadata.get(_CHECK_KEY, check) != check:
+        raise ValueError("its metadata do not match their checksum")
+
+
+def _check_rows(table: pa.Table) -> None:
+    """Find what Parquet's checksums miss, which cover pages but not their headers."""
+    metadata = table.schema.metadata
+    facts = json.loads(metadata[_KEY])
+    if "rows" not in facts:  # of an earlier version
+        return
+    _check_metadata(metadata)  # Parquet holds it twice
+    if table.num_rows != facts["rows"]:
+        raise ValueError(f"it has {table.num_rows} rows, its header says {facts['rows']}")
+    for field in table.schema:
+        if field.name == "embedding":
+            if _crc(table["embedding"]) != facts["crc"]:
+                raise ValueError("its embeddings do not match their checksum")
+        elif field.type != _TYPES[field.name]:
+            raise ValueError(f"{field.name} is {field.type}")
+
+
+def _crc(embeddings: pa.ChunkedArray) -> int:
+    total = 0
+    for chunk in embeddings.chunks:
+        total = zlib.crc32(chunk.flatten().to_numpy(zero_copy_only=False), total)
+    return total
 
 
 def read_seen(shard: Shard) -> dict[str, Seen]:
@@ -218,7 +266,7 @@ def _metadata(
     return metadata | {_CHECK_KEY: content_hash("".join(metadata.values()).encode())}
 
 
-def _table(rows: Sequence[Row], origin: Origin, metadata: dict[bytes, str]) -> pa.Table:
+def _table(rows: Sequence[Row], origin: Origin) -> pa.Table:
     vectors = np.asarray([row.embedding for row in rows], dtype=origin.dtype)
     value = pa.float16() if origin.dtype == "float16" else pa.float32()
     embedding = pa.FixedSizeListArray.from_arrays(
@@ -226,15 +274,12 @@ def _table(rows: Sequence[Row], origin: Origin, metadata: dict[bytes, str]) -> p
     )
     schema = pa.schema(
         [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("group", pa.string()),
-            pa.field("view", pa.int32(), nullable=False),
-            pa.field("frame_ms", pa.int64()),
-            pa.field("content_hash", pa.string(), nullable=False),
+            *(
+                pa.field(name, kind, nullable=name in ("group", "frame_ms"))
+                for name, kind in _TYPES.items()
+            ),
             pa.field("embedding", embedding.type),
-        ],
-        metadata=metadata,
+        ]
     )
     columns: list[Any] = [
         [r.id for r in rows],

@@ -8,6 +8,7 @@ any rotation afterwards leaves them alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from whiten.errors import (
     ConstantInputError,
     RankDeficientError,
     WhiteningError,
+    one_line,
 )
 from whiten.moments import Moments
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 ArrayLike = TypeVar("ArrayLike", "Array", "Tensor")
+
+_TENSORS = ("mean", "projection", "eigenvalues")
+_HEADER, _OLD_HEADER = "whiten.2", "whiten"  # the old one had no checksum
 
 DEFAULT_SHRINKAGE = 0.1
 SAMPLES_PER_DIM = 4
@@ -344,7 +349,9 @@ class Whitener:
         }
         # One JSON value under one key: safetensors writes several keys in a random order,
         # and equal whiteners must be equal bytes.
-        header = {"whiten": json.dumps({**self.metadata, **facts}, sort_keys=True)}
+        facts = {**self.metadata, **facts}
+        facts["checksum"] = _checksum(facts, tensors)
+        header = {_HEADER: json.dumps(facts, sort_keys=True)}
         target = Path(path)
         partial = target.with_name(f".{target.name}.partial")
         partial.write_bytes(save(tensors, metadata=header))
@@ -361,27 +368,49 @@ class Whitener:
 
         try:
             with safe_open(os.fspath(path), framework="numpy") as file:
-                facts = json.loads((file.metadata() or {})["whiten"])
-                mean, projection, eigenvalues = (
-                    file.get_tensor(name) for name in ("mean", "projection", "eigenvalues")
-                )
+                headers = file.metadata() or {}
+                has_checksum = _HEADER in headers
+                facts = json.loads(headers[_HEADER if has_checksum else _OLD_HEADER])
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            if has_checksum and facts.pop("checksum") != _checksum(facts, tensors):
+                raise ValueError("its content does not have the checksum it was saved with")
             shape = (int(facts.pop("dim")), int(facts.pop("source_dim")))
             whitener = cls(shape[0], shrinkage=float(facts.pop("shrinkage")))
             whitener.n_ = int(facts.pop("n"))
             whitener.spectrum_mean_ = float(facts.pop("spectrum_mean"))
             whitener._resolution = float(facts.pop("resolution", shape[1] * _EPSILON))
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            ConfigError,
+        ) as error:
             raise WhiteningError(
-                f"{os.fspath(path)} is not a readable whitener ({error}): fit and save it again"
+                f"{os.fspath(path)} is not a readable whitener ({one_line(error)}): fit and save "
+                "it again"
             ) from error
-        arrays = (mean, projection, eigenvalues)
+        arrays = tuple(tensors[name] for name in _TENSORS)
         if [a.shape for a in arrays] != [shape[1:], shape, shape[:1]] or not all(
-            np.isfinite(a).all() for a in arrays
+            a.dtype == np.float64 and np.isfinite(a).all() for a in arrays
         ):
             raise WhiteningError(f"{os.fspath(path)} is damaged: fit and save the whitener again")
         whitener._mean, whitener._projection, whitener._eigenvalues = arrays
         whitener.metadata = {str(k): str(v) for k, v in facts.items()}
         return whitener
+
+
+def _checksum(facts: dict[str, Any], tensors: dict[str, Array]) -> str:
+    """Tells a flipped bit, which would whiten a little wrong."""
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    for name in _TENSORS:
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.shape}|{tensor.dtype}|".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
 
 
 def normalize_rows(vectors: Array) -> Array:
