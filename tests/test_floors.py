@@ -18,6 +18,7 @@ FLOORS = [
     "store",
     "affine",
     "moments",
+    "sealed",
     "whitening",
     "choosing",
     "fusion",

@@ -8,8 +8,6 @@ any rotation afterwards leaves them alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import warnings
@@ -29,15 +27,13 @@ from whiten.errors import (
     one_line,
 )
 from whiten.moments import Moments
+from whiten.sealed import load_sealed, save_sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Array = npt.NDArray[Any]
 ArrayLike = TypeVar("ArrayLike", "Array", "Tensor")
-
-_TENSORS = ("mean", "projection", "eigenvalues")
-_HEADER, _OLD_HEADER = "whiten.2", "whiten"  # the old one had no checksum
 
 DEFAULT_SHRINKAGE = 0.1
 SAMPLES_PER_DIM = 4
@@ -331,31 +327,18 @@ class Whitener:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `mean`, `projection`, `eigenvalues` as safetensors, atomically."""
-        from safetensors.numpy import save
-
-        assert self.mean_ is not None or not self.is_fitted
-        tensors = {
-            "mean": np.ascontiguousarray(self.mean_),
-            "projection": np.ascontiguousarray(self.projection_),
-            "eigenvalues": np.ascontiguousarray(self.eigenvalues_),
-        }
+        projection, eigenvalues = self.projection_, self.eigenvalues_
+        assert self.mean_ is not None
+        tensors = {"mean": self.mean_, "projection": projection, "eigenvalues": eigenvalues}
         facts = {
             "n": self.n_,
-            "source_dim": self.projection_.shape[1],
-            "dim": self.projection_.shape[0],
+            "source_dim": projection.shape[1],
+            "dim": projection.shape[0],
             "shrinkage": self.shrinkage,
             "spectrum_mean": self.spectrum_mean_,
             "resolution": self._resolution,
         }
-        # One JSON value under one key: safetensors writes several keys in a random order,
-        # and equal whiteners must be equal bytes.
-        facts = {**self.metadata, **facts}
-        facts["checksum"] = _checksum(facts, tensors)
-        header = {_HEADER: json.dumps(facts, sort_keys=True)}
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(save(tensors, metadata=header))
-        os.replace(partial, target)
+        save_sealed(Path(path), tensors, {**self.metadata, **facts})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Whitener:
@@ -364,53 +347,26 @@ class Whitener:
         Raises:
             WhiteningError: the file is missing, damaged, or not a whitener.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(os.fspath(path), framework="numpy") as file:
-                headers = file.metadata() or {}
-                has_checksum = _HEADER in headers
-                facts = json.loads(headers[_HEADER if has_checksum else _OLD_HEADER])
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            if has_checksum and facts.pop("checksum") != _checksum(facts, tensors):
-                raise ValueError("its content does not have the checksum it was saved with")
+            facts, tensors = load_sealed(Path(path))
+            arrays = tuple(tensors[name] for name in ("mean", "projection", "eigenvalues"))
             shape = (int(facts.pop("dim")), int(facts.pop("source_dim")))
             whitener = cls(shape[0], shrinkage=float(facts.pop("shrinkage")))
             whitener.n_ = int(facts.pop("n"))
             whitener.spectrum_mean_ = float(facts.pop("spectrum_mean"))
             whitener._resolution = float(facts.pop("resolution", shape[1] * _EPSILON))
-        except (
-            OSError,
-            SafetensorError,
-            KeyError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            ConfigError,
-        ) as error:
+            if [a.shape for a in arrays] != [shape[1:], shape, shape[:1]]:
+                raise ValueError("its arrays do not fit together")
+            if not all(a.dtype == np.float64 and np.isfinite(a).all() for a in arrays):
+                raise ValueError("its arrays hold no finite float64 numbers")
+        except (OSError, LookupError, ValueError, TypeError, OverflowError, ConfigError) as error:
             raise WhiteningError(
                 f"{os.fspath(path)} is not a readable whitener ({one_line(error)}): fit and save "
                 "it again"
             ) from error
-        arrays = tuple(tensors[name] for name in _TENSORS)
-        if [a.shape for a in arrays] != [shape[1:], shape, shape[:1]] or not all(
-            a.dtype == np.float64 and np.isfinite(a).all() for a in arrays
-        ):
-            raise WhiteningError(f"{os.fspath(path)} is damaged: fit and save the whitener again")
         whitener._mean, whitener._projection, whitener._eigenvalues = arrays
         whitener.metadata = {str(k): str(v) for k, v in facts.items()}
         return whitener
-
-
-def _checksum(facts: dict[str, Any], tensors: dict[str, Array]) -> str:
-    """Tells a flipped bit, which would whiten a little wrong."""
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
-    for name in _TENSORS:
-        tensor = tensors[name]
-        digest.update(f"{name}|{tensor.shape}|{tensor.dtype}|".encode())
-        digest.update(np.ascontiguousarray(tensor).data)
-    return digest.hexdigest()
 
 
 def normalize_rows(vectors: Array) -> Array:
