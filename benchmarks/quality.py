@@ -102,6 +102,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "labels + regression": _terms(labels=1.0, align=1.0),
     "labels + queue": _terms(labels=1.0, queue=1.0),
     "labels + 0.3 queue": _terms(labels=1.0, queue=0.3),
+    "labels + relational + 0.3 queue": _terms(labels=1.0, relational=1.0, queue=0.3),
     "kl + regression": _terms(kl=1.0, align=1.0),
     "kl + queue": _terms(kl=1.0, queue=1.0),
     "relational + queue": _terms(relational=1.0, queue=1.0),
@@ -116,6 +117,8 @@ SHORT = (
     "labels + kl",
     "labels + relational",
     "labels + queue",
+    "labels + 0.3 queue",
+    "labels + relational + 0.3 queue",
     "labels + regression",
     "kl + queue",
     "relational",
@@ -124,7 +127,7 @@ SHORT = (
 )
 TEMPERATURES: dict[str, tuple[float, ...]] = {
     "head": (0.03, 0.05, 0.1, 0.2),
-    "pretrained": (0.05, 0.1),
+    "pretrained": (0.03, 0.05, 0.1),
     "scratch": (0.05, 0.1),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from whiten.errors import ConfigError
-from whiten.recipes import AUTO, DECIDED, RECIPES, complete
+from whiten.recipes import DECIDED, RECIPES, complete
 from whiten.spec import TERMS, DistillSpec
 
 TEACHERS = ["demo:mobilenetv2"]
@@ -20,9 +20,26 @@ def spec(**options: object) -> DistillSpec:
 def test_nothing_is_left_open(recipe: str, source: str) -> None:
     full, why = complete(spec(recipe=recipe), source)
     assert all(getattr(full, name) is not None for name in DECIDED)
-    name = AUTO[source][0] if recipe == "auto" else recipe
-    assert why.startswith(f"recipe {name} (")
+    assert recipe == "auto" or why.startswith(f"recipe {recipe} (")
     assert any(getattr(full, term) > 0 for term in TERMS)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "name"),
+    [
+        ("views", {}, "queue"),
+        ("views", {"backbone_lr": 0.0}, "similarity"),
+        ("views", {"teachers_online": True}, "similarity"),
+        ("groups", {}, "labels-relational"),
+        ("mixed", {}, "labels-queue"),
+        ("mixed", {"teachers_online": True}, "labels-relational"),
+    ],
+)
+def test_auto_looks_at_the_pairs_and_at_what_can_be_trained(
+    source: str, options: dict[str, object], name: str
+) -> None:
+    _, why = complete(spec(**options), source)
+    assert why.startswith(f"recipe {name} (")
 
 
 def test_options_that_are_given_stay() -> None:

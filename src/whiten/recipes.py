@@ -28,17 +28,28 @@ DECIDED = tuple(_COMMON)
 RECIPES: dict[str, dict[str, Any]] = {
     # Whiten-MTD as published: exact PCA-whitening, one pair of a group, a random projection.
     "paper": {"kl": 1.0, "shrinkage": 0.0, "start": "random"},
+    "similarity": {"kl": 1.0},
+    "queue": {"queue": 1.0},
     "labels": {"labels": 1.0, "pairs_per_class": 2},
-    "distil": {"kl": 1.0},
-    "both": {"labels": 1.0, "relational": 1.0, "pairs_per_class": 2},
+    "labels-relational": {"labels": 1.0, "relational": 1.0, "pairs_per_class": 2},
+    "labels-queue": {"labels": 1.0, "queue": 1.0, "pairs_per_class": 2},
 }
 
-# What `auto` stands for, by where the pairs come from, and why.
-AUTO: dict[str, tuple[str, str]] = {
-    "views": ("distil", "without groups the teachers are the only source of knowledge"),
-    "groups": ("both", "groups say what is the same, teachers how different things relate"),
-    "mixed": ("both", "few groups say what is the same, teachers how all things relate"),
-}
+
+def _choose(spec: DistillSpec, source: str) -> tuple[str, str]:
+    """The recipe for such pairs, and why: what won on validation in docs/recipes.md."""
+    if source == "views":
+        if spec.backbone_lr == 0:
+            return (
+                "similarity",
+                "a head on frozen features learns most from the pairs' similarities",
+            )
+        if spec.teachers_online:
+            return "similarity", "without groups or cached teachers, their similarities are all"
+        return "queue", "without groups the teachers' own space is the only source of knowledge"
+    if source == "mixed" and not spec.teachers_online:
+        return "labels-queue", "few groups say what is the same, the teachers' space all the rest"
+    return "labels-relational", "groups say what is the same, teachers how other things relate"
 
 
 def complete(spec: DistillSpec, source: str) -> tuple[DistillSpec, str]:
@@ -54,7 +65,7 @@ def complete(spec: DistillSpec, source: str) -> tuple[DistillSpec, str]:
     Raises:
         ConfigError: the objective has no term, or terms that these options cannot serve.
     """
-    name, reason = AUTO[source] if spec.recipe == "auto" else (spec.recipe, "as asked")
+    name, reason = _choose(spec, source) if spec.recipe == "auto" else (spec.recipe, "as asked")
     chosen = {**_COMMON, **RECIPES[name]}
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}
     full = dataclasses.replace(spec, **{**chosen, **given})

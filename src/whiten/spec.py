@@ -215,9 +215,12 @@ class DistillSpec:
     feature maps and avg for transformers."""
     size: int | None = None
     """Input side of the student in pixels; by default the backbone's own."""
-    recipe: Literal["auto", "paper", "labels", "distil", "both"] = "auto"
-    """What is minimised: paper is Whiten-MTD's loss; labels learns from groups alone; distil from
-    the teachers alone; both from both; auto is what proved best for such pairs."""
+    recipe: Literal[
+        "auto", "paper", "similarity", "queue", "labels", "labels-relational", "labels-queue"
+    ] = "auto"
+    """What is minimised: the paper's loss as published, or with a better start; distillation of
+    similarities to a queue; groups alone, or with the teachers' relations or their queue. auto is
+    what proved best for such pairs."""
     kl: float | None = None
     """Weight of the paper's loss on fused similarities of positives and negatives."""
     labels: float | None = None
