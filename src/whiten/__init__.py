@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from whiten import metrics
+    from whiten.choosing import choose_whitening
     from whiten.distill import distill
     from whiten.encoder import Encoder, load
     from whiten.errors import WhitenError
@@ -28,6 +29,7 @@ __all__ = [
     "Index",
     "WhitenError",
     "Whitener",
+    "choose_whitening",
     "distill",
     "distillation_loss",
     "evaluate",
@@ -41,6 +43,7 @@ _HOMES = {
     "Index": "whiten.index",
     "WhitenError": "whiten.errors",
     "Whitener": "whiten.whitening",
+    "choose_whitening": "whiten.choosing",
     "distill": "whiten.distill",
     "distillation_loss": "whiten.losses",
     "evaluate": "whiten.evaluate",

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
+from whiten.errors import ConfigError
 from whiten.media import Box, decode_scaled
 from whiten.spec import ViewPlan, fingerprint
 
@@ -62,6 +63,16 @@ class Preprocess:
 
     def resized(self, side: int) -> Preprocess:
         return dataclasses.replace(self, size=(side, side))
+
+    def fitted(self, fit: str) -> Preprocess:
+        """The same with another `fit`.
+
+        Raises:
+            ConfigError: it is neither crop nor squash.
+        """
+        if fit not in ("crop", "squash"):
+            raise ConfigError(f"fit={fit} must be crop or squash")
+        return dataclasses.replace(self, fit=fit)  # type: ignore[arg-type]
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(n, h, w, 3) uint8 RGB -> the model's float32 input, (n, 3, h, w) or (n, h, w, 3).

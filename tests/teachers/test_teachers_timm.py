@@ -124,6 +124,14 @@ def test_timm_random_weights_are_always_the_same() -> None:
     assert first.weights_hash == second.weights_hash
 
 
+def test_timm_takes_another_fit() -> None:
+    uri = "timm:test_resnet?pretrained=0&fit="
+    assert open_teacher(uri + "squash").preprocess.fit == "squash"
+    assert open_teacher(uri + "crop").preprocess.fit == "crop"
+    with pytest.raises(ConfigError, match="fit=both must be crop or squash"):
+        open_teacher(uri + "both")
+
+
 def test_timm_reads_its_preprocessing() -> None:
     model = timm_models.create_backbone(parse_uri("timm:test_resnet"), pretrained=False)
     model.pretrained_cfg |= {

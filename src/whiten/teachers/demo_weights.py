@@ -7,7 +7,6 @@ than their weights. `demo-weights.txt` at the root of the project pins them.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +98,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     """Options: `size` (input side; open-nsfw is fixed at 224) and `fit` (crop or squash)."""
     network = find_network(uri.target)
     options = uri.take(size=(int, network.preprocess.size[0]), fit=(str, "crop"))
-    if options["fit"] not in ("crop", "squash"):
-        raise ConfigError(f"fit={options['fit']} of {uri} must be crop or squash")
-    preprocess = dataclasses.replace(
-        network.preprocess.resized(options["size"]), fit=options["fit"]
-    )
+    preprocess = network.preprocess.resized(options["size"]).fitted(options["fit"])
     if not network.architecture:
         from whiten.teachers.onnx_file import open_graph
 

@@ -39,7 +39,8 @@ def open_uri(uri: TeacherURI) -> Teacher:
 
     Options: `size` (input side in pixels), `weights` (a local safetensors or torch file),
     `pretrained` (1 downloads the published weights, the default without `weights`; 0 draws
-    random ones, always the same) and `pool` (`model` is the model's own pooling and head up to the
+    random ones, always the same), `fit` (crop or squash; by default the model's own) and `pool`
+    (`model` is the model's own pooling and head up to the
     classifier, `avg` and `gem` pool its last features).
 
     Raises:
@@ -47,7 +48,11 @@ def open_uri(uri: TeacherURI) -> Teacher:
         TeacherError: the weights cannot be downloaded, or do not fit.
     """
     options = uri.take(
-        size=(positive_int, None), weights=(str, ""), pretrained=(bool, True), pool=(str, "model")
+        size=(positive_int, None),
+        weights=(str, ""),
+        pretrained=(bool, True),
+        fit=(str, ""),
+        pool=(str, "model"),
     )
     pool = options["pool"]
     if pool not in POOLS:
@@ -58,6 +63,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     )
     cfg = backbone.pretrained_cfg
     preprocess = read_preprocess(backbone, options["size"])
+    preprocess = preprocess.fitted(options["fit"] or preprocess.fit)
     forward = backbone if pool == "model" else partial(_pool_features, backbone, pool)
     # A local file is taken for the published one where the name has the tag of those weights.
     has_tag = is_published or (options["weights"] and "." in uri.target)
