@@ -148,8 +148,9 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
 def test_online_teachers_give_the_losses_of_cached_ones(
     images: Path, cache: Path, tmp_path: Path
 ) -> None:
-    run(images, tmp_path / "cached", cache, views=2)
-    run(images, tmp_path / "online", cache, views=2, teachers_online=True)
+    same = {"views": 2, "recipe": "paper"}
+    run(images, tmp_path / "cached", cache, **same)
+    run(images, tmp_path / "online", cache, **same, teachers_online=True)
     np.testing.assert_allclose(losses(tmp_path / "online"), losses(tmp_path / "cached"), rtol=1e-3)
 
 

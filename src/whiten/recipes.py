@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "queue": {"queue": 1.0},
     "labels": {"labels": 1.0, "pairs_per_class": 2},
     "labels-relational": {"labels": 1.0, "relational": 1.0, "pairs_per_class": 2},
-    "labels-queue": {"labels": 1.0, "queue": 1.0, "pairs_per_class": 2},
+    "labels-queue": {"labels": 1.0, "queue": 0.3, "pairs_per_class": 2},
 }
 
 
@@ -47,9 +47,9 @@ def _choose(spec: DistillSpec, source: str) -> tuple[str, str]:
         if spec.teachers_online:
             return "similarity", "without groups or cached teachers, their similarities are all"
         return "queue", "without groups the teachers' own space is the only source of knowledge"
-    if source == "mixed" and not spec.teachers_online:
-        return "labels-queue", "few groups say what is the same, the teachers' space all the rest"
-    return "labels-relational", "groups say what is the same, teachers how other things relate"
+    if spec.teachers_online:
+        return "labels-relational", "groups say what is the same, teachers how other things relate"
+    return "labels-queue", "groups say what is the same, the teachers' space how all things lie"
 
 
 def complete(spec: DistillSpec, source: str) -> tuple[DistillSpec, str]:
