@@ -2,12 +2,14 @@
 
     python benchmarks/finetune_teachers.py --out runs/strong-teachers
     python benchmarks/quality.py run --out runs/quality
+    python benchmarks/quality.py trials --out runs/quality
     python benchmarks/quality.py table --out runs/quality
 
 `run` trains what is missing, one small JSON file a trial, so that it can be stopped, resumed and
 shared between processes: start it twice with `--threads 1`. A recipe is tried at several
-temperatures with seed 0; the best one on validation is repeated with two more seeds. `table`
-evaluates the winners on the test split, once, with 95 % intervals over groups.
+temperatures with seed 0; the best one on validation is repeated with two more seeds. `trials` lists
+what there is on validation; `table` evaluates the winners on the test split, once, with 95 %
+intervals over groups.
 """
 
 from __future__ import annotations
@@ -345,6 +347,16 @@ def interval(aps: np.ndarray, groups: np.ndarray, draws: int = 2000) -> tuple[fl
     return float(low), float(high)
 
 
+def trials(options: argparse.Namespace) -> None:
+    """Every finished trial as it stands, on validation."""
+    found = [json.loads(path.read_text()) for path in (options.out / "trials").glob("*.json")]
+    found.sort(key=lambda f: (f["setting"], f["start"], -f["validation"]))
+    text = json.dumps({"benchmark": "quality", "trials": found}, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
 def table(options: argparse.Namespace) -> None:
     """For each setting and start: every recipe at its best temperature, mean of the seeds."""
     ledger = Ledger(options.out)
@@ -397,7 +409,7 @@ def table(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("action", choices=["run", "trials", "table"])
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--strong", type=Path, default=Path("runs/strong-teachers"))
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
@@ -410,7 +422,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    {"run": run, "table": table}[options.action](options)
+    {"run": run, "trials": trials, "table": table}[options.action](options)
 
 
 if __name__ == "__main__":
