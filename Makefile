@@ -6,8 +6,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# What takes the options of a benchmark; the comparison of recipes takes hours.
-BENCHMARKS := $(filter-out quality, $(basename $(notdir \
+# What takes the options of a benchmark. The comparison of recipes takes hours, and what reads its
+# cache comes after it.
+BENCHMARKS := $(filter-out quality target_distributions, $(basename $(notdir \
 	$(shell grep -l "arguments(__doc__)" benchmarks/*.py))))
 
 .PHONY: demo test check bench clean
@@ -24,6 +25,7 @@ check: .venv/dev-installed
 	$(BIN)/mypy
 
 bench: .venv/dev-installed
+	$(PIP) install --quiet --editable ".[bench]"
 	set -e; for name in $(BENCHMARKS); do \
 		echo "benchmarks/$$name.py" >&2; \
 		$(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json > /dev/null; \
