@@ -52,7 +52,8 @@ STARTS: dict[str, dict[str, Any]] = {
     # A linear head on frozen features: cheap enough to try everything.
     "head": {"student": PRETRAINED, "backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
     "pretrained": {"student": PRETRAINED, "epochs": 5, "lr": 2e-3},
-    "scratch": {"student": SCRATCH, "epochs": 15, "lr": 2e-3, "pool": "avg"},
+    # Principal axes of random features mean nothing: the projection starts at random, too.
+    "scratch": {"student": SCRATCH, "epochs": 15, "lr": 2e-3, "start": "random"},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "label-free": {"pairs": "views"},
@@ -81,7 +82,7 @@ def _terms(**weights: float) -> dict[str, Any]:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper", **_PAPER},
-    "paper, principal start": {**_terms(kl=1.0), **_PAPER},
+    "paper, principal start": {**_terms(kl=1.0), **_PAPER, "start": "principal"},
     **{
         f"kl {fusion}, {name} teachers": {**_terms(kl=1.0), "fusion": fusion, **whitening}
         for fusion in ("maxmin", "mean", "maxmean", "maxrand", "rand")

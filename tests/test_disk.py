@@ -5,6 +5,7 @@ Real limits: on the size of files and, where this process may mount one, a small
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import signal
@@ -195,6 +196,31 @@ def test_a_run_folder_that_may_not_be_written(tmp_path: Path, forbidden: Fail) -
         write_atomically(run.metrics, b"new")
     assert {path.name for path in run.root.iterdir()} == {"config.yaml", "checkpoints"}
     assert [path.name for path in run.checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_ctrl_c_within_the_writing_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.begin("photos", DistillSpec(teachers=["demo:x"]), resume=False, overwrite=False)
+    state: dict[str, Any] = {"step": 1, "model": {}, "optimizer": {}, "ema": {}}
+    run.save_checkpoint(state)
+
+    class Interrupted(io.BytesIO):
+        def write(self, content: Any) -> int:
+            if self.tell():  # torch's writer passes the first one on as it is
+                raise KeyboardInterrupt
+            return super().write(content)
+
+    opening = Path.open
+
+    def open_to_be_interrupted(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        return Interrupted() if mode == "wb" else opening(path, mode, *rest, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "open", open_to_be_interrupted)
+        run.save_checkpoint({**state, "step": 2})
+    assert run.load_checkpoint()["step"] == 1
 
 
 def test_a_student_that_may_not_be_written(tmp_path: Path, forbidden: Fail) -> None:

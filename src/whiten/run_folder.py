@@ -177,9 +177,12 @@ class RunFolder:
                 torch.save({**state, "config": self._config_hash()}, file)
             os.replace(partial, self.checkpoint)
         except (OSError, RuntimeError) as error:
-            # torch's writer raises an error of its own about the system's.
-            cause = error.__context__ if isinstance(error.__context__, OSError) else error
             partial.unlink(missing_ok=True)
+            # torch's writer raises an error of its own about whatever stopped its writing.
+            cause = error.__context__
+            if isinstance(cause, KeyboardInterrupt):
+                raise cause from None
+            cause = cause if isinstance(cause, OSError) else error
             raise RunError(
                 f"cannot write {self.checkpoint} ({one_line(cause)}): make room or give access and "
                 "go on with --resume"
