@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # What takes the options of a benchmark. The comparison of recipes takes hours, and what reads its
 # cache comes after it.
-BENCHMARKS := $(filter-out quality target_distributions, $(basename $(notdir \
+BENCHMARKS := $(filter-out quality target_distributions whitening_choice, $(basename $(notdir \
 	$(shell grep -l "arguments(__doc__)" benchmarks/*.py))))
 
 .PHONY: demo test check bench clean

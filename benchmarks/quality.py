@@ -82,6 +82,7 @@ def _terms(**weights: float) -> dict[str, Any]:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper", **_PAPER},
+    "paper, lower lr": {"recipe": "paper", **_PAPER, "lr": 5e-4},
     "paper, principal start": {**_terms(kl=1.0), **_PAPER, "start": "principal"},
     **{
         f"kl {fusion}, {name} teachers": {**_terms(kl=1.0), "fusion": fusion, **whitening}
@@ -100,6 +101,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "regression": _terms(align=1.0),
     "relational": _terms(relational=1.0),
     "queue": _terms(queue=1.0),
+    "queue, lower lr": {**_terms(queue=1.0), "lr": 5e-4},
     "labels + relational": _terms(labels=1.0, relational=1.0),
     "labels + 0.3 relational": _terms(labels=1.0, relational=0.3),
     "labels + regression": _terms(labels=1.0, align=1.0),
@@ -107,12 +109,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     "labels + 0.3 queue": _terms(labels=1.0, queue=0.3),
     "labels + relational + 0.3 queue": _terms(labels=1.0, relational=1.0, queue=0.3),
     "kl + regression": _terms(kl=1.0, align=1.0),
+    "labels + 3 relational": _terms(labels=1.0, relational=3.0),
+    "labels + kl + relational": {
+        **_terms(labels=1.0, kl=1.0, relational=1.0),
+        "pairs_per_class": 2,
+    },
     "kl + queue": _terms(kl=1.0, queue=1.0),
+    "kl + relational": _terms(kl=1.0, relational=1.0),
     "relational + queue": _terms(relational=1.0, queue=1.0),
 }
 # What a whole network is trained with: the candidates that the cheap heads left, and the paper.
 SHORT = (
     "paper",
+    "paper, lower lr",
     "paper, principal start",
     "kl maxmin, chosen teachers",
     "kl maxmin, chosen teachers, all positives",
@@ -124,8 +133,12 @@ SHORT = (
     "labels + relational + 0.3 queue",
     "labels + regression",
     "kl + queue",
+    "kl + relational",
+    "labels + 3 relational",
+    "labels + kl + relational",
     "relational",
     "queue",
+    "queue, lower lr",
     "regression",
 )
 TEMPERATURES: dict[str, tuple[float, ...]] = {
@@ -275,10 +288,7 @@ def run_trial(trial: Trial, ledger: Ledger, strong: Path) -> dict[str, Any]:
 
 
 def recipes_of(start: str, setting: str) -> list[str]:
-    names = list(RECIPES) if start == "head" else list(SHORT)
-    if setting == "label-free":  # two views are the labels there: SimCLR alone is worth a row
-        names = [n for n in names if not n.startswith("labels +")]
-    return names
+    return list(RECIPES) if start == "head" else list(SHORT)
 
 
 def screening(starts: list[str], settings: list[str]) -> Iterator[Trial]:
@@ -291,13 +301,12 @@ def screening(starts: list[str], settings: list[str]) -> Iterator[Trial]:
 
 
 def best_of(ledger: Ledger, start: str, setting: str, recipe: str) -> Trial | None:
-    """The temperature that did best on validation with seed 0, once all were tried."""
-    tried = []
-    for trial in screening([start], [setting]):
-        if trial.recipe == recipe:
-            if (facts := ledger.find(trial)) is None:
-                return None
-            tried.append((facts["validation"], trial))
+    """The temperature that did best on validation with seed 0, of those that were tried."""
+    tried = [
+        (facts["validation"], trial)
+        for trial in screening([start], [setting])
+        if trial.recipe == recipe and (facts := ledger.find(trial))
+    ]
     return max(tried, key=lambda pair: pair[0])[1] if tried else None
 
 

@@ -17,36 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from emoji import load_split
-from quality import WEAK, lay_out
+from quality import WEAK
+from regimes import read
 from side_by_side import arguments
 
 from whiten.choosing import choose_whitening
-from whiten.embed import embed, store_folder
 from whiten.fusion import fuse
-from whiten.media import find_items
-from whiten.spec import ViewPlan
-from whiten.teachers import open_teacher
 from whiten.whitening import Whitener, normalize_rows
 
 BATCH, BATCHES, QUEUE, TAU = 128, 20, 4096, 0.05
-
-
-def views(root: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each teacher the embeddings of whole images and of a random view."""
-    items = find_items(root / "images" / "all.csv")
-    ids = [item.id for item in items]
-    found = []
-    for uri in WEAK:
-        teacher = open_teacher(uri)
-        folder = next(
-            folder
-            for precision in ("bf16", "32")
-            if (folder := store_folder(root / "embeddings", teacher, precision=precision)).exists()
-        )
-        precision = "bf16" if folder.name.endswith("bf16") else "32"
-        store = embed(items, teacher, folder, views=range(2), plan=ViewPlan(), precision=precision)
-        found.append((store.gather(ids), store.gather(ids, view=1)))
-    return found
 
 
 def describe(target: torch.Tensor, positive: torch.Tensor) -> dict[str, float]:
@@ -61,8 +40,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--quality", type=Path, default=Path("runs/quality"))
     options = parser.parse_args()
-    lay_out(options.quality)
-    raw = views(options.quality)
+    raw = [(teacher.whole, teacher.view) for teacher in read(WEAK, options.quality)]
     groups = load_split("train").groups
     prepared = {"raw": raw}
     for name, shrinkage in (("whitened", 0.0), ("centred", math.inf)):

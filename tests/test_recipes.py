@@ -9,6 +9,7 @@ from whiten.recipes import DECIDED, RECIPES, complete
 from whiten.spec import TERMS, DistillSpec
 
 TEACHERS = ["demo:mobilenetv2"]
+UNTRAINED = "timm:resnet18?pretrained=0"
 
 
 def spec(**options: object) -> DistillSpec:
@@ -29,11 +30,16 @@ def test_nothing_is_left_open(recipe: str, source: str) -> None:
     [
         ("views", {}, "queue"),
         ("views", {"backbone_lr": 0.0}, "similarity"),
-        ("views", {"teachers_online": True}, "similarity"),
+        ("views", {"teachers_online": True}, "similarity-relational"),
         ("groups", {}, "labels-queue"),
         ("groups", {"teachers_online": True}, "labels-relational"),
         ("mixed", {}, "labels-queue"),
-        ("mixed", {"teachers_online": True}, "labels-relational"),
+        ("mixed", {"teachers_online": True}, "similarity-relational"),
+        ("views", {"student": UNTRAINED}, "similarity-relational"),
+        ("groups", {"student": UNTRAINED}, "labels-relational"),
+        ("mixed", {"student": UNTRAINED}, "similarity-relational"),
+        ("views", {"student": UNTRAINED + "&weights=net.pth"}, "queue"),
+        ("views", {"student": UNTRAINED, "backbone_lr": 0.0}, "similarity"),
     ],
 )
 def test_auto_looks_at_the_pairs_and_at_what_can_be_trained(
@@ -47,6 +53,14 @@ def test_options_that_are_given_stay() -> None:
     full, why = complete(spec(temperature=0.2, queue=0.5, start="random"), "views")
     assert (full.temperature, full.queue, full.start) == (0.2, 0.5, "random")
     assert "0.5·queue" in why
+
+
+@pytest.mark.parametrize("recipe", ["auto", *RECIPES])
+def test_an_untrained_student_has_no_principal_axes(recipe: str) -> None:
+    full, _ = complete(spec(recipe=recipe, student=UNTRAINED), "views")
+    assert full.start == "random"
+    full, _ = complete(spec(recipe=recipe, student=UNTRAINED, start="principal"), "views")
+    assert full.start == "principal"
 
 
 def test_the_papers_recipe_is_the_papers() -> None:

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from whiten.errors import ConfigError
-from whiten.spec import TERMS, DistillSpec
+from whiten.spec import TERMS, DistillSpec, parse_uri
 
 _COMMON: dict[str, Any] = {
     **dict.fromkeys(TERMS, 0.0),
@@ -29,6 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Whiten-MTD as published: exact PCA-whitening, one pair of a group, a random projection.
     "paper": {"kl": 1.0, "shrinkage": 0.0, "start": "random"},
     "similarity": {"kl": 1.0},
+    "similarity-relational": {"kl": 1.0, "relational": 1.0},
     "queue": {"queue": 1.0},
     "labels": {"labels": 1.0, "pairs_per_class": 2},
     "labels-relational": {"labels": 1.0, "relational": 1.0, "pairs_per_class": 2},
@@ -36,19 +37,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def _choose(spec: DistillSpec, source: str) -> tuple[str, str]:
-    """The recipe for such pairs, and why: what won on validation in docs/recipes.md."""
+def _choose(spec: DistillSpec, source: str, is_untrained: bool) -> tuple[str, str]:
+    """The recipe for such pairs and such a student, and why: what won in docs/recipes.md."""
+    if source == "views" and spec.backbone_lr == 0:
+        return "similarity", "a head on frozen features learns most from the pairs' similarities"
+    # A network that sees nothing yet cannot stand where the teachers do; it can learn from them
+    # what is alike. With teachers online there is no queue to stand in.
+    if is_untrained or spec.teachers_online:
+        if source == "groups":
+            return "labels-relational", "groups say what is the same, teachers how others relate"
+        return "similarity-relational", "pairs say what is the same, teachers how others relate"
     if source == "views":
-        if spec.backbone_lr == 0:
-            return (
-                "similarity",
-                "a head on frozen features learns most from the pairs' similarities",
-            )
-        if spec.teachers_online:
-            return "similarity", "without groups or cached teachers, their similarities are all"
         return "queue", "without groups the teachers' own space is the only source of knowledge"
-    if spec.teachers_online:
-        return "labels-relational", "groups say what is the same, teachers how other things relate"
     return "labels-queue", "groups say what is the same, the teachers' space how all things lie"
 
 
@@ -65,8 +65,14 @@ def complete(spec: DistillSpec, source: str) -> tuple[DistillSpec, str]:
     Raises:
         ConfigError: the objective has no term, or terms that these options cannot serve.
     """
-    name, reason = _choose(spec, source) if spec.recipe == "auto" else (spec.recipe, "as asked")
+    is_untrained = parse_uri(spec.student).is_untrained
+    if spec.recipe == "auto":
+        name, reason = _choose(spec, source, is_untrained)
+    else:
+        name, reason = spec.recipe, "as asked"
     chosen = {**_COMMON, **RECIPES[name]}
+    if is_untrained:
+        chosen["start"] = "random"  # principal axes of random features mean nothing
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}
     full = dataclasses.replace(spec, **{**chosen, **given})
     weights = {term: getattr(full, term) for term in TERMS if getattr(full, term) > 0}

@@ -42,6 +42,12 @@ class TeacherURI:
         query = "&".join(f"{_quoted(k)}={_quoted(v)}" for k, v in self.options)
         return f"{self.scheme}:{self.target}" + (f"?{query}" if query else "")
 
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it asks for a network of random weights."""
+        options = dict(self.options)
+        return options.get("pretrained", "").lower() in _FALSE and not options.get("weights")
+
     def take(self, **known: Any) -> dict[str, Any]:
         """The options converted to the types of the defaults in `known`.
 
@@ -65,11 +71,12 @@ class TeacherURI:
         return values
 
 
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
 def _truth(text: str) -> bool:
-    if text.lower() in ("1", "true", "yes", "on"):
-        return True
-    if text.lower() in ("0", "false", "no", "off"):
-        return False
+    if text.lower() in (*_TRUE, *_FALSE):
+        return text.lower() in _TRUE
     raise ValueError(text)
 
 
@@ -216,11 +223,19 @@ class DistillSpec:
     size: int | None = None
     """Input side of the student in pixels; by default the backbone's own."""
     recipe: Literal[
-        "auto", "paper", "similarity", "queue", "labels", "labels-relational", "labels-queue"
+        "auto",
+        "paper",
+        "similarity",
+        "similarity-relational",
+        "queue",
+        "labels",
+        "labels-relational",
+        "labels-queue",
     ] = "auto"
-    """What is minimised: the paper's loss as published, or with a better start; distillation of
-    similarities to a queue; groups alone, or with the teachers' relations or their queue. auto is
-    what proved best for such pairs."""
+    """What is minimised: the paper's loss as published, or with a better start, alone or with the
+    teachers' relations; distillation of similarities to a queue; groups alone, or with the
+    teachers' relations or their queue. auto is what proved best for such pairs and such a
+    student."""
     kl: float | None = None
     """Weight of the paper's loss on fused similarities of positives and negatives."""
     labels: float | None = None
