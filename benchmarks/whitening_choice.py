@@ -27,7 +27,7 @@ from whiten.choosing import choose_whitening
 from whiten.plot_style import QUIET, styled
 from whiten.whitening import Whitener, normalize_rows
 
-SIZES = (100, 200, 500, 1000, 2000, 4712)
+SIZES = (100, 200, 500, 1500, 4712)
 WAYS = {
     "chosen, groups": ("#0072B2", "-", "o"),
     "chosen, no labels": ("#009E73", "-", "s"),
@@ -101,7 +101,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--quality", type=Path, default=Path("runs/quality"))
     parser.add_argument("--strong", type=Path, default=Path("runs/strong-teachers"))
-    parser.add_argument("--draws", type=int, default=3, help="samples of each size")
+    parser.add_argument("--draws", type=int, default=2, help="samples of each size")
     parser.add_argument("--plot", type=Path, help="draw it here (PNG)")
     options = parser.parse_args()
     train = load_split("train").groups

@@ -40,31 +40,38 @@ def names(groups: int) -> list[str]:
 def test_held_out_groups_find_the_right_end(nuisance: float, wants_whitening: bool) -> None:
     found = embeddings(250, nuisance=nuisance)
     whitener, choice = choose_whitening(found, groups=names(250), dims=DIMS)
-    assert choice.criterion == GROUPS
-    assert (choice.shrinkage <= 1) == wants_whitening
+    assert choice.criterion == f"mAP on {GROUPS}"
+    assert choice.shrinkage <= 1 if wants_whitening else choice.shrinkage >= 1
     assert whitener.shrinkage == choice.shrinkage
     assert whitener.projection_.shape == (choice.dim, D)
     scores = np.array(choice.scores)
     assert scores.shape == (len(choice.dims), len(choice.shrinkages))
-    best = scores.max()
-    assert best == scores[choice.dims.index(choice.dim), choice.shrinkages.index(choice.shrinkage)]
+    chosen = scores[choice.dims.index(choice.dim), choice.shrinkages.index(choice.shrinkage)]
+    assert chosen > scores.max() - 0.01
     # The other end is clearly worse: the choice mattered.
-    assert best > scores[:, -1 if wants_whitening else 0].max() + 0.02
+    assert chosen > scores[:, -1 if wants_whitening else 0].max() + 0.02
 
 
 @pytest.mark.parametrize(("nuisance", "wants_whitening"), [(15.0, True), (0.0, False)])
 def test_other_teachers_stand_in_for_groups(nuisance: float, wants_whitening: bool) -> None:
     teachers = [embeddings(250, nuisance=nuisance, seed=s) for s in range(3)]
     choice = choose(teachers[0], others=teachers[1:], dims=DIMS)
-    assert choice.criterion == NEIGHBOURS
-    assert (choice.shrinkage <= 3) == wants_whitening
+    assert choice.criterion == f"mAP on {NEIGHBOURS}"
+    assert choice.shrinkage <= 3 if wants_whitening else choice.shrinkage >= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_little_evidence_changes_little(seed: int) -> None:
+    found = embeddings(10, nuisance=0.5, seed=seed)
+    choice = choose(found, groups=names(10), dims=DIMS)
+    assert 0.1 <= choice.shrinkage <= 10
 
 
 def test_one_teacher_without_groups_uses_two_views() -> None:
     first = embeddings(100, nuisance=5.0)
     second = first + 0.05 * np.random.default_rng(0).normal(size=first.shape).astype(np.float32)
     choice = choose(first, second_views=second, dims=DIMS)
-    assert choice.criterion == VIEWS
+    assert choice.criterion == f"mAP on {VIEWS}"
     assert choice.scores
 
 
@@ -101,5 +108,5 @@ def test_ungrouped_images_are_distractors() -> None:
     found = embeddings(60, nuisance=4.0)
     groups: list[str | None] = [*names(60)[:120], *[None] * 120]
     choice = choose(found, groups=groups, dims=DIMS)
-    assert choice.criterion == GROUPS
+    assert choice.criterion == f"mAP on {GROUPS}"
     assert math.isfinite(max(map(max, choice.scores)))

@@ -5,9 +5,15 @@ the one end, teachers fine-tuned on it the other, and few images want more of it
 choice is made on held-out images, by retrieval:
 
 - with groups: an image's positives are the others of its group;
-- without, and with several teachers: an image's positive is its mutual nearest neighbour in the
-  *other* teachers' embeddings as they come, so that no teacher judges itself;
-- with one teacher: an image's positive is another view of it. Views are easy, so this sees less.
+- with other teachers: its positive is its mutual nearest neighbour as *they* see it, which keeps a
+  teacher from judging itself, and from groups that it was trained on;
+- with two views: its positive is the other view of it, which is easy but sure.
+
+The mean over these counts, over those that there are.
+
+Few images cannot tell similar candidates apart. Of all that the evidence leaves within one standard
+error of the best (Breiman et al. 1984), the one nearest to shrinkage 1 is taken: each axis then has
+at most the average variance, which is close to the best wherever there is much evidence.
 """
 
 from __future__ import annotations
@@ -16,18 +22,19 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import WhiteningError
-from whiten.whitening import DEFAULT_SHRINKAGE, SAMPLES_PER_DIM, Whitener, normalize_rows
+from whiten.whitening import Whitener, normalize_rows
 
 Vectors = npt.NDArray[Any]
 
 SHRINKAGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, math.inf)
 DIMS = (64, 128, 256, 512)
+PRIOR = 1.0  # shrinkage without evidence
 SAMPLE = 4096  # images that the choice looks at
 _HELD_OUT = 1024  # at most, of a fold
 _FOLDS = 4
@@ -104,8 +111,8 @@ def choose_whitening(
 def fit_chosen(choice: Choice, embeddings: Vectors | Iterable[Vectors]) -> Whitener:
     """Fit what was chosen on (n, D) embeddings, or a stream of them."""
     with warnings.catch_warnings():
-        if choice.scores:  # many axes for few images are no surprise: held-out images wanted them
-            warnings.filterwarnings("ignore", "whitening .* dimensions on", UserWarning)
+        # Many axes for few images are no surprise: held-out images wanted them.
+        warnings.filterwarnings("ignore", "whitening .* dimensions on", UserWarning)
         return Whitener(choice.dim, shrinkage=choice.shrinkage).fit(embeddings)
 
 
@@ -135,75 +142,128 @@ def choose(
     if n < 2:
         raise WhiteningError("one image is nothing to whiten on: give more images")
     rng = np.random.default_rng(seed)
-    classes, criterion = _positives(n, groups, others, second_views is not None)
-    if criterion is None:
-        dim = max(1, min(max(dims), source_dim, n // SAMPLES_PER_DIM))
-        return Choice(DEFAULT_SHRINKAGE, dim, "too few images to choose on, so this is the default")
+    evidence = _evidence(n, groups, others, second_views)
+    if not evidence:
+        dim = max(1, min(max(dims), source_dim, n - 1))
+        return Choice(PRIOR, dim, "too few images to choose on, so this is the default")
+    classes = evidence[0].classes
     repeats = 1 if n >= _SMALL else 3
     folds = [fold for _ in range(repeats) for fold in _folds(classes, rng)]
     largest = min(max(dims), source_dim, min(n - len(fold) for fold in folds) - 1)
     candidates = sorted({min(dim, largest) for dim in dims if dim > 0} - {0})
-    totals = np.zeros((len(candidates), len(shrinkages)))
+    found = [np.zeros((len(candidates), len(shrinkages), n)) for _ in evidence]
+    asked = [np.zeros(n, np.int64) for _ in evidence]
     for fold in folds:
         held = np.zeros(n, bool)
         held[fold] = True
         axes = Whitener(largest, shrinkage=math.inf).fit(embeddings[~held])
         gallery = axes.transform(embeddings[held])
-        queries = gallery if second_views is None or criterion != VIEWS else None
-        if queries is None:
-            assert second_views is not None
-            queries = axes.transform(second_views[held])
-        spectrum, mean = axes.eigenvalues_, axes.spectrum_mean_
-        for column, shrinkage in enumerate(shrinkages):
-            gain = _gain(spectrum, mean, shrinkage)
-            for row, dim in enumerate(candidates):
-                asked, found = (
-                    normalize_rows((side[:, :dim] * gain[:dim]).astype(np.float32))
-                    for side in (queries, gallery)
-                )
-                totals[row, column] += _score(asked, found, classes[held], queries is gallery)
-    scores = totals / len(folds)
-    row, column = divmod(int(np.argmax(scores)), len(shrinkages))
+        for kind, precisions, times in zip(evidence, found, asked, strict=True):
+            inside = kind.classes[held]
+            rows = np.flatnonzero(held)[_with_positive(inside, kind.views is None)]
+            times[rows] += 1
+            queries = None if kind.views is None else axes.transform(kind.views[held])
+            for column, shrinkage in enumerate(shrinkages):
+                gain = _gain(axes.eigenvalues_, axes.spectrum_mean_, shrinkage)
+                for row, dim in enumerate(candidates):
+                    scaled = _scaled(gallery, gain, dim)
+                    asking = scaled if queries is None else _scaled(queries, gain, dim)
+                    scores = _average_precisions(asking, scaled, inside, queries is None)
+                    precisions[row, column, rows] += scores
+    for precisions, times in zip(found, asked, strict=True):
+        precisions /= np.maximum(times, 1)
+    kept = [p[:, :, times > 0] for p, times in zip(found, asked, strict=True) if times.any()]
+    scores, row, column = _within_one_error(kept, shrinkages)
     if candidates[row] == largest:  # all that the folds had; the whole sample has more
         candidates[row] = min(max(dims), source_dim, n - 1)
     return Choice(
         shrinkage=float(shrinkages[column]),
         dim=candidates[row],
-        criterion=criterion,
+        criterion="mAP on " + " and ".join(kind.name for kind in evidence),
         shrinkages=list(map(float, shrinkages)),
         dims=candidates,
         scores=scores.round(5).tolist(),
     )
 
 
-GROUPS = "mAP on held-out groups"
-NEIGHBOURS = "mAP on other teachers' mutual neighbours"
-VIEWS = "mAP on two views of held-out images"
+GROUPS = "held-out groups"
+NEIGHBOURS = "other teachers' mutual neighbours"
+VIEWS = "two views of held-out images"  # what the scores are the mean average precision of
 
 
-def _positives(
-    n: int, groups: Sequence[str | None] | None, others: Sequence[Vectors], has_views: bool
-) -> tuple[npt.NDArray[np.int64], str | None]:
-    """The class of each image (-1: only a distractor), and the criterion, None without any."""
+class _Evidence(NamedTuple):
+    """What images should find: those of the same class, -1 is only a distractor.
+
+    With `views` they ask as another view of themselves.
+    """
+
+    name: str
+    classes: npt.NDArray[np.int64]
+    views: Vectors | None = None
+
+
+def _evidence(
+    n: int,
+    groups: Sequence[str | None] | None,
+    others: Sequence[Vectors],
+    second_views: Vectors | None,
+) -> list[_Evidence]:
+    evidence = []
     if groups is not None:
         _, numbers = np.unique([name or "" for name in groups], return_inverse=True)
         is_lone = np.bincount(numbers)[numbers] < 2
         classes = np.where(is_lone | np.array([not name for name in groups]), -1, numbers)
         if len(np.unique(classes[classes >= 0])) >= _FOLDS:
-            return classes, GROUPS
-    if others:
-        joined = np.concatenate([normalize_rows(other.astype(np.float32)) for other in others], 1)
-        similarity = joined @ joined.T
-        np.fill_diagonal(similarity, -np.inf)
-        nearest = similarity.argmax(axis=1)
-        mutual = np.flatnonzero(nearest[nearest] == np.arange(n))
-        classes = np.full(n, -1, np.int64)
-        classes[mutual] = np.minimum(mutual, nearest[mutual])
-        if len(mutual) >= 2 * _FOLDS:
-            return classes, NEIGHBOURS
-    if has_views and n >= 2 * _FOLDS:
-        return np.arange(n), VIEWS
-    return np.full(n, -1, np.int64), None
+            evidence.append(_Evidence(GROUPS, classes))
+    if others and n >= 2 * _FOLDS:
+        classes = _mutual_neighbours(others)
+        if (classes >= 0).sum() >= 2 * _FOLDS:
+            evidence.append(_Evidence(NEIGHBOURS, classes))
+    if second_views is not None and n >= 2 * _FOLDS:
+        evidence.append(_Evidence(VIEWS, np.arange(n), second_views))
+    return evidence
+
+
+def _mutual_neighbours(teachers: Sequence[Vectors]) -> npt.NDArray[np.int64]:
+    """Classes of two, of images that are each other's nearest in the fused teachers.
+
+    As they come, teachers agree on what their common directions say, which is little; whitened by
+    the prior, they also agree where they know the domain.
+    """
+    n = len(teachers[0])
+    parts = []
+    for teacher in teachers:
+        choice = Choice(PRIOR, min(max(DIMS), teacher.shape[1], n - 1), "for neighbours")
+        parts.append(normalize_rows(fit_chosen(choice, teacher).transform(teacher)))
+    joined = np.concatenate(parts, axis=1).astype(np.float32)
+    similarity = joined @ joined.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = similarity.argmax(axis=1)
+    mutual = np.flatnonzero(nearest[nearest] == np.arange(n))
+    classes = np.full(n, -1, np.int64)
+    classes[mutual] = np.minimum(mutual, nearest[mutual])
+    return classes
+
+
+def _within_one_error(
+    precisions: Sequence[Vectors], shrinkages: Sequence[float]
+) -> tuple[Vectors, int, int]:
+    """The scores, and row and column of the choice.
+
+    Args:
+        precisions: of each kind of evidence (dims, shrinkages, images).
+    """
+    scores: Vectors = np.mean([kind.mean(axis=2) for kind in precisions], axis=0)
+    best = np.unravel_index(np.argmax(scores), scores.shape)
+    variance = np.zeros_like(scores)
+    for kind in precisions:  # of the difference from the best, image by image
+        count = kind.shape[2]
+        variance += (kind - kind[best]).var(axis=2) / count / len(precisions) ** 2
+    rows, columns = np.nonzero(scores[best] - scores <= np.sqrt(variance))
+    # Shrinkage in decades from the prior, 0 and inf at the ends of what is sensible.
+    decades = np.abs(np.log10(np.clip(np.array(shrinkages)[columns], 0.01, 300.0) / PRIOR))
+    row, column = min(zip(decades, -rows, columns, strict=True))[1:]
+    return scores, -int(row), int(column)
 
 
 def _folds(classes: npt.NDArray[np.int64], rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
@@ -225,11 +285,21 @@ def _gain(spectrum: Vectors, mean: float, shrinkage: float) -> Vectors:
     return gain
 
 
-def _score(
+def _scaled(points: Vectors, gain: Vectors, dim: int) -> Vectors:
+    return normalize_rows((points[:, :dim] * gain[:dim]).astype(np.float32))
+
+
+def _with_positive(classes: npt.NDArray[np.int64], is_same: bool) -> npt.NDArray[np.int64]:
+    """Rows that have something to find; where queries are the gallery, beside themselves."""
+    sizes = np.bincount(classes[classes >= 0], minlength=int(classes.max(initial=0)) + 1)
+    return np.flatnonzero((classes >= 0) & (sizes[classes] > (1 if is_same else 0)))
+
+
+def _average_precisions(
     queries: Vectors, gallery: Vectors, classes: npt.NDArray[np.int64], is_same: bool
-) -> float:
-    """Mean average precision; `is_same` leaves each query out of its own gallery."""
-    asked = np.flatnonzero(classes >= 0)
+) -> Vectors:
+    """Of each row that has something to find; `is_same` leaves it out of its own gallery."""
+    asked = _with_positive(classes, is_same)
     similarity = queries[asked] @ gallery.T
     positive = classes[asked, None] == classes[None]
     if is_same:
@@ -238,7 +308,7 @@ def _score(
         positive[rows, asked] = False
     counts = positive.sum(axis=1)
     if counts.max(initial=0) > _MANY:
-        return _score_by_sorting(similarity, positive)
+        return _by_sorting(similarity, positive)
     row, column = np.nonzero(positive)
     scores = similarity[row, column]
     # The rank of a positive is one more than the number of items above it; among the positives
@@ -248,16 +318,15 @@ def _score(
     order = np.lexsort((-scores, row))
     place = np.empty(len(row), np.int64)
     place[order] = np.arange(len(row)) - first + 1
-    precision = np.bincount(row, place / np.maximum(ranks, place), minlength=len(asked))
-    has = counts > 0
-    return float((precision[has] / counts[has]).mean()) if has.any() else 0.0
+    total: Vectors = np.bincount(row, place / np.maximum(ranks, place), minlength=len(asked))
+    mean: Vectors = total / counts
+    return mean
 
 
-def _score_by_sorting(similarity: Vectors, positive: npt.NDArray[np.bool_]) -> float:
+def _by_sorting(similarity: Vectors, positive: npt.NDArray[np.bool_]) -> Vectors:
     """The same for large groups, where a sort is cheaper than a count for each positive."""
     scores = []
     for row, truth in zip(similarity, positive, strict=True):
-        if truth.any():
-            found = np.flatnonzero(truth[np.argsort(-row, kind="stable")]) + 1
-            scores.append((np.arange(1, len(found) + 1) / found).mean())
-    return float(np.mean(scores)) if scores else 0.0
+        found = np.flatnonzero(truth[np.argsort(-row, kind="stable")]) + 1
+        scores.append((np.arange(1, len(found) + 1) / found).mean())
+    return np.array(scores)
