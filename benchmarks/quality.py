@@ -83,6 +83,7 @@ def _terms(**weights: float) -> dict[str, Any]:
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper", **_PAPER},
     "paper, lower lr": {"recipe": "paper", **_PAPER, "lr": 5e-4},
+    "paper, higher lr": {"recipe": "paper", **_PAPER, "lr": 5e-3},
     "paper, principal start": {**_terms(kl=1.0), **_PAPER, "start": "principal"},
     **{
         f"kl {fusion}, {name} teachers": {**_terms(kl=1.0), "fusion": fusion, **whitening}
@@ -102,6 +103,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "relational": _terms(relational=1.0),
     "queue": _terms(queue=1.0),
     "queue, lower lr": {**_terms(queue=1.0), "lr": 5e-4},
+    "queue, higher lr": {**_terms(queue=1.0), "lr": 5e-3},
     "labels + relational": _terms(labels=1.0, relational=1.0),
     "labels + 0.3 relational": _terms(labels=1.0, relational=0.3),
     "labels + regression": _terms(labels=1.0, align=1.0),
@@ -124,6 +126,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 SHORT = (
     "paper",
     "paper, lower lr",
+    "paper, higher lr",
     "paper, principal start",
     "kl maxmin, chosen teachers",
     "kl maxmin, chosen teachers, all positives",
@@ -143,6 +146,7 @@ SHORT = (
     "relational",
     "queue",
     "queue, lower lr",
+    "queue, higher lr",
     "regression",
 )
 TEMPERATURES: dict[str, tuple[float, ...]] = {

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 from helpers import TEACHER, write_factory
 from odd_images import (
@@ -60,14 +62,11 @@ def run(images: Path, capsys: pytest.CaptureFixture[str]) -> Embed:
 
 
 def plain_embedding(image: Image.Image) -> np.ndarray:
-    """The centred square at 32 px through the network, without the library's views and batches."""
+    """As torchvision prepares it, through the network, without the library's views and batches."""
     teacher = open_teacher(TEACHER)
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    small = image.resize(
-        (32, 32), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
+    small = transforms.Compose(
+        [transforms.Resize(32, InterpolationMode.BICUBIC), transforms.CenterCrop(32)]
+    )(image)
     mean, std = (np.array(v) for v in (teacher.preprocess.mean, teacher.preprocess.std))
     inputs = torch.from_numpy((np.asarray(small) / 255 - mean) / std).float()
     with torch.inference_mode():

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 from whiten import views
 from whiten.errors import ImageError
@@ -149,6 +151,16 @@ def test_rounding_never_carries_the_fitted_box_over_the_edge() -> None:
                 assert 0 <= box[1] < box[3] <= height
     # One of the shapes that rounding used to carry over.
     render(photograph(393, 197), View(), Preprocess(size=(37, 53)))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(640, 480), (481, 333), (97, 300), (60, 60)])
+def test_the_crop_is_torchvisions(shape: tuple[int, int], interpolation: str) -> None:
+    image = photograph(*shape)
+    preprocess = Preprocess(size=(56, 56), crop_fraction=56 / 64, interpolation=interpolation)
+    small = transforms.Resize(64, InterpolationMode(interpolation))(image)
+    usual = np.asarray(transforms.CenterCrop(56)(small), np.float64)
+    assert np.abs(render(image, View(), preprocess) - usual).mean() < 1
 
 
 def test_crop_takes_the_centre_and_squash_takes_all() -> None:

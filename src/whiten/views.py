@@ -59,7 +59,9 @@ class Preprocess:
     layout: Literal["nchw", "nhwc"] = "nchw"
 
     def fingerprint(self) -> str:
-        return fingerprint(dataclasses.asdict(self))
+        facts = dataclasses.asdict(self)
+        # The number grows when crops come to be cut otherwise.
+        return fingerprint(facts if self.fit == "squash" else [2, facts])
 
     def resized(self, side: int) -> Preprocess:
         return dataclasses.replace(self, size=(side, side))
@@ -194,11 +196,16 @@ def _fitted_box(size: tuple[float, float], preprocess: Preprocess) -> Box:
     width, height = size
     if preprocess.fit == "squash":
         return (0.0, 0.0, width, height)
-    aspect = preprocess.size[1] / preprocess.size[0]
-    crop_width = min(width, height * aspect) * preprocess.crop_fraction
-    crop_height = min(crop_width / aspect, height)  # rounding may carry it past the edge
-    left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    return (left, top, min(left + crop_width, width), min(top + crop_height, height))
+    # As torchvision and timm do it: resized so that the crop fits in, cut at whole pixels.
+    crop = preprocess.size[::-1]
+    covered = [math.floor(side / preprocess.crop_fraction + 1e-6) for side in crop]
+    if covered[0] * height >= covered[1] * width:
+        resized = (covered[0], max(covered[1], int(covered[0] * height / width)))
+    else:
+        resized = (max(covered[0], int(covered[1] * width / height)), covered[1])
+    left, top = (round((r - c) / 2) for r, c in zip(resized, crop, strict=True))
+    x, y = width / resized[0], height / resized[1]
+    return (left * x, top * y, min((left + crop[0]) * x, width), min((top + crop[1]) * y, height))
 
 
 def _pixels(box: tuple[float, float, float, float], size: tuple[float, float]) -> Box:
