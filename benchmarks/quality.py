@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import itertools
 import json
 import os
@@ -25,171 +24,27 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from emoji import average_precisions, load_split
+from trials import (
+    LABELLED_FRACTION,
+    RECIPES,
+    SEEDS,
+    SETTINGS,
+    STARTS,
+    STRONG,
+    WEAK,
+    Trial,
+    recipes_of,
+    screening,
+)
 
 from whiten.allocator import keep_freed_memory
 from whiten.encoder import load
-
-WEAK = [
-    "demo:efficientnet-lite2?size=128&fit=squash",
-    "demo:mobilenetv2?size=128&fit=squash",
-    "demo:open-nsfw?fit=squash",
-]
-STRONG = ["efficientnet-lite2", "mobilenetv2"]  # folders that finetune_teachers.py made
-PRETRAINED = "demo:efficientnet-lite0?size=64&fit=squash"
-SCRATCH = "timm:mobilenetv3_small_050?pretrained=0&size=64&fit=squash"
-LABELLED_FRACTION = 0.1
-SEEDS = (0, 1, 2)
-
-# How a student is trained: the same budget for every recipe of a setting.
-STARTS: dict[str, dict[str, Any]] = {
-    # A linear head on frozen features: cheap enough to try everything.
-    "head": {"student": PRETRAINED, "backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
-    "pretrained": {"student": PRETRAINED, "epochs": 5, "lr": 2e-3},
-    # Principal axes of random features mean nothing: the projection starts at random, too.
-    "scratch": {"student": SCRATCH, "epochs": 15, "lr": 2e-3, "start": "random"},
-}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "label-free": {"pairs": "views"},
-    "labelled": {"pairs": "groups"},
-    "partly": {"pairs": "mixed"},
-    "strong": {"pairs": "groups"},
-}
-# Whole networks see both views of every image in an epoch, and labels again: fewer epochs.
-EPOCHS = {
-    ("pretrained", "label-free"): 3,
-    ("pretrained", "partly"): 2,
-    ("scratch", "label-free"): 8,
-    ("scratch", "partly"): 5,
-}
-
-_NONE = {"kl": 0.0, "labels": 0.0, "relational": 0.0, "align": 0.0, "queue": 0.0}
-_CHOSEN: dict[str, Any] = {"shrinkage": "auto", "whiten_dim": "auto"}
-_PAPER: dict[str, Any] = {"shrinkage": 0.0, "whiten_dim": 256}
-_CENTRED: dict[str, Any] = {"shrinkage": float("inf"), "whiten_dim": 512}
-
-
-def _terms(**weights: float) -> dict[str, Any]:
-    several = weights.get("labels") and "kl" not in weights
-    return {**_NONE, **weights, **_CHOSEN, "pairs_per_class": 2 if several else 1}
-
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"recipe": "paper", **_PAPER},
-    "paper, lower lr": {"recipe": "paper", **_PAPER, "lr": 5e-4},
-    "paper, higher lr": {"recipe": "paper", **_PAPER, "lr": 5e-3},
-    "paper, principal start": {**_terms(kl=1.0), **_PAPER, "start": "principal"},
-    **{
-        f"kl {fusion}, {name} teachers": {**_terms(kl=1.0), "fusion": fusion, **whitening}
-        for fusion in ("maxmin", "mean", "maxmean", "maxrand", "rand")
-        for name, whitening in (
-            ("chosen", _CHOSEN),
-            ("whitened", _PAPER),
-            ("centred", _CENTRED),
-            ("raw", {"whiten": False}),
-        )
-        if (fusion, name) != ("maxmin", "whitened")  # that is the one before
-    },
-    "kl maxmin, chosen teachers, all positives": {**_terms(kl=1.0), "pairs_per_class": 2},
-    "labels + kl": {**_terms(labels=1.0, kl=1.0), "pairs_per_class": 2},
-    "labels": _terms(labels=1.0),
-    "regression": _terms(align=1.0),
-    "relational": _terms(relational=1.0),
-    "queue": _terms(queue=1.0),
-    "queue, lower lr": {**_terms(queue=1.0), "lr": 5e-4},
-    "queue, higher lr": {**_terms(queue=1.0), "lr": 5e-3},
-    "labels + relational": _terms(labels=1.0, relational=1.0),
-    "labels + 0.3 relational": _terms(labels=1.0, relational=0.3),
-    "labels + regression": _terms(labels=1.0, align=1.0),
-    "labels + queue": _terms(labels=1.0, queue=1.0),
-    "labels + 0.3 queue": _terms(labels=1.0, queue=0.3),
-    "sharp labels + 0.3 queue": {**_terms(labels=1.0, queue=0.3), "label_temperature": 0.05},
-    "sharpest labels + 0.3 queue": {**_terms(labels=1.0, queue=0.3), "label_temperature": 0.03},
-    "labels + relational + 0.3 queue": _terms(labels=1.0, relational=1.0, queue=0.3),
-    "kl + regression": _terms(kl=1.0, align=1.0),
-    "labels + 3 relational": _terms(labels=1.0, relational=3.0),
-    "labels + kl + relational": {
-        **_terms(labels=1.0, kl=1.0, relational=1.0),
-        "pairs_per_class": 2,
-    },
-    "kl + queue": _terms(kl=1.0, queue=1.0),
-    "kl + relational": _terms(kl=1.0, relational=1.0),
-    "relational + queue": _terms(relational=1.0, queue=1.0),
-}
-# What a whole network is trained with: the candidates that the cheap heads left, and the paper.
-SHORT = (
-    "paper",
-    "paper, lower lr",
-    "paper, higher lr",
-    "paper, principal start",
-    "kl maxmin, chosen teachers",
-    "kl maxmin, chosen teachers, all positives",
-    "labels",
-    "labels + kl",
-    "labels + relational",
-    "labels + queue",
-    "labels + 0.3 queue",
-    "sharp labels + 0.3 queue",
-    "sharpest labels + 0.3 queue",
-    "labels + relational + 0.3 queue",
-    "labels + regression",
-    "kl + queue",
-    "kl + relational",
-    "labels + 3 relational",
-    "labels + kl + relational",
-    "relational",
-    "queue",
-    "queue, lower lr",
-    "queue, higher lr",
-    "regression",
-)
-TEMPERATURES: dict[str, tuple[float, ...]] = {
-    "head": (0.03, 0.05, 0.1, 0.2),
-    "pretrained": (0.03, 0.05, 0.1),
-    "scratch": (0.05, 0.1),
-}
-
-
-@dataclass(frozen=True)
-class Trial:
-    setting: str
-    start: str
-    recipe: str
-    temperature: float
-    seed: int
-
-    @property
-    def options(self) -> dict[str, Any]:
-        options = {
-            "pool": "avg",
-            **STARTS[self.start],
-            **SETTINGS[self.setting],
-            **RECIPES[self.recipe],
-            "temperature": self.temperature,
-            "seed": self.seed,
-        }
-        options["epochs"] = EPOCHS.get((self.start, self.setting), options["epochs"])
-        if is_label_only(self.recipe):
-            options["label_temperature"] = options.pop("temperature")
-            if self.setting == "partly":
-                options["pairs"] = "groups"  # plain images have nothing to teach it
-                options["epochs"] = 20 if self.start == "head" else 15
-        return options
-
-    @property
-    def key(self) -> str:
-        facts = json.dumps([self.setting, self.options], sort_keys=True)
-        return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
-
-
-def is_label_only(recipe: str) -> bool:
-    return recipe == "labels"
 
 
 class Ledger:
@@ -295,19 +150,6 @@ def run_trial(trial: Trial, ledger: Ledger, strong: Path) -> dict[str, Any]:
     return facts
 
 
-def recipes_of(start: str, setting: str) -> list[str]:
-    return list(RECIPES) if start == "head" else list(SHORT)
-
-
-def screening(starts: list[str], settings: list[str]) -> Iterator[Trial]:
-    for start, setting in itertools.product(starts, settings):
-        for recipe in recipes_of(start, setting):
-            for temperature in TEMPERATURES[start]:
-                if recipe == "regression" and temperature != TEMPERATURES[start][0]:
-                    continue  # it has none
-                yield Trial(setting, start, recipe, temperature, 0)
-
-
 def best_of(ledger: Ledger, start: str, setting: str, recipe: str) -> Trial | None:
     """The temperature that did best on validation with seed 0, of those that were tried."""
     tried = [
@@ -355,24 +197,11 @@ def run(options: argparse.Namespace) -> None:
 # --- the table --------------------------------------------------------------------------
 
 
-def interval(aps: np.ndarray, groups: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, drawing whole groups."""
-    sums, counts = np.bincount(groups, aps), np.bincount(groups)
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(sums), (draws, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def trials(options: argparse.Namespace) -> None:
+def list_trials(options: argparse.Namespace) -> None:
     """Every finished trial as it stands, on validation."""
     found = [json.loads(path.read_text()) for path in (options.out / "trials").glob("*.json")]
     found.sort(key=lambda f: (f["setting"], f["start"], -f["validation"]))
-    text = json.dumps({"benchmark": "quality", "trials": found}, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    write({"benchmark": "quality", "trials": found}, options.json)
 
 
 def table(options: argparse.Namespace) -> None:
@@ -381,48 +210,66 @@ def table(options: argparse.Namespace) -> None:
     groups = load_split("test").groups
     rows = []
     for start, setting in itertools.product(options.starts, options.settings):
-        for recipe in recipes_of(start, setting):
+        paper = None
+        for recipe in recipes_of(start, setting):  # the paper's comes first
             best = best_of(ledger, start, setting, recipe)
             if best is None:
                 continue
-            trials = [Trial(setting, start, recipe, best.temperature, seed) for seed in SEEDS]
-            found = [facts for trial in trials if (facts := ledger.find(trial))]
-            for facts in found:
-                cache = options.out / "test" / f"{facts['student']}.npy"
-                if not cache.exists():
-                    cache.parent.mkdir(exist_ok=True)
-                    student = options.out / "students" / facts["student"]
-                    np.save(cache, score(str(student), options.out, "test"))
-                facts["aps"] = np.load(cache)
-            tests = [float(facts["aps"].mean()) for facts in found]
-            validation = [facts["validation"] for facts in found]
-            rows.append(
-                {
-                    "setting": setting,
-                    "start": start,
-                    "recipe": recipe,
-                    "temperature": best.temperature,
-                    "seeds": len(found),
-                    "validation": statistics.mean(validation),
-                    "test": statistics.mean(tests),
-                    "test_spread": max(tests) - min(tests),
-                    "test_interval": interval(np.mean([f["aps"] for f in found], 0), groups),
-                }
-            )
-    text = json.dumps({"benchmark": "quality", "rows": rows}, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
-    for (setting, start), part in itertools.groupby(rows, key=lambda r: (r["setting"], r["start"])):
-        print(f"\n{setting}, {start}", file=sys.stderr)
-        for row in sorted(part, key=lambda r: -r["validation"]):
+            seeds = [Trial(setting, start, recipe, best.temperature, seed) for seed in SEEDS]
+            found = [facts for trial in seeds if (facts := ledger.find(trial))]
+            aps = [on_test(facts["student"], options.out) for facts in found]
+            mean = np.mean(aps, axis=0)
+            paper = mean if recipe == "paper" else paper
+            scores = [float(one.mean()) for one in aps]
+            row = {
+                "setting": setting,
+                "start": start,
+                "recipe": recipe,
+                "temperature": best.temperature,
+                "seeds": len(found),
+                "validation": statistics.mean(facts["validation"] for facts in found),
+                "test": statistics.mean(scores),
+                "test_spread": max(scores) - min(scores),
+                "test_interval": interval(mean, groups),
+            }
+            if paper is not None:
+                row["over_paper"] = float((mean - paper).mean())
+                row["over_paper_interval"] = interval(mean - paper, groups)
+            rows.append(row)
             low, high = row["test_interval"]
             print(
-                f"  {row['recipe']:<34}τ {row['temperature']:<5} {row['seeds']} seeds  validation "
-                f"{100 * row['validation']:.1f}  test {100 * row['test']:.1f} "
+                f"{setting:<11}{start:<11}{recipe:<43}τ {best.temperature:<5}{len(found)} seeds  "
+                f"validation {100 * row['validation']:.1f}  test {100 * row['test']:.1f} "
                 f"({100 * low:.1f} to {100 * high:.1f})",
                 file=sys.stderr,
             )
+    write({"benchmark": "quality", "rows": rows}, options.json)
+
+
+def on_test(key: str, out: Path) -> np.ndarray:
+    """Average precision of every test image; a student is embedded once."""
+    cache = out / "test" / f"{key}.npy"
+    if not cache.exists():
+        cache.parent.mkdir(exist_ok=True)
+        np.save(cache, score(str(out / "students" / key), out, "test"))
+    return np.load(cache)
+
+
+def interval(values: np.ndarray, groups: np.ndarray, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, drawing whole groups."""
+    sums, counts = np.bincount(groups, values), np.bincount(groups)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(sums), (draws, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def write(facts: dict[str, Any], place: Path | None) -> None:
+    text = json.dumps(facts, indent=1)
+    print(text)
+    if place:
+        place.write_text(text + "\n")
 
 
 def main() -> None:
@@ -440,7 +287,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    {"run": run, "trials": trials, "table": table}[options.action](options)
+    {"run": run, "trials": list_trials, "table": table}[options.action](options)
 
 
 if __name__ == "__main__":

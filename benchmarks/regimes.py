@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from quality import STRONG, WEAK, lay_out
+from quality import lay_out
+from trials import STRONG, WEAK
 
 from whiten.embed import embed, store_folder
 from whiten.media import Item, find_items

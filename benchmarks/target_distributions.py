@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from emoji import load_split
-from quality import WEAK
 from regimes import read
 from side_by_side import arguments
+from trials import WEAK
 
 from whiten.choosing import choose_whitening
 from whiten.fusion import fuse

@@ -52,11 +52,13 @@ def fit(way: str, k: int, teachers: list[Embedded], rows: np.ndarray, names: lis
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # too few images: that is the question
             return Whitener(dim, shrinkage=shrinkage).fit(whole), None
+    known: dict[str, Any] = {
+        "others": [other.whole[rows] for j, other in enumerate(teachers) if j != k]
+    }
     if way == "chosen, groups":
-        known: dict[str, Any] = {"groups": [names[i] for i in rows]}
+        known["groups"] = [names[i] for i in rows]
     else:
-        others = [other.whole[rows] for j, other in enumerate(teachers) if j != k]
-        known = {"others": others, "second_views": teachers[k].view[rows]}
+        known["second_views"] = teachers[k].view[rows]
     whitener, choice = choose_whitening(whole, **known)
     return whitener, f"{choice.shrinkage:g}/{choice.dim}"
 
@@ -93,7 +95,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         axis.set_title(f"teachers {regime}")
         axis.set_xlabel("images that the whitening is fitted on")
     axes[0].set_ylabel("test mAP of the fusion, %")
-    axes[0].legend(loc="lower right")
+    axes[1].legend(loc="lower right")
     return figure
 
 
