@@ -32,6 +32,7 @@ import torch
 from emoji import average_precisions, load_split
 from trials import (
     LABELLED_FRACTION,
+    PRETRAINED,
     RECIPES,
     SEEDS,
     SETTINGS,
@@ -45,6 +46,7 @@ from trials import (
 
 from whiten.allocator import keep_freed_memory
 from whiten.encoder import load
+from whiten.whitening import Whitener, normalize_rows
 
 
 class Ledger:
@@ -243,7 +245,25 @@ def table(options: argparse.Namespace) -> None:
                 f"({100 * low:.1f} to {100 * high:.1f})",
                 file=sys.stderr,
             )
-    write({"benchmark": "quality", "rows": rows}, options.json)
+    write({"benchmark": "quality", "rows": rows, "starts": untrained(options.out)}, options.json)
+
+
+def untrained(out: Path) -> list[dict[str, Any]]:
+    """The pretrained start before any training: its features as they are, and whitened."""
+    splits = {}
+    for split in ("train", "val", "test"):
+        paths = [str(out / "images" / split / name) for name in load_split(split).ids]
+        splits[split] = load(PRETRAINED).embed(paths)
+    whitener = Whitener(256, shrinkage=1.0).fit(splits["train"])
+    rows = []
+    for name, change in (("start", lambda x: x), ("start, whitened", whitener.transform)):
+        row: dict[str, Any] = {"recipe": name}
+        for key, split in (("validation", "val"), ("test", "test")):
+            groups = load_split(split).groups
+            aps = average_precisions(normalize_rows(change(splits[split])), groups)
+            row |= {key: float(aps.mean()), f"{key}_interval": interval(aps, groups)}
+        rows.append(row)
+    return rows
 
 
 def on_test(key: str, out: Path) -> np.ndarray:

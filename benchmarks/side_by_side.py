@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 Action = Callable[[], object]
+PAUSE = 0.1  # seconds between turns
 
 
 @dataclass
@@ -73,10 +74,15 @@ class Comparison:
 def take_turns(
     setting: str, rivals: Mapping[str, Action], *, ours: str, rounds: int = 5, warmup: int = 1
 ) -> Comparison:
-    """Time the rivals in turn, `rounds` times after `warmup` unmeasured turns."""
+    """Time the rivals in turn, `rounds` times after `warmup` unmeasured turns.
+
+    Between turns the threads of NumPy's and torch's pools, which spin on for a while after work,
+    get time to fall asleep: they would slow whichever rival comes next.
+    """
     result = Comparison(setting, ours, {name: [] for name in rivals})
     for number in range(warmup + rounds):
         for name, action in rivals.items():
+            time.sleep(PAUSE)
             began = time.perf_counter()
             action()
             elapsed = time.perf_counter() - began

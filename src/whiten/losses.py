@@ -148,20 +148,19 @@ class _SimilarityKL(torch.autograd.Function):
     """`sum_of_directions(S/τ, T/τ)` in the form `Σ W_T·(T-S)/τ + Σ lse(S/τ) - Σ lse(T/τ)`.
 
     W is the softmax along rows plus that along columns, and the gradient is `(W_S - W_T) / (Bτ)`.
-    Beside S and T one matrix is held: the exponential of S, which becomes the gradient.
+    Beside S and T two matrices are held: their exponentials, of which one becomes the gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, target: Tensor, temperature: float) -> Tensor:
-        gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
-        had = _Softmaxes(student, temperature, gradient)
-        wanted = _Softmaxes(target, temperature)
+        had, wanted = _Softmaxes(student, temperature), _Softmaxes(target, temperature)
         linear = student.new_zeros(())
+        scale = 1 / (len(student) * temperature)
         for rows in _parts(student):
             weights = wanted.of(rows)
             linear += torch.sub(target[rows], student[rows]).mul_(weights).sum()
-            torch.sub(had.of(rows), weights, out=gradient[rows])
-        ctx.save_for_backward(gradient.div_(len(student) * temperature))
+            had.of(rows).sub_(weights).mul_(scale)
+        ctx.save_for_backward(had.kept)
         return (linear / temperature + (had.logs - wanted.logs).sum()) / len(student)
 
     @staticmethod
@@ -176,39 +175,35 @@ class _Softmaxes:
 
     Attributes:
         logs: log-sum-exp of all rows, then of all columns.
+        kept: (B, B), the softmaxes' sum in the rows that were asked for.
     """
 
-    def __init__(self, matrix: Tensor, temperature: float, kept: Tensor | None = None) -> None:
-        """`kept`, if given, takes the exponentials; they are else computed again when needed."""
-        self.matrix, self.temperature = matrix, temperature
+    def __init__(self, matrix: Tensor, temperature: float) -> None:
+        self.kept = torch.empty_like(matrix, memory_format=torch.contiguous_format)
         least, largest = (float(value) for value in matrix.aminmax())
-        self.middle = (least + largest) / 2
         self.is_shared = (largest - least) / 2 <= _WIDEST[matrix.dtype] * temperature
         if not self.is_shared:
-            scaled = matrix / temperature
-            self.rows, self.columns = scaled.logsumexp(1), scaled.logsumexp(0)
+            torch.div(matrix, temperature, out=self.kept)
+            self.rows, self.columns = self.kept.logsumexp(1), self.kept.logsumexp(0)
             self.logs = torch.cat([self.rows, self.columns])
             return
-        self.kept = kept
+        middle = (least + largest) / 2
         row_sums, self.columns = [], matrix.new_zeros(matrix.shape[1])
         for rows in _parts(matrix):
-            exponential = self._exponential(rows, None if kept is None else kept[rows])
+            exponential = torch.sub(matrix[rows], middle, out=self.kept[rows])
+            exponential.mul_(1 / temperature).exp_()
             row_sums.append(exponential.sum(dim=1))
             self.columns += exponential.sum(dim=0)
         self.rows = torch.cat(row_sums)
-        self.logs = torch.cat([self.rows, self.columns]).log_().add_(self.middle / temperature)
-
-    def _exponential(self, rows: slice, out: Tensor | None) -> Tensor:
-        return torch.sub(self.matrix[rows], self.middle, out=out).div_(self.temperature).exp_()
+        self.logs = torch.cat([self.rows, self.columns]).log_().add_(middle / temperature)
 
     def of(self, rows: slice) -> Tensor:
-        """Both softmaxes' sum; can be asked once, for the exponentials are spent."""
-        own = self.rows[rows, None]
+        """Both softmaxes' sum, in `kept`; can be asked once."""
+        part, own = self.kept[rows], self.rows[rows, None]
         if not self.is_shared:
-            scaled = self.matrix[rows] / self.temperature
-            return (scaled - own).exp_().add_(scaled.sub_(self.columns).exp_())
-        exponential = self._exponential(rows, None) if self.kept is None else self.kept[rows]
-        return exponential.mul_(1 / own + 1 / self.columns)
+            along_columns = (part - self.columns).exp_()
+            return part.sub_(own).exp_().add_(along_columns)
+        return part.mul_(1 / own + 1 / self.columns)
 
 
 def _parts(matrix: Tensor) -> Iterator[slice]:

@@ -1,0 +1,209 @@
+"""Fill the tables and draw the figures of docs/recipes.md.
+
+    python benchmarks/recipes_page.py
+
+Reads what these wrote to benchmarks/recipes: `quality.py table --json quality.json`,
+`target_distributions.py --out targets.json`, `whitening_choice.py --out whitening.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from whiten.plot_style import BAD, GOOD, INK, QUIET, styled
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "recipes.md"
+RESULTS = ROOT / "benchmarks" / "recipes"
+SETTINGS = {
+    "label-free": "label-free",
+    "labelled": "labelled",
+    "partly": "a tenth labelled",
+    "strong": "strong teachers",
+}
+# What `whiten distill` takes by itself, in the words of the comparison.
+DEFAULTS = {
+    "pretrained": {
+        "label-free": "queue",
+        "labelled": "labels + 0.3 queue",
+        "partly": "labels + 0.3 queue",
+        "strong": "labels + 0.3 queue",
+    },
+    "scratch": {
+        "label-free": "kl + relational",
+        "labelled": "labels + relational",
+        "partly": "kl + relational",
+        "strong": "labels + relational",
+    },
+}
+NAMES = {
+    "paper": "the paper's: `kl`, maxmin, PCA-whitening, random projection",
+    "paper, lower lr": "the same, a quarter of the learning rate",
+    "paper, higher lr": "the same, 2.5 times the learning rate",
+    "paper, principal start": "the same, from principal axes",
+    "kl maxmin, chosen teachers": "`kl`, whitening chosen",
+    "kl maxmin, chosen teachers, all positives": "`kl`, whitening chosen, two pairs a group",
+    "labels": "`labels` alone, no teacher",
+    "regression": "`align`: regression onto the fused teachers",
+    "queue, lower lr": "`queue`, a quarter of the learning rate",
+    "queue, higher lr": "`queue`, 2.5 times the learning rate",
+}
+
+
+Row = dict[str, Any]
+
+
+def validation_table(rows: Sequence[Row], start: str) -> Iterator[str]:
+    """A recipe a line, mAP in percent and the temperature that it was best at."""
+    rows = [row for row in rows if row["start"] == start]
+    cells = {(row["recipe"], row["setting"]): row for row in rows}
+    best = {s: max((r for r in rows if r["setting"] == s), key=_validation) for s in SETTINGS}
+    yield f"| recipe | {' | '.join(SETTINGS.values())} |"
+    yield "|---" + "|---:" * len(SETTINGS) + "|"
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        line = [NAMES.get(recipe) or _name(recipe)]
+        for setting in SETTINGS:
+            row = cells.get((recipe, setting))
+            if row is None:
+                line.append("")
+                continue
+            text = f"{100 * row['validation']:.1f}"
+            if row["seeds"] > 1:
+                text += f" ({row['seeds']} seeds)"
+            line.append(f"**{text}**" if row is best[setting] else text)
+        yield f"| {' | '.join(line)} |"
+
+
+def test_table(rows: Sequence[Row]) -> Iterator[str]:
+    yield "| student | setting | default | mAP | the paper's | default over the paper's | seeds |"
+    yield "|---|---|---|---:|---:|---:|---:|"
+    found = {(row["start"], row["setting"], row["recipe"]): row for row in rows}
+    for start, defaults in DEFAULTS.items():
+        for setting, recipe in defaults.items():
+            ours, paper = found.get((start, setting, recipe)), found.get((start, setting, "paper"))
+            if ours is None or paper is None:
+                continue
+            cells = [
+                start,
+                SETTINGS[setting],
+                _name(recipe),
+                _with_interval(ours, "test"),
+                _with_interval(paper, "test"),
+                _with_interval(ours, "over_paper"),
+                f"{ours['seeds']}, {paper['seeds']}",
+            ]
+            yield f"| {' | '.join(cells)} |"
+
+
+def start_table(starts: Sequence[Row]) -> Iterator[str]:
+    yield "| the pretrained student before training | validation | test |"
+    yield "|---|---:|---:|"
+    for row in starts:
+        cells = [_with_interval(row, split) for split in ("validation", "test")]
+        yield f"| {row['recipe']} | {' | '.join(cells)} |"
+
+
+def target_table(rows: Sequence[Row]) -> Iterator[str]:
+    lines = {}
+    for row in rows:
+        lines.setdefault((row["target"], row["teachers"]), {})[row["pairs"]] = row
+    heads = ["target", "teachers"]
+    for pairs in ("views", "groups"):
+        heads += [f"{pairs}: mass on positives", "perplexity"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for (target, teachers), by_pairs in sorted(lines.items()):
+        cells = [target, teachers]
+        for pairs in ("views", "groups"):
+            row = by_pairs[pairs]
+            cells += [f"{row['positive_mass']:.2f}", f"{row['perplexity']:.1f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _validation(row: Row) -> float:
+    return float(row["validation"])
+
+
+def _name(recipe: str) -> str:
+    """Terms as the options call them."""
+    return re.sub(r"\b(kl|labels|relational|queue)\b", r"`\1`", recipe)
+
+
+def _with_interval(row: Row, key: str) -> str:
+    low, high = (100 * value for value in row[f"{key}_interval"])
+    return f"{100 * row[key]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+@styled
+def draw_test(rows: Sequence[Row], starts: Sequence[Row]) -> Figure:
+    """The default beside the paper's recipe on the test split."""
+    figure = Figure(figsize=(8.4, 3.4))
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (start, defaults) in zip(axes, DEFAULTS.items(), strict=True):
+        for offset, colour, label in ((-0.18, QUIET, "the paper's"), (0.18, GOOD, "default")):
+            for x, (setting, recipe) in enumerate(defaults.items()):
+                wanted = "paper" if offset < 0 else recipe
+                row = next(
+                    (
+                        row
+                        for row in rows
+                        if (row["start"], row["setting"], row["recipe"]) == (start, setting, wanted)
+                    ),
+                    None,
+                )
+                if row is None:
+                    continue
+                height = 100 * row["test"]
+                low, high = (100 * value for value in row["test_interval"])
+                axis.bar(x + offset, height, 0.34, color=colour, label=label if x == 0 else None)
+                error = [[height - low], [high - height]]
+                axis.errorbar(x + offset, height, error, color=INK, linewidth=1, capsize=2)
+                axis.text(x + offset, high + 1, f"{height:.1f}", ha="center", fontsize=8)
+        if start == "pretrained":
+            whitened = 100 * starts[-1]["test"]
+            axis.axhline(whitened, color=BAD, linestyle="--", linewidth=1, label="start, whitened")
+        axis.set_xticks(range(len(SETTINGS)), SETTINGS.values(), fontsize=8)
+        axis.set_title(f"student: {start}")
+        axis.grid(visible=False, axis="x")
+    axes[0].set_ylabel("test mAP, %")
+    axes[0].legend(loc="upper left")
+    return figure
+
+
+def fill(page: str, tables: dict[str, str]) -> str:
+    for name, text in tables.items():
+        pattern = rf"<!-- table: {name} -->\n.*?<!-- end -->"
+        filled = f"<!-- table: {name} -->\n{text}\n<!-- end -->"
+        page, count = re.subn(pattern, lambda _, new=filled: new, page, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"docs/recipes.md needs one <!-- table: {name} -->")
+    return page
+
+
+def main() -> None:
+    quality, targets = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quality", "targets")
+    )
+    rows = quality["rows"]
+    tables = {
+        "pretrained": validation_table(rows, "pretrained"),
+        "scratch": validation_table(rows, "scratch"),
+        "start": start_table(quality["starts"]),
+        "test": test_table(rows),
+        "targets": target_table(targets["rows"]),
+    }
+    filled = {name: "\n".join(lines) for name, lines in tables.items()}
+    PAGE.write_text(fill(PAGE.read_text(), filled))
+    png = draw_test(rows, quality["starts"])
+    assert png is not None
+    PAGE.with_name("recipes.png").write_bytes(png)
+
+
+if __name__ == "__main__":
+    main()
