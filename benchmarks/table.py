@@ -47,23 +47,30 @@ def comparison_tables(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}."
     for comparison in result["comparisons"]:
         yield from ("", f"**{comparison['setting']}**", "")
-        yield from ("| way | median | time / ours | aim |", "|---|---:|---:|---:|")
+        known = ("setting", "ours", "rounds", "rivals", "targets", "targets_met")
+        facts = {key: fact for key, fact in comparison.items() if key not in known}
+        # What is known of each rival is a column.
+        columns = {
+            key: fact
+            for key, fact in facts.items()
+            if isinstance(fact, dict) and fact.keys() <= comparison["rivals"].keys()
+        }
+        heads = ["way", "median", "time / ours", "aim", *map(in_words, columns)]
+        yield f"| {' | '.join(heads)} |"
+        yield "|---" + "|---:" * (len(heads) - 1) + "|"
         for name, row in comparison["rivals"].items():
             aim = comparison["targets"].get(name)
-            shown = f"**{name}**" if name == comparison["ours"] else name
-            ratio = f"{row['ratio_to_ours']:.3g}×"
-            yield (
-                f"| {shown} | {duration(row['median_s'])} | {ratio} | "
-                f"{'' if aim is None else f'≥ {aim:g}×'} |"
-            )
-        known = ("setting", "ours", "rounds", "rivals", "targets", "targets_met")
-        facts = [
-            f"{name.replace('_', ' ')} {number(value)}"
-            for name, value in comparison.items()
-            if name not in known
-        ]
-        if facts:
-            yield from ("", "; ".join(facts) + ".")
+            cells = [
+                f"**{name}**" if name == comparison["ours"] else name,
+                duration(row["median_s"]),
+                f"{row['ratio_to_ours']:.3g}×",
+                "" if aim is None else f"≥ {aim:g}×",
+                *(number(column[name]) if name in column else "" for column in columns.values()),
+            ]
+            yield f"| {' | '.join(cells)} |"
+        rest = [f"{in_words(key)} {number(f)}" for key, f in facts.items() if key not in columns]
+        if rest:
+            yield from ("", "; ".join(rest) + ".")
 
 
 def memory_table(result: Mapping[str, Any]) -> Iterator[str]:
@@ -84,7 +91,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
+def in_words(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number(one)}" for name, one in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
