@@ -168,7 +168,9 @@ def draw_test(rows: Sequence[Row], starts: Sequence[Row]) -> Figure:
         if start == "pretrained":
             whitened = 100 * starts[-1]["test"]
             axis.axhline(whitened, color=BAD, linestyle="--", linewidth=1, label="start, whitened")
-        axis.set_xticks(range(len(SETTINGS)), SETTINGS.values(), fontsize=8)
+        names = [name.replace(" labelled", "\nlabelled") for name in SETTINGS.values()]
+        names = [name.replace(" teachers", "\nteachers") for name in names]
+        axis.set_xticks(range(len(names)), names, fontsize=8)
         axis.set_title(f"student: {start}")
         axis.grid(visible=False, axis="x")
     axes[0].set_ylabel("test mAP, %")
@@ -186,21 +188,28 @@ def fill(page: str, tables: dict[str, str]) -> str:
     return page
 
 
-def main() -> None:
-    quality, targets = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("quality", "targets")
-    )
-    rows = quality["rows"]
+def read_results() -> dict[str, Any]:
+    names = ("quality", "targets")
+    return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
+
+
+def filled(page: str, results: dict[str, Any]) -> str:
+    """The page with every table made anew."""
+    rows = results["quality"]["rows"]
     tables = {
         "pretrained": validation_table(rows, "pretrained"),
         "scratch": validation_table(rows, "scratch"),
-        "start": start_table(quality["starts"]),
+        "start": start_table(results["quality"]["starts"]),
         "test": test_table(rows),
-        "targets": target_table(targets["rows"]),
+        "targets": target_table(results["targets"]["rows"]),
     }
-    filled = {name: "\n".join(lines) for name, lines in tables.items()}
-    PAGE.write_text(fill(PAGE.read_text(), filled))
-    png = draw_test(rows, quality["starts"])
+    return fill(page, {name: "\n".join(lines) for name, lines in tables.items()})
+
+
+def main() -> None:
+    results = read_results()
+    PAGE.write_text(filled(PAGE.read_text(), results))
+    png = draw_test(results["quality"]["rows"], results["quality"]["starts"])
     assert png is not None
     PAGE.with_name("recipes.png").write_bytes(png)
 
