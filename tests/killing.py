@@ -114,7 +114,7 @@ def kill_again_and_again(
     check: Callable[[Path], None],
     read: Callable[[Path], dict[str, bytes]],
     seed: int = 0,
-) -> None:
+) -> tuple[int, int]:
     """Kill the work until it has been killed `kills` times; begin anew whenever it is done.
 
     Args:
@@ -122,6 +122,9 @@ def kill_again_and_again(
             the first change of a file, then the second, and so on.
         check: looks at what is there after a kill.
         read: what the finished work must have in common with the reference.
+
+    Returns:
+        How often it was killed, and how often it was done.
     """
     draw = random.Random(seed)
     landed = finished = since = 0
@@ -139,3 +142,4 @@ def kill_again_and_again(
         finished, since = finished + 1, 0
         assert read(folder) == reference.contents
         shutil.rmtree(folder)
+    return landed, finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,13 +198,17 @@ def test_a_damaged_student(student: Path, name: str, data: st.DataObject) -> Non
     check_damaged(data, file, file.read_bytes(), lambda: read_student(student))
 
 
-def refuse_student(folder: Path, file: Path, content: bytes) -> None:
+REMEDY = re.compile(r".*distil again or restore it.*")  # on one line
+
+
+def refusal(folder: Path, file: Path, content: bytes) -> str:
+    """What a student's folder with other content in one file is refused with."""
     whole = file.read_bytes()
     file.write_bytes(content)
     try:
-        with pytest.raises(TeacherError, match="distil again or restore it") as caught:
+        with pytest.raises(TeacherError) as caught:
             load_student(folder)
-        assert "\n" not in str(caught.value)
+        return str(caught.value)
     finally:
         file.write_bytes(whole)
 
@@ -217,7 +222,7 @@ def test_a_student_of_other_tensors(
     changed = {name: t.contiguous() for name, t in change(weights).items()}
     save_file(state | changed if len(changed) > 1 else changed, tmp_path / "w.safetensors")
     content = (tmp_path / "w.safetensors").read_bytes()
-    refuse_student(student, student / "model.safetensors", content)
+    assert REMEDY.fullmatch(refusal(student, student / "model.safetensors", content))
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -237,12 +242,12 @@ CHANGES: list[dict[str, Any]] = [
 def test_a_student_of_another_configuration(student: Path, change: dict[str, Any]) -> None:
     file = student / "config.json"
     facts = json.loads(file.read_text())
-    refuse_student(student, file, json.dumps({**facts, **change}).encode())
+    assert REMEDY.fullmatch(refusal(student, file, json.dumps({**facts, **change}).encode()))
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'"x"', b"\xff", b"[" * 100_000, b"NaN"])
 def test_a_student_without_a_configuration(student: Path, content: bytes) -> None:
-    refuse_student(student, student / "config.json", content)
+    assert REMEDY.fullmatch(refusal(student, student / "config.json", content))
 
 
 @pytest.mark.parametrize("change", [{}, {"dim": "4"}, {"pool": "max"}, {"preprocess": {"size": 3}}])
@@ -253,7 +258,7 @@ def test_a_student_from_before_there_were_checksums(student: Path, change: dict[
     del facts["checksum"]
     content = json.dumps({**facts, "format": 1, **change}).encode()
     if change:
-        refuse_student(student, file, content)
+        assert REMEDY.fullmatch(refusal(student, file, content))
         return
     expected = read_student(student)
     file.write_bytes(content)

@@ -169,15 +169,18 @@ def test_a_killed_work_goes_on_to_the_same_bytes(
     work, check, read = WORKS[name]
     if name not in references:
         references[name] = Reference.make(work, workshop / f"{name}-reference", read)
-    kill_again_and_again(
+    wanted = KILLS if at == "time" else KILLS // 2
+    killed, finished = kill_again_and_again(
         work,
         workshop / f"{name}-killed",
         references[name],
-        kills=KILLS if at == "time" else KILLS // 2,
+        kills=wanted,
         at=at,
         check=check,
         read=read,
     )
+    assert killed >= wanted
+    assert finished > 0
 
 
 SPEC = DistillSpec(teachers=["demo:mobilenetv2"])

@@ -160,35 +160,40 @@ def choose(
         gallery = axes.transform(embeddings[held])
         for kind, precisions, times in zip(evidence, found, asked, strict=True):
             inside = kind.classes[held]
-            rows = np.flatnonzero(held)[_with_positive(inside, kind.views is None)]
+            asking = _with_positive(inside, kind.views is None)
+            rows = np.flatnonzero(held)[asking]
             times[rows] += 1
             queries = None if kind.views is None else axes.transform(kind.views[held])
             for column, shrinkage in enumerate(shrinkages):
                 gain = _gain(axes.eigenvalues_, axes.spectrum_mean_, shrinkage)
                 for row, dim in enumerate(candidates):
                     scaled = _scaled(gallery, gain, dim)
-                    asking = scaled if queries is None else _scaled(queries, gain, dim)
-                    scores = _average_precisions(asking, scaled, inside, queries is None)
-                    precisions[row, column, rows] += scores
-    for precisions, times in zip(found, asked, strict=True):
-        precisions /= np.maximum(times, 1)
-    kept = [p[:, :, times > 0] for p, times in zip(found, asked, strict=True) if times.any()]
-    scores, row, column = _within_one_error(kept, shrinkages)
+                    seen = scaled if queries is None else _scaled(queries, gain, dim)
+                    precisions[row, column, rows] += _average_precisions(
+                        seen, scaled, inside, asking, queries is None
+                    )
+    told = {
+        kind.name: precisions[:, :, times > 0] / times[times > 0]
+        for kind, precisions, times in zip(evidence, found, asked, strict=True)
+        if times.any()
+    }
+    scores, row, column = _within_one_error(list(told.values()), shrinkages)
     if candidates[row] == largest:  # all that the folds had; the whole sample has more
         candidates[row] = min(max(dims), source_dim, n - 1)
     return Choice(
         shrinkage=float(shrinkages[column]),
         dim=candidates[row],
-        criterion="mAP on " + " and ".join(kind.name for kind in evidence),
+        criterion="mAP on " + " and ".join(told),
         shrinkages=list(map(float, shrinkages)),
         dims=candidates,
         scores=scores.round(5).tolist(),
     )
 
 
+# What the scores are the mean average precision of.
 GROUPS = "held-out groups"
 NEIGHBOURS = "other teachers' mutual neighbours"
-VIEWS = "two views of held-out images"  # what the scores are the mean average precision of
+VIEWS = "two views of held-out images"
 
 
 class _Evidence(NamedTuple):
@@ -296,10 +301,13 @@ def _with_positive(classes: npt.NDArray[np.int64], is_same: bool) -> npt.NDArray
 
 
 def _average_precisions(
-    queries: Vectors, gallery: Vectors, classes: npt.NDArray[np.int64], is_same: bool
+    queries: Vectors,
+    gallery: Vectors,
+    classes: npt.NDArray[np.int64],
+    asked: npt.NDArray[np.int64],
+    is_same: bool,
 ) -> Vectors:
-    """Of each row that has something to find; `is_same` leaves it out of its own gallery."""
-    asked = _with_positive(classes, is_same)
+    """Of each row that is `asked`; `is_same` leaves it out of its own gallery."""
     similarity = queries[asked] @ gallery.T
     positive = classes[asked, None] == classes[None]
     if is_same:
