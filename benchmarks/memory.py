@@ -150,8 +150,7 @@ def stage(name: str, root: Path, dim: int) -> dict[str, Any]:
 
     def fit() -> None:
         store = Store.open(next(cache.glob("flat_teacher*")))
-        names = [name for shard in store.shards for name in shard.ids]
-        fit_whitener(store, names, dim=32, shrinkage=0.1)
+        fit_whitener(store, find_items(table).by_id, dim=32, shrinkage=0.1)
 
     def train() -> None:
         distill(

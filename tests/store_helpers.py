@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whiten.media import Skipped
+from whiten.media import NameIndex, Skipped
 from whiten.store import Origin, Row, Store
 
 ORIGIN = Origin(
@@ -57,3 +58,9 @@ def rewrite(path: Path, **changed: Any) -> None:
     table = pq.read_table(path)
     facts = json.loads(table.schema.metadata[b"whiten"]) | changed
     pq.write_table(table.replace_schema_metadata({b"whiten": json.dumps(facts)}), path)
+
+
+def content_hashes(store: Store) -> dict[str, str]:
+    """Of every stored image, by id."""
+    ids = sorted({name for shard in store.shards for name in shard.ids})
+    return dict(zip(ids, store.content_hashes(NameIndex(pa.array(ids))).to_pylist(), strict=True))

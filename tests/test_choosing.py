@@ -48,6 +48,7 @@ def test_held_out_groups_find_the_right_end(nuisance: float, wants_whitening: bo
     assert scores.shape == (len(choice.dims), len(choice.shrinkages))
     chosen = scores[choice.dims.index(choice.dim), choice.shrinkages.index(choice.shrinkage)]
     assert chosen > scores.max() - 0.01
+    assert choice.evidence == {GROUPS: pytest.approx(chosen, abs=1e-5)}
     # The other end is clearly worse: the choice mattered.
     assert chosen > scores[:, -1 if wants_whitening else 0].max() + 0.02
 

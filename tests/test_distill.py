@@ -99,6 +99,19 @@ def test_leaves_a_complete_run_folder_and_a_working_student(
     assert whiten.load(tmp_path / "run").dim == 8  # the run's folder stands for its student
 
 
+def test_the_recipe_depends_on_what_the_teachers_know(
+    images: Path, cache: Path, tmp_path: Path
+) -> None:
+    paths = [str(path.relative_to(images)) for path in sorted(images.rglob("*.png"))]
+    for name, groups in (("known", [p[:2] for p in paths]), ("unknown", [*range(8)] * 4)):
+        lines = [f"{path},{group}" for path, group in zip(paths, groups, strict=True)]
+        (images / f"{name}.csv").write_text("\n".join(["path,group", *lines]))
+    known = run(images / "known.csv", tmp_path / "known", cache, epochs=1)
+    assert "the teachers know the groups" in known.recipe
+    unknown = run(images / "unknown.csv", tmp_path / "unknown", cache, epochs=1)
+    assert unknown.recipe.startswith("recipe labels-relational (")  # for an untrained student
+
+
 OPTIONS: list[dict[str, Any]] = [
     {"pairs": "views"},
     {"backbone_lr": 0.0},

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from counting_teacher import contents, make_teacher, plain, seen, spoil
+from store_helpers import content_hashes
 from whiten import embed as embed_module
 from whiten.embed import embed
 from whiten.errors import ConfigError, NoImagesError, StoreError, TeacherError
@@ -47,7 +48,7 @@ def test_embeddings_equal_a_plain_loop(images: Path, tmp_path: Path, workers: in
         expected = plain(make_teacher(), items, view, plan)
         np.testing.assert_allclose(store.gather([i.id for i in items], view), expected, atol=1e-5)
     assert np.abs(store.gather([items[0].id], 0) - store.gather([items[0].id], 1)).max() > 1e-3
-    assert store.content_hashes() == {i.id: content_hash(Path(i.path).read_bytes()) for i in items}
+    assert content_hashes(store) == {i.id: content_hash(Path(i.path).read_bytes()) for i in items}
     assert store.origin.plan == plan.fingerprint()
 
 

@@ -14,10 +14,11 @@ from helpers import TEACHER, write_factory, write_groups, write_image
 from whiten.encoder import Encoder, Part, load
 from whiten.errors import ConfigError
 from whiten.evaluate import evaluate, evaluate_revisited, evaluate_task, measure_cost, top_k
+from whiten.mapped import forget
 from whiten.media import Item
 from whiten.metrics import bootstrap_interval, revisited
 from whiten.protocols.folder import folder_task
-from whiten.protocols.gallery import forget, similarity_blocks
+from whiten.protocols.gallery import similarity_blocks
 from whiten.protocols.task import Task
 from whiten.teachers import Teacher
 from whiten.views import Preprocess

@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "whiten"
 
 FLOORS = [
     "allocator",
+    "mapped",
     "errors",
     "spec",
     "progress",

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from store_helpers import content_hashes
 from whiten.errors import RunError, StoreError, TeacherError, WhitenError, WhiteningError
 from whiten.media import Skipped
 from whiten.run_folder import RunFolder
@@ -91,7 +92,7 @@ def make_store(folder: Path) -> Path:
 def read_store(folder: Path) -> Any:
     store = Store.open(folder)
     blocks = [(ids, views, vectors.tobytes()) for ids, views, vectors in store.blocks()]
-    return store.origin, store.skipped, store.content_hashes(), blocks
+    return store.origin, store.skipped, content_hashes(store), blocks
 
 
 @FUZZ

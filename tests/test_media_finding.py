@@ -100,7 +100,7 @@ def test_links_to_folders_are_not_followed_links_to_images_are(tmp_path: Path) -
 def test_one_image_is_a_collection(tmp_path: Path) -> None:
     path = tmp_path / "one.jpg"
     path.touch()
-    assert find_items(path) == [Item("one.jpg", str(path))]
+    assert list(find_items(path)) == [Item("one.jpg", str(path))]
 
 
 def write_parquet(file: Path, /, **columns: list[Any]) -> Path:
@@ -113,7 +113,7 @@ def test_a_csv_with_a_byte_order_mark(tmp_path: Path) -> None:
     table.write_bytes(
         '\ufeffgroup,path\r\nAlhambra,z/ä.jpg\r\n,a.jpg\r\n\r\n"x, y",/abs/b.jpg\r\n'.encode()
     )
-    assert find_items(table) == [
+    assert list(find_items(table)) == [
         Item("/abs/b.jpg", "/abs/b.jpg", "x, y"),
         Item("a.jpg", str(tmp_path / "a.jpg"), None),
         Item("z/ä.jpg", str(tmp_path / "z/ä.jpg"), "Alhambra"),
@@ -124,7 +124,7 @@ def test_a_parquet_table(tmp_path: Path) -> None:
     table = write_parquet(
         tmp_path / "t.parquet", path=["b.jpg", "a.jpg"], group=[7, None], x=[1, 2]
     )
-    assert find_items(table) == [
+    assert list(find_items(table)) == [
         Item("a.jpg", str(tmp_path / "a.jpg"), None),
         Item("b.jpg", str(tmp_path / "b.jpg"), "7"),
     ]

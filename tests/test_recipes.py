@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from whiten.errors import ConfigError
-from whiten.recipes import DECIDED, RECIPES, complete
+from whiten.recipes import DECIDED, KNOWN, RECIPES, complete
 from whiten.spec import TERMS, DistillSpec
 
 TEACHERS = ["demo:mobilenetv2"]
@@ -31,9 +31,9 @@ def test_nothing_is_left_open(recipe: str, source: str) -> None:
         ("views", {}, "queue"),
         ("views", {"backbone_lr": 0.0}, "similarity"),
         ("views", {"teachers_online": True}, "similarity-relational"),
-        ("groups", {}, "labels-queue"),
+        ("groups", {}, "labels-light-queue"),
         ("groups", {"teachers_online": True}, "labels-relational"),
-        ("mixed", {}, "labels-queue"),
+        ("mixed", {}, "labels-light-queue"),
         ("mixed", {"teachers_online": True}, "similarity-relational"),
         ("views", {"student": UNTRAINED}, "similarity-relational"),
         ("groups", {"student": UNTRAINED}, "labels-relational"),
@@ -47,6 +47,18 @@ def test_auto_looks_at_the_pairs_and_at_what_can_be_trained(
 ) -> None:
     _, why = complete(spec(**options), source)
     assert why.startswith(f"recipe {name} (")
+
+
+@pytest.mark.parametrize("student", ["timm:resnet18", UNTRAINED])
+@pytest.mark.parametrize("source", ["groups", "mixed"])
+def test_auto_leans_on_teachers_that_know_the_groups(source: str, student: str) -> None:
+    _, why = complete(spec(student=student), source, KNOWN)
+    assert why.startswith("recipe labels-queue (labels + queue): the teachers know the groups")
+    assert complete(spec(student=student), source, KNOWN - 0.1) == complete(
+        spec(student=student), source
+    )
+    _, why = complete(spec(student=student, teachers_online=True), source, KNOWN)
+    assert "queue" not in why  # it needs cached embeddings
 
 
 def test_options_that_are_given_stay() -> None:

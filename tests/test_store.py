@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from store_helpers import ORIGIN, make_rows, make_store, rewrite, vectors
+from store_helpers import ORIGIN, content_hashes, make_rows, make_store, rewrite, vectors
 from whiten.errors import StoreError
 from whiten.media import Skipped
 from whiten.store import Store, stored_precision
@@ -32,7 +32,7 @@ def test_round_trip(tmp_path: Path, dtype: str) -> None:
     assert store.origin == dataclasses.replace(ORIGIN, dtype=dtype)
     assert (len(store), store.dim) == (7, 6)
     assert store.skipped == [Skipped("bad", "empty file")]
-    assert store.content_hashes() == {name: name * 32 for name in "abcde"}
+    assert content_hashes(store) == {name: name * 32 for name in "abcde"}
     assert stored_precision(tmp_path / "s") == "32"
 
 

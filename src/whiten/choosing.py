@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import WhiteningError
+from whiten.media import Names, name_codes
 from whiten.whitening import Whitener, normalize_rows
 
 Vectors = npt.NDArray[Any]
@@ -52,6 +53,7 @@ class Choice:
         shrinkages, dims: of the columns and the rows of `scores`.
         scores: mean average precision on held-out images, [dim][shrinkage]; empty where
             there was nothing to choose on.
+        evidence: what the choice scores on each kind of evidence alone.
     """
 
     shrinkage: float
@@ -60,6 +62,7 @@ class Choice:
     shrinkages: list[float] = field(default_factory=list)
     dims: list[int] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
+    evidence: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if not self.scores:
@@ -116,14 +119,13 @@ def fit_chosen(choice: Choice, embeddings: Vectors | Iterable[Vectors]) -> White
         return Whitener(choice.dim, shrinkage=choice.shrinkage).fit(embeddings)
 
 
-def sample_rows(n: int, groups: Sequence[str | None] | None, seed: int) -> npt.NDArray[np.int64]:
+def sample_rows(n: int, groups: Names | None, seed: int) -> npt.NDArray[np.int64]:
     """Rows of at most SAMPLE of n images, ascending; groups enter whole."""
     order = np.random.default_rng(seed).permutation(n)
     if groups is not None:
-        _, numbers = np.unique(
-            [name or f"\0{i}" for i, name in enumerate(groups)], return_inverse=True
-        )
-        order = np.argsort(order[numbers], kind="stable")
+        codes = name_codes(groups)
+        alone = codes.max(initial=-1) + np.cumsum(codes < 0)
+        order = np.argsort(order[np.where(codes < 0, alone, codes)], kind="stable")
     return np.sort(order[:SAMPLE])
 
 
@@ -178,6 +180,7 @@ def choose(
         if times.any()
     }
     scores, row, column = _within_one_error(list(told.values()), shrinkages)
+    alone = {name: float(kind[row, column].mean()) for name, kind in told.items()}
     if candidates[row] == largest:  # all that the folds had; the whole sample has more
         candidates[row] = min(max(dims), source_dim, n - 1)
     return Choice(
@@ -187,6 +190,7 @@ def choose(
         shrinkages=list(map(float, shrinkages)),
         dims=candidates,
         scores=scores.round(5).tolist(),
+        evidence=alone,
     )
 
 
@@ -215,9 +219,8 @@ def _evidence(
 ) -> list[_Evidence]:
     evidence = []
     if groups is not None:
-        _, numbers = np.unique([name or "" for name in groups], return_inverse=True)
-        is_lone = np.bincount(numbers)[numbers] < 2
-        classes = np.where(is_lone | np.array([not name for name in groups]), -1, numbers)
+        codes = name_codes(groups)
+        classes = np.where(np.bincount(codes + 1)[codes + 1] < 2, -1, codes)
         if len(np.unique(classes[classes >= 0])) >= _FOLDS:
             evidence.append(_Evidence(GROUPS, classes))
     if others and n >= 2 * _FOLDS:

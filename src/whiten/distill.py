@@ -391,7 +391,7 @@ def _batches(
         size = data.plan.batches_per_epoch
         for epoch in range(start // size, spec.epochs):
             skip = start % size if epoch == start // size else 0
-            yield from data.plan.epoch(epoch)[skip:]
+            yield from islice(data.plan.epoch(epoch), skip, None)
 
     if spec.backbone_lr == 0:
         for batch in pairs():

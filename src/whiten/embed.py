@@ -15,6 +15,7 @@ from whiten.devices import computes_faster_in_bf16
 from whiten.errors import ConfigError, ImageError, NoImagesError, StoreError
 from whiten.media import (
     Item,
+    Items,
     Skipped,
     content_hash,
     display_path,
@@ -136,9 +137,11 @@ def embed(
         version=__version__,
     )
     store = Store.create_or_resume(folder, origin)
+    items = Items.of(items)
     bring_up_to_date(store, items, _lookup_knows(teacher, views))
-    have = _stored_views(store)
-    planned = sum(len(wanted) for _, wanted in _missing(have, items, views))
+    missing = ~store.has(items.by_id, views)
+    missing[items.by_id.rows([skip.id for skip in store.skipped_of(items.by_id)])] = False
+    planned = int(missing.sum())
     done = 0
     batch_size = _batch_size(teacher)
     bf16 = origin.precision == "bf16"
@@ -151,7 +154,7 @@ def embed(
         rows.extend(_embed_batch(teacher, waiting, skipped, bf16=bf16))
         waiting.clear()
 
-    tasks = _cut(_missing(have, items, views))
+    tasks = _cut(_tasks(items, missing, views))
     results = ordered_map(
         lambda task: _render(task, teacher, plan), tasks, workers=workers, ahead=4 * batch_size
     )
@@ -170,9 +173,8 @@ def embed(
         done += len(task.views)
         if progress is not None:
             progress(done, planned)
-    wanted = {item.id for item in items}
-    if not any(name in wanted for shard in store.shards for name in shard.ids):
-        first = next(skip for skip in store.skipped if skip.id in wanted)
+    if not any((items.by_id.rows(shard.ids) >= 0).any() for shard in store.shards):
+        first = store.skipped_of(items.by_id)[0]
         raise NoImagesError(
             f"none of {len(items)} images could be read, first {first.id!r}: {first.reason}; "
             "name a folder with readable images"
@@ -182,37 +184,28 @@ def embed(
 
 def summarize(store: Store, items: Sequence[Item]) -> Summary:
     """What a store holds of the collection that it was made from."""
-    asked = {item.id for item in items}
-    copies: dict[str, list[str]] = {}
-    for name, digest in store.content_hashes().items():
-        if name in asked:
-            copies.setdefault(digest, []).append(name)
+    items = Items.of(items)
+    codes = store.content_hashes(items.by_id).dictionary_encode().indices
+    content = codes.fill_null(-1).to_numpy()
+    is_copied = (content >= 0) & (np.bincount(content + 1)[content + 1] > 1)
+    copies: dict[int, list[str]] = {}
+    for item, number in zip(items.take(is_copied), content[is_copied].tolist(), strict=True):
+        copies.setdefault(number, []).append(item.id)
     return Summary(
         embeddings=len(store),
         dim=store.dim,
-        skipped=[skip for skip in store.skipped if skip.id in asked],
-        duplicates=[sorted(names) for names in copies.values() if len(names) > 1],
+        skipped=store.skipped_of(items.by_id),
+        duplicates=[sorted(names) for names in copies.values()],
     )
 
 
-def _stored_views(store: Store) -> dict[str, int]:
-    """By id, the views that are stored, as bits; all of them for images that are skipped."""
-    have: dict[str, int] = {}
-    for shard in store.shards:
-        for name, view in zip(shard.ids, shard.views, strict=True):
-            have[name] = have.get(name, 0) | 1 << view
-        have.update((skip.id, -1) for skip in shard.skipped)
-    return have
-
-
-def _missing(
-    have: dict[str, int], items: Sequence[Item], views: Sequence[int]
+def _tasks(
+    items: Items, missing: npt.NDArray[np.bool_], views: Sequence[int]
 ) -> Iterator[tuple[Item, tuple[int, ...]]]:
-    for item in items:
-        bits = have.get(item.id, 0)
-        wanted = tuple(view for view in views if not bits >> view & 1)
-        if wanted:
-            yield item, wanted
+    """The images of which views are missing, (images, views), and which these are."""
+    rows = np.flatnonzero(missing.any(axis=1))
+    for row, item in zip(rows, items.take(rows), strict=True):
+        yield item, tuple(view for view, is_one in zip(views, missing[row], strict=True) if is_one)
 
 
 def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:

@@ -15,11 +15,11 @@ from PIL import Image
 from whiten.devices import best_device
 from whiten.embed import embed, store_folder
 from whiten.errors import ConfigError, ImageError, TeacherError
-from whiten.media import Item, Skipped, content_hash, find_items, read_bytes, upright_rgb
+from whiten.media import Item, Items, Skipped, content_hash, find_items, read_bytes, upright_rgb
 from whiten.progress import progress
 from whiten.run_folder import RunFolder
 from whiten.spec import ViewPlan, fingerprint, parse_uri
-from whiten.store import Store, Vectors
+from whiten.store import Store, Vectors, embedded_by_all
 from whiten.targets import fit_whitener
 from whiten.teachers import Teacher, open_teacher
 from whiten.views import View, render, render_bytes
@@ -90,7 +90,7 @@ class Encoder:
         cache: Path | None = None,
         workers: int = 2,
         show_progress: bool = False,
-    ) -> tuple[list[Item], Vectors, list[Skipped]]:
+    ) -> tuple[Items, Vectors, list[Skipped]]:
         """Embed a collection through stores, skipping what cannot be read.
 
         Args:
@@ -105,20 +105,15 @@ class Encoder:
                 embed_cached(part.teacher, items, cache or Path(temporary), workers, show_progress)
                 for part in self.parts
             ]
-            have = set.intersection(*({n for s in store.shards for n in s.ids} for store in stores))
-            usable = [item for item in items if item.id in have]
-            ids = [item.id for item in usable]
+            usable, skipped = embedded_by_all(Items.of(items), stores)
+            ids = usable.ids.to_pylist()
             vectors = self._join(
                 [
                     part.apply(store.gather(ids))
                     for part, store in zip(self.parts, stores, strict=True)
                 ]
             )
-            wanted = {item.id for item in items}
-            skipped = {
-                skip.id: skip for store in stores for skip in store.skipped if skip.id in wanted
-            }
-        return usable, vectors, list(skipped.values())
+        return usable, vectors, skipped
 
     def _join(self, blocks: Sequence[Vectors]) -> Vectors:
         joined = blocks[0] if len(blocks) == 1 else normalize_rows(np.concatenate(blocks, axis=1))
@@ -281,6 +276,5 @@ def fit_on(
     items = find_items(images)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         store = embed_cached(teacher, items, cache or Path(temporary), 2, False)
-        have = {name for shard in store.shards for name in shard.ids}
-        ids = [item.id for item in items if item.id in have]
-        return fit_whitener(store, ids, dim=dim, shrinkage=shrinkage)
+        usable, _ = embedded_by_all(items, [store])
+        return fit_whitener(store, usable.by_id, dim=dim, shrinkage=shrinkage)

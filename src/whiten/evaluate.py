@@ -21,9 +21,10 @@ import numpy.typing as npt
 from whiten import metrics
 from whiten.encoder import Encoder, load
 from whiten.errors import ConfigError
+from whiten.mapped import forget
 from whiten.media import Skipped, find_items
 from whiten.protocols.folder import folder_task
-from whiten.protocols.gallery import forget, similarity_blocks, write_embeddings
+from whiten.protocols.gallery import similarity_blocks, write_embeddings
 from whiten.protocols.task import Indices, Task
 from whiten.store import Vectors
 from whiten.teachers import Teacher
@@ -137,8 +138,7 @@ def evaluate(
         )
         task = folder_task(kept, who)
         skipped = [*skipped, *more]
-    searchers = {item.id for item in task.queries}
-    rows = np.array([i for i, item in enumerate(who) if item.id in searchers])  # in their order
+    rows = who.by_id.rows([item.id for item in task.queries])
     return evaluate_task(task, searching, vectors, rows=rows, name=model.name, skipped=skipped)
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from whiten.encoder import Embeddable, Encoder
 from whiten.errors import ConfigError, StoreError
 from whiten.evaluate import top_k
-from whiten.media import Item, Skipped, display_path, stamp_of
+from whiten.media import Item, Items, Skipped, display_path, stamp_of
 from whiten.protocols.gallery import write_embeddings
 from whiten.run_folder import write_atomically
 from whiten.store import Vectors
@@ -233,15 +233,14 @@ def _npy_header(count: int, dim: int) -> bytes:
     return buffer.getvalue()
 
 
-def _write_names(root: Path, items: Sequence[Item]) -> None:
+def _write_names(root: Path, items: Items) -> None:
     partial = root / f".{_NAMES}.partial"
     schema = pa.schema([pa.field("id", pa.string()), pa.field("path", pa.binary())])
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for start in range(0, len(items), _CHUNK):
-            part = items[start : start + _CHUNK]
-            ids = pa.array([item.id for item in part], pa.string())
-            paths = pa.array([os.fsencode(item.path) for item in part], pa.binary())
-            writer.write_batch(pa.record_batch([ids, paths], schema))
+            part = slice(start, start + _CHUNK)
+            columns = [items.ids[part].cast(pa.string()), items.paths[part].cast(pa.binary())]
+            writer.write_batch(pa.record_batch(columns, schema))
     os.replace(partial, root / _NAMES)
 
 

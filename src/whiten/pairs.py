@@ -7,15 +7,19 @@ resumed run the same as an uninterrupted one.
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, defaultdict
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from whiten.errors import ConfigError
+from whiten.media import Names, name_codes
+
+Ints = npt.NDArray[Any]
 
 # Ungrouped images are worth their second view's embedding once they are more than a few strays.
 MIXED_FROM = 0.1
@@ -34,12 +38,27 @@ class Pair:
     label: int
 
 
-@dataclass(frozen=True)
+class Epoch(Sequence[list[Pair]]):
+    """The batches of one epoch; the pairs of one exist once it is looked at."""
+
+    def __init__(self, batches: Ints) -> None:
+        self._batches = batches  # (batches, pairs, fields of a pair)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> list[Pair]:  # type: ignore[override]
+        return [Pair(*row) for row in self._batches[number].tolist()]
+
+
+@dataclass(frozen=True, eq=False)
 class PairPlan:
     """What pairs are drawn from.
 
     Attributes:
-        classes: item indices of each class: of `grouped` ones first, then of single images.
+        members: item indices of all classes, those of a class together: of `grouped` ones first,
+            then of single images.
+        bounds: (classes + 1,) where each class begins in `members`, and the end.
         grouped: how many of the classes are groups, whose pairs are two different images; pairs
             of the others are two views of one image.
         views: how many views every item has.
@@ -49,7 +68,8 @@ class PairPlan:
         seed: of all draws.
     """
 
-    classes: list[list[int]]
+    members: Ints
+    bounds: Ints
     grouped: int
     views: int
     batch_size: int
@@ -57,17 +77,22 @@ class PairPlan:
     seed: int
 
     @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.bounds) - 1
+
+    @property
     def source(self) -> str:
         """`groups`, `views` or `mixed`."""
         if self.grouped == 0:
             return "views"
-        return "groups" if self.grouped == len(self.classes) else "mixed"
+        return "groups" if self.grouped == self.classes else "mixed"
 
     @cached_property
     def batches_per_epoch(self) -> int:
         return len(self.epoch(0))
 
-    def epoch(self, number: int) -> list[list[Pair]]:
+    def epoch(self, number: int) -> Epoch:
         """The batches of one epoch; short batches are dropped.
 
         Each image is used about once; in a mixed plan that holds for the images without a group,
@@ -76,68 +101,90 @@ class PairPlan:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
         if self.source == "mixed":
             batches = self._mixed(rng)
+        elif self.source == "groups":
+            batches = self._batches(self._pairs_of_groups(rng), self.batch_size, rng)
         else:
-            batches = self._batches(range(len(self.classes)), self.batch_size, rng)
-        order = rng.permutation(len(batches))
-        return [batches[i] for i in order]
+            batches = self._batches(self._pairs_of_views(rng), self.batch_size, rng)
+        return Epoch(rng.permutation(batches))
 
-    def _mixed(self, rng: np.random.Generator) -> list[list[Pair]]:
+    def _mixed(self, rng: np.random.Generator) -> Ints:
         size = self._labelled_size()
-        labels = range(len(self.classes))
-        single = self._batches(labels[self.grouped :], self.batch_size - size, rng)
-        batches: list[list[Pair]] = []
-        while len(batches) < len(single):
-            for part in self._batches(labels[: self.grouped], size, rng):
-                if len(batches) < len(single):
-                    batches.append(part + single[len(batches)])
-        return batches
+        single = self._batches(self._pairs_of_views(rng), self.batch_size - size, rng)
+        labelled: list[Ints] = []
+        while sum(map(len, labelled)) < len(single):
+            labelled.append(self._batches(self._pairs_of_groups(rng), size, rng))
+        return np.concatenate([np.concatenate(labelled)[: len(single)], single], axis=1)
 
     def _labelled_size(self) -> int:
-        available = [len(members) // 2 for members in self.classes[: self.grouped]]
-        singles = len(self.classes) - self.grouped
-        share = max(LABELLED_SHARE, sum(available) / (sum(available) + singles))
-        at_once = sum(min(self.pairs_per_class, pairs) for pairs in available)
-        return max(min(round(share * self.batch_size), at_once), self.batch_size - singles)
+        available = np.diff(self.bounds[: self.grouped + 1]) // 2
+        singles = self.classes - self.grouped
+        pairs = int(available.sum())
+        share = max(LABELLED_SHARE, pairs / (pairs + singles))
+        at_once = int(np.minimum(available, self.pairs_per_class).sum())
+        size = min(round(share * self.batch_size), at_once)
+        return max(size, self.batch_size - singles)
 
-    def _batches(
-        self, labels: Sequence[int], size: int, rng: np.random.Generator
-    ) -> list[list[Pair]]:
-        queues = {label: self._class_pairs(label, rng) for label in labels}
-        # Always taking the classes with most pairs left keeps batches full the longest; the
-        # random part of the key breaks ties.
-        heap = [(-len(queue), float(rng.random()), i) for i, queue in queues.items() if queue]
-        heapq.heapify(heap)
-        batches: list[list[Pair]] = []
+    def _pairs_of_groups(self, rng: np.random.Generator) -> Ints:
+        """(pairs, 5) of different images, those of a class together; an odd image rests."""
+        bounds = self.bounds[: self.grouped + 1]
+        shuffled, place = self._shuffled(0, self.grouped, rng)
+        sizes = np.repeat(np.diff(bounds), np.diff(bounds))
+        x = np.flatnonzero((place % 2 == 0) & (place + 1 < sizes))
+        views = rng.integers(0, self.views, (len(x), 2), np.int32)
+        label = np.searchsorted(bounds, x, side="right") - 1
+        return np.stack([shuffled[x], views[:, 0], shuffled[x + 1], views[:, 1], label], axis=1)
+
+    def _pairs_of_views(self, rng: np.random.Generator) -> Ints:
+        """(pairs, 5) of two views of one image, one of each class; the others are its copies."""
+        shuffled, place = self._shuffled(self.grouped, self.classes, rng)
+        x = shuffled[place == 0]
+        one = rng.integers(0, self.views, len(x), np.int32)
+        other = (one + rng.integers(1, self.views, len(x), np.int32)) % self.views
+        label = np.arange(self.grouped, self.classes, dtype=np.int32)
+        return np.stack([x, one, x, other, label], axis=1)
+
+    def _shuffled(self, first: int, last: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Members of some classes, each class in random order, and their places in it."""
+        bounds = self.bounds[first : last + 1]
+        sizes = np.diff(bounds)
+        start = np.repeat(bounds[:-1], sizes)
+        order = np.lexsort((rng.random(len(start), np.float32), start))
+        place = np.arange(bounds[0], bounds[-1], dtype=np.int32) - start
+        return self.members[bounds[0] : bounds[-1]][order], place
+
+    def _batches(self, pairs: Ints, size: int, rng: np.random.Generator) -> Ints:
+        """(batches, size, 5): always the classes with most pairs left, which fills most batches."""
+        starts = np.flatnonzero(np.diff(pairs[:, 4], prepend=-1))
+        left = np.diff(starts, append=len(pairs))
+        # Classes by the number of pairs that they have left.
+        waiting = [array("i") for _ in range(left.max(initial=0) + 1)]
+        for level in range(1, len(waiting)):
+            waiting[level].frombytes(np.flatnonzero(left == level).astype(np.int32).tobytes())
+        rows = array("i")
+        top = len(waiting)
         while True:
-            batch: list[Pair] = []
-            taken = []
-            while heap and len(batch) < size:
-                left, _, label = heapq.heappop(heap)
-                count = min(self.pairs_per_class, -left, size - len(batch))
-                batch += [queues[label].pop() for _ in range(count)]
-                taken.append(label)
-            if len(batch) < size:
-                return batches
-            batches.append(batch)
-            for label in taken:
-                if queues[label]:
-                    heapq.heappush(heap, (-len(queues[label]), float(rng.random()), label))
-
-    def _class_pairs(self, label: int, rng: np.random.Generator) -> list[Pair]:
-        members = self.classes[label]
-        shuffled = [members[i] for i in rng.permutation(len(members))]
-        if label >= self.grouped:
-            item = shuffled[0]  # further members are copies of the same content
-            x_view, y_view = rng.permutation(self.views)[:2]
-            return [Pair(item, int(x_view), item, int(y_view), label)]
-        pairs = []
-        for i in range(0, len(shuffled) - 1, 2):
-            x_view, y_view = rng.integers(0, self.views, 2)
-            pairs.append(Pair(shuffled[i], int(x_view), shuffled[i + 1], int(y_view), label))
-        return pairs
+            highest = max((level for level, own in enumerate(waiting) if own), default=0)
+            if highest < top:
+                top = highest
+                order = rng.permutation(np.frombuffer(waiting[top], np.int32))
+                waiting[top] = array("i", order.tobytes())
+            room, taken = size, []
+            for level in range(top, 0, -1):
+                while room and waiting[level]:
+                    number = waiting[level].pop()
+                    count = min(self.pairs_per_class, level, room)
+                    end = int(starts[number]) + level
+                    rows.extend(range(end - count, end))
+                    taken.append((level - count, number))
+                    room -= count
+            if room:
+                del rows[len(rows) - (size - room) :]
+                return pairs[np.frombuffer(rows, np.int32).reshape(-1, size)]
+            for level, number in taken:
+                waiting[level].append(number)
 
 
-def resolve_source(groups: Sequence[str | None], wanted: str) -> str:
+def resolve_source(groups: Names, wanted: str) -> str:
     """`groups`, `views` or `mixed`: where pairs come from, for a wanted source that may be `auto`.
 
     `auto` takes groups where there are any, and mixes in the images without one (or alone in
@@ -146,12 +193,13 @@ def resolve_source(groups: Sequence[str | None], wanted: str) -> str:
     Raises:
         ConfigError: groups are wanted, or there is one, and they offer no negatives.
     """
-    sizes = Counter(group for group in groups if group is not None)
-    usable = sum(size > 1 for size in sizes.values())
+    codes = name_codes(groups)
+    sizes = np.bincount(codes + 1)[1:]
+    usable = int((sizes > 1).sum())
     if wanted == "views" or (wanted == "auto" and usable == 0):
         return "views"
-    single = sum(group is None or sizes[group] == 1 for group in groups)
-    if wanted == "mixed" or (wanted == "auto" and single > MIXED_FROM * len(groups)):
+    single = len(codes) - int(sizes[sizes > 1].sum())
+    if wanted == "mixed" or (wanted == "auto" and single > MIXED_FROM * len(codes)):
         return "mixed" if usable and single else "groups" if usable > 1 else "views"
     if usable < 2:
         raise ConfigError(
@@ -162,8 +210,8 @@ def resolve_source(groups: Sequence[str | None], wanted: str) -> str:
 
 
 def plan_pairs(
-    groups: Sequence[str | None],
-    contents: Sequence[str],
+    groups: Names,
+    contents: Names,
     *,
     source: str = "auto",
     views: int = 1,
@@ -190,27 +238,32 @@ def plan_pairs(
     source = resolve_source(groups, source)
     if source != "groups" and views < 2:
         raise ConfigError("pairs of two views need --views 2 or more")
-    grouped: dict[str, list[int]] = defaultdict(list)
-    if source != "views":
-        for item, group in enumerate(groups):
-            if group is not None:
-                grouped[group].append(item)
-    classes = [members for members in grouped.values() if len(members) > 1]
-    count = len(classes)
+    codes = name_codes(groups)
+    in_group = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1) & (source != "views")
+    members, bounds = _by_class(np.flatnonzero(in_group), codes)
+    grouped = len(bounds) - 1
     if source != "groups":
-        in_group = {item for members in classes for item in members}
-        known = {contents[item] for item in in_group}
-        single: dict[str, list[int]] = defaultdict(list)
-        for item, content in enumerate(contents):
-            if content not in known:
-                single[content].append(item)
-        classes += single.values()
-    supply = sum(min(pairs_per_class, len(members) // 2) for members in classes[:count])
-    supply += len(classes) - count
+        content = name_codes(contents)
+        is_known = np.zeros(content.max() + 1, bool)
+        is_known[content[in_group]] = True
+        more, ends = _by_class(np.flatnonzero(~is_known[content]), content)
+        members = np.concatenate([members, more])
+        bounds = np.concatenate([bounds, bounds[-1] + ends[1:]])
+    classes = len(bounds) - 1
+    supply = int(np.minimum(np.diff(bounds[: grouped + 1]) // 2, pairs_per_class).sum())
+    supply += classes - grouped
     size = min(batch_size, supply) // processes * processes
-    if size < 2 or len(classes) < 2:
+    if size < 2 or classes < 2:
         raise ConfigError(
-            f"{len(classes)} different image{'' if len(classes) == 1 else 's'} or groups are too "
+            f"{classes} different image{'' if classes == 1 else 's'} or groups are too "
             f"few for {processes} process{'' if processes == 1 else 'es'}: give at least 2 for each"
         )
-    return PairPlan(classes, count, views, size, pairs_per_class, seed)
+    return PairPlan(members, bounds, grouped, views, size, pairs_per_class, seed)
+
+
+def _by_class(items: Ints, codes: Ints) -> tuple[Ints, Ints]:
+    """Items, those of a code together, and where each code begins, and the end."""
+    order = np.argsort(codes[items], kind="stable")
+    members = items[order].astype(np.int32)
+    starts = np.flatnonzero(np.diff(codes[members], prepend=-1))
+    return members, np.append(starts, len(members)).astype(np.int32)

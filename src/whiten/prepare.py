@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from whiten.choosing import Choice
+from whiten.choosing import GROUPS, Choice
 from whiten.devices import best_device, resolve_precision
 from whiten.embed import embed, store_folder
 from whiten.errors import ConfigError, NoImagesError
-from whiten.media import Item, Skipped, find_items
+from whiten.media import Items, find_items
 from whiten.pairs import resolve_source
 from whiten.progress import progress
 from whiten.recipes import DECIDED, complete
 from whiten.run_folder import RunFolder, write_atomically
 from whiten.spec import DistillSpec, ViewPlan, parse_uri
-from whiten.store import Store
-from whiten.student import backbone_as_teacher, build_student
+from whiten.store import Store, embedded_by_all
+from whiten.student import StudentNet, backbone_as_teacher, build_student
 from whiten.targets import fit_whiteners, write_fused_targets, write_targets
 from whiten.teachers import Teacher, open_teacher
 from whiten.training_set import (
@@ -49,12 +49,10 @@ def prepare(
     if facts_path(run).exists() and run.checkpoint.exists():
         return
     items = find_items(images)
-    source = resolve_source([item.group for item in items], spec.pairs)
-    spec, why = complete(spec, source)
+    source = resolve_source(items.groups, spec.pairs)
+    draft, _ = complete(spec, source)  # refuses at once what no teacher could mend
     views = spec.views or (1 if source == "groups" else 2)
-    view_plan = ViewPlan(seed=spec.view_seed)
-    device = best_device()
-    precision = resolve_precision("32" if spec.precision == "16" else spec.precision, device.type)
+    cache = _Cache(embeddings, spec, show_progress)
     teachers = [
         open_teacher(uri) for uri in spec.teachers
     ]  # all, before the first embeds for hours
@@ -65,90 +63,36 @@ def prepare(
             f"{spec.student} has {config.dim} dimensions, dim={spec.dim} does not fit: "
             f"use --dim {config.dim}"
         )
-    if show_progress:
-        print(why, file=sys.stderr)
-
-    def cache(teacher: Teacher, wanted: Sequence[Item], numbers: range, label: str) -> Store:
-        with progress(f"embed {label}", enabled=show_progress) as update:
-            return embed(
-                wanted,
-                teacher.to(device),
-                store_folder(embeddings, teacher, precision=precision, seed=spec.view_seed),
-                views=numbers,
-                plan=view_plan,
-                precision=precision,
-                workers=spec.workers,
-                progress=update,
-            )
 
     # With teachers online only the whitening is fitted on cached embeddings, of whole images.
     teacher_views = range(1) if spec.teachers_online else range(views)
-    stores: list[Store] = []
-    described: list[dict[str, str]] = []
-    for uri, teacher in zip(spec.teachers, teachers, strict=True):
-        stores.append(cache(teacher, items, teacher_views, teacher.name))
-        teacher.to("cpu")  # the device's memory is needed for the next one
-        described.append(
-            {
-                "name": _unique(teacher.name, [d["name"] for d in described]),
-                "uri": uri,
-                "licence": teacher.licence,
-                "fingerprint": teacher.fingerprint(),
-            }
-        )
-    items, skipped = _usable(items, stores, teacher_views)
-    ids = [item.id for item in items]
-
+    stores = [cache.embed(teacher, items, teacher_views, teacher.name) for teacher in teachers]
+    described = _describe(spec.teachers, teachers)
+    items, skipped = embedded_by_all(items, stores, teacher_views)
+    if not items:
+        raise NoImagesError("no image could be embedded by all teachers: look at the stores' lists")
     _make(run.whiteners, run.targets)
     whiteners: list[Whitener | None] = [None] * len(stores)
+    choices: list[Choice | None] = []
     if spec.whiten:
-        assert spec.shrinkage is not None
-        fitted, choices = fit_whiteners(
+        assert draft.shrinkage is not None
+        whiteners[:], choices = fit_whiteners(
             stores,
-            ids,
-            [None if source == "views" else item.group for item in items],
+            items,
             dim=spec.whiten_dim,
-            shrinkage=spec.shrinkage,
+            shrinkage=draft.shrinkage,
+            by_groups=source != "views",
             second_view=views > 1 and not spec.teachers_online,
             seed=spec.seed,
         )
-        whiteners = list(fitted)
-        for number, one in enumerate(fitted):
-            one.save(run.whitener(number))
-        _keep_choices(run, described, choices, show_progress)
-    paths = []
-    if not spec.teachers_online:
-        for number, (store, whitener) in enumerate(zip(stores, whiteners, strict=True)):
-            paths.append(target_path(run, number))
-            write_targets(store, ids, views, whitener, paths[-1])
-    if _needs_fused(spec):
-        write_fused_targets(paths, spec.dim, fused_path(run), run.whiteners / "fused.safetensors")
+        _keep_whitenings(run, described, whiteners, choices, show_progress)
+    spec, why = complete(spec, source, _map_on_groups(choices))
+    if show_progress:
+        print(why, file=sys.stderr)
 
-    features = backbone_as_teacher(net, config)
-    if spec.backbone_lr == 0:
-        store = cache(features, items, range(views), "student features")
-        write_targets(store, ids, views, None, features_path(run))
-        sample = items[:: -(-len(items) // INIT_SAMPLE)]
-    else:
-        sample = items[:: -(-len(items) // INIT_SAMPLE)]
-        store = cache(features, sample, range(1), "a sample of student features")
-    # A student that goes on learning has its projection already.
-    if spec.start == "principal" and parse_uri(spec.student).scheme != "whiten":
-        net.init_projection(store.gather([item.id for item in sample]))
-
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    run.save_checkpoint(
-        {"step": 0, "model": state, "optimizer": {}, "ema": state if spec.ema > 0 else {}}
-    )
-    hashes = stores[0].content_hashes()
-    table = pa.table(
-        {
-            "id": ids,
-            "path": [item.path for item in items],
-            "group": pa.array([item.group for item in items], pa.string()),
-            "content_hash": [hashes[name] for name in ids],
-        }
-    )
+    _write_targets(run, spec, stores, items, views, whiteners)
+    _write_start(run, spec, backbone_as_teacher(net, config), net, items, views, cache)
+    table = items.table().append_column("content_hash", stores[0].content_hashes(items.by_id))
     pq.write_table(table, items_path(run))
     facts = {
         "views": views,
@@ -162,14 +106,73 @@ def prepare(
     write_atomically(facts_path(run), json.dumps(facts).encode())
 
 
-def _keep_choices(
+class _Cache:
+    """Embeds what a run's cached embeddings lack."""
+
+    def __init__(self, folder: Path, spec: DistillSpec, show_progress: bool) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.show_progress = show_progress
+        self.device = best_device()
+        wanted = "32" if spec.precision == "16" else spec.precision
+        self.precision = resolve_precision(wanted, self.device.type)
+
+    def embed(self, teacher: Teacher, items: Items, views: range, label: str) -> Store:
+        seed = self.spec.view_seed
+        with progress(f"embed {label}", enabled=self.show_progress) as update:
+            store = embed(
+                items,
+                teacher.to(self.device),
+                store_folder(self.folder, teacher, precision=self.precision, seed=seed),
+                views=views,
+                plan=ViewPlan(seed=seed),
+                precision=self.precision,
+                workers=self.spec.workers,
+                progress=update,
+            )
+        teacher.to("cpu")  # the device's memory is needed for the next one
+        return store
+
+
+def _describe(uris: Sequence[str], teachers: Sequence[Teacher]) -> list[dict[str, str]]:
+    described: list[dict[str, str]] = []
+    for uri, teacher in zip(uris, teachers, strict=True):
+        described.append(
+            {
+                "name": _unique(teacher.name, [d["name"] for d in described]),
+                "uri": uri,
+                "licence": teacher.licence,
+                "fingerprint": teacher.fingerprint(),
+            }
+        )
+    return described
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name} ({number})", number + 1
+    return candidate
+
+
+def _map_on_groups(choices: Sequence[Choice | None]) -> float | None:
+    """How well the whitened teachers retrieve held-out groups, on average; None if not measured."""
+    found = [choice.evidence[GROUPS] for choice in choices if choice and GROUPS in choice.evidence]
+    return statistics.mean(found) if found else None
+
+
+def _keep_whitenings(
     run: RunFolder,
     teachers: Sequence[dict[str, str]],
+    whiteners: Sequence[Whitener | None],
     choices: Sequence[Choice | None],
     show_progress: bool,
 ) -> None:
-    """Write the chosen whitenings and their curves beside the whiteners, for the report."""
+    """Write the whiteners, and beside them the curves that they were chosen from."""
     kept = {}
+    for number, whitener in enumerate(whiteners):
+        assert whitener is not None
+        whitener.save(run.whitener(number))
     for teacher, choice in zip(teachers, choices, strict=True):
         if choice is not None:
             kept[teacher["name"]] = {**dataclasses.asdict(choice), "summary": str(choice)}
@@ -178,35 +181,47 @@ def _keep_choices(
     write_atomically(run.choices, json.dumps(kept).encode())
 
 
-def _needs_fused(spec: DistillSpec) -> bool:
-    return bool(spec.align or spec.queue)
+def _write_targets(
+    run: RunFolder,
+    spec: DistillSpec,
+    stores: Sequence[Store],
+    items: Items,
+    views: int,
+    whiteners: Sequence[Whitener | None],
+) -> None:
+    """What the student learns from, in the order of the items; nothing if teachers run online."""
+    if spec.teachers_online:
+        return
+    paths = [target_path(run, number) for number in range(len(stores))]
+    for store, whitener, path in zip(stores, whiteners, paths, strict=True):
+        write_targets(store, items.by_id, views, whitener, path)
+    if spec.align or spec.queue:
+        write_fused_targets(paths, spec.dim, fused_path(run), run.whiteners / "fused.safetensors")
 
 
-def _usable(
-    items: Sequence[Item], stores: Sequence[Store], views: range
-) -> tuple[list[Item], list[Skipped]]:
-    """The items that every teacher embedded in every view, and why the others are out."""
-    asked = {item.id for item in items}
-    for view in views:
-        for store in stores:
-            have = {
-                name
-                for shard in store.shards
-                for name, number in zip(shard.ids, shard.views, strict=True)
-                if number == view
-            }
-            items = [item for item in items if item.id in have]
-    if not items:
-        raise NoImagesError("no image could be embedded by all teachers: look at the stores' lists")
-    skipped = {skip.id: skip for store in stores for skip in store.skipped if skip.id in asked}
-    return list(items), list(skipped.values())
-
-
-def _unique(name: str, taken: Sequence[str]) -> str:
-    candidate, number = name, 2
-    while candidate in taken:
-        candidate, number = f"{name} ({number})", number + 1
-    return candidate
+def _write_start(
+    run: RunFolder,
+    spec: DistillSpec,
+    features: Teacher,
+    net: StudentNet,
+    items: Items,
+    views: int,
+    cache: _Cache,
+) -> None:
+    """The checkpoint of step 0, and for a frozen backbone its features."""
+    sample = items[:: -(-len(items) // INIT_SAMPLE)]
+    if spec.backbone_lr == 0:
+        store = cache.embed(features, items, range(views), "student features")
+        write_targets(store, items.by_id, views, None, features_path(run))
+    # A student that goes on learning has its projection already.
+    if spec.start == "principal" and parse_uri(spec.student).scheme != "whiten":
+        if spec.backbone_lr > 0:
+            store = cache.embed(features, sample, range(1), "a sample of student features")
+        net.init_projection(store.gather(sample.ids.to_pylist()))
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    run.save_checkpoint(
+        {"step": 0, "model": state, "optimizer": {}, "ema": state if spec.ema > 0 else {}}
+    )
 
 
 def _make(*folders: Path) -> None:

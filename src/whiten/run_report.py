@@ -12,7 +12,7 @@ import numpy as np
 from whiten.devices import best_device
 from whiten.encoder import Encoder, Part, fit_on, load
 from whiten.evaluate import Evaluation, evaluate_task, measure_cost, top_k
-from whiten.media import Item, find_items
+from whiten.media import Item, Items, find_items
 from whiten.protocols.folder import folder_task
 from whiten.report import Hit, Kind, ReportData, Retrieval, Row, Similarities, write_report
 from whiten.run_folder import RunFolder
@@ -35,7 +35,7 @@ class Assessed:
     """An encoder's embeddings of a test set, and how well they retrieve."""
 
     row: Row
-    items: list[Item]
+    items: Items
     vectors: Vectors
     evaluation: Evaluation
 
@@ -46,8 +46,7 @@ def assess(
     """Evaluate an encoder on grouped items, each searching all the others, and measure its cost."""
     kept, vectors, skipped = encoder.embed_items(items, cache=cache, show_progress=progress)
     task = folder_task(kept)
-    place = {item.id: i for i, item in enumerate(kept)}
-    queries = vectors[[place[item.id] for item in task.queries]]
+    queries = vectors[kept.by_id.rows([item.id for item in task.queries])]
     evaluation = evaluate_task(task, queries, vectors, name=name, skipped=skipped)
     cost = measure_cost(encoder)
     figures = evaluation.figures
@@ -68,11 +67,10 @@ def assess(
 def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
     """The best, the median and the worst query with their first hits."""
     order = np.argsort(-assessed.evaluation.aps, kind="stable")
-    place = {item.id: i for i, item in enumerate(assessed.items)}
     picks = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     grids = []
     for label, query in picks.items():
-        index = place[assessed.evaluation.query_ids[query]]
+        [index] = assessed.items.by_id.rows([assessed.evaluation.query_ids[query]])
         nearest, scores = next(top_k(assessed.vectors[[index]], assessed.vectors, HITS_SHOWN + 1))
         item = assessed.items[index]
         hits = [

@@ -98,9 +98,30 @@ class Shard:
     """A shard's place and what it covers, without its vectors."""
 
     path: Path
-    ids: list[str]
-    views: list[int]
+    names: pa.Array
+    numbers: pa.Array
     skipped: list[Skipped]
+
+    @classmethod
+    def of(cls, path: Path, table: pa.Table, skipped: Sequence[Skipped]) -> Shard:
+        """Of a table with the columns `id` and `view`; a million names take little so."""
+        names, numbers = (table[name].combine_chunks() for name in ("id", "view"))
+        return cls(path, names, numbers, list(skipped))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the rows; made anew each time."""
+        found: list[str] = self.names.to_pylist()
+        return found
+
+    @property
+    def views(self) -> list[int]:
+        """Their view numbers; made anew each time."""
+        found: list[int] = self.numbers.to_pylist()
+        return found
 
 
 def write_shard(
@@ -111,11 +132,11 @@ def write_shard(
     seen: Mapping[str, Seen],
 ) -> Shard:
     """Write a new shard; `seen` is by id, and for images with rows only its stamp is taken."""
-    ids = [row.id for row in rows]
     table = _table(rows, origin)
     facts = asdict(origin) | {"rows": len(rows), "crc": _crc(table["embedding"])}
+    ids = [row.id for row in rows]
     _write(table.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), path)
-    return Shard(path, ids, [row.view for row in rows], list(skipped))
+    return Shard.of(path, table, skipped)
 
 
 def rewrite_shard(
@@ -129,7 +150,7 @@ def rewrite_shard(
     facts = json.loads(table.schema.metadata[_KEY])
     seen = read_seen(shard) | dict(found)
     keep = [i for i, name in enumerate(shard.ids) if name not in drop]
-    ids, views = [shard.ids[i] for i in keep], [shard.views[i] for i in keep]
+    ids = shard.names.take(pa.array(keep, pa.int64())).to_pylist()
     skipped = [skip for skip in shard.skipped if skip.id not in forget]
     paths = pa.array([seen[name].path for name in ids], pa.string())
     column = table.schema.get_field_index("path")
@@ -137,7 +158,7 @@ def rewrite_shard(
     kept = kept.set_column(column, table.schema.field(column), paths)
     facts |= {"rows": len(ids), "crc": _crc(kept["embedding"])}
     _write(kept.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), shard.path)
-    return Shard(shard.path, ids, views, skipped)
+    return Shard.of(shard.path, kept, skipped)
 
 
 def read_shard(path: Path) -> tuple[Origin, Shard]:
@@ -156,7 +177,7 @@ def read_shard(path: Path) -> tuple[Origin, Shard]:
             width = file.schema_arrow.field("embedding").type.list_size
         skipped = [Skipped(*pair) for pair in facts["skipped"]]
         origin = Origin(**{k: facts[k] for k in Origin.__dataclass_fields__})
-        ids, views = table["id"].to_pylist(), table["view"].to_pylist()
+        shard = Shard.of(path, table, skipped)
     except (
         OSError,
         pa.ArrowException,
@@ -168,7 +189,7 @@ def read_shard(path: Path) -> tuple[Origin, Shard]:
         raise _damaged(path, error) from error
     if width != origin.dim:
         raise _damaged(path, f"its rows have {width} dimensions, its header says {origin.dim}")
-    return origin, Shard(path, ids, views, skipped)
+    return origin, shard
 
 
 def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:

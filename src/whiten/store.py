@@ -14,9 +14,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from whiten.errors import StoreError
-from whiten.media import Skipped
+from whiten.media import Items, NameIndex, Skipped
 from whiten.shards import (
     Origin,
     Row,
@@ -30,7 +32,16 @@ from whiten.shards import (
     write_shard,
 )
 
-__all__ = ["Origin", "Row", "Seen", "Shard", "Store", "Vectors", "stored_precision"]
+__all__ = [
+    "Origin",
+    "Row",
+    "Seen",
+    "Shard",
+    "Store",
+    "Vectors",
+    "embedded_by_all",
+    "stored_precision",
+]
 
 
 class Store:
@@ -125,7 +136,7 @@ class Store:
     # --- reading ------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return sum(len(shard.ids) for shard in self.shards)
+        return sum(len(shard) for shard in self.shards)
 
     @property
     def dim(self) -> int:
@@ -153,39 +164,71 @@ class Store:
         Raises:
             StoreError: an id is not there.
         """
-        place = {name: i for i, name in enumerate(dict.fromkeys(ids))}
-        out = np.empty((len(place), self.dim), np.float32)
-        is_there = np.zeros(len(place), bool)
+        index = NameIndex(pa.array(list(dict.fromkeys(ids)), pa.large_string()))
+        out = np.empty((len(index), self.dim), np.float32)
+        is_there = np.zeros(len(index), bool)
         for names, _, vectors in self.blocks(view):
-            pairs = [(place[name], i) for i, name in enumerate(names) if name in place]
-            if pairs:
-                to, source = map(list, zip(*pairs, strict=True))
-                out[to], is_there[to] = vectors[source], True
+            rows = index.rows(names)
+            here = rows >= 0
+            out[rows[here]], is_there[rows[here]] = vectors[here], True
         if not is_there.all():
-            first = list(place)[int(is_there.argmin())]
+            first = index.names[int(is_there.argmin())].as_py()
             raise StoreError(
-                f"{self.folder} lacks {int((~is_there).sum())} of {len(place)} images "
+                f"{self.folder} lacks {int((~is_there).sum())} of {len(index)} images "
                 f"(view {view}), first {first!r}: embed them with `whiten embed`"
             )
-        return out if len(place) == len(ids) else out[[place[name] for name in ids]]
+        return out if len(index) == len(ids) else out[index.rows(ids)]
 
     def seen(self, shard: Shard) -> dict[str, Seen]:
         """How each image of a shard was found, by id; of skipped ones without the path."""
         return read_seen(shard)
 
-    def content_hashes(self) -> dict[str, str]:
-        """Content hash of every image, by id."""
-        found: dict[str, str] = {}
+    def content_hashes(self, images: NameIndex) -> pa.Array:
+        """Content hash of each image; null for those that are not there."""
+        sources, parts, count = np.full(len(images), -1, np.int64), [], 0
         for shard in self.shards:
+            rows = images.rows(shard.ids)
+            here = np.flatnonzero(rows >= 0)
+            sources[rows[here]] = count + np.arange(len(here))
             column = read_columns(shard.path, ["content_hash"])["content_hash"]
-            found.update(zip(shard.ids, column.to_pylist(), strict=True))
+            parts.append(column.combine_chunks().take(pa.array(here)))
+            count += len(here)
+        order = pa.array(sources, mask=sources < 0)
+        return pa.concat_arrays(parts).take(order)
+
+    def has(self, images: NameIndex, views: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """(images, views) which are stored."""
+        found = np.zeros((len(images), len(views)), bool)
+        for shard in self.shards:
+            rows = images.rows(shard.ids)
+            numbers = shard.numbers.to_numpy()
+            for column, view in enumerate(views):
+                found[rows[(numbers == view) & (rows >= 0)], column] = True
         return found
+
+    def skipped_of(self, images: NameIndex) -> list[Skipped]:
+        """Those of the images that could not be embedded, and why."""
+        skipped = self.skipped
+        rows = images.rows([skip.id for skip in skipped])
+        return [skip for skip, row in zip(skipped, rows, strict=True) if row >= 0]
 
     def _vectors(self, shard: Shard) -> Vectors:
         column = read_columns(shard.path, ["embedding"])["embedding"]
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors: Vectors = flat.reshape(-1, self.dim).astype(np.float32)
         return vectors
+
+
+def embedded_by_all(
+    items: Items, stores: Sequence[Store], views: Sequence[int] = (0,)
+) -> tuple[Items, list[Skipped]]:
+    """The items that every store holds in every view, and why the others are out."""
+    usable = np.ones(len(items), bool)
+    skipped: dict[str, Skipped] = {}
+    for store in stores:
+        usable &= store.has(items.by_id, views).all(axis=1)
+        skipped |= {skip.id: skip for skip in store.skipped_of(items.by_id)}
+    return items if usable.all() else items.take(usable), list(skipped.values())
 
 
 def stored_precision(folder: str | os.PathLike[str]) -> str | None:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.choosing import DIMS, SHRINKAGES, Choice, choose, fit_chosen, sample_rows
+from whiten.mapped import forget
+from whiten.media import Items, NameIndex
 from whiten.store import Store, Vectors
 from whiten.whitening import SAMPLES_PER_DIM, Whitener, normalize_rows
 
@@ -22,21 +24,21 @@ _BLOCK = 8192
 
 def fit_whiteners(
     stores: Sequence[Store],
-    ids: Sequence[str],
-    groups: Sequence[str | None],
+    items: Items,
     *,
     dim: int | str,
     shrinkage: float | str,
+    by_groups: bool = True,
     second_view: bool = False,
     seed: int = 0,
 ) -> tuple[list[Whitener], list[Choice | None]]:
-    """One whitener a teacher, fitted on the whole images (view 0) of `ids`.
+    """One whitener a teacher, fitted on the whole images (view 0) of `items`.
 
     Args:
         stores: of the teachers.
-        groups: of each of the ids, for choosing; None where it has none.
         dim: axes to keep, or `auto`. A number is lowered to what the images support.
         shrinkage: see `Whitener`, or `auto`.
+        by_groups: whether to choose by the items' groups, where they have any.
         second_view: whether the stores hold view 1 too.
         seed: of the choice's sample.
 
@@ -45,13 +47,14 @@ def fit_whiteners(
     """
     choices: list[Choice | None] = [None] * len(stores)
     if "auto" in (dim, shrinkage):
-        rows = sample_rows(len(ids), groups, seed)
-        sample = [ids[row] for row in rows]
+        groups = items.groups if by_groups else None
+        sampled = items.take(sample_rows(len(items), groups, seed))
+        sample = sampled.ids.to_pylist()
         whole = [store.gather(sample) for store in stores]
         for number, store in enumerate(stores):
             choices[number] = choose(
                 whole[number],
-                groups=[groups[row] for row in rows],
+                groups=sampled.groups.to_pylist() if by_groups else None,
                 others=[other for k, other in enumerate(whole) if k != number],
                 second_views=store.gather(sample, view=1) if second_view else None,
                 dims=DIMS if isinstance(dim, str) else [dim],
@@ -62,28 +65,27 @@ def fit_whiteners(
     for store, choice in zip(stores, choices, strict=True):
         if choice is None:
             assert not isinstance(dim, str) and not isinstance(shrinkage, str)
-            whiteners.append(fit_whitener(store, ids, dim=dim, shrinkage=shrinkage))
+            whiteners.append(fit_whitener(store, items.by_id, dim=dim, shrinkage=shrinkage))
         else:
-            whiteners.append(_describe(fit_chosen(choice, _stream(store, ids)), store))
+            whiteners.append(_describe(fit_chosen(choice, _stream(store, items.by_id)), store))
     return whiteners, choices
 
 
-def fit_whitener(store: Store, ids: Sequence[str], *, dim: int, shrinkage: float) -> Whitener:
-    """Fit on the whole images (view 0) of `ids`, in one pass over the store.
+def fit_whitener(store: Store, images: NameIndex, *, dim: int, shrinkage: float) -> Whitener:
+    """Fit on the whole `images` (view 0), in one pass over the store.
 
     Args:
         dim: axes to keep; lowered to a quarter of the samples, for weaker axes are mostly noise.
         shrinkage: see `Whitener`.
     """
-    dim = min(dim, store.dim, max(1, len(ids) // SAMPLES_PER_DIM))
-    return _describe(Whitener(dim, shrinkage=shrinkage).fit(_stream(store, ids)), store)
+    dim = min(dim, store.dim, max(1, len(images) // SAMPLES_PER_DIM))
+    return _describe(Whitener(dim, shrinkage=shrinkage).fit(_stream(store, images)), store)
 
 
-def _stream(store: Store, ids: Sequence[str]) -> Iterator[Vectors]:
-    wanted = set(ids)
+def _stream(store: Store, images: NameIndex) -> Iterator[Vectors]:
     for names, _, vectors in store.blocks(view=0):
-        keep = [i for i, name in enumerate(names) if name in wanted]
-        if keep:
+        keep = images.rows(names) >= 0
+        if keep.any():
             yield vectors[keep]
 
 
@@ -93,25 +95,21 @@ def _describe(whitener: Whitener, store: Store) -> Whitener:
 
 
 def write_targets(
-    store: Store, ids: Sequence[str], views: int, whitener: Whitener | None, path: Path
+    store: Store, images: NameIndex, views: int, whitener: Whitener | None, path: Path
 ) -> None:
-    """Write (len(ids), views, dim) float32 targets: whitened if asked, rows L2-normalised."""
+    """Write (images, views, dim) float32 targets: whitened if asked, rows L2-normalised."""
     dim = store.dim if whitener is None else whitener.projection_.shape[0]
-    place = {name: i for i, name in enumerate(ids)}
-    with _Creation(path, (len(ids), views, dim)) as out:
+    with _Creation(path, (len(images), views, dim)) as out:
         for names, numbers, vectors in store.blocks():
-            keep = [
-                i
-                for i, (name, view) in enumerate(zip(names, numbers, strict=True))
-                if name in place and view < views
-            ]
-            if not keep:
+            rows, view = images.rows(names), np.array(numbers)
+            keep = (rows >= 0) & (view < views)
+            if not keep.any():
                 continue
             block = vectors[keep]
             if whitener is not None:
                 block = whitener.transform(block)
-            rows = [place[names[i]] for i in keep]
-            out.array[rows, [numbers[i] for i in keep]] = normalize_rows(block)
+            out.array[rows[keep], view[keep]] = normalize_rows(block)
+            forget(out.array)
 
 
 def write_fused_targets(paths: Sequence[Path], dim: int, path: Path, whitener_path: Path) -> None:
@@ -127,6 +125,8 @@ def write_fused_targets(paths: Sequence[Path], dim: int, path: Path, whitener_pa
         for start in range(0, items, _BLOCK):
             part = slice(start, start + _BLOCK)
             joined = np.concatenate([source[part] for source in sources], axis=2)
+            for source in sources:
+                forget(source[part])
             yield part, joined.reshape(-1, width)
 
     rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf"))
@@ -136,6 +136,7 @@ def write_fused_targets(paths: Sequence[Path], dim: int, path: Path, whitener_pa
         for part, block in blocks():
             fused = normalize_rows(rotation.transform(block))
             out.array[part, :, : fused.shape[1]] = fused.reshape(-1, views, fused.shape[1])
+            forget(out.array[part])
 
 
 def open_targets(path: Path) -> npt.NDArray[np.float32]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from whiten.devices import best_device, resolve_precision
 from whiten.errors import RunError, one_line
-from whiten.media import Item, ordered_map, read_bytes
+from whiten.mapped import forget
+from whiten.media import Items, ordered_map, read_bytes
 from whiten.pairs import Pair, PairPlan, plan_pairs
 from whiten.recipes import DECIDED
 from whiten.run_folder import RunFolder
@@ -81,7 +82,7 @@ class TrainingSet:
 
     run: RunFolder
     spec: DistillSpec
-    items: list[Item]
+    items: Items
     plan: PairPlan
     view_plan: ViewPlan
     facts: dict[str, Any]
@@ -101,9 +102,10 @@ class TrainingSet:
         online, targets = [], []
         try:
             facts = json.loads(facts_path(run).read_text())
-            table = pq.read_table(items_path(run)).to_pydict()
-            columns = zip(table["id"], table["path"], table["group"], strict=True)
-            items = [Item(*row) for row in columns]
+            table = pq.read_table(items_path(run))
+            items = Items.from_table(table)
+            contents = table["content_hash"].combine_chunks()
+            pa.default_memory_pool().release_unused()  # of the preparation
             if not spec.teachers_online:
                 targets = [open_targets(target_path(run, k)) for k in range(len(facts["teachers"]))]
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -113,8 +115,8 @@ class TrainingSet:
             ) from error
         spec = dataclasses.replace(spec, **facts["options"])
         plan = plan_pairs(
-            table["group"],
-            table["content_hash"],
+            items.groups,
+            contents,
             source=facts["source"],
             views=facts["views"],
             batch_size=spec.batch_size,
@@ -169,7 +171,8 @@ class TrainingSet:
         # All teacher embeddings are cached, so the queue need not be filled by passing batches.
         drawn = torch.randint(len(self.items), (QUEUE,), generator=generator).numpy()
         rows = np.unique(drawn)  # in ascending order, as a file likes to be read
-        return torch.from_numpy(open_targets(fused_path(self.run))[rows, 0]).to(device)
+        sides = [(row, 0) for row in rows]
+        return torch.from_numpy(_rows(open_targets(fused_path(self.run)), sides)).to(device)
 
     def features(self, batch: Sequence[Pair], device: torch.device) -> Tensor:
         """(2b, f) cached features of the student's frozen backbone."""
@@ -199,7 +202,7 @@ class TrainingSet:
             "images": len(self.items),
             "recipe": self.facts["recipe"],
             "pairs": _PAIRS[self.plan.source],
-            "classes": len(self.plan.classes),
+            "classes": self.plan.classes,
             "steps": steps,
             "batch_size": self.plan.batch_size,
             "whitened teachers": spec.whiten,
@@ -221,4 +224,6 @@ def _text(value: float | str | None) -> float | str | None:
 
 def _rows(source: Vectors, sides: Sequence[tuple[int, int]]) -> Vectors:
     items, views = zip(*sides, strict=True)
-    return np.array(source[list(items), list(views)])
+    rows = np.array(source[list(items), list(views)])
+    forget(source)
+    return rows

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from whiten.errors import ImageError, StoreError
-from whiten.media import Item, Skipped, content_hash, display_path, read_bytes, stamp_of
+from whiten.media import Item, Items, content_hash, display_path, read_bytes, stamp_of
 from whiten.store import Seen, Shard, Store
 
 Usable = Callable[[str, str], bool]
 """Whether an image that was skipped can be used now, by its id and content hash."""
 
 
-def bring_up_to_date(store: Store, items: Sequence[Item], usable: Usable | None = None) -> None:
+def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -> None:
     """Drop embeddings of images that are others now, and forget reasons that no longer hold.
 
     What is stored of a file that is gone, or that cannot be read any more, stays true.
@@ -26,28 +28,27 @@ def bring_up_to_date(store: Store, items: Sequence[Item], usable: Usable | None 
         items: the images that are asked for; of others nothing is changed.
         usable: for teachers that hold embeddings and may hold more than last time.
     """
-    asked = {item.id: item for item in items}
     for shard in list(store.shards):
         seen = store.seen(shard)
         found: dict[str, Seen] = {}
         changed: set[str] = set()
-        for name in dict.fromkeys(shard.ids):
-            if name not in asked:
-                continue
-            now = _look_again(asked[name], seen[name])
-            if now.content_hash != seen[name].content_hash:
-                changed.add(name)
-            elif now != seen[name]:
-                found[name] = now
-        forgotten = {
-            skip.id
-            for skip in shard.skipped
-            if skip.id in asked and _may_work(skip, asked[skip.id], seen.get(skip.id), usable)
-        }
+        for item in _asked(items, shard.ids):
+            now = _look_again(item, seen[item.id])
+            if now.content_hash != seen[item.id].content_hash:
+                changed.add(item.id)
+            elif now != seen[item.id]:
+                found[item.id] = now
+        skipped = _asked(items, [skip.id for skip in shard.skipped])
+        forgotten = {item.id for item in skipped if _may_work(item, seen.get(item.id), usable)}
         if changed or forgotten:
             store.amend(shard, drop=changed, forget=forgotten, found=found)
         elif found:
             _note(store, shard, found)
+
+
+def _asked(items: Items, names: Sequence[str]) -> Items:
+    rows = np.unique(items.by_id.rows(names))
+    return items.take(rows[rows >= 0])
 
 
 def _look_again(item: Item, before: Seen) -> Seen:
@@ -61,11 +62,11 @@ def _look_again(item: Item, before: Seen) -> Seen:
         return before
 
 
-def _may_work(skip: Skipped, item: Item, before: Seen | None, usable: Usable | None) -> bool:
+def _may_work(item: Item, before: Seen | None, usable: Usable | None) -> bool:
     before = before or Seen()
     if stamp_of(item.path) != before.stamp:
         return True
-    return usable is not None and before.content_hash != "" and usable(skip.id, before.content_hash)
+    return usable is not None and before.content_hash != "" and usable(item.id, before.content_hash)
 
 
 def _note(store: Store, shard: Shard, found: dict[str, Seen]) -> None:

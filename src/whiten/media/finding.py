@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from whiten.errors import ConfigError, NoImagesError
+from whiten.media.collection import Item, Items
 
 # fmt: off
 SUFFIXES = frozenset([
@@ -18,22 +18,7 @@ SUFFIXES = frozenset([
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of a collection.
-
-    Attributes:
-        id: name that is unique in the collection and valid UTF-8.
-        path: where the file is.
-        group: what the image shows (landmark, product), or None where unknown.
-    """
-
-    id: str
-    path: str
-    group: str | None = None
-
-
-def find_items(source: str | os.PathLike[str]) -> list[Item]:
+def find_items(source: str | os.PathLike[str]) -> Items:
     """The images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
 
     In a folder whose images all lie one folder deep or deeper, the folder that holds an
@@ -50,21 +35,24 @@ def find_items(source: str | os.PathLike[str]) -> list[Item]:
     """
     root = Path(source)
     if root.is_dir():
-        items = list(_walk(root))
+        items = Items.of(_walk(root))
         if not items:
             raise NoImagesError(
                 f"{root} holds no image file ({' '.join(sorted(SUFFIXES)[:6])} …): "
                 "name a folder of images, or a CSV or Parquet with columns path,group"
             )
     elif root.suffix.lower() in (".csv", ".parquet") and root.is_file():
-        items = list(_read_table(root))
+        items = Items.of(_read_table(root))
         if not items:
             raise NoImagesError(f"{root} has no rows: list one image path a row")
+        items = items.sorted()
+        if (path := items.first_twice()) is not None:
+            raise ConfigError(f"{root} lists {path!r} twice: list every image once")
     elif root.is_file():
-        return [Item(_id(root.name), os.fspath(root))]
+        return Items.of([Item(_id(root.name), os.fspath(root))])
     else:
         raise NoImagesError(f"{root} does not exist: name a folder of images or a table of paths")
-    return sorted(items, key=lambda item: item.id)
+    return items.sorted()
 
 
 def _walk(root: Path) -> Iterator[Item]:
@@ -91,13 +79,9 @@ def _walk(root: Path) -> Iterator[Item]:
 
 
 def _read_table(table: Path) -> Iterator[Item]:
-    seen = set()
     for number, (path, group) in enumerate(_rows_or_refuse(table), start=1):
         if not path:
             raise ConfigError(f"{table} has no path in row {number}: give every row its image")
-        if path in seen:
-            raise ConfigError(f"{table} lists {path!r} twice: list every image once")
-        seen.add(path)
         yield Item(path, os.path.join(table.parent, path), group or None)
 
 

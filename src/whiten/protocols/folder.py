@@ -61,4 +61,4 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
             "no query has another image of its group in the gallery: put two images or more into "
             "a group"
         )
-    return Task(kept, list(gallery), positives, ignored, len(searchers) - len(kept))
+    return Task(kept, gallery, positives, ignored, len(searchers) - len(kept))

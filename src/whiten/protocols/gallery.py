@@ -5,21 +5,20 @@ So memory stays the same however many images there are and however long their em
 
 from __future__ import annotations
 
-import mmap
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from whiten.encoder import Encoder, Part, embed_cached
 from whiten.errors import NoImagesError
-from whiten.media import Item, Skipped
+from whiten.mapped import forget
+from whiten.media import Item, Items, Skipped
 from whiten.metrics import BLOCK_ROWS
-from whiten.protocols.task import Indices
-from whiten.store import Store, Vectors
+from whiten.store import Store, Vectors, embedded_by_all
 from whiten.whitening import normalize_rows
 
 BLOCK_BYTES = 32 << 20  # of similarities that exist at once, and of embeddings that are mapped
@@ -34,7 +33,7 @@ def write_embeddings(
     cache: Path | None = None,
     header: Callable[[int], bytes] = lambda count: b"",
     show_progress: bool = False,
-) -> tuple[list[Item], list[Skipped]]:
+) -> tuple[Items, list[Skipped]]:
     """`Encoder.embed_items` into a file.
 
     Args:
@@ -53,17 +52,7 @@ def write_embeddings(
         stores = [
             embed_cached(part.teacher, items, folder, 2, show_progress) for part in encoder.parts
         ]
-        place = {item.id: i for i, item in enumerate(items)}
-        have = np.zeros(len(items), np.int64)
-        skipped: dict[str, Skipped] = {}
-        for store in stores:
-            skipped |= {skip.id: skip for skip in store.skipped if skip.id in place}
-            for shard in store.shards:
-                names = zip(shard.ids, shard.views, strict=True)
-                have[[place[name] for name, view in names if view == 0 and name in place]] += 1
-        usable = have == len(stores)
-        rows = np.where(usable, np.cumsum(usable) - 1, -1)
-        kept = [item for item, is_usable in zip(items, usable, strict=True) if is_usable]
+        kept, skipped = embedded_by_all(Items.of(items), stores)
         if not kept:
             raise NoImagesError(
                 f"none of {len(items)} images could be embedded by all {len(stores)} models: name "
@@ -71,20 +60,18 @@ def write_embeddings(
             )
         file.write(header(len(kept)))
         if len(stores) == 1:
-            _write_part(encoder.parts[0], stores[0], place, rows, file)
+            _write_part(encoder.parts[0], stores[0], kept, file)
         else:
-            _write_joined(encoder, stores, place, rows, len(kept), file)
+            _write_joined(encoder, stores, kept, file)
         file.flush()
-    return kept, list(skipped.values())
+    return kept, skipped
 
 
-def _write_part(
-    part: Part, store: Store, place: Mapping[str, int], rows: Indices, file: IO[bytes]
-) -> None:
-    """Write what one model made of the items; those whose row is -1 are left out."""
+def _write_part(part: Part, store: Store, items: Items, file: IO[bytes]) -> None:
+    """Write what one model made of the items."""
     start = file.tell()
     for names, _, vectors in store.blocks(view=0):
-        to = np.array([rows[place[name]] if name in place else -1 for name in names], np.int64)
+        to = items.by_id.rows(names)
         keep = np.flatnonzero(to >= 0)
         if len(keep) == 0:
             continue
@@ -97,22 +84,15 @@ def _write_part(
             file.write(run.tobytes())
 
 
-def _write_joined(
-    encoder: Encoder,
-    stores: Sequence[Store],
-    place: Mapping[str, int],
-    rows: Indices,
-    count: int,
-    file: IO[bytes],
-) -> None:
+def _write_joined(encoder: Encoder, stores: Sequence[Store], items: Items, file: IO[bytes]) -> None:
     """Write the parts' embeddings side by side, each with equal weight."""
     with ExitStack() as open_files:
         files = [open_files.enter_context(tempfile.TemporaryFile()) for _ in stores]
         for part, store, own in zip(encoder.parts, stores, files, strict=True):
-            _write_part(part, store, place, rows, own)
+            _write_part(part, store, items, own)
             own.seek(0)
-        for start in range(0, count, _JOINED):
-            n = min(_JOINED, count - start)
+        for start in range(0, len(items), _JOINED):
+            n = min(_JOINED, len(items) - start)
             blocks = [
                 np.frombuffer(own.read(4 * n * part.dim), np.float32).reshape(n, part.dim)
                 for part, own in zip(encoder.parts, files, strict=True)
@@ -129,16 +109,3 @@ def similarity_blocks(queries: Vectors, gallery: Vectors) -> Iterator[tuple[int,
         part = gallery[start : start + rows]
         yield start, np.matmul(queries, part.T, out=out[:, : len(part)])
         forget(part)
-
-
-def forget(part: Vectors) -> None:
-    """Give the pages of a read-only memory map back; the system still holds them as a cache."""
-    base: Any = part
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if not isinstance(base, mmap.mmap) or part.flags.writeable or not part.flags.c_contiguous:
-        return
-    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        first = part.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-        aligned = first - first % mmap.PAGESIZE
-        base.madvise(mmap.MADV_DONTNEED, aligned, first + part.nbytes - aligned)

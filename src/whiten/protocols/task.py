@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ class Task:
     """
 
     queries: list[Item]
-    gallery: list[Item]
+    gallery: Sequence[Item]
     positives: list[Indices]
     junk: list[Indices]
     without_positives: int = 0

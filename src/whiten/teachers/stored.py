@@ -26,10 +26,10 @@ def open_uri(uri: TeacherURI) -> Teacher:
     uri.take()
     store = Store.open(uri.target)
     vectors: dict[tuple[str, int, str], npt.NDArray[np.float32]] = {}
-    hashes = store.content_hashes()
-    for ids, views, block in store.blocks():
+    for shard, (ids, views, block) in zip(store.shards, store.blocks(), strict=True):
+        seen = store.seen(shard)
         for name, view, vector in zip(ids, views, block, strict=True):
-            vectors[hashes[name], view, name if view else ""] = vector
+            vectors[seen[name].content_hash, view, name if view else ""] = vector
 
     def lookup(content_hash: str, view: int, item_id: str = "") -> npt.NDArray[np.float32] | None:
         return vectors.get((content_hash, view, item_id if view else ""))
