@@ -136,6 +136,7 @@ def run_trial(trial: Trial, ledger: Ledger, strong: Path) -> dict[str, Any]:
     student = out / "students" / trial.key
     student.parent.mkdir(exist_ok=True)
     shutil.rmtree(student, ignore_errors=True)
+    _test_scores(out, trial.key).unlink(missing_ok=True)  # of a student that was there before
     shutil.copytree(folder / "student", student)
     shutil.rmtree(folder)
     facts = {
@@ -268,11 +269,15 @@ def untrained(out: Path) -> list[dict[str, Any]]:
 
 def on_test(key: str, out: Path) -> np.ndarray:
     """Average precision of every test image; a student is embedded once."""
-    cache = out / "test" / f"{key}.npy"
+    cache = _test_scores(out, key)
     if not cache.exists():
         cache.parent.mkdir(exist_ok=True)
         np.save(cache, score(str(out / "students" / key), out, "test"))
     return np.load(cache)
+
+
+def _test_scores(out: Path, key: str) -> Path:
+    return out / "test" / f"{key}.npy"
 
 
 def interval(values: np.ndarray, groups: np.ndarray, draws: int = 2000) -> tuple[float, float]:

@@ -19,6 +19,7 @@ FLOORS = [
     "store",
     "affine",
     "moments",
+    "eigen",
     "sealed",
     "whitening",
     "choosing",

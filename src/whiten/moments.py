@@ -15,6 +15,8 @@ _FULL = 8192  # rows of a block
 _EXACT = 2048  # rows of a block that are copied to float64 at once
 _NARROW = 128  # axes for which reading the samples takes as long as their products
 _CHUNK = 256  # rows summed at once, while the processor's cache holds them
+_OUTER = 32  # products of a vector with itself that are added to the scatter at once
+_COLUMNS = 256  # of a triangle that are added at once
 
 # Squares of centred float32 input within these bounds neither overflow nor lose digits when summed.
 _SAFE_SQUARES = (1e-18, 1e36)
@@ -47,6 +49,7 @@ class Moments:
         self._scatter = np.zeros((dim, dim), order="F")
         self._block: Array | None = None
         self._product: Array | None = None
+        self._outer: list[tuple[float, Array]] = []
         self._fill = 0
         self._centre = np.zeros(dim)
         self._sums = np.zeros(dim)
@@ -89,18 +92,18 @@ class Moments:
         self.epsilon = max(self.epsilon, other.epsilon)
         self._scatter += other._scatter
         self._combine(other.n, other._mean)
+        self._add_pending()
         self.n += other.n
 
     def settle(self) -> None:
         """Absorb the block in progress and free its memory."""
-        if self._block is None:
-            return
         if self._fill % _CHUNK:
             start = self._fill - self._fill % _CHUNK
             self._sum_chunk(start, self._fill)
         if self._fill:
             self._absorb_block()
         self._block = self._product = None
+        self._add_pending()
 
     @property
     def mean(self) -> Array:
@@ -163,7 +166,9 @@ class Moments:
             )
             least, largest = _SAFE_SQUARES
             if least < self._product.diagonal().max() < largest:
-                self._scatter += self._product
+                for start in range(0, self.dim, _COLUMNS):
+                    part = slice(start, None), slice(start, start + _COLUMNS)
+                    self._scatter[part] += self._product[part]
                 self.epsilon = float(np.finfo(np.float32).eps)
                 return
         for start in range(0, len(block), _EXACT):
@@ -173,11 +178,22 @@ class Moments:
             )
 
     def _add_outer(self, weight: float, vector: Array) -> None:
-        """scatter += weight · vector vectorᵀ"""
+        """scatter += weight · vector vectorᵀ, once there are some of them."""
+        if weight != 0:
+            self._outer.append((weight, vector))
+        if len(self._outer) == _OUTER:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
         from scipy.linalg import blas
 
-        if weight != 0:
-            self._scatter = blas.dsyr(weight, vector, lower=1, a=self._scatter, overwrite_a=1)
+        for sign in (-1.0, 1.0):
+            scaled = [np.sqrt(sign * weight) * v for weight, v in self._outer if sign * weight > 0]
+            if scaled:
+                self._scatter = blas.dsyrk(
+                    sign, np.array(scaled).T, beta=1.0, c=self._scatter, lower=1, overwrite_c=1
+                )
+        self._outer.clear()
 
 
 def _column_sums(chunk: Array) -> Array:

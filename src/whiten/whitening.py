@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.affine import as_numpy, map_rows
+from whiten.eigen import leading_eigenpairs
 from whiten.errors import (
     ConfigError,
     ConstantInputError,
@@ -148,8 +149,6 @@ class Whitener:
     # --- solution -----------------------------------------------------------------------
 
     def _solve(self) -> None:
-        import scipy.linalg
-
         if self._moments is None or self._moments.n == 0:
             raise WhiteningError("no samples to fit a whitening on: pass at least two embeddings")
         source_dim = self._moments.dim
@@ -168,15 +167,7 @@ class Whitener:
                 f"all {self.n_} fitting samples are the same vector, so there is nothing to "
                 "whiten: fit on more varied images"
             )
-        values, vectors = scipy.linalg.eigh(
-            covariance,
-            lower=True,
-            overwrite_a=True,
-            check_finite=False,
-            subset_by_index=(source_dim - dim, source_dim - 1),
-            driver="evr",
-        )
-        values, axes = np.maximum(values[::-1], 0.0), vectors.T[::-1]
+        values, axes = leading_eigenpairs(covariance, dim)
         rank = self._rank(values)
         if rank < dim and self.dim is None:
             values, axes = values[:rank], axes[:rank]
