@@ -33,13 +33,13 @@ DEFAULTS = {
         "label-free": "queue",
         "labelled": "labels + 0.3 queue",
         "partly": "labels + 0.3 queue",
-        "strong": "labels + 0.3 queue",
+        "strong": "labels + queue",
     },
     "scratch": {
         "label-free": "kl + relational",
         "labelled": "labels + relational",
         "partly": "kl + relational",
-        "strong": "labels + relational",
+        "strong": "kl + relational",
     },
 }
 NAMES = {

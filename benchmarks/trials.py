@@ -45,6 +45,7 @@ EPOCHS = {
 _NONE = {"kl": 0.0, "labels": 0.0, "relational": 0.0, "align": 0.0, "queue": 0.0}
 _CHOSEN: dict[str, Any] = {"shrinkage": "auto", "whiten_dim": "auto"}
 _PAPER: dict[str, Any] = {"shrinkage": 0.0, "whiten_dim": 256}
+_FEW: dict[str, Any] = {"shrinkage": 1.0, "whiten_dim": 128}
 _CENTRED: dict[str, Any] = {"shrinkage": float("inf"), "whiten_dim": 512}
 
 
@@ -84,6 +85,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "labels + 0.3 queue": _terms(labels=1.0, queue=0.3),
     "sharp labels + 0.3 queue": {**_terms(labels=1.0, queue=0.3), "label_temperature": 0.05},
     "sharpest labels + 0.3 queue": {**_terms(labels=1.0, queue=0.3), "label_temperature": 0.03},
+    "queue, 128 axes": {**_terms(queue=1.0), **_FEW},
+    "labels + queue, 128 axes": {**_terms(labels=1.0, queue=1.0), **_FEW},
+    "labels + 0.3 queue, 128 axes": {**_terms(labels=1.0, queue=0.3), **_FEW},
+    "labels + relational, 3 views": {**_terms(labels=1.0, relational=1.0), "views": 3},
     "labels + relational + 0.3 queue": _terms(labels=1.0, relational=1.0, queue=0.3),
     "kl + regression": _terms(kl=1.0, align=1.0),
     "labels + 3 relational": _terms(labels=1.0, relational=3.0),
@@ -120,6 +125,10 @@ SHORT = (
     "queue",
     "queue, lower lr",
     "queue, higher lr",
+    "queue, 128 axes",
+    "labels + queue, 128 axes",
+    "labels + 0.3 queue, 128 axes",
+    "labels + relational, 3 views",
     "regression",
 )
 TEMPERATURES: dict[str, tuple[float, ...]] = {

@@ -39,6 +39,7 @@ FLOORS = [
     "targets",
     "training_set",
     "prepare",
+    "training",
     "distill",
     "encoder",
     "protocols",

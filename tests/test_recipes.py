@@ -49,16 +49,22 @@ def test_auto_looks_at_the_pairs_and_at_what_can_be_trained(
     assert why.startswith(f"recipe {name} (")
 
 
-@pytest.mark.parametrize("student", ["timm:resnet18", UNTRAINED])
-@pytest.mark.parametrize("source", ["groups", "mixed"])
-def test_auto_leans_on_teachers_that_know_the_groups(source: str, student: str) -> None:
-    _, why = complete(spec(student=student), source, KNOWN)
-    assert why.startswith("recipe labels-queue (labels + queue): the teachers know the groups")
-    assert complete(spec(student=student), source, KNOWN - 0.1) == complete(
-        spec(student=student), source
-    )
-    _, why = complete(spec(student=student, teachers_online=True), source, KNOWN)
-    assert "queue" not in why  # it needs cached embeddings
+@pytest.mark.parametrize(
+    ("source", "options", "name"),
+    [
+        ("groups", {}, "labels-queue"),
+        ("mixed", {}, "labels-queue"),
+        ("views", {}, "queue"),
+        ("groups", {"student": UNTRAINED}, "similarity-relational"),
+        ("groups", {"teachers_online": True}, "similarity-relational"),
+    ],
+)
+def test_auto_leans_on_teachers_that_know_the_groups(
+    source: str, options: dict[str, object], name: str
+) -> None:
+    _, why = complete(spec(**options), source, KNOWN)
+    assert why.startswith(f"recipe {name} (")
+    assert complete(spec(**options), source, KNOWN - 0.1) == complete(spec(**options), source)
 
 
 def test_options_that_are_given_stay() -> None:

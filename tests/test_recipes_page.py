@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from whiten.recipes import complete
+from whiten.recipes import KNOWN, complete
 from whiten.spec import TERMS, DistillSpec
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +32,6 @@ def test_the_defaults_are_those_of_the_product(page: ModuleType, start: str, set
     trials = importlib.import_module("trials")
     student = trials.STARTS[start]["student"]
     spec = DistillSpec.from_mapping({"teachers": ["demo:mobilenetv2"], "student": student})
-    full, _ = complete(spec, SOURCES[setting])
+    full, _ = complete(spec, SOURCES[setting], KNOWN if setting == "strong" else None)
     stated = trials.RECIPES[page.DEFAULTS[start][setting]]
     assert {term: getattr(full, term) for term in TERMS} == {term: stated[term] for term in TERMS}
