@@ -31,8 +31,10 @@ import numpy as np
 import torch
 from emoji import average_precisions, load_split
 from trials import (
+    DEFAULTS,
     LABELLED_FRACTION,
     PRETRAINED,
+    PRODUCT_TEMPERATURE,
     RECIPES,
     SEEDS,
     SETTINGS,
@@ -154,7 +156,13 @@ def run_trial(trial: Trial, ledger: Ledger, strong: Path) -> dict[str, Any]:
 
 
 def best_of(ledger: Ledger, start: str, setting: str, recipe: str) -> Trial | None:
-    """The temperature that did best on validation with seed 0, of those that were tried."""
+    """The temperature that did best on validation with seed 0, of those that were tried.
+
+    What is the product's default runs as the product would run it.
+    """
+    if recipe == DEFAULTS.get(start, {}).get(setting):
+        trial = Trial(setting, start, recipe, PRODUCT_TEMPERATURE, 0)
+        return trial if ledger.find(trial) else None
     tried = [
         (facts["validation"], trial)
         for trial in screening([start], [setting])

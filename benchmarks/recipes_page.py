@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from trials import DEFAULTS
 
 from whiten.plot_style import BAD, GOOD, INK, QUIET, styled
 
@@ -26,21 +27,6 @@ SETTINGS = {
     "labelled": "labelled",
     "partly": "a tenth labelled",
     "strong": "strong teachers",
-}
-# What `whiten distill` takes by itself, in the words of the comparison.
-DEFAULTS = {
-    "pretrained": {
-        "label-free": "queue",
-        "labelled": "labels + 0.3 queue",
-        "partly": "labels + 0.3 queue",
-        "strong": "labels + queue",
-    },
-    "scratch": {
-        "label-free": "kl + relational",
-        "labelled": "labels + relational",
-        "partly": "kl + relational",
-        "strong": "kl + relational",
-    },
 }
 NAMES = {
     "paper": "the paper's: `kl`, maxmin, PCA-whitening, random projection",

@@ -131,6 +131,22 @@ SHORT = (
     "labels + relational, 3 views",
     "regression",
 )
+# What `whiten distill` takes by itself, in the words of the comparison.
+DEFAULTS = {
+    "pretrained": {
+        "label-free": "queue",
+        "labelled": "labels + 0.3 queue",
+        "partly": "labels + 0.3 queue",
+        "strong": "labels + queue",
+    },
+    "scratch": {
+        "label-free": "kl + relational",
+        "labelled": "labels + kl + relational",
+        "partly": "kl + relational",
+        "strong": "labels + kl + relational",
+    },
+}
+PRODUCT_TEMPERATURE = 0.05  # of all its recipes
 TEMPERATURES: dict[str, tuple[float, ...]] = {
     "head": (0.03, 0.05, 0.1, 0.2),
     "pretrained": (0.03, 0.05, 0.1),

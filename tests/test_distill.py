@@ -108,10 +108,12 @@ def test_the_recipe_depends_on_what_the_teachers_know(
     for name, groups in (("known", [p[:2] for p in paths]), ("unknown", [*range(8)] * 4)):
         lines = [f"{path},{group}" for path, group in zip(paths, groups, strict=True)]
         (images / f"{name}.csv").write_text("\n".join(["path,group", *lines]))
-    known = run(images / "known.csv", tmp_path / "known", cache, epochs=1)
-    assert known.recipe.startswith("recipe similarity-relational (")
-    unknown = run(images / "unknown.csv", tmp_path / "unknown", cache, epochs=1)
-    assert unknown.recipe.startswith("recipe labels-relational (")  # for an untrained student
+    trained = run(images, tmp_path / "trained", cache, epochs=1).student
+    options = {"student": f"whiten:{trained}", "epochs": 1}
+    known = run(images / "known.csv", tmp_path / "known", cache, **options)
+    assert "the teachers know the groups" in known.recipe
+    unknown = run(images / "unknown.csv", tmp_path / "unknown", cache, **options)
+    assert unknown.recipe.startswith("recipe labels-light-queue (")
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -36,7 +36,7 @@ def test_nothing_is_left_open(recipe: str, source: str) -> None:
         ("mixed", {}, "labels-light-queue"),
         ("mixed", {"teachers_online": True}, "similarity-relational"),
         ("views", {"student": UNTRAINED}, "similarity-relational"),
-        ("groups", {"student": UNTRAINED}, "labels-relational"),
+        ("groups", {"student": UNTRAINED}, "labels-similarity-relational"),
         ("mixed", {"student": UNTRAINED}, "similarity-relational"),
         ("views", {"student": UNTRAINED + "&weights=net.pth"}, "queue"),
         ("views", {"student": UNTRAINED, "backbone_lr": 0.0}, "similarity"),
@@ -55,8 +55,8 @@ def test_auto_looks_at_the_pairs_and_at_what_can_be_trained(
         ("groups", {}, "labels-queue"),
         ("mixed", {}, "labels-queue"),
         ("views", {}, "queue"),
-        ("groups", {"student": UNTRAINED}, "similarity-relational"),
-        ("groups", {"teachers_online": True}, "similarity-relational"),
+        ("groups", {"student": UNTRAINED}, "labels-similarity-relational"),
+        ("groups", {"teachers_online": True}, "labels-relational"),
     ],
 )
 def test_auto_leans_on_teachers_that_know_the_groups(

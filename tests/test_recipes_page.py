@@ -33,5 +33,5 @@ def test_the_defaults_are_those_of_the_product(page: ModuleType, start: str, set
     student = trials.STARTS[start]["student"]
     spec = DistillSpec.from_mapping({"teachers": ["demo:mobilenetv2"], "student": student})
     full, _ = complete(spec, SOURCES[setting], KNOWN if setting == "strong" else None)
-    stated = trials.RECIPES[page.DEFAULTS[start][setting]]
+    stated = trials.RECIPES[trials.DEFAULTS[start][setting]]
     assert {term: getattr(full, term) for term in TERMS} == {term: stated[term] for term in TERMS}

@@ -33,6 +33,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "queue": {"queue": 1.0},
     "labels": {"labels": 1.0, "pairs_per_class": 2},
     "labels-relational": {"labels": 1.0, "relational": 1.0, "pairs_per_class": 2},
+    "labels-similarity-relational": {
+        "labels": 1.0,
+        "kl": 1.0,
+        "relational": 1.0,
+        "pairs_per_class": 2,
+    },
     "labels-queue": {"labels": 1.0, "queue": 1.0, "pairs_per_class": 2},
     "labels-light-queue": {"labels": 1.0, "queue": 0.3, "pairs_per_class": 2},
 }
@@ -52,9 +58,10 @@ def _choose(
     # A network that sees nothing yet cannot stand where the teachers do; it can learn from them
     # what is alike. With teachers online there is no queue to stand in.
     if is_untrained or spec.teachers_online:
-        if source == "groups" and not knows_groups:
-            return "labels-relational", "groups say what is the same, teachers how others relate"
-        return "similarity-relational", "pairs say what is the same, teachers how others relate"
+        if source != "groups":
+            return "similarity-relational", "pairs say what is the same, teachers how others relate"
+        name = "labels-similarity-relational" if is_untrained else "labels-relational"
+        return name, "groups say what is the same, teachers how others relate"
     if source == "views":
         return "queue", "without groups the teachers' own space is the only source of knowledge"
     if knows_groups:

@@ -230,13 +230,14 @@ class DistillSpec:
         "queue",
         "labels",
         "labels-relational",
+        "labels-similarity-relational",
         "labels-queue",
         "labels-light-queue",
     ] = "auto"
     """What is minimised: the paper's loss as published, or with a better start, alone or with the
     teachers' relations; distillation of similarities to a queue; groups alone, or with the
-    teachers' relations or their queue, or a third of that. auto is what proved best for such
-    pairs, such a student and such teachers."""
+    teachers' relations, with these and the paper's loss, or with a queue of full or a third of the
+    weight. auto is what proved best for such pairs, such a student and such teachers."""
     kl: float | None = None
     """Weight of the paper's loss on fused similarities of positives and negatives."""
     labels: float | None = None
