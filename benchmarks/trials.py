@@ -141,7 +141,7 @@ DEFAULTS = {
     },
     "scratch": {
         "label-free": "kl + relational",
-        "labelled": "labels + kl + relational",
+        "labelled": "labels + relational",
         "partly": "kl + relational",
         "strong": "labels + kl + relational",
     },

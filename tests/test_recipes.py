@@ -36,7 +36,7 @@ def test_nothing_is_left_open(recipe: str, source: str) -> None:
         ("mixed", {}, "labels-light-queue"),
         ("mixed", {"teachers_online": True}, "similarity-relational"),
         ("views", {"student": UNTRAINED}, "similarity-relational"),
-        ("groups", {"student": UNTRAINED}, "labels-similarity-relational"),
+        ("groups", {"student": UNTRAINED}, "labels-relational"),
         ("mixed", {"student": UNTRAINED}, "similarity-relational"),
         ("views", {"student": UNTRAINED + "&weights=net.pth"}, "queue"),
         ("views", {"student": UNTRAINED, "backbone_lr": 0.0}, "similarity"),

@@ -54,18 +54,21 @@ def _choose(
     """The recipe for such pairs, student and teachers, and why: what won in docs/recipes.md."""
     if source == "views" and spec.backbone_lr == 0:
         return "similarity", "a head on frozen features learns most from the pairs' similarities"
-    knows_groups = map_on_groups is not None and map_on_groups >= KNOWN
+    group_map = map_on_groups or 0.0
+    knows_groups = group_map >= KNOWN
+    they_know = f"the teachers know the groups (mAP {group_map:.2f})"
     # A network that sees nothing yet cannot stand where the teachers do; it can learn from them
     # what is alike. With teachers online there is no queue to stand in.
     if is_untrained or spec.teachers_online:
         if source != "groups":
             return "similarity-relational", "pairs say what is the same, teachers how others relate"
-        name = "labels-similarity-relational" if is_untrained else "labels-relational"
-        return name, "groups say what is the same, teachers how others relate"
+        if is_untrained and knows_groups:
+            return "labels-similarity-relational", they_know
+        return "labels-relational", "groups say what is the same, teachers how others relate"
     if source == "views":
         return "queue", "without groups the teachers' own space is the only source of knowledge"
     if knows_groups:
-        return "labels-queue", f"the teachers know the groups (mAP {map_on_groups:.2f})"
+        return "labels-queue", they_know
     return (
         "labels-light-queue",
         "groups say what is the same, the teachers' space how all things lie",
