@@ -50,8 +50,7 @@ def attempt(work: Work, folder: Path, *, seconds: float = LONGEST, event: int = 
     process.start()
     process.join(seconds)
     if process.exitcode is None:
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()  # or it has just ended
         process.join()
     assert process.exitcode in (0, -signal.SIGKILL), "the attempt failed by itself"
     return process.exitcode == 0
