@@ -3,7 +3,8 @@
     python benchmarks/recipes_page.py
 
 Reads what these wrote to benchmarks/recipes: `quality.py table --json quality.json`,
-`target_distributions.py --out targets.json`, `whitening_choice.py --out whitening.json`.
+`quality.py trials --json trials.json`, `target_distributions.py --out targets.json`,
+`whitening_choice.py --out whitening.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from trials import DEFAULTS
+from trials import DEFAULTS, FUSIONS, TEACHERS
 
 from whiten.plot_style import BAD, GOOD, INK, QUIET, styled
 
@@ -85,6 +86,25 @@ def test_table(rows: Sequence[Row]) -> Iterator[str]:
                 f"{ours['seeds']}, {paper['seeds']}",
             ]
             yield f"| {' | '.join(cells)} |"
+
+
+def fusion_table(trials: Sequence[Row]) -> Iterator[str]:
+    """The paper's loss label-free on a frozen backbone, by fusion and treatment of the teachers."""
+    yield f"| fusion | {' | '.join(TEACHERS)} |"
+    yield "|---" + "|---:" * len(TEACHERS) + "|"
+    for fusion in FUSIONS:
+        line = [f"`{fusion}`"]
+        for teachers in TEACHERS:
+            name = f"kl {fusion}, {teachers} teachers"
+            if (fusion, teachers) == ("maxmin", "whitened"):
+                name = "paper, principal start"
+            found = [
+                row["validation"]
+                for row in trials
+                if (row["start"], row["setting"], row["recipe"]) == ("head", "label-free", name)
+            ]
+            line.append(f"{100 * max(found):.1f}" if found else "")
+        yield f"| {' | '.join(line)} |"
 
 
 def start_table(starts: Sequence[Row]) -> Iterator[str]:
@@ -175,7 +195,7 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 
 def read_results() -> dict[str, Any]:
-    names = ("quality", "targets")
+    names = ("quality", "targets", "trials")
     return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
 
 
@@ -185,6 +205,7 @@ def filled(page: str, results: dict[str, Any]) -> str:
     tables = {
         "pretrained": validation_table(rows, "pretrained"),
         "scratch": validation_table(rows, "scratch"),
+        "fusions": fusion_table(results["trials"]["trials"]),
         "start": start_table(results["quality"]["starts"]),
         "test": test_table(rows),
         "targets": target_table(results["targets"]["rows"]),

@@ -42,6 +42,9 @@ EPOCHS = {
     ("scratch", "partly"): 5,
 }
 
+FUSIONS = ("maxmin", "mean", "maxmean", "maxrand", "rand")
+TEACHERS = ("chosen", "whitened", "centred", "raw")  # how they are treated
+
 _NONE = {"kl": 0.0, "labels": 0.0, "relational": 0.0, "align": 0.0, "queue": 0.0}
 _CHOSEN: dict[str, Any] = {"shrinkage": "auto", "whiten_dim": "auto"}
 _PAPER: dict[str, Any] = {"shrinkage": 0.0, "whiten_dim": 256}
@@ -61,12 +64,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper, principal start": {**_terms(kl=1.0), **_PAPER, "start": "principal"},
     **{
         f"kl {fusion}, {name} teachers": {**_terms(kl=1.0), "fusion": fusion, **whitening}
-        for fusion in ("maxmin", "mean", "maxmean", "maxrand", "rand")
-        for name, whitening in (
-            ("chosen", _CHOSEN),
-            ("whitened", _PAPER),
-            ("centred", _CENTRED),
-            ("raw", {"whiten": False}),
+        for fusion in FUSIONS
+        for name, whitening in zip(
+            TEACHERS, (_CHOSEN, _PAPER, _CENTRED, {"whiten": False}), strict=True
         )
         if (fusion, name) != ("maxmin", "whitened")  # that is the one before
     },

@@ -30,6 +30,7 @@ def test_nothing_is_left_open(recipe: str, source: str) -> None:
     [
         ("views", {}, "queue"),
         ("views", {"backbone_lr": 0.0}, "similarity"),
+        ("groups", {"backbone_lr": 0.0}, "labels"),
         ("views", {"teachers_online": True}, "similarity-relational"),
         ("groups", {}, "labels-light-queue"),
         ("groups", {"teachers_online": True}, "labels-relational"),

@@ -54,6 +54,8 @@ def _choose(
     """The recipe for such pairs, student and teachers, and why: what won in docs/recipes.md."""
     if source == "views" and spec.backbone_lr == 0:
         return "similarity", "a head on frozen features learns most from the pairs' similarities"
+    if source == "groups" and spec.backbone_lr == 0:
+        return "labels", "a head on frozen features has too little freedom for more than the groups"
     group_map = map_on_groups or 0.0
     knows_groups = group_map >= KNOWN
     they_know = f"the teachers know the groups (mAP {group_map:.2f})"
