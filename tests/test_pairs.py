@@ -122,3 +122,19 @@ def test_few_labels_never_leave_a_mixed_epoch_waiting() -> None:
 
 def test_a_few_strays_do_not_cost_a_second_view() -> None:
     assert plan_pairs([*GROUPS, None], [*CONTENTS, "stray"]).source == "groups"
+
+
+@pytest.mark.parametrize("pairs_per_class", [1, 2])
+def test_who_meets_whom_is_drawn_anew_in_every_epoch(pairs_per_class: int) -> None:
+    sizes = [8, 6, 4, *[2] * 40]  # large groups come first, and small ones fill their batches
+    groups = [f"g{g}" for g, size in enumerate(sizes) for _ in range(size)]
+    contents = [str(i) for i in range(len(groups))]
+    plan = plan_pairs(groups, contents, batch_size=8, pairs_per_class=pairs_per_class)
+    met: Counter[int] = Counter()
+    for epoch in range(60):
+        for batch in plan.epoch(epoch):
+            labels = {pair.label for pair in batch}
+            if 0 in labels:
+                met.update(label for label in labels if label > 2)
+    assert set(met) == set(range(3, 43))
+    assert max(met.values()) < 4 * min(met.values()) + 10

@@ -92,7 +92,6 @@ class Moments:
         self.epsilon = max(self.epsilon, other.epsilon)
         self._scatter += other._scatter
         self._combine(other.n, other._mean)
-        self._add_pending()
         self.n += other.n
 
     def settle(self) -> None:

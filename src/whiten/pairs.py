@@ -7,6 +7,7 @@ resumed run the same as an uninterrupted one.
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,18 +157,17 @@ class PairPlan:
         """(batches, size, 5): always the classes with most pairs left, which fills most batches."""
         starts = np.flatnonzero(np.diff(pairs[:, 4], prepend=-1))
         left = np.diff(starts, append=len(pairs))
-        # Classes by the number of pairs that they have left.
-        waiting = [array("i") for _ in range(left.max(initial=0) + 1)]
-        for level in range(1, len(waiting)):
-            waiting[level].frombytes(np.flatnonzero(left == level).astype(np.int32).tobytes())
+        # Classes by the number of pairs that they have left, in random order.
+        order = rng.permutation(len(left)).astype(np.int32)
+        waiting = [
+            array("i", order[left[order] == n].tobytes()) for n in range(left.max(initial=0) + 1)
+        ]
+        draw = random.Random(int(rng.integers(2**62)))
         rows = array("i")
-        top = len(waiting)
+        top = len(waiting) - 1
         while True:
-            highest = max((level for level, own in enumerate(waiting) if own), default=0)
-            if highest < top:
-                top = highest
-                order = rng.permutation(np.frombuffer(waiting[top], np.int32))
-                waiting[top] = array("i", order.tobytes())
+            while top and not waiting[top]:
+                top -= 1
             room, taken = size, []
             for level in range(top, 0, -1):
                 while room and waiting[level]:
@@ -181,7 +181,10 @@ class PairPlan:
                 del rows[len(rows) - (size - room) :]
                 return pairs[np.frombuffer(rows, np.int32).reshape(-1, size)]
             for level, number in taken:
-                waiting[level].append(number)
+                own = waiting[level]
+                own.append(number)
+                place = draw.randrange(len(own))
+                own[-1], own[place] = own[place], own[-1]
 
 
 def resolve_source(groups: Names, wanted: str) -> str:

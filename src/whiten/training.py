@@ -232,7 +232,8 @@ def _batches(
         size = data.plan.batches_per_epoch
         for epoch in range(start // size, spec.epochs):
             skip = start % size if epoch == start // size else 0
-            yield from islice(data.plan.epoch(epoch), skip, None)
+            batches = data.plan.epoch(epoch)
+            yield from (batches[number] for number in range(skip, len(batches)))
 
     if spec.backbone_lr == 0:
         for batch in pairs():

@@ -171,8 +171,10 @@ class TrainingSet:
         # All teacher embeddings are cached, so the queue need not be filled by passing batches.
         drawn = torch.randint(len(self.items), (QUEUE,), generator=generator).numpy()
         rows = np.unique(drawn)  # in ascending order, as a file likes to be read
-        sides = [(row, 0) for row in rows]
-        return torch.from_numpy(_rows(open_targets(fused_path(self.run)), sides)).to(device)
+        source = open_targets(fused_path(self.run))
+        queue = torch.from_numpy(source[rows, 0])
+        forget(source)
+        return queue.to(device)
 
     def features(self, batch: Sequence[Pair], device: torch.device) -> Tensor:
         """(2b, f) cached features of the student's frozen backbone."""
