@@ -30,6 +30,7 @@ from whiten.upkeep import Usable, bring_up_to_date
 from whiten.views import render_bytes
 
 SHARD_ROWS = 1024  # at most this much work is lost by a kill
+_AT_ONCE = 8192  # images that are looked up at once
 BATCH = 16  # larger batches leave the CPU's caches; a GPU gets more, see `_batch_size`
 
 Progress = Callable[[int, int], None]
@@ -204,8 +205,10 @@ def _tasks(
 ) -> Iterator[tuple[Item, tuple[int, ...]]]:
     """The images of which views are missing, (images, views), and which these are."""
     rows = np.flatnonzero(missing.any(axis=1))
-    for row, item in zip(rows, items.take(rows), strict=True):
-        yield item, tuple(view for view, is_one in zip(views, missing[row], strict=True) if is_one)
+    for start in range(0, len(rows), _AT_ONCE):
+        part = rows[start : start + _AT_ONCE]
+        for item, wanted in zip(items.take(part), missing[part], strict=True):
+            yield item, tuple(view for view, is_one in zip(views, wanted, strict=True) if is_one)
 
 
 def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
