@@ -1,0 +1,76 @@
+"""Images in, embeddings out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from whiten.cli.app import app
+from whiten.errors import ConfigError
+from whiten.terminal import list_duplicates, list_skipped, print_json
+
+
+@app.command
+def embed(
+    images: Path,
+    /,
+    *,
+    teacher: str,
+    out: Path,
+    views: int = 1,
+    seed: int = 0,
+    precision: str = "auto",
+    dtype: str = "float32",
+    workers: int = 2,
+    as_json: Annotated[bool, Parameter("--json")] = False,
+) -> None:
+    """Embed images into a store; interrupted or extended, it goes on where it was.
+
+    Args:
+        images: a folder, or a CSV or Parquet with columns path,group.
+        teacher: the model's URI.
+        out: the store's folder.
+        views: views of each image; the first is the whole image, the others are random crops.
+        seed: of the random views.
+        precision: 32, bf16, or auto: that of an existing store, else bf16 where it is faster.
+        dtype: float32, or float16 for half the disk space.
+        workers: threads that decode images.
+        as_json: print the summary as JSON.
+    """
+    from whiten.devices import best_device
+    from whiten.embed import embed as embed_items
+    from whiten.embed import summarize
+    from whiten.media import find_items
+    from whiten.progress import progress
+    from whiten.spec import ViewPlan
+    from whiten.teachers import open_teacher
+
+    if precision not in ("auto", "32", "bf16"):
+        raise ConfigError(f"precision must be auto, 32 or bf16, not {precision!r}")
+    for name, value in (("views", views), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    items = find_items(images)
+    model = open_teacher(teacher).to(best_device())
+    with progress(f"embed {model.name}") as update:
+        store = embed_items(
+            items,
+            model,
+            out,
+            views=range(views),
+            plan=ViewPlan(seed=seed),
+            precision=precision,
+            dtype=dtype,
+            workers=workers,
+            progress=update,
+        )
+    summary = summarize(store, items)
+    if as_json:
+        print_json({"store": str(out), **asdict(summary)})
+        return
+    print(f"{out}: {summary.embeddings:,} embeddings of {summary.dim} dimensions")
+    list_duplicates(summary.duplicates)
+    list_skipped(summary.skipped)
