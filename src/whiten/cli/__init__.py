@@ -6,7 +6,6 @@ Heavy imports happen inside the verb that needs them.
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,11 +15,6 @@ from whiten.cli import data, models, retrieval, runs  # noqa: F401 - they add th
 from whiten.cli.app import app
 from whiten.config_file import with_config
 from whiten.terminal import one_line_endings, show_warning
-
-# Lightning announces what nobody asked for. Set on import, so that the processes that it spawns,
-# which import the main module, are quiet too; its own import resets the level of its root alone.
-for _name in ("rank_zero", "distributed"):
-    logging.getLogger(f"lightning_fabric.utilities.{_name}").setLevel(logging.WARNING)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
