@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ class _Ignored:
         pass
 
 
-_reconstruct: Any = np.zeros(1).__reduce__()[0]  # type: ignore[index]
-_scalar: Any = np.float32(1).__reduce__()[0]  # type: ignore[index]
+_reconstruct: Any = np.zeros(1).__reduce__()[0]
+_scalar: Any = np.float32(1).__reduce__()[0]
 
 # What published checkpoints hold beside tensors and plain values: numbers and arrays of NumPy,
 # under its old and new names, and the PCA of the AP-GeM files, which scikit-learn would unpickle.
@@ -34,7 +35,7 @@ _HARMLESS: list[Any] = [
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_Ignored, f"sklearn.decomposition.{pca}.PCA") for pca in ("pca", "_pca")),
 ]
-_FOREIGN = re.compile(r"GLOBAL (\S+) was not an allowed global")
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -49,9 +50,16 @@ def read_torch_file(path: str | Path) -> Any:
         with safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise nearly anything on damaged files
-        foreign = _FOREIGN.search(str(error))
-        reason = f"it asks for {foreign[1]}" if foreign else one_line(error)[:200]
         raise TeacherError(
-            f"cannot read weights from {path} ({reason}): it must be a safetensors file, or a "
-            "torch file that holds tensors only"
+            f"cannot read weights from {path} ({_reason(error)}): it must be a safetensors file, "
+            "or a torch file that holds tensors only"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Without torch's advice to load the file unsafely."""
+    if foreign := _FOREIGN.search(str(error)):
+        return f"it asks for {foreign[1]}"
+    if isinstance(error, UnpicklingError):
+        return "it is no pickle of tensors"
+    return one_line(error).partition(". ")[0]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from whiten.teachers.paper.checkpoints import fill, take_tensors
 from whiten.teachers.paper.dolg import DOLG
-from whiten.teachers.paper.layouts import LAYOUTS
+from whiten.teachers.paper.layouts import find_layout, holder_of
 from whiten.teachers.paper.networks import PooledNet, Trunk, barlow_head, moco_head
 from whiten.teachers.paper.solar import SecondOrderTrunk
 from whiten.teachers.torch_file import read_torch_file
@@ -35,11 +35,10 @@ def load_network(
     Raises:
         TeacherError: the file is not the published one.
     """
-    layout = LAYOUTS[name]
-    tensors = take_tensors(read_torch_file(file), layout.holder, file)
+    tensors = take_tensors(read_torch_file(file), holder_of(name), file)
     with torch.device("meta"):  # weights that the file replaces need not be drawn
         module, dim = _build(name, power, tensors, with_head=with_head, is_fused=is_fused)
-    fill(module.eval(), layout, tensors, file)
+    fill(module.eval(), find_layout(name, tensors), tensors, file)
     if isinstance(module, DOLG) and not is_fused:
         del module.local, module.fc
     return module, dim

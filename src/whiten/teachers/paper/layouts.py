@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from whiten.teachers.paper.checkpoints import Layout
 
@@ -20,6 +21,9 @@ _PYCLS_PARTS = {
 _PYCLS_STEM = {"conv1": "stem.conv", "bn1": "stem.bn"}
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(.+)\.(\w+)")
 
+# Places in the sequence of torchvision's layers, with ReLU and pooling between.
+_SEQUENCE = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+
 _SOLAR_PARTS = {
     "conv1": "conv1.0",
     "bn1": "conv1.1",
@@ -32,6 +36,13 @@ _SOLAR_PARTS = {
 
 def _gem(own: str) -> str:
     return own.removeprefix("trunk.").replace("head.", "fc.")
+
+
+def _gem_original(own: str) -> str:
+    if own.startswith("head."):
+        return own.replace("head.", "whiten.")
+    part, _, rest = own.removeprefix("trunk.").partition(".")
+    return f"features.{_SEQUENCE[part]}.{rest}"
 
 
 def _ap_gem(own: str) -> str:
@@ -81,7 +92,7 @@ def _barlowtwins(own: str) -> str:
     return own.replace("trunk.", "module.backbone.").replace("head.", "module.projector.")
 
 
-LAYOUTS = {
+_LAYOUTS = {
     "resnet101_gem": Layout("state_dict", _gem),
     "resnet101_ap_gem": Layout("state_dict", _ap_gem, {"module.adpool.p": (1,)}),
     "resnet101_solar": Layout("state_dict", _solar, {"pool.p": (1,)}),
@@ -101,3 +112,18 @@ LAYOUTS = {
     ),
     "barlowtwins": Layout("model", _barlowtwins, may_have=r"module\.(projector|bn)\."),
 }
+
+# GeM's own authors publish the same weights under the names of their network.
+_GEM_ORIGINAL = Layout("state_dict", _gem_original, {"pool.p": (1,)})
+
+
+def holder_of(name: str) -> str:
+    """The entry of a teacher's file that holds the tensors."""
+    return _LAYOUTS[name].holder
+
+
+def find_layout(name: str, keys: Iterable[str]) -> Layout:
+    """The layout of a teacher's file with these keys."""
+    if name == "resnet101_gem" and any(key.startswith("features.") for key in keys):
+        return _GEM_ORIGINAL
+    return _LAYOUTS[name]
