@@ -32,6 +32,7 @@ FLOORS = [
     "teachers",
     "student",
     "card",
+    "published",
     "pairs",
     "upkeep",
     "embed",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from cyclopts import App, Parameter
 
 from whiten import __version__
@@ -17,3 +19,5 @@ app = App(
     default_parameter=Parameter(consume_multiple=True),  # --teachers A B
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
+
+Json = Annotated[bool, Parameter("--json")]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from whiten.cli.app import app
+from whiten.cli.app import Json, app
 from whiten.errors import ConfigError
 from whiten.terminal import list_duplicates, list_skipped, print_json
 
@@ -25,7 +22,7 @@ def embed(
     precision: str = "auto",
     dtype: str = "float32",
     workers: int = 2,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Embed images into a store; interrupted or extended, it goes on where it was.
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
 
-from cyclopts import Parameter
-
-from whiten.cli.app import app
+from whiten.cli.app import Json, app
 from whiten.spec import SCHEMES
 from whiten.terminal import print_facts, print_json, say
 
 
 @app.command
-def teachers(
-    pattern: str = "", /, *, as_json: Annotated[bool, Parameter("--json")] = False
-) -> None:
+def teachers(pattern: str = "", /, *, as_json: Json = False) -> None:
     """List the models that can teach, and describe one.
 
     Args:
@@ -41,7 +37,32 @@ def teachers(
 
 
 @app.command
-def doctor(*, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
+def convert(
+    file: Path,
+    /,
+    *,
+    out: Path,
+    p: float | None = None,
+    size: int | None = None,
+    as_json: Json = False,
+) -> None:
+    """Convert what the paper's authors released: a PCA-whitening or a student.
+
+    Args:
+        file: the released file.
+        out: the whitening's file or the student's folder to write.
+        p: GeM power of a student: 3 for landmarks, 1 for videos.
+        size: input side of a student in pixels.
+        as_json: print JSON.
+    """
+    from whiten.published import convert as run
+
+    facts = asdict(run(file, out, p=p, size=size))
+    print_json(facts) if as_json else print_facts(facts)
+
+
+@app.command
+def doctor(*, as_json: Json = False) -> None:
     """Say what is installed, which devices there are, and what would make it faster."""
     from whiten.doctor import diagnose
 

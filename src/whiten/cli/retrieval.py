@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import app
+from whiten.cli.app import Json, app
 from whiten.terminal import list_skipped, print_json, say
 
 
@@ -23,7 +23,7 @@ def evaluate(
     whiten_dim: int = 256,
     shrinkage: float = 0.1,
     embeddings: Path | None = None,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure retrieval: images of a group should find each other.
 
@@ -69,7 +69,7 @@ def search(
     images: Annotated[Path, Parameter("--in")],
     index: Path | None = None,
     k: int = 10,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
     paths_only: bool = False,
     open_page: Annotated[bool, Parameter("--open")] = False,
 ) -> None:

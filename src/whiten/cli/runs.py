@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import app
+from whiten.cli.app import Json, app
 from whiten.errors import ConfigError
 from whiten.spec import DistillSpec
 from whiten.terminal import list_skipped, print_json
@@ -26,7 +26,7 @@ def distill(
     overwrite: bool = False,
     embeddings: Path | None = None,
     test: Path | None = None,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Distil teachers into a student, and report what was gained.
 
@@ -84,7 +84,7 @@ def report(
     /,
     *,
     test: Path | None = None,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a run's report again, with figures on grouped test images if some are named.
 
@@ -110,7 +110,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     quick: bool = False,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Distil three real networks on the bundled images and report what came out.
 
