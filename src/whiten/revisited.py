@@ -92,7 +92,7 @@ def evaluate_revisited_set(
         embedder = _Embedder(model, cache or Path(temporary), show_progress)
         boxes = dict(zip(data.truth.queries, data.truth.boxes, strict=True))
         queries = {
-            CROPPED: embedder.gather(data.queries, f"{protocol}-queries", boxes),
+            CROPPED: embedder.gather(data.queries, f"{protocol}-queries-cropped", boxes),
             WHOLE: embedder.gather(data.queries, f"{protocol}-queries"),
         }
         gallery = embedder.gather(data.gallery, protocol)
