@@ -49,6 +49,7 @@ FLOORS = [
     "revisited_report",
     "revisited",
     "benchmark",
+    "datasets",
     "index",
     "searching",
     "plot_style",

@@ -30,10 +30,12 @@ class Options:
 
 
 class Outcome(Protocol):
-    """What a benchmark found."""
+    """What an evaluation found: JSON, lines for people, and remarks beside the result."""
 
     @property
     def skipped(self) -> Sequence[Skipped]: ...
+    @property
+    def remarks(self) -> Sequence[str]: ...
     def to_json(self) -> dict[str, Any]: ...
     def lines(self) -> Iterable[str]: ...
 
@@ -63,26 +65,33 @@ def _revisited(
 PROTOCOLS: dict[str, Run] = {name: partial(_revisited, name) for name in NAMES}
 
 
-def find_protocol(root: Path, asked: str | None, options: Options) -> str | None:
+def find_protocol(
+    root: Path, asked: str | None, options: Options, queries: Path | None
+) -> str | None:
     """The benchmark that was asked for, or that the folder is for; None for plain folders.
 
     Raises:
         ConfigError: there is no such benchmark, the folder is for several, or for none and options
-            of one were given.
+            of one were given; or queries, of which benchmarks have their own.
     """
-    if asked is not None:
-        if asked not in PROTOCOLS:
-            raise ConfigError(
-                f"there is no protocol {asked!r}{nearest(asked, PROTOCOLS)}; there are "
-                f"{', '.join(PROTOCOLS)}"
-            )
-        return asked
-    found = [name for name in NAMES if set_folder(root, name) is not None]
-    if len(found) > 1:
-        raise ConfigError(f"{root} holds {' and '.join(found)}: add --protocol {found[0]}")
-    if not found and options != Options():
+    if asked is not None and asked not in PROTOCOLS:
+        raise ConfigError(
+            f"there is no protocol {asked!r}{nearest(asked, PROTOCOLS)}; there are "
+            f"{', '.join(PROTOCOLS)}"
+        )
+    name = asked or _recognise(root)
+    if name is not None and queries is not None:
+        raise ConfigError(f"{name} has queries of its own: leave out --queries")
+    if name is None and options != Options():
         raise ConfigError(
             "--multi-scale, --distractors and --whitener belong to a benchmark: add --protocol "
             f"{' or '.join(NAMES)}"
         )
+    return name
+
+
+def _recognise(root: Path) -> str | None:
+    found = [name for name in NAMES if set_folder(root, name) is not None]
+    if len(found) > 1:
+        raise ConfigError(f"{root} holds {' and '.join(found)}: add --protocol {found[0]}")
     return found[0] if found else None

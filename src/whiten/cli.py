@@ -36,6 +36,8 @@ from whiten.terminal import (
 for _name in ("rank_zero", "distributed"):
     logging.getLogger(f"lightning_fabric.utilities.{_name}").setLevel(logging.WARNING)
 
+Json = Annotated[bool, Parameter("--json")]
+
 app = App(
     name="whiten",
     version=__version__,
@@ -50,9 +52,7 @@ app = App(
 
 
 @app.command
-def teachers(
-    pattern: str = "", /, *, as_json: Annotated[bool, Parameter("--json")] = False
-) -> None:
+def teachers(pattern: str = "", /, *, as_json: Json = False) -> None:
     """List the models that can teach, and describe one.
 
     Args:
@@ -89,7 +89,7 @@ def embed(
     precision: str = "auto",
     dtype: str = "float32",
     workers: int = 2,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Embed images into a store; interrupted or extended, it goes on where it was.
 
@@ -152,7 +152,7 @@ def distill(
     overwrite: bool = False,
     embeddings: Path | None = None,
     test: Path | None = None,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Distil teachers into a student, and report what was gained.
 
@@ -219,15 +219,15 @@ def evaluate(
     distractors: Path | None = None,
     whitener: Path | None = None,
     embeddings: Path | None = None,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Measure retrieval: images of a group should find each other, or as a benchmark demands.
+    """Measure retrieval: images of a group should find each other, or what a benchmark asks.
 
     Args:
         encoder: a teacher's URI, a student's folder, or fuse:raw:URI,URI and
             fuse:whitened:URI,URI or fuse:whitened:RUN.
-        gallery: a folder with a subfolder a group, or a table with columns path,group; or the
-            root of a published benchmark.
+        gallery: a folder with a subfolder a group, a table with columns path,group, or the root
+            of a published benchmark.
         queries: likewise; by default each image searches all the others.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
@@ -239,36 +239,27 @@ def evaluate(
         embeddings: where embeddings are kept between calls.
         as_json: print JSON.
     """
-    from whiten.benchmark import PROTOCOLS, Options, find_protocol
+    from whiten.benchmark import PROTOCOLS, Options, Outcome, find_protocol
     from whiten.encoder import load
     from whiten.evaluate import evaluate as run
 
     options = Options(multi_scale, distractors, whitener)
-    name = find_protocol(gallery, protocol, options)
-    if name is not None and queries is not None:
-        raise ConfigError(f"{name} has queries of its own: leave out --queries")
+    name = find_protocol(gallery, protocol, options, queries)
     model = load(
-        encoder,
-        whiten_on=whiten_on,
-        whiten_dim=whiten_dim,
-        shrinkage=shrinkage,
-        cache=embeddings,
+        encoder, whiten_on=whiten_on, whiten_dim=whiten_dim, shrinkage=shrinkage, cache=embeddings
     )
-    if name is not None:
+    outcome: Outcome
+    if name is None:
+        outcome = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
+    else:
         outcome = PROTOCOLS[name](model, gallery, options, embeddings, True)
-        print_json(outcome.to_json()) if as_json else print(*outcome.lines(), sep="\n")
-        list_skipped(outcome.skipped)
-        return
-    result = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
     if as_json:
-        print_json(result.to_json())
+        print_json(outcome.to_json())
         return
-    print(f"{result.name}: {len(result.query_ids):,} queries, {result.gallery_size:,} images")
-    for name, figure in result.figures.items():
-        print(f"  {name:10} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]")
-    if result.without_positives:
-        say(f"{result.without_positives} queries left out: nothing else of their group is there")
-    list_skipped(result.skipped)
+    print(*outcome.lines(), sep="\n")
+    for remark in outcome.remarks:
+        say(remark)
+    list_skipped(outcome.skipped)
 
 
 @app.command
@@ -280,7 +271,7 @@ def search(
     images: Annotated[Path, Parameter("--in")],
     index: Path | None = None,
     k: int = 10,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
     paths_only: bool = False,
     open_page: Annotated[bool, Parameter("--open")] = False,
 ) -> None:
@@ -319,7 +310,7 @@ def report(
     /,
     *,
     test: Path | None = None,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a run's report again, with figures on grouped test images if some are named.
 
@@ -345,7 +336,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     quick: bool = False,
-    as_json: Annotated[bool, Parameter("--json")] = False,
+    as_json: Json = False,
 ) -> None:
     """Distil three real networks on the bundled images and report what came out.
 
@@ -367,7 +358,22 @@ def demo(
 
 
 @app.command
-def doctor(*, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
+def datasets(root: Path = Path(), /, *, as_json: Json = False) -> None:
+    """Say which published data sets are in a folder or just below it, and where to get them.
+
+    Args:
+        root: the folder.
+        as_json: print JSON.
+    """
+    from whiten.datasets import find_datasets
+
+    found = find_datasets(root)
+    lines = (line for one in found for line in one.lines())
+    print_json([asdict(one) for one in found]) if as_json else print(*lines, sep="\n")
+
+
+@app.command
+def doctor(*, as_json: Json = False) -> None:
     """Say what is installed, which devices there are, and what would make it faster."""
     from whiten.doctor import diagnose
 

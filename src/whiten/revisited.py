@@ -88,6 +88,8 @@ def evaluate_revisited_set(
     whitening = whitener or part.whitener
     model = see_own_size(part.teacher, scales=scales, whitener=whitening)
     listed = None if distractors is None else _find_distractors(distractors)
+    for items in (data.queries, data.gallery):
+        _require_files(items, protocol)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         embedder = _Embedder(model, cache or Path(temporary), show_progress)
         boxes = dict(zip(data.truth.queries, data.truth.boxes, strict=True))
@@ -128,6 +130,16 @@ def _find_distractors(place: Path) -> Items | Store:
             f"{place} is neither the folder of {DISTRACTORS}.txt nor a store of embeddings "
             f"({error})"
         ) from error
+
+
+def _require_files(items: Items, protocol: str) -> None:
+    """Before hours of embedding, not after."""
+    absent = [item for item in items if not Path(item.path).is_file()]
+    if absent:
+        raise ConfigError(
+            f"{len(absent)} of {len(items)} images of {protocol} are missing, first "
+            f"{absent[0].path}: the ground truth counts on all of them, get them again"
+        )
 
 
 class _Embedder:

@@ -59,6 +59,10 @@ class RevisitedReport:
     skipped: list[Skipped]
 
     @property
+    def remarks(self) -> list[str]:
+        return []
+
+    @property
     def overlap(self) -> str:
         return (
             f"of the {LANDMARKS} test landmarks of {self.protocol} {OVERLAP[self.protocol]} also "
