@@ -19,13 +19,18 @@ EMOJI = Path(__file__).parent.parent / "src" / "whiten" / "data" / "emoji.parque
 VENDORS = ("noto", "twemoji", "fluent", "openmoji")
 
 
+def drawing(split: str, number: int, vendor: str) -> Image.Image:
+    """The 64 px drawing that a vendor made for a group of a split."""
+    return Image.open(io.BytesIO(_emoji(split)[number][vendor])).convert("RGB")
+
+
 @cache
-def emoji(split: str) -> list[dict[str, Image.Image]]:
-    """Per group of a split, in the order of its code points, each vendor's 64 px drawing."""
+def _emoji(split: str) -> list[dict[str, bytes]]:
+    """Per group of a split, in the order of its code points, each vendor's file."""
     table = pq.read_table(EMOJI, filters=[("split", "=", split)])
-    groups: dict[str, dict[str, Image.Image]] = defaultdict(dict)
+    groups: dict[str, dict[str, bytes]] = defaultdict(dict)
     for row in table.select(["group", "vendor", "image"]).to_pylist():
-        groups[row["group"]][row["vendor"]] = Image.open(io.BytesIO(row["image"])).convert("RGB")
+        groups[row["group"]][row["vendor"]] = row["image"]
     return [groups[name] for name in sorted(groups)]
 
 
@@ -35,11 +40,12 @@ def write_gldv2(root: Path, landmarks: int, *, alone: int = 1) -> list[list[str]
     Landmarks have the four drawings of an emoji, the last `alone` of them one.
     """
     named = []
-    for number, drawings in enumerate(emoji("train")[: landmarks + alone]):
+    for number in range(landmarks + alone):
         vendors = VENDORS if number < landmarks else VENDORS[:1]
         named.append([_image_id(number, vendor) for vendor in vendors])
         for name, vendor in zip(named[-1], vendors, strict=True):
-            _save(drawings[vendor], root / "train" / name[0] / name[1] / name[2] / f"{name}.jpg")
+            shown = drawing("train", number, vendor)
+            _save(shown, root / "train" / name[0] / name[1] / name[2] / f"{name}.jpg")
     rows = [f"{100 + number},{' '.join(names)}" for number, names in enumerate(named)]
     (root / "train_clean.csv").write_text("\n".join(["landmark_id,images", *rows]) + "\n")
     return named
@@ -56,13 +62,13 @@ def write_revisited(root: Path, name: str, landmarks: int, *, json_form: bool = 
     database: list[str] = []
     truth: list[dict[str, Any]] = []
     queries = [f"query_{number:06d}" for number in range(landmarks)]
-    for number, drawings in enumerate(emoji("test")[:landmarks]):
-        picture, box = _cluttered(drawings["noto"], rng, (120, 90), 64)
+    for number in range(landmarks):
+        picture, box = _cluttered(drawing("test", number, "noto"), rng, (120, 90), 64)
         _save(picture, folder / "jpg" / f"{queries[number]}.jpg")
         first = len(database)
         for vendor in VENDORS[1:]:
             database.append(f"landmark_{number:06d}_{vendor}")
-            shown = drawings[vendor]
+            shown = drawing("test", number, vendor)
             if vendor == "fluent":
                 shown, _ = _cluttered(shown, rng, (72, 96), 56)
             _save(shown, folder / "jpg" / f"{database[-1]}.jpg")
@@ -82,11 +88,11 @@ def write_distractors(root: Path, count: int) -> Path:
     folder = root / "revisitop1m"
     rng = np.random.default_rng(1)
     names = []
-    for number, drawings in enumerate(emoji("val")[:count]):
+    for number in range(count):
         digest = hashlib.sha256(str(number).encode()).hexdigest()[:20]
         names.append(f"{digest[:3]}/{digest}.jpg")
         vendor = VENDORS[number % len(VENDORS)]
-        picture, _ = _cluttered(drawings[vendor], rng, (80 + number % 3 * 16, 72), 60)
+        picture, _ = _cluttered(drawing("val", number, vendor), rng, (80 + number % 3 * 16, 72), 60)
         _save(picture, folder / "jpg" / names[-1])
     (folder / "revisitop1m.txt").write_text("\n".join(names) + "\n")
     return folder
@@ -97,13 +103,13 @@ def _image_id(number: int, vendor: str) -> str:
 
 
 def _cluttered(
-    drawing: Image.Image, rng: np.random.Generator, size: tuple[int, int], side: int
+    shown: Image.Image, rng: np.random.Generator, size: tuple[int, int], side: int
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """A drawing somewhere in a picture of coloured blobs, and its box."""
     blobs = rng.integers(120, 256, (4, 5, 3)).astype(np.uint8)
     picture = Image.fromarray(blobs).resize(size, Image.Resampling.BICUBIC)
     left, top = (int(rng.integers(0, whole - side + 1)) for whole in size)
-    picture.paste(drawing.resize((side, side)), (left, top))
+    picture.paste(shown.resize((side, side)), (left, top))
     return picture, (left, top, left + side, top + side)
 
 

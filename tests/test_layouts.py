@@ -9,7 +9,7 @@ import pytest
 
 from command_line import Captured, fails, prints
 from helpers import TEACHER, write_factory
-from miniature import emoji, write_gldv2
+from miniature import drawing, write_gldv2
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media import decode, find_items, read_bytes
 from whiten.pairs import resolve_source
@@ -37,7 +37,7 @@ def test_images_of_a_landmark_are_a_group(tmp_path: Path) -> None:
     assert of_id[alone].group is None  # a landmark of one image has no pair
     assert resolve_source(items.groups, "auto") == "groups"
     shown = decode(read_bytes(of_id[named[3][1]].path))
-    drawn = emoji("train")[3]["twemoji"]
+    drawn = drawing("train", 3, "twemoji")
     assert np.abs(np.asarray(shown, float) - np.asarray(drawn, float)).mean() < 6
 
 
