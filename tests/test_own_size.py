@@ -161,8 +161,8 @@ def test_fingerprints_tell_scales_and_whitening_apart(whitener: Whitener) -> Non
 
 
 def test_models_of_one_size_are_refused() -> None:
-    with pytest.raises(TeacherError, match=r"160x160 pixels alone .*convolutional"):
-        see_own_size(open_teacher("timm:test_vit?pretrained=0"))
+    with pytest.raises(TeacherError, match=r"224x224 pixels alone .*convolutional"):
+        see_own_size(open_teacher("timm:vit_tiny_patch16_224?pretrained=0"))
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 3, 12))
     with pytest.raises(TeacherError, match="32x32 pixels alone"):
         see_own_size(network(forward=fixed, module=fixed))
