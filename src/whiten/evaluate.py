@@ -94,6 +94,19 @@ class Evaluation:
             "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
         }
 
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"{self.name}: {len(self.query_ids):,} queries, {self.gallery_size:,} images"
+        for name, figure in self.figures.items():
+            yield f"  {name:10} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say beside the figures."""
+        if not self.without_positives:
+            return []
+        return [f"{self.without_positives} queries left out: nothing else of their group is there"]
+
 
 def evaluate(
     encoder: Encoder | str | os.PathLike[str],

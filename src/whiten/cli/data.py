@@ -1,4 +1,4 @@
-"""Images in, embeddings out."""
+"""Data: what there is, and its embeddings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from whiten.cli.app import Json, app
 from whiten.errors import ConfigError
-from whiten.terminal import list_duplicates, list_skipped, print_json
+from whiten.terminal import list_duplicates, list_skipped, print_json, say
 
 
 @app.command
@@ -50,7 +50,7 @@ def embed(
     for name, value in (("views", views), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
-    items = find_items(images)
+    items = find_items(images, say)
     model = open_teacher(teacher).to(best_device())
     with progress(f"embed {model.name}") as update:
         store = embed_items(
@@ -71,3 +71,18 @@ def embed(
     print(f"{out}: {summary.embeddings:,} embeddings of {summary.dim} dimensions")
     list_duplicates(summary.duplicates)
     list_skipped(summary.skipped)
+
+
+@app.command
+def datasets(root: Path = Path(), /, *, as_json: Json = False) -> None:
+    """Say which published data sets are in a folder or just below it, and where to get them.
+
+    Args:
+        root: the folder.
+        as_json: print JSON.
+    """
+    from whiten.datasets import find_datasets
+
+    found = find_datasets(root)
+    lines = (line for one in found for line in one.lines())
+    print_json([asdict(one) for one in found]) if as_json else print(*lines, sep="\n")

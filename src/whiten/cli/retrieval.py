@@ -22,42 +22,52 @@ def evaluate(
     whiten_on: Path | None = None,
     whiten_dim: int = 256,
     shrinkage: float = 0.1,
+    protocol: str | None = None,
+    multi_scale: bool = False,
+    distractors: Path | None = None,
+    whitener: Path | None = None,
     embeddings: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Measure retrieval: images of a group should find each other.
+    """Measure retrieval: images of a group should find each other, or what a benchmark asks.
 
     Args:
         encoder: a teacher's URI, a student's folder, or fuse:raw:URI,URI and
             fuse:whitened:URI,URI or fuse:whitened:RUN.
-        gallery: a folder with a subfolder a group, or a table with columns path,group.
+        gallery: a folder with a subfolder a group, a table with columns path,group, or the root
+            of a published benchmark.
         queries: likewise; by default each image searches all the others.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
         shrinkage: of this whitening.
+        protocol: roxford5k or rparis6k; needed where the folder is for several.
+        multi_scale: for these, average embeddings at 1, 0.71 and 0.5 of the size.
+        distractors: for these, the folder of revisitop1m, or a store of its embeddings.
+        whitener: for these, the file of a whitening to apply at each scale.
         embeddings: where embeddings are kept between calls.
         as_json: print JSON.
     """
+    from whiten.benchmark import PROTOCOLS, Options, Outcome, find_protocol
     from whiten.encoder import load
     from whiten.evaluate import evaluate as run
 
+    options = Options(multi_scale, distractors, whitener)
+    name = find_protocol(gallery, protocol, options, queries)
     model = load(
-        encoder,
-        whiten_on=whiten_on,
-        whiten_dim=whiten_dim,
-        shrinkage=shrinkage,
-        cache=embeddings,
+        encoder, whiten_on=whiten_on, whiten_dim=whiten_dim, shrinkage=shrinkage, cache=embeddings
     )
-    result = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
+    outcome: Outcome
+    if name is None:
+        outcome = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
+    else:
+        outcome = PROTOCOLS[name](model, gallery, options, embeddings, True)
     if as_json:
-        print_json(result.to_json())
+        print_json(outcome.to_json())
         return
-    print(f"{result.name}: {len(result.query_ids):,} queries, {result.gallery_size:,} images")
-    for name, figure in result.figures.items():
-        print(f"  {name:10} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]")
-    if result.without_positives:
-        say(f"{result.without_positives} queries left out: nothing else of their group is there")
-    list_skipped(result.skipped)
+    print(*outcome.lines(), sep="\n")
+    for remark in outcome.remarks:
+        say(remark)
+    list_skipped(outcome.skipped)
 
 
 @app.command
