@@ -266,6 +266,7 @@ def test_fused_dolg(is_multi_atrous: bool, folder: Path) -> None:
     whole = open_teacher(f"paper:resnet101_dolg?weights={path}")
     fused: Any = open_teacher(f"paper:resnet101_dolg?weights={path}&branch=fused")
     assert (whole.dim, fused.dim) == (1024, 512)
+    assert (whole.name, fused.name) == ("resnet101_dolg", "resnet101_dolg-fused")
     assert whole.fingerprint() != fused.fingerprint()
     with torch.inference_mode():
         third = fused.module.trunk.stages(images)[0][0]
