@@ -220,9 +220,18 @@ def test_other_students_are_refused(tmp_path: Path) -> None:
     save({"state_dict": {key + name: value for name, value in bottleneck.items()}}, path)
     with pytest.raises(TeacherError, match=r"has unknown .*layer1\.0\.conv3\.weight"):
         read_published_student(path)
-    save(torch.zeros(1), path)
-    with pytest.raises(TeacherError, match="has no 'state_dict'"):
-        read_published_student(path)
+    for content, message in (
+        (torch.zeros(1), "has no 'state_dict' with tensors, but no mapping:"),
+        ({}, "has no 'state_dict' with tensors, but nothing:"),
+        ({"epoch": 3, "model_state": {}}, "with tensors, but epoch, model_state:"),
+        (
+            {"state_dict": {"fc.bias": torch.zeros(1)}},
+            r"under module\.base_encoder\., but fc\.bias:",
+        ),
+    ):
+        save(content, path)
+        with pytest.raises(TeacherError, match=message):
+            read_published_student(path)
     save(whole, path)
     for options in ({"p": 0.0}, {"p": float("nan")}, {"size": 8}):
         with pytest.raises(ConfigError, match="must be above 0 and size="):

@@ -23,7 +23,7 @@ from whiten.card import model_card
 from whiten.errors import ConfigError, TeacherError, WhiteningError, one_line
 from whiten.student import StudentConfig, StudentNet, save_student
 from whiten.teachers.paper.catalogue import PUBLISHED
-from whiten.teachers.paper.checkpoints import require_shapes, take_tensors
+from whiten.teachers.paper.checkpoints import require_shapes, some, take_tensors
 from whiten.teachers.torch_file import read_torch_file
 from whiten.views import Preprocess
 from whiten.whitening import Whitener
@@ -144,6 +144,11 @@ def _student(
     tensors = take_tensors(checkpoint, "state_dict", path)
     others = {k: v for k, v in tensors.items() if not k.startswith("module.")}
     encoder = {k: v for k, v in tensors.items() if k.startswith(_STUDENT_PREFIX)}
+    if not encoder:
+        raise TeacherError(
+            f"{path} has no tensors under {_STUDENT_PREFIX}, but {some(list(tensors))}: it is no "
+            "student of Whiten-MTD (a teacher's file opens as paper:NAME?weights=FILE)"
+        )
     is_deep = f"{_STUDENT_PREFIX}layer1.2.conv1.weight" in encoder
     architecture = "resnet34" if is_deep else "resnet18"
     backbone = timm.create_model(architecture, pretrained=False, num_classes=0)

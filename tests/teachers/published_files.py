@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whiten.teachers import Teacher
+
 GOLDEN = Path(__file__).parent.parent / "golden"
 FILES: dict[str, Any] = json.loads(
     gzip.decompress((GOLDEN / "teacher_checkpoints.json.gz").read_bytes())
@@ -60,3 +62,22 @@ def write_published(name: str, folder: Path, tensors: Tensors, **beside: Any) ->
     path = folder / facts["file"]
     torch.save({**facts.get("top", {}), **beside, facts["tensors"]: tensors}, path)
     return path
+
+
+def embed_raw(teacher: Teacher, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return teacher.forward(images)
+
+
+def check_close(actual: Tensor, expected: np.ndarray | Tensor) -> None:
+    """To 1e-5 of the largest value."""
+    expected = torch.as_tensor(expected)
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def batch_norm(x: Tensor, tensors: dict[str, Tensor], key: str) -> Tensor:
+    out = (x - tensors[f"{key}.running_mean"]) / (tensors[f"{key}.running_var"] + 1e-5).sqrt()
+    if f"{key}.weight" in tensors:
+        out = out * tensors[f"{key}.weight"] + tensors[f"{key}.bias"]
+    return out

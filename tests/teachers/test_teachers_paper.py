@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +17,10 @@ from torch import Tensor
 from command_line import Captured, fails, prints
 from published_files import (
     FILES,
+    batch_norm,
     blank,
+    check_close,
+    embed_raw,
     fill_rule,
     golden_outputs,
     published_tensors,
@@ -31,25 +33,6 @@ from whiten.teachers.paper.catalogue import PUBLISHED
 from whiten.views import IMAGENET_MEAN, IMAGENET_STD
 
 BGR = ("resnet101_delg", "resnet101_dolg")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """For files of 100 to 200 MB, which pytest would keep."""
-    yield tmp_path
-    for path in tmp_path.iterdir():
-        path.unlink()
-
-
-def embed_raw(teacher: Teacher, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return teacher.forward(images)
-
-
-def check_close(actual: Tensor, expected: np.ndarray | Tensor) -> None:
-    expected = torch.as_tensor(expected)
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 # --- the golden outputs -----------------------------------------------------------------
@@ -124,13 +107,6 @@ def test_gem_as_its_own_authors_publish_it(folder: Path) -> None:
 # --- heads ------------------------------------------------------------------------------
 
 
-def batch_norm(x: Tensor, tensors: dict[str, Tensor], key: str) -> Tensor:
-    out = (x - tensors[f"{key}.running_mean"]) / (tensors[f"{key}.running_var"] + 1e-5).sqrt()
-    if f"{key}.weight" in tensors:
-        out = out * tensors[f"{key}.weight"] + tensors[f"{key}.bias"]
-    return out
-
-
 def norm_shapes(key: str, width: int, *, is_affine: bool = True) -> dict[str, tuple[int, ...]]:
     names = ["running_mean", "running_var", *(["weight", "bias"] if is_affine else [])]
     return {f"{key}.num_batches_tracked": (), **{f"{key}.{name}": (width,) for name in names}}
@@ -193,85 +169,6 @@ def test_barlowtwins_with_its_head(folder: Path) -> None:
     assert teacher.dim == 8192
     check_close(embed_raw(teacher, images), x)
     assert open_teacher(f"paper:barlowtwins?weights={path}").dim == 2048
-
-
-# --- DOLG's fused descriptor -------------------------------------------------------------
-
-
-def dilated(maps: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    """(c, h, w) -> (o, h, w): a 3x3 convolution place by place, zero outside of the map."""
-    _, height, width = maps.shape
-    out = bias[:, None, None].repeat(1, height, width)
-    for y in range(height):
-        for x in range(width):
-            for i in range(3):
-                for j in range(3):
-                    v, u = y + (i - 1) * dilation, x + (j - 1) * dilation
-                    if 0 <= v < height and 0 <= u < width:
-                        out[:, y, x] += weight[:, :, i, j] @ maps[:, v, u]
-    return out
-
-
-def pointwise(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.einsum("oc,chw->ohw", weight[:, :, 0, 0], maps) + bias[:, None, None]
-
-
-def multi_atrous(maps: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    def layer(name: str) -> tuple[Tensor, Tensor]:
-        key = f"localmodel.aspp.{name}"
-        return tensors[f"{key}.weight"], tensors[f"{key}.bias"]
-
-    mean = maps.mean(dim=(1, 2), keepdim=True)
-    parts = [pointwise(mean, *layer("im_pool.1")).relu().expand(-1, *maps.shape[1:])]
-    parts.append(pointwise(maps, *layer("aspp.0")))
-    for number, dilation in enumerate((6, 12, 18), start=1):
-        parts.append(dilated(maps, *layer(f"aspp.{number}"), dilation))
-    return pointwise(torch.cat(parts), *layer("conv_after.0")).relu()
-
-
-def fuse_slowly(third: Tensor, whole: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    """DOLG's section 3.3 for one image: each local descriptor without its part along the global.
-
-    Args:
-        third: (1024, h, w) feature map.
-        whole: (1024,) global descriptor.
-    """
-    local = {k.removeprefix("localmodel."): v for k, v in tensors.items()}
-    if "aspp.aspp.0.weight" in local:
-        third = multi_atrous(third, tensors)
-    features = pointwise(third, local["conv1.weight"], local["conv1.bias"])
-    features = batch_norm(features.permute(1, 2, 0), local, "bn")  # (h, w, 1024)
-    orthogonal = []
-    for place in features.reshape(-1, 1024):
-        score = place.relu() @ local["conv2.weight"].flatten() + local["conv2.bias"][0]
-        descriptor = torch.log1p(torch.exp(score)) * place / place.norm()
-        orthogonal.append(descriptor - (descriptor @ whole) / (whole @ whole) * whole)
-    joined = torch.cat([whole, torch.stack(orthogonal).mean(dim=0)])
-    return tensors["fc.weight"] @ joined + tensors["fc.bias"]
-
-
-@pytest.mark.parametrize("is_multi_atrous", [False, True])
-def test_fused_dolg(is_multi_atrous: bool, folder: Path) -> None:
-    tensors = published_tensors("resnet101_dolg")
-    if is_multi_atrous:
-        layers = {"aspp.0": (512, 1024, 1, 1), "im_pool.1": (512, 1024, 1, 1)}
-        layers |= {f"aspp.{n}": (512, 1024, 3, 3) for n in (1, 2, 3)}
-        for name, shape in {**layers, "conv_after.0": (1024, 2560, 1, 1)}.items():
-            key = f"localmodel.aspp.{name}"
-            tensors[f"{key}.weight"] = fill_rule(f"{key}.weight", shape)
-            tensors[f"{key}.bias"] = fill_rule(f"{key}.bias", shape[:1])
-    path = write_published("resnet101_dolg", folder, tensors)
-    # Wide enough that the dilation of 12 reaches another place of the 5 x 14 map.
-    images = torch.from_numpy(golden_outputs()["input"][:1, :, :80]).tile(1, 1, 1, 2)[..., :224]
-    whole = open_teacher(f"paper:resnet101_dolg?weights={path}")
-    fused: Any = open_teacher(f"paper:resnet101_dolg?weights={path}&branch=fused")
-    assert (whole.dim, fused.dim) == (1024, 512)
-    assert whole.fingerprint() != fused.fingerprint()
-    with torch.inference_mode():
-        third = fused.module.trunk.stages(images)[0][0]
-        assert third.shape == (1024, 5, 14)
-        expected = fuse_slowly(third, embed_raw(whole, images)[0], tensors)
-        check_close(embed_raw(fused, images)[0], expected)
 
 
 # --- what is refused --------------------------------------------------------------------

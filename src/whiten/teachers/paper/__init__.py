@@ -53,17 +53,13 @@ def open_uri(uri: TeacherURI) -> Teacher:
     preprocess = _preprocess(published, options["size"]).fitted(options["fit"])
     from whiten.teachers.paper.building import load_network
 
-    power = options["p"]
+    power, with_head, is_fused = options["p"], options.get("head", False), branch == "fused"
     module, dim = load_network(
-        uri.target,
-        options["weights"],
-        power,
-        with_head=options.get("head", False),
-        is_fused=branch == "fused",
+        uri.target, options["weights"], power, with_head=with_head, is_fused=is_fused
     )
     return Teacher(
         uri=str(uri),
-        name=uri.target,
+        name=uri.target + ("-head" if with_head else "-fused" if is_fused else ""),
         dim=dim,
         preprocess=preprocess,
         weights_hash=hash_state(module.state_dict()),

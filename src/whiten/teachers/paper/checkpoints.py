@@ -44,13 +44,15 @@ def take_tensors(checkpoint: Any, holder: str, source: str) -> dict[str, Tensor]
     """
     held = checkpoint.get(holder) if isinstance(checkpoint, dict) else None
     if not isinstance(held, dict):
+        found = some(list(map(str, checkpoint))) if isinstance(checkpoint, dict) else "no mapping"
         raise TeacherError(
-            f"{source} has no {holder!r} with tensors: take the file as it was published"
+            f"{source} has no {holder!r} with tensors, but {found or 'nothing'}: take the file as "
+            "it was published"
         )
     others = [str(key) for key, value in held.items() if not isinstance(value, Tensor)]
     if others:
         raise TeacherError(
-            f"{source} holds no tensor at {_some(others)}: take the file as it was published"
+            f"{source} holds no tensor at {some(others)}: take the file as it was published"
         )
     return {str(key): value for key, value in held.items()}
 
@@ -92,7 +94,7 @@ def require_shapes(
         if key in tensors and tuple(tensors[key].shape) != shape
     ]
     problems = [
-        f"{what} {_some(keys)}"
+        f"{what} {some(keys)}"
         for what, keys in (("lacks", missing), ("has unknown", unknown), ("has", misshapen))
         if keys
     ]
@@ -102,6 +104,7 @@ def require_shapes(
         )
 
 
-def _some(keys: Sequence[str]) -> str:
+def some(keys: Sequence[str]) -> str:
+    """The first keys for a message, and how many there are besides."""
     rest = len(keys) - _NAMED
     return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

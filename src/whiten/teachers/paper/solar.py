@@ -36,7 +36,8 @@ class SecondOrderAttention(nn.Module):
 
 def _tokens(maps: Tensor) -> Tensor:
     """(n, c, h, w) -> (n, 1, h·w, c): one head of attention."""
-    return maps.flatten(2).transpose(1, 2).unsqueeze(1)
+    # Attention in tiles wants the channels of a place side by side.
+    return maps.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
 
 
 class SecondOrderTrunk(Trunk):
