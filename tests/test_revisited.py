@@ -201,6 +201,27 @@ def test_what_is_embedded_is_kept_and_a_store_of_distractors_serves(
         evaluate_revisited_set(model, root, "roxford5k", multi_scale=True, cache=cache)
 
 
+def test_an_interrupted_evaluation_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cache = load(TEACHER), root / "cache"
+    whole = evaluate_revisited_set(model, root, "roxford5k", distractors=root)
+    monkeypatch.setattr("whiten.embed.SHARD_ROWS", 4)
+    rendered: list[int] = []
+
+    def render(data: bytes, **options: Any) -> Any:
+        rendered.append(len(data))
+        if len(rendered) == 37:  # of 6 + 6 + 18 + 9
+            raise KeyboardInterrupt
+        return render_own_size(data, **options)
+
+    monkeypatch.setattr("whiten.revisited.render_own_size", render)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
+    rendered.clear()
+    again = evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
+    assert len(rendered) == COUNT - 4  # nothing but distractors, of which a shard was there
+    assert again.to_json() == whole.to_json()
+
+
 def test_anothers_store_of_distractors_is_refused(root: Path) -> None:
     model, cache = load(TEACHER), root / "cache"
     evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
