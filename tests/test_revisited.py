@@ -127,6 +127,21 @@ def test_blocks_join_shards_and_leave_out_what_is_not_listed(
     np.testing.assert_array_equal(np.concatenate(list(blocks_of(store, items))), vectors[5:15])
 
 
+def test_lines_say_how_many_queries_have_something_to_find() -> None:
+    rng = np.random.default_rng(0)
+    truth = truth_of(rng, 8, 40)
+    settings = list(score_settings({"cropped": unit(rng, 8)}, unit(rng, 40), truth))
+    report = RevisitedReport("roxford5k", "net", 16, (1.0,), True, 8, 40, settings, [])
+    lines = list(report.lines())
+    assert lines[:3] == [
+        "roxford5k: net, 16 dimensions, whitened",
+        "8 queries, 40 images, longest side 1024, 1 scale",
+        "queries cropped",
+    ]
+    assert [line.endswith("  (7 queries)") for line in lines[3:6]] == [True, False, True]
+    assert f"mAP {settings[0].figures['hard'].value:.4f}  [" in lines[5]  # type: ignore[union-attr]
+
+
 # --- the whole way ----------------------------------------------------------------------
 
 
