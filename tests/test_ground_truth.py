@@ -115,7 +115,7 @@ def test_nothing_runs(tmp_path: Path, protocol: int) -> None:
         (np.zeros(1, complex), "'c16'"),
         (OrderedDict(a=1), "collections.OrderedDict"),
         (Path("x"), "pathlib"),
-        (np.ndarray, "_Class|type"),
+        (np.ndarray, "a name or a type in place of a value"),
     ],
 )
 def test_what_is_refused_is_named(value: Any, named: str) -> None:
@@ -132,6 +132,11 @@ FORGED = [
     b"cbuiltins\nlist\n(S'abc'\ntR.",
     b"cnumpy\ndtype\n(S'O8'\ntR.",
     b"ctorch\nload\n.",
+    b"cnumpy\nndarray\n(I1\ntR.",
+    # Changes of what names stand for.
+    b"c_codecs\nencode\n(N(dS'__defaults__'\n(Ntstb.",
+    b"cnumpy\nndarray\n(dS'x'\nI1\nsb.",
+    b"\x80\x02cnumpy\ndtype\n)\x81.",
 ]
 
 

@@ -26,10 +26,18 @@ def colourful(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def png(image: Image.Image, **options: object) -> bytes:
+def png(image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", **options)
     return file.getvalue()
+
+
+def test_a_jpeg_is_decoded_at_its_own_size_before_it_is_shrunk() -> None:
+    file = io.BytesIO()
+    colourful(0, 640, 480).save(file, "JPEG")
+    shrunk = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
+    shrunk.thumbnail((100, 100), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(render_own_size(file.getvalue(), longest=100), shrunk)
 
 
 # --- rendering --------------------------------------------------------------------------

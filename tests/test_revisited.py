@@ -127,6 +127,21 @@ def test_blocks_join_shards_and_leave_out_what_is_not_listed(
     np.testing.assert_array_equal(np.concatenate(list(blocks_of(store, items))), vectors[5:15])
 
 
+def test_lines_say_how_many_queries_have_something_to_find() -> None:
+    rng = np.random.default_rng(0)
+    truth = truth_of(rng, 8, 40)
+    settings = list(score_settings({"cropped": unit(rng, 8)}, unit(rng, 40), truth))
+    report = RevisitedReport("roxford5k", "net", 16, (1.0,), True, 8, 40, settings, [])
+    lines = list(report.lines())
+    assert lines[:3] == [
+        "roxford5k: net, 16 dimensions, whitened",
+        "8 queries, 40 images, longest side 1024, 1 scale",
+        "queries cropped",
+    ]
+    assert [line.endswith("  (7 queries)") for line in lines[3:6]] == [True, False, True]
+    assert f"mAP {settings[0].figures['hard'].value:.4f}  [" in lines[5]  # type: ignore[union-attr]
+
+
 # --- the whole way ----------------------------------------------------------------------
 
 
@@ -199,6 +214,27 @@ def test_what_is_embedded_is_kept_and_a_store_of_distractors_serves(
     assert again.to_json() == first.to_json()
     with pytest.raises(AssertionError, match="embedded again"):
         evaluate_revisited_set(model, root, "roxford5k", multi_scale=True, cache=cache)
+
+
+def test_an_interrupted_evaluation_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cache = load(TEACHER), root / "cache"
+    whole = evaluate_revisited_set(model, root, "roxford5k", distractors=root)
+    monkeypatch.setattr("whiten.embed.SHARD_ROWS", 4)
+    rendered: list[int] = []
+
+    def render(data: bytes, **options: Any) -> Any:
+        rendered.append(len(data))
+        if len(rendered) == 37:  # of 6 + 6 + 18 + 9
+            raise KeyboardInterrupt
+        return render_own_size(data, **options)
+
+    monkeypatch.setattr("whiten.revisited.render_own_size", render)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
+    rendered.clear()
+    again = evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
+    assert len(rendered) == COUNT - 4  # nothing but distractors, of which a shard was there
+    assert again.to_json() == whole.to_json()
 
 
 def test_anothers_store_of_distractors_is_refused(root: Path) -> None:

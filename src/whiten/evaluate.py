@@ -23,6 +23,7 @@ from whiten.encoder import Encoder, load
 from whiten.errors import ConfigError
 from whiten.mapped import forget
 from whiten.media import Skipped, find_items
+from whiten.progress import announce
 from whiten.protocols.folder import folder_task
 from whiten.protocols.gallery import similarity_blocks, write_embeddings
 from whiten.protocols.task import Indices, Task
@@ -127,7 +128,7 @@ def evaluate(
     Raises:
         ConfigError: fewer than two groups, or nothing to find.
     """
-    items = find_items(gallery)
+    items = find_items(gallery, announce if show_progress else None)
     asked = None if queries is None else find_items(queries)
     folder_task(items, asked)  # refuses what has nothing to find before anything is embedded
     model = encoder if isinstance(encoder, Encoder) else load(encoder)

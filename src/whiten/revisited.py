@@ -85,9 +85,11 @@ def evaluate_revisited_set(
         raise ConfigError(f"{protocol} is measured for one model at a time: name one, not fuse:")
     part = encoder.parts[0]
     scales = MULTI if multi_scale else SINGLE
-    whitening = whitener or part.whitener
+    whitening = part.whitener if whitener is None else whitener
     model = see_own_size(part.teacher, scales=scales, whitener=whitening)
-    listed = None if distractors is None else _find_distractors(distractors)
+    # What decides on an embedding stands in the readout; so every store's fingerprint knows it.
+    model = dataclasses.replace(model, readout=f"{model.readout};longest={LONGEST}")
+    listed = None if distractors is None else _find_distractors(distractors, model)
     for items in (data.queries, data.gallery):
         _require_files(items, protocol)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
@@ -101,10 +103,11 @@ def evaluate_revisited_set(
         more: Iterable[Vectors] = ()
         skipped: list[Skipped] = []
         if listed is not None:
-            store = embedder.open(listed)
-            names = listed if isinstance(listed, Items) else None
-            more = blocks_of(store, names)
-            skipped = store.skipped if names is None else store.skipped_of(names.by_id)
+            if isinstance(listed, Store):
+                more, skipped = blocks_of(listed), listed.skipped
+            else:
+                store = embedder.embed(listed, DISTRACTORS)
+                more, skipped = blocks_of(store, listed), store.skipped_of(listed.by_id)
         settings = list(score_settings(queries, gallery, data.truth, more))
     return RevisitedReport(
         protocol=protocol,
@@ -119,17 +122,30 @@ def evaluate_revisited_set(
     )
 
 
-def _find_distractors(place: Path) -> Items | Store:
+def _find_distractors(place: Path, model: Teacher) -> Items | Store:
+    """Images to embed, or what the model has made of them.
+
+    Raises:
+        ConfigError: there is neither.
+        StoreError: a store is there, but of another model or readout.
+    """
     file = distractor_list(place)
     if file is not None:
         return read_distractors(file)
     try:
-        return Store.open(place)
+        store = Store.open(place)
     except StoreError as error:
         raise ConfigError(
             f"{place} is neither the folder of {DISTRACTORS}.txt nor a store of embeddings "
             f"({error})"
         ) from error
+    if store.origin.fingerprint != model.fingerprint():
+        raise StoreError(
+            f"{place} holds embeddings of another model, or of other scales, sizes or whitening "
+            f"({store.origin.uri}): name the images, --embeddings keeps their store for the next "
+            "time"
+        )
+    return store
 
 
 def _require_files(items: Items, protocol: str) -> None:
@@ -146,9 +162,8 @@ class _Embedder:
     """Embeds images at their own size into stores, each collection into its own."""
 
     def __init__(self, model: Teacher, folder: Path, show_progress: bool) -> None:
-        # What else decides on an embedding stands in the readout; so it is part of every store.
-        self.whole = dataclasses.replace(model, readout=f"{model.readout};longest={LONGEST}")
-        self.cropped = dataclasses.replace(model, readout=f"{self.whole.readout};cropped")
+        self.whole = model
+        self.cropped = dataclasses.replace(model, readout=f"{model.readout};cropped")
         self.folder = folder
         self.show_progress = show_progress
 
@@ -178,18 +193,6 @@ class _Embedder:
                 "get them again"
             )
         return store.gather(items.ids.to_pylist())
-
-    def open(self, distractors: Items | Store) -> Store:
-        if isinstance(distractors, Items):
-            return self.embed(distractors, DISTRACTORS)
-        origin = distractors.origin
-        if origin.fingerprint != self.whole.fingerprint():
-            raise StoreError(
-                f"{distractors.folder} holds embeddings of another model, or of other scales, "
-                f"sizes or whitening ({origin.uri}): name the images, --embeddings keeps their "
-                "store for the next time"
-            )
-        return distractors
 
 
 def blocks_of(store: Store, items: Items | None = None) -> Iterator[Vectors]:

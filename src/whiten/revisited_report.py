@@ -102,7 +102,9 @@ class RevisitedReport:
                     continue
                 at = "  ".join(f"mP@{k} {p:.4f}" for k, p in setting.precisions[name].items())
                 interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
-                yield f"  {name:7} mAP {figure.value:.4f}  {interval}  {at}"
+                count = setting.counted[name]
+                some = f"  ({count} queries)" if count < self.queries else ""
+                yield f"  {name:7} mAP {figure.value:.4f}  {interval}  {at}{some}"
         yield f"overlap  {self.overlap}"
         yield f"ties     {TIES}"
 

@@ -56,10 +56,6 @@ class _Array:
         self.value = _array(data, kind, shape, "F" if is_fortran else "C")
 
 
-class _Class:
-    """Stands for `numpy.ndarray`, which pickles name and never call."""
-
-
 def _array(data: Any, kind: Any, shape: Any, order: Any = "C") -> np.ndarray:
     if not isinstance(kind, _Type) or not isinstance(data, bytes | bytearray):
         raise _RefusedError("an array of objects")
@@ -99,10 +95,30 @@ def _container(kind: type) -> Callable[..., Any]:
     return make
 
 
+def _no_array(*_: Any) -> Any:
+    """Stands for `numpy.ndarray`, which pickles name and never call."""
+    raise _RefusedError("numpy.ndarray called")
+
+
+class _Maker:
+    """All that a pickle gets for a name: it can be called, and not be changed."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _RefusedError("a change of what it was given")
+
+
 # Both the old and the new home of NumPy's core.
-_ADMITTED: dict[tuple[str, str], Any] = {
+_ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): _Class,
+    ("numpy", "ndarray"): _no_array,
     ("_codecs", "encode"): _bytes,
     **{
         (f"numpy.{core}.{module}", name): function
@@ -125,7 +141,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
             raise _RefusedError(f"{module}.{name}")
-        return _ADMITTED[module, name]
+        return _Maker(_ADMITTED[module, name])
 
     def persistent_load(self, pid: Any) -> Any:
         raise _RefusedError("an object outside of the file")
@@ -175,6 +191,6 @@ def _finished(value: Any, depth: int, known: dict[int, Any]) -> Any:
     elif value is None or isinstance(value, str | bytes | int | float | set | frozenset):
         return value
     else:
-        raise _RefusedError(type(value).__name__.strip("_"))
+        raise _RefusedError("a name or a type in place of a value")
     known[id(value)] = parts
     return parts
