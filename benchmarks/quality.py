@@ -133,6 +133,9 @@ def run_trial(trial: Trial, ledger: Ledger, strong: Path) -> dict[str, Any]:
         out=folder,
         embeddings=out / "embeddings",
         show_progress=False,
+        # Every recipe on the same views and the same epochs, the paper's too.
+        augment="light",
+        one_per_group=False,
         **trial.options,
     )
     student = out / "students" / trial.key

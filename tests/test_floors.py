@@ -11,6 +11,7 @@ FLOORS = [
     "allocator",
     "mapped",
     "errors",
+    "view_plan",
     "spec",
     "progress",
     "devices",

@@ -7,6 +7,7 @@ import pytest
 from whiten.errors import ConfigError
 from whiten.recipes import DECIDED, KNOWN, RECIPES, complete
 from whiten.spec import TERMS, DistillSpec
+from whiten.view_plan import ViewPlan
 
 TEACHERS = ["demo:mobilenetv2"]
 UNTRAINED = "timm:resnet18?pretrained=0"
@@ -93,6 +94,22 @@ def test_the_papers_recipe_is_the_papers() -> None:
     }
     assert (full.fusion, full.temperature, full.shrinkage) == ("maxmin", 0.05, 0.0)
     assert (full.start, full.pairs_per_class) == ("random", 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "augment", "one_per_group"),
+    [("groups", "paper-images", True), ("views", "paper-frames", False)],
+)
+def test_the_papers_views_come_with_its_recipe_alone(
+    source: str, augment: str, one_per_group: bool
+) -> None:
+    full, _ = complete(spec(recipe="paper", view_seed=4), source)
+    assert (full.augment, full.one_per_group) == (augment, one_per_group)
+    assert full.view_plan == ViewPlan.named(augment, 4)
+    given, _ = complete(spec(recipe="paper", augment="light", one_per_group=False), source)
+    assert (given.view_plan, given.one_per_group) == (ViewPlan(), False)
+    default, _ = complete(spec(), source)
+    assert (default.view_plan, default.one_per_group) == (ViewPlan(), False)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ class PairPlan:
         pairs_per_class: pairs that one class may give to a batch. With 1, no two pairs of a batch
             are the same thing.
         seed: of all draws.
+        one_per_group: an epoch draws one pair from each group, where it else uses every image.
+        opposite_views: the two views of an image are an even and an odd one.
     """
 
     members: Ints
@@ -76,6 +78,8 @@ class PairPlan:
     batch_size: int
     pairs_per_class: int
     seed: int
+    one_per_group: bool = False
+    opposite_views: bool = False
 
     @property
     def classes(self) -> int:
@@ -96,8 +100,8 @@ class PairPlan:
     def epoch(self, number: int) -> Epoch:
         """The batches of one epoch; short batches are dropped.
 
-        Each image is used about once; in a mixed plan that holds for the images without a group,
-        and groups return as often as their half of the batch needs them.
+        Each image is used about once, or one pair of each group; in a mixed plan that holds for
+        the images without a group, and groups return as often as their half of the batch needs.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
         if self.source == "mixed":
@@ -131,16 +135,22 @@ class PairPlan:
         shuffled, place = self._shuffled(0, self.grouped, rng)
         sizes = np.repeat(np.diff(bounds), np.diff(bounds))
         x = np.flatnonzero((place % 2 == 0) & (place + 1 < sizes))
+        if self.one_per_group:
+            x = x[place[x] == 0]
         views = rng.integers(0, self.views, (len(x), 2), np.int32)
         label = np.searchsorted(bounds, x, side="right") - 1
         return np.stack([shuffled[x], views[:, 0], shuffled[x + 1], views[:, 1], label], axis=1)
 
     def _pairs_of_views(self, rng: np.random.Generator) -> Ints:
-        """(pairs, 5) of two views of one image, one of each class; the others are its copies."""
+        """(pairs, 5) of two views of one image, one of each class; the others rest."""
         shuffled, place = self._shuffled(self.grouped, self.classes, rng)
         x = shuffled[place == 0]
         one = rng.integers(0, self.views, len(x), np.int32)
-        other = (one + rng.integers(1, self.views, len(x), np.int32)) % self.views
+        if self.opposite_views:
+            away = 1 + 2 * rng.integers(0, self.views // 2, len(x), np.int32)
+        else:
+            away = rng.integers(1, self.views, len(x), np.int32)
+        other = (one + away) % self.views
         label = np.arange(self.grouped, self.classes, dtype=np.int32)
         return np.stack([x, one, x, other, label], axis=1)
 
@@ -222,6 +232,8 @@ def plan_pairs(
     pairs_per_class: int = 1,
     processes: int = 1,
     seed: int = 0,
+    one_per_group: bool = False,
+    opposite_views: bool = False,
 ) -> PairPlan:
     """Decide where pairs come from.
 
@@ -234,6 +246,9 @@ def plan_pairs(
         pairs_per_class: most pairs of one class in a batch.
         processes: the batch is divided among them evenly.
         seed: of all draws.
+        one_per_group: an epoch draws one pair from each group, and for pairs of views one image of
+            each group; images of a group then never meet as a negative pair.
+        opposite_views: the two views of an image are an even and an odd one.
 
     Raises:
         ConfigError: nothing to pair, fewer than two classes, or too few views.
@@ -241,12 +256,20 @@ def plan_pairs(
     source = resolve_source(groups, source)
     if source != "groups" and views < 2:
         raise ConfigError("pairs of two views need --views 2 or more")
+    if source != "groups" and opposite_views and views % 2:
+        raise ConfigError(
+            f"pairs of an even and an odd view need an even number of --views, not {views}"
+        )
     codes = name_codes(groups)
     in_group = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1) & (source != "views")
+    if one_per_group:
+        pairs_per_class = 1
     members, bounds = _by_class(np.flatnonzero(in_group), codes)
     grouped = len(bounds) - 1
     if source != "groups":
         content = name_codes(contents)
+        if one_per_group:  # a group counts as one thing; without one, an image does
+            content = np.where(codes >= 0, codes, content + codes.max() + 1)
         is_known = np.zeros(content.max() + 1, bool)
         is_known[content[in_group]] = True
         more, ends = _by_class(np.flatnonzero(~is_known[content]), content)
@@ -261,7 +284,17 @@ def plan_pairs(
             f"{classes} different image{'' if classes == 1 else 's'} or groups are too "
             f"few for {processes} process{'' if processes == 1 else 'es'}: give at least 2 for each"
         )
-    return PairPlan(members, bounds, grouped, views, size, pairs_per_class, seed)
+    return PairPlan(
+        members,
+        bounds,
+        grouped,
+        views,
+        size,
+        pairs_per_class,
+        seed,
+        one_per_group=one_per_group,
+        opposite_views=opposite_views,
+    )
 
 
 def _by_class(items: Ints, codes: Ints) -> tuple[Ints, Ints]:

@@ -20,6 +20,8 @@ _COMMON: dict[str, Any] = {
     "start": "principal",
     "shrinkage": "auto",
     "pairs_per_class": 1,
+    "one_per_group": False,
+    "augment": "light",
 }
 
 # The options that a recipe decides where the user does not.
@@ -41,6 +43,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "labels-queue": {"labels": 1.0, "queue": 1.0, "pairs_per_class": 2},
     "labels-light-queue": {"labels": 1.0, "queue": 0.3, "pairs_per_class": 2},
+}
+
+# What `paper` further takes from the published code for such pairs: landmarks are paired once an
+# epoch and only cropped and flipped; two views of a frame change in colour and sharpness too.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "groups": {"one_per_group": True, "augment": "paper-images"},
+    "views": {"augment": "paper-frames"},
+    "mixed": {"augment": "paper-images"},
 }
 
 # Teachers whose whitened embeddings retrieve held-out groups with at least this mAP know the
@@ -100,6 +110,8 @@ def complete(
     else:
         name, reason = spec.recipe, "as asked"
     chosen = {**_COMMON, **RECIPES[name]}
+    if name == "paper":
+        chosen |= _PUBLISHED[source]
     if is_untrained:
         chosen["start"] = "random"  # principal axes of random features mean nothing
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}

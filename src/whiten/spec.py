@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -14,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl, quote
 
 from whiten.errors import ConfigError, nearest
+from whiten.view_plan import ViewPlan as ViewPlan
+from whiten.view_plan import fingerprint as fingerprint
 
 # Every scheme, with what follows it and an example: the one list that errors, the `teachers`
 # verb and the documentation draw from.
@@ -115,39 +115,6 @@ def parse_uri(text: str) -> TeacherURI:
     if twice:
         raise ConfigError(f"{text!r} gives the option {twice[0]!r} more than once: leave one")
     return TeacherURI(scheme, target, tuple(pairs))
-
-
-@dataclass(frozen=True)
-class ViewPlan:
-    """How views are drawn; equal plans give equal views on every machine.
-
-    View 0 is the whole image. Views 1, 2, … are random: a crop of `scale` of the area and an
-    aspect `ratio`, a mirror image with probability `flip`, and colour changes.
-
-    Attributes:
-        seed: any integer; part of every view's randomness.
-        scale: smallest and largest fraction of the area that a crop keeps.
-        ratio: largest change of the aspect ratio, at least 1.
-        flip: probability of a horizontal flip.
-        jitter: largest relative change of brightness, contrast and saturation.
-        grayscale: probability of dropping colour.
-    """
-
-    seed: int = 0
-    scale: tuple[float, float] = (0.35, 1.0)
-    ratio: float = 4 / 3
-    flip: float = 0.5
-    jitter: float = 0.3
-    grayscale: float = 0.1
-
-    def fingerprint(self) -> str:
-        return fingerprint(dataclasses.asdict(self))
-
-
-def fingerprint(facts: Any) -> str:
-    """32 hexadecimal digits that change when `facts` (JSON-serialisable) change."""
-    text = json.dumps(facts, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def check_types(values: Any) -> None:
@@ -268,8 +235,15 @@ class DistillSpec:
     ungrouped images where those are many."""
     pairs_per_class: int | None = None
     """Most pairs of one group in a batch."""
+    one_per_group: bool | None = None
+    """An epoch draws one pair from each group, and for pairs of views one image of each group, as
+    the paper does; by default it uses every image."""
     views: int | None = None
     """Views of an image that teachers embed; by default 1 with groups, else 2."""
+    augment: Literal["light", "paper-images", "paper-frames"] | None = None
+    """How views are drawn: light is view 0 whole, the others cropped with a little colour;
+    paper-images crops and flips every view; paper-frames changes colours, blurs and solarises
+    too. By default light, with the recipe paper the paper's."""
     epochs: int = 20
     batch_size: int = 128
     """Pairs in a batch, over all devices."""
@@ -342,3 +316,8 @@ class DistillSpec:
 
     def to_mapping(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @property
+    def view_plan(self) -> ViewPlan:
+        """How the run's views are drawn."""
+        return ViewPlan.named(self.augment or "light", self.view_seed)

@@ -23,11 +23,12 @@ from whiten.media import Items, ordered_map, read_bytes
 from whiten.pairs import Pair, PairPlan, plan_pairs
 from whiten.recipes import DECIDED
 from whiten.run_folder import RunFolder
-from whiten.spec import DistillSpec, ViewPlan
+from whiten.spec import DistillSpec
 from whiten.store import Vectors
 from whiten.student import StudentConfig
 from whiten.targets import open_targets
 from whiten.teachers import Teacher, open_teacher
+from whiten.view_plan import ViewPlan
 from whiten.views import render_bytes
 from whiten.whitening import Whitener, normalize_rows
 
@@ -121,6 +122,8 @@ class TrainingSet:
             views=facts["views"],
             batch_size=spec.batch_size,
             pairs_per_class=spec.pairs_per_class or 1,
+            one_per_group=bool(spec.one_per_group),
+            opposite_views=spec.view_plan.is_asymmetric,
             processes=spec.devices * spec.nodes,
             seed=spec.seed,
         )
@@ -133,7 +136,7 @@ class TrainingSet:
             spec=spec,
             items=items,
             plan=plan,
-            view_plan=ViewPlan(seed=spec.view_seed),
+            view_plan=spec.view_plan,
             facts=facts,
             targets=targets,
             online=online,
