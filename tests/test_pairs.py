@@ -124,22 +124,10 @@ def test_a_few_strays_do_not_cost_a_second_view() -> None:
     assert plan_pairs([*GROUPS, None], [*CONTENTS, "stray"]).source == "groups"
 
 
-def test_an_epoch_may_draw_one_pair_from_each_group() -> None:
-    plan = plan_pairs(GROUPS, CONTENTS, batch_size=4, pairs_per_class=2, one_per_group=True)
-    used: Counter[int] = Counter()
-    for epoch in range(60):
-        [batch] = plan.epoch(epoch)
-        assert len({pair.label for pair in batch}) == 4
-        assert all(GROUPS[p.x] == GROUPS[p.y] and p.x != p.y for p in batch)
-        used.update(pair.label for pair in batch)
-    assert set(used) == set(range(6))
-    assert max(used.values()) < 2 * min(used.values())  # large groups no oftener than small ones
-
-
-def test_an_epoch_may_draw_one_image_of_each_group_in_two_views() -> None:
+def test_frames_are_one_image_of_each_group_in_two_views() -> None:
     groups = [*GROUPS, None, None]
     contents = [*CONTENTS, "stray", "stray"]
-    plan = plan_pairs(groups, contents, source="views", views=2, batch_size=7, one_per_group=True)
+    plan = plan_pairs(groups, contents, source="frames", views=2, batch_size=7)
     assert (plan.source, plan.classes) == ("views", 7)  # the strays are copies
     seen = set()
     for epoch in range(60):

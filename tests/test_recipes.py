@@ -97,19 +97,15 @@ def test_the_papers_recipe_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "augment", "one_per_group"),
-    [("groups", "paper-images", True), ("views", "paper-frames", False)],
+    ("source", "augment"),
+    [("groups", "paper-images"), ("views", "paper-frames"), ("frames", "paper-frames")],
 )
-def test_the_papers_views_come_with_its_recipe_alone(
-    source: str, augment: str, one_per_group: bool
-) -> None:
+def test_the_papers_views_come_with_its_recipe_alone(source: str, augment: str) -> None:
     full, _ = complete(spec(recipe="paper", view_seed=4), source)
-    assert (full.augment, full.one_per_group) == (augment, one_per_group)
+    assert full.augment == augment
     assert full.view_plan == ViewPlan.named(augment, 4)
-    given, _ = complete(spec(recipe="paper", augment="light", one_per_group=False), source)
-    assert (given.view_plan, given.one_per_group) == (ViewPlan(), False)
-    default, _ = complete(spec(), source)
-    assert (default.view_plan, default.one_per_group) == (ViewPlan(), False)
+    for options in ({"recipe": "paper", "augment": "light"}, {}):
+        assert complete(spec(**options), source)[0].view_plan == ViewPlan()
 
 
 @pytest.mark.parametrize(

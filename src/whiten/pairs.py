@@ -1,7 +1,7 @@
 """Which items meet in a batch: images of a group, two views of one image, or both.
 
 A *class* is what counts as the same thing: a group, or an image that has no group. Pairs are drawn
-within classes. An epoch's batches are a pure function of (seed, epoch), which is what makes a
+within classes. With `frames` a group is a video: an epoch takes one frame of each, in two views. An epoch's batches are a pure function of (seed, epoch), which is what makes a
 resumed run the same as an uninterrupted one.
 """
 
@@ -67,7 +67,6 @@ class PairPlan:
         pairs_per_class: pairs that one class may give to a batch. With 1, no two pairs of a batch
             are the same thing.
         seed: of all draws.
-        one_per_group: an epoch draws one pair from each group, where it else uses every image.
         opposite_views: the two views of an image are an even and an odd one.
     """
 
@@ -78,7 +77,6 @@ class PairPlan:
     batch_size: int
     pairs_per_class: int
     seed: int
-    one_per_group: bool = False
     opposite_views: bool = False
 
     @property
@@ -100,8 +98,8 @@ class PairPlan:
     def epoch(self, number: int) -> Epoch:
         """The batches of one epoch; short batches are dropped.
 
-        Each image is used about once, or one pair of each group; in a mixed plan that holds for
-        the images without a group, and groups return as often as their half of the batch needs.
+        Each image is used about once; in a mixed plan that holds for the images without a group,
+        and groups return as often as their half of the batch needs them.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
         if self.source == "mixed":
@@ -135,8 +133,6 @@ class PairPlan:
         shuffled, place = self._shuffled(0, self.grouped, rng)
         sizes = np.repeat(np.diff(bounds), np.diff(bounds))
         x = np.flatnonzero((place % 2 == 0) & (place + 1 < sizes))
-        if self.one_per_group:
-            x = x[place[x] == 0]
         views = rng.integers(0, self.views, (len(x), 2), np.int32)
         label = np.searchsorted(bounds, x, side="right") - 1
         return np.stack([shuffled[x], views[:, 0], shuffled[x + 1], views[:, 1], label], axis=1)
@@ -198,7 +194,7 @@ class PairPlan:
 
 
 def resolve_source(groups: Names, wanted: str) -> str:
-    """`groups`, `views` or `mixed`: where pairs come from, for a wanted source that may be `auto`.
+    """`groups`, `views`, `frames` or `mixed`: where pairs come from, if asked for `auto` too.
 
     `auto` takes groups where there are any, and mixes in the images without one (or alone in
     theirs) where those are more than a tenth.
@@ -209,6 +205,8 @@ def resolve_source(groups: Names, wanted: str) -> str:
     codes = name_codes(groups)
     sizes = np.bincount(codes + 1)[1:]
     usable = int((sizes > 1).sum())
+    if wanted == "frames":
+        return "frames"
     if wanted == "views" or (wanted == "auto" and usable == 0):
         return "views"
     single = len(codes) - int(sizes[sizes > 1].sum())
@@ -232,7 +230,6 @@ def plan_pairs(
     pairs_per_class: int = 1,
     processes: int = 1,
     seed: int = 0,
-    one_per_group: bool = False,
     opposite_views: bool = False,
 ) -> PairPlan:
     """Decide where pairs come from.
@@ -240,14 +237,12 @@ def plan_pairs(
     Args:
         groups: per item its group or None.
         contents: per item its content hash; copies never meet as a negative pair.
-        source: `groups`, `views`, `mixed`, or `auto`; see `resolve_source`.
+        source: `groups`, `views`, `frames`, `mixed`, or `auto`; see `resolve_source`.
         views: views that every item has; pairs of views need two.
         batch_size: wanted pairs a batch; lowered to what the classes can give.
         pairs_per_class: most pairs of one class in a batch.
         processes: the batch is divided among them evenly.
         seed: of all draws.
-        one_per_group: an epoch draws one pair from each group, and for pairs of views one image of
-            each group; images of a group then never meet as a negative pair.
         opposite_views: the two views of an image are an even and an odd one.
 
     Raises:
@@ -261,14 +256,13 @@ def plan_pairs(
             f"pairs of an even and an odd view need an even number of --views, not {views}"
         )
     codes = name_codes(groups)
-    in_group = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1) & (source != "views")
-    if one_per_group:
-        pairs_per_class = 1
+    in_group = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1)
+    in_group &= source in ("groups", "mixed")
     members, bounds = _by_class(np.flatnonzero(in_group), codes)
     grouped = len(bounds) - 1
     if source != "groups":
         content = name_codes(contents)
-        if one_per_group:  # a group counts as one thing; without one, an image does
+        if source == "frames":  # a group counts as one thing; without one, an image does
             content = np.where(codes >= 0, codes, content + codes.max() + 1)
         is_known = np.zeros(content.max() + 1, bool)
         is_known[content[in_group]] = True
@@ -292,7 +286,6 @@ def plan_pairs(
         size,
         pairs_per_class,
         seed,
-        one_per_group=one_per_group,
         opposite_views=opposite_views,
     )
 

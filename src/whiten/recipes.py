@@ -20,7 +20,6 @@ _COMMON: dict[str, Any] = {
     "start": "principal",
     "shrinkage": "auto",
     "pairs_per_class": 1,
-    "one_per_group": False,
     "augment": "light",
 }
 
@@ -45,13 +44,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "labels-light-queue": {"labels": 1.0, "queue": 0.3, "pairs_per_class": 2},
 }
 
-# What `paper` further takes from the published code for such pairs: landmarks are paired once an
-# epoch and only cropped and flipped; two views of a frame change in colour and sharpness too.
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "groups": {"one_per_group": True, "augment": "paper-images"},
-    "views": {"augment": "paper-frames"},
-    "mixed": {"augment": "paper-images"},
-}
+# The views of `paper`: landmarks are only cropped and flipped, two views of a frame change in
+# colour and sharpness too.
+_PUBLISHED_VIEWS = {"groups": "paper-images", "mixed": "paper-images", "views": "paper-frames"}
 
 # Teachers whose whitened embeddings retrieve held-out groups with at least this mAP know the
 # domain. Those of the comparison have 0.4 to 0.5 as they come and 0.96 after fine-tuning.
@@ -94,7 +89,7 @@ def complete(
 
     Args:
         spec: as the user gave it.
-        source: of the pairs, `groups`, `views` or `mixed`.
+        source: of the pairs, `groups`, `views` or `mixed`; `frames` are views.
         map_on_groups: mAP of the whitened teachers on held-out groups, where it is known; nothing
             that the whitening rests on depends on it.
 
@@ -104,6 +99,7 @@ def complete(
     Raises:
         ConfigError: the objective has no term, or terms that these options cannot serve.
     """
+    source = "views" if source == "frames" else source
     is_untrained = parse_uri(spec.student).is_untrained
     if spec.recipe == "auto":
         name, reason = _choose(spec, source, is_untrained, map_on_groups)
@@ -111,7 +107,7 @@ def complete(
         name, reason = spec.recipe, "as asked"
     chosen = {**_COMMON, **RECIPES[name]}
     if name == "paper":
-        chosen |= _PUBLISHED[source]
+        chosen["augment"] = _PUBLISHED_VIEWS[source]
     if is_untrained:
         chosen["start"] = "random"  # principal axes of random features mean nothing
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}

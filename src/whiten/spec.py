@@ -128,7 +128,8 @@ def check_types(values: Any) -> None:
     for name, kind in get_type_hints(type(values)).items():
         value = getattr(values, name)
         if not _is_of(value, kind):
-            raise ConfigError(f"{name} must be {_describe(kind)}, not {value!r}")
+            hint = nearest(value, _choices(kind))
+            raise ConfigError(f"{name} must be {_describe(kind)}, not {value!r}{hint}")
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -152,6 +153,13 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and value == value
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _choices(kind: Any) -> list[str]:
+    """The texts that a type allows by name."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [choice for part in get_args(kind) for choice in _choices(part)]
 
 
 def _describe(kind: Any) -> str:
@@ -204,7 +212,8 @@ class DistillSpec:
     """What is minimised: the paper's loss as published, or with a better start, alone or with the
     teachers' relations; distillation of similarities to a queue; groups alone, or with the
     teachers' relations, with these and the paper's loss, or with a queue of full or a third of the
-    weight. auto is what proved best for such pairs, such a student and such teachers."""
+    weight. auto is what proved best for such pairs, such a student and such teachers. A file
+    (recipes/FILE.yaml) is read like --config, and may name the images too."""
     kl: float | None = None
     """Weight of the paper's loss on fused similarities of positives and negatives."""
     labels: float | None = None
@@ -230,14 +239,12 @@ class DistillSpec:
     shrinkage: float | Literal["auto"] | None = None
     """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto chooses on
     held-out images."""
-    pairs: Literal["auto", "groups", "views", "mixed"] = "auto"
+    pairs: Literal["auto", "groups", "views", "frames", "mixed"] = "auto"
     """Where positive pairs come from; auto takes groups where there are any, and mixes in views of
-    ungrouped images where those are many."""
+    ungrouped images where those are many; frames takes two views of one image of each group, a
+    video, an epoch."""
     pairs_per_class: int | None = None
     """Most pairs of one group in a batch."""
-    one_per_group: bool | None = None
-    """An epoch draws one pair from each group, and for pairs of views one image of each group, as
-    the paper does; by default it uses every image."""
     views: int | None = None
     """Views of an image that teachers embed; by default 1 with groups, else 2."""
     augment: Literal["light", "paper-images", "paper-frames"] | None = None

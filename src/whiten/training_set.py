@@ -37,6 +37,7 @@ QUEUE = 4096  # cached teacher embeddings that a batch is compared with
 _PAIRS = {
     "groups": "images of a group",
     "views": "two views of an image",
+    "frames": "two views of a frame of each video",
     "mixed": "images of a group, and two views of ungrouped images",
 }
 
@@ -122,7 +123,6 @@ class TrainingSet:
             views=facts["views"],
             batch_size=spec.batch_size,
             pairs_per_class=spec.pairs_per_class or 1,
-            one_per_group=bool(spec.one_per_group),
             opposite_views=spec.view_plan.is_asymmetric,
             processes=spec.devices * spec.nodes,
             seed=spec.seed,
@@ -206,7 +206,7 @@ class TrainingSet:
         training = {
             "images": len(self.items),
             "recipe": self.facts["recipe"],
-            "pairs": _PAIRS[self.plan.source],
+            "pairs": _PAIRS[self.facts["source"]],
             "classes": self.plan.classes,
             "steps": steps,
             "batch_size": self.plan.batch_size,
