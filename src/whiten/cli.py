@@ -117,7 +117,7 @@ def embed(
     for name, value in (("views", views), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
-    items = find_items(images)
+    items = find_items(images, say)
     model = open_teacher(teacher).to(best_device())
     with progress(f"embed {model.name}") as update:
         store = embed_items(
@@ -218,25 +218,39 @@ def evaluate(
     whiten_on: Path | None = None,
     whiten_dim: int = 256,
     shrinkage: float = 0.1,
+    protocol: str | None = None,
+    multi_scale: bool = False,
+    distractors: Path | None = None,
+    whitener: Path | None = None,
     embeddings: Path | None = None,
     as_json: Annotated[bool, Parameter("--json")] = False,
 ) -> None:
-    """Measure retrieval: images of a group should find each other.
+    """Measure retrieval: images of a group should find each other, or as a benchmark demands.
 
     Args:
         encoder: a teacher's URI, a student's folder, or fuse:raw:URI,URI and
             fuse:whitened:URI,URI or fuse:whitened:RUN.
-        gallery: a folder with a subfolder a group, or a table with columns path,group.
+        gallery: a folder with a subfolder a group, or a table with columns path,group; or the
+            root of a published benchmark.
         queries: likewise; by default each image searches all the others.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
         shrinkage: of this whitening.
+        protocol: roxford5k or rparis6k; needed where the folder is for several.
+        multi_scale: for these, average embeddings at 1, 0.71 and 0.5 of the size.
+        distractors: for these, the folder of revisitop1m, or a store of its embeddings.
+        whitener: for these, the file of a whitening to apply at each scale.
         embeddings: where embeddings are kept between calls.
         as_json: print JSON.
     """
+    from whiten.benchmark import PROTOCOLS, Options, find_protocol
     from whiten.encoder import load
     from whiten.evaluate import evaluate as run
 
+    options = Options(multi_scale, distractors, whitener)
+    name = find_protocol(gallery, protocol, options)
+    if name is not None and queries is not None:
+        raise ConfigError(f"{name} has queries of its own: leave out --queries")
     model = load(
         encoder,
         whiten_on=whiten_on,
@@ -244,6 +258,11 @@ def evaluate(
         shrinkage=shrinkage,
         cache=embeddings,
     )
+    if name is not None:
+        outcome = PROTOCOLS[name](model, gallery, options, embeddings, True)
+        print_json(outcome.to_json()) if as_json else print(*outcome.lines(), sep="\n")
+        list_skipped(outcome.skipped)
+        return
     result = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
     if as_json:
         print_json(result.to_json())

@@ -35,6 +35,9 @@ BATCH = 16  # larger batches leave the CPU's caches; a GPU gets more, see `_batc
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows planned)."""
 
+Render = Callable[[bytes, Item], npt.NDArray[np.uint8]]
+"""From a file's content to the (h, w, 3) RGB image that the model is shown."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -91,6 +94,7 @@ def embed(
     dtype: str = "float32",
     workers: int = 2,
     progress: Progress | None = None,
+    render: Render | None = None,
 ) -> Store:
     """Embed what is missing and return the store.
 
@@ -109,6 +113,8 @@ def embed(
         dtype: `float32`, or `float16` for half the disk space.
         workers: threads that decode.
         progress: told after every batch.
+        render: shows whole images otherwise than in the size of `teacher.preprocess`, each alone
+            in its batch, as sizes may differ; the teacher's `readout` must say how.
 
     Raises:
         NoImagesError: not one image could be read.
@@ -144,7 +150,7 @@ def embed(
     missing[items.by_id.rows([skip.id for skip in store.skipped_of(items.by_id)])] = False
     planned = int(missing.sum())
     done = 0
-    batch_size = _batch_size(teacher)
+    batch_size = _batch_size(teacher) if render is None else 1
     bf16 = origin.precision == "bf16"
     rows: list[Row] = []
     skipped: list[Skipped] = []
@@ -157,7 +163,10 @@ def embed(
 
     tasks = _cut(_tasks(items, missing, views))
     results = ordered_map(
-        lambda task: _render(task, teacher, plan), tasks, workers=workers, ahead=4 * batch_size
+        lambda task: _render(task, teacher, plan, render),
+        tasks,
+        workers=workers,
+        ahead=4 * batch_size,
     )
     for result in results:
         task = result.task
@@ -228,7 +237,7 @@ def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
         yield replace(waiting, ends_shard=True)
 
 
-def _render(task: Task, teacher: Teacher, plan: ViewPlan) -> Rendered:
+def _render(task: Task, teacher: Teacher, plan: ViewPlan, render: Render | None) -> Rendered:
     item = task.item
     # Before it is read: if it changes meanwhile, the next run sees another stamp.
     seen = Seen(display_path(item.path), stamp_of(item.path))
@@ -237,6 +246,8 @@ def _render(task: Task, teacher: Teacher, plan: ViewPlan) -> Rendered:
         seen = seen._replace(content_hash=content_hash(data))
         if teacher.lookup is not None:
             return Rendered(task, seen)
+        if render is not None:
+            return Rendered(task, seen, render(data, item)[None])
         views = [render_bytes(data, plan, item.id, v, teacher.preprocess) for v in task.views]
         return Rendered(task, seen, np.stack(views))
     except ImageError as error:

@@ -48,7 +48,7 @@ def prepare(
     """Embed what is missing, fit the whiteners, write targets and the checkpoint of step 0."""
     if facts_path(run).exists() and run.checkpoint.exists():
         return
-    items = find_items(images)
+    items = find_items(images, _say if show_progress else None)
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses at once what no teacher could mend
     views = spec.views or (1 if source == "groups" else 2)
@@ -88,7 +88,7 @@ def prepare(
         _keep_whitenings(run, described, whiteners, choices, show_progress)
     spec, why = complete(spec, source, _map_on_groups(choices))
     if show_progress:
-        print(why, file=sys.stderr)
+        _say(why)
 
     _write_targets(run, spec, stores, items, views, whiteners)
     _write_start(run, spec, backbone_as_teacher(net, config), net, items, views, cache)
@@ -184,7 +184,7 @@ def _keep_whitenings(
         if choice is not None:
             kept[teacher["name"]] = {**dataclasses.asdict(choice), "summary": str(choice)}
             if show_progress:
-                print(f"{teacher['name']}: {choice}", file=sys.stderr)
+                _say(f"{teacher['name']}: {choice}")
     write_atomically(run.choices, json.dumps(kept).encode())
 
 
@@ -229,6 +229,10 @@ def _write_start(
     run.save_checkpoint(
         {"step": 0, "model": state, "optimizer": {}, "ema": state if spec.ema > 0 else {}}
     )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _make(*folders: Path) -> None:

@@ -245,6 +245,8 @@ class DistillSpec:
     video, an epoch."""
     pairs_per_class: int | None = None
     """Most pairs of one group in a batch."""
+    pairs_per_epoch: int | None = None
+    """Most pairs of one group in an epoch; with 0 each of its images is used once."""
     views: int | None = None
     """Views of an image that teachers embed; by default 1 with groups, else 2."""
     augment: Literal["light", "paper-images", "paper-frames"] | None = None
@@ -293,6 +295,8 @@ class DistillSpec:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
+        if (self.pairs_per_epoch or 0) < 0:
+            raise ConfigError(f"pairs_per_epoch must be at least 0, not {self.pairs_per_epoch}")
         for name in TERMS:
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} is a weight, at least 0, not {getattr(self, name)}")

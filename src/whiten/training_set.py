@@ -123,6 +123,7 @@ class TrainingSet:
             views=facts["views"],
             batch_size=spec.batch_size,
             pairs_per_class=spec.pairs_per_class or 1,
+            pairs_per_epoch=spec.pairs_per_epoch or 0,
             opposite_views=spec.view_plan.is_asymmetric,
             processes=spec.devices * spec.nodes,
             seed=spec.seed,

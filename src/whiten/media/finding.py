@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media.collection import Item, Items
+from whiten.media.layouts import (
+    describe_landmarks,
+    landmark_images,
+    landmark_list,
+    read_landmarks,
+)
 
 # fmt: off
 SUFFIXES = frozenset([
@@ -18,7 +24,7 @@ SUFFIXES = frozenset([
 # fmt: on
 
 
-def find_items(source: str | os.PathLike[str]) -> Items:
+def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | None = None) -> Items:
     """The images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
 
     In a folder whose images all lie one folder deep or deeper, the folder that holds an
@@ -28,12 +34,23 @@ def find_items(source: str | os.PathLike[str]) -> Items:
     silently. In a table, relative paths start at the table's folder. The order is by id, the
     same on every machine.
 
+    A folder with the list of GLDv2-clean is read by that list, see `whiten.media.layouts`.
+
+    Args:
+        source: the folder or table.
+        tell: told in one line what data set was recognised, if one was.
+
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
         ConfigError: a table that cannot be read, without a `path` column, or with a path
             missing or twice.
     """
     root = Path(source)
+    if root.is_dir() and (table := landmark_list(root)) is not None:
+        items = read_landmarks(table, landmark_images(root))
+        if tell is not None:
+            tell(describe_landmarks(items))
+        return items
     if root.is_dir():
         items = Items.of(_walk(root))
         if not items:
