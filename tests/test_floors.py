@@ -35,6 +35,7 @@ FLOORS = [
     "multiscale",
     "student",
     "card",
+    "published",
     "pairs",
     "upkeep",
     "embed",

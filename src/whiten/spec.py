@@ -23,6 +23,10 @@ SCHEMES: dict[str, tuple[str, str]] = {
     "torchvision": ("a torchvision backbone", "torchvision:resnet50"),
     "openclip": ("an open_clip image tower", "openclip:ViT-B-16/laion2b_s34b_b88k"),
     "hf": ("a Hugging Face vision model", "hf:facebook/dinov3-vits16-pretrain-lvd1689m"),
+    "paper": (
+        "a published teacher of the paper",
+        "paper:resnet101_delg?weights=r101_delg_s512.pyth",
+    ),
     "onnx": ("an ONNX file", "onnx:model.onnx"),
     "python": ("your own factory function", "python:pkg.module:factory"),
     "store": ("embeddings that you have already", "store:embeddings/ours"),
