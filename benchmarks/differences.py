@@ -48,24 +48,26 @@ HEAD = {
     "batch_size": 256,
     "recipe": "similarity",
 }
-VIEWS, GROUPS = {**HEAD, "pairs": "views"}, {**HEAD, "pairs": "groups"}
-OPTIMISER = {"optimizer": "adam", "warmup": 0.0, "clip": 0.0, "weight_decay": 1e-6}
 PCA = {"shrinkage": 0.0, "whiten_dim": 256}
+CHOSEN = {"shrinkage": "auto", "whiten_dim": "auto"}
+VIEWS, GROUPS = {**HEAD, **PCA, "pairs": "views"}, {**HEAD, **PCA, "pairs": "groups"}
+OPTIMISER = {"optimizer": "adam", "warmup": 0.0, "clip": 0.0, "weight_decay": 1e-6}
 # An epoch of one pair a group has half the steps: these groups have four images.
 ONE_PAIR = {"pairs_per_epoch": 1, "epochs": 40}
 RUNS: dict[str, dict[str, Any]] = {
     "views": VIEWS,
-    "views, PCA-whitening": {**VIEWS, **PCA},
+    "views, whitening chosen": {**VIEWS, **CHOSEN},
     "views, random start": {**VIEWS, "start": "random"},
-    "views, published views": {**VIEWS, "augment": "paper-frames"},
     "views, published optimiser": {**VIEWS, **OPTIMISER},
     "views, maxrand": {**VIEWS, "fusion": "maxrand"},
     "views, maxrand drawn twice": {**VIEWS, "fusion": "maxrand"},
-    "views, all published": {**VIEWS, **PCA, **OPTIMISER, "recipe": "paper"},
     "groups": GROUPS,
+    "groups, whitening chosen": {**GROUPS, **CHOSEN},
     "groups, one pair": {**GROUPS, **ONE_PAIR},
     "groups, published views": {**GROUPS, "augment": "paper-images"},
-    "groups, all published": {**GROUPS, **PCA, **OPTIMISER, **ONE_PAIR, "recipe": "paper"},
+    "groups, all published": {**GROUPS, **OPTIMISER, **ONE_PAIR, "recipe": "paper"},
+    "views, published views": {**VIEWS, "augment": "paper-frames"},
+    "views, all published": {**VIEWS, **OPTIMISER, "recipe": "paper"},
 }
 DRAWN_TWICE = "views, maxrand drawn twice"
 FEW = 300  # images for a whitening that asks for nearly as many axes
