@@ -345,6 +345,31 @@ def report(
 
 
 @app.command
+def convert(
+    file: Path,
+    /,
+    *,
+    out: Path,
+    p: float | None = None,
+    size: int | None = None,
+    as_json: Annotated[bool, Parameter("--json")] = False,
+) -> None:
+    """Convert what the paper's authors released: a PCA-whitening or a student.
+
+    Args:
+        file: the released file.
+        out: the whitening's file or the student's folder to write.
+        p: GeM power of a student: 3 for landmarks, 1 for videos.
+        size: input side of a student in pixels.
+        as_json: print JSON.
+    """
+    from whiten.published import convert as run
+
+    facts = asdict(run(file, out, p=p, size=size))
+    print_json(facts) if as_json else print_facts(facts)
+
+
+@app.command
 def demo(
     *,
     out: Path = Path("runs/demo"),

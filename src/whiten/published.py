@@ -87,7 +87,10 @@ def _check_whitening(state: dict[str, Any], path: str) -> npt.NDArray[np.float64
     source, dim = (int(t) if t.numel() == 1 else 0 for t in dims)
     shapes = {
         **dict.fromkeys(("dim1", "dim2", "whit", "n_0"), ()),
-        "d": (source,), "v": (source, source), "mean": (1, source), "dvt": (dim, source),
+        "d": (source,),
+        "v": (source, source),
+        "mean": (1, source),
+        "dvt": (dim, source),
     }
     require_shapes(tensors, shapes, path)
     broken = sorted(key for key, value in tensors.items() if not torch.isfinite(value).all())
