@@ -2,8 +2,8 @@
 
     python benchmarks/differences_page.py
 
-Reads what `differences.py --json benchmarks/recipes/differences.json` wrote. An effect stands between
-`<!-- m: NAME -->` and `<!-- /m -->`.
+Reads what `differences.py --json benchmarks/recipes/differences.json` wrote. An effect stands
+between `<!-- m: NAME -->` and `<!-- /m -->`.
 """
 
 from __future__ import annotations
