@@ -30,6 +30,7 @@ FLOORS = [
     "objective",
     "metrics",
     "views",
+    "views_torch",
     "own_size",
     "teachers",
     "multiscale",

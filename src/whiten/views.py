@@ -272,9 +272,19 @@ def _turned(image: Image.Image, hue: float) -> Image.Image:
 
 
 def render_bytes(
-    data: bytes, plan: ViewPlan, item_id: str, number: int, preprocess: Preprocess
+    data: bytes,
+    plan: ViewPlan,
+    item_id: str,
+    number: int,
+    preprocess: Preprocess,
+    *,
+    is_coloured: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """Decode a file's content no larger than the view needs, and render the view.
+
+    Args:
+        is_coloured: otherwise it is only cut and resized, for `views_torch.recolour` to do the
+            rest.
 
     Raises:
         ImageError: the content cannot be decoded.
@@ -286,7 +296,8 @@ def render_bytes(
         need = side / math.sqrt(plan.scale[0] / plan.ratio)
     image, picture = decode_scaled(data, min_side=math.ceil(need))
     size = (picture[2] - picture[0], picture[3] - picture[1])
-    return render(image, plan_view(plan, item_id, number, size), preprocess, picture)
+    view = plan_view(plan, item_id, number, size)
+    return render(image, view if is_coloured else View(view.box), preprocess, picture)
 
 
 def _fitted_box(size: tuple[float, float], preprocess: Preprocess) -> Box:
