@@ -66,8 +66,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "groups, one pair": {**GROUPS, **ONE_PAIR},
     "groups, published views": {**GROUPS, "augment": "paper-images"},
     "groups, all published": {**GROUPS, **OPTIMISER, **ONE_PAIR, "recipe": "paper"},
-    "views, published views": {**VIEWS, "augment": "paper-frames"},
-    "views, all published": {**VIEWS, **OPTIMISER, "recipe": "paper"},
 }
 DRAWN_TWICE = "views, maxrand drawn twice"
 FEW = 300  # images for a whitening that asks for nearly as many axes

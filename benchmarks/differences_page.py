@@ -38,8 +38,6 @@ def effects(found: Mapping[str, Any]) -> dict[str, str]:
         "maxrand": trained("views, maxrand drawn twice", "views, maxrand"),
         "one-pair": trained("groups, one pair", "groups"),
         "views-groups": trained("groups, published views", "groups"),
-        "views-views": trained("views, published views", "views"),
-        "all-views": trained("views, all published", "views, whitening chosen"),
         "all-groups": trained("groups, all published", "groups, whitening chosen"),
         "null": fused("few images, null directions kept", "few images, fewer axes and shrinkage"),
         "crops": fused("random crops"),
