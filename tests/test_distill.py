@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import whiten
-from whiten import training
+from whiten import training, training_set
 from whiten.distill import DistillResult, distill
 from whiten.errors import ConfigError, RunError
 from whiten.run_folder import RunFolder
@@ -168,6 +168,31 @@ def test_online_teachers_give_the_losses_of_cached_ones(
     run(images, tmp_path / "cached", cache, **same)
     run(images, tmp_path / "online", cache, **same, teachers_online=True)
     np.testing.assert_allclose(losses(tmp_path / "online"), losses(tmp_path / "cached"), rtol=1e-3)
+
+
+@pytest.mark.parametrize("teachers_online", [False, True])
+def test_colours_on_the_device_give_the_losses_of_pillows(
+    images: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    teachers_online: bool,
+) -> None:
+    options = {"recipe": "paper", "pairs": "frames", "teachers_online": teachers_online}
+    run(images, tmp_path / "pillow", cache, **options)
+    coloured: list[int] = []
+
+    def recolour(pixels: np.ndarray, views: list[Any], device: torch.device) -> np.ndarray:
+        coloured.append(len(views))
+        return on_device(pixels, views, device)
+
+    on_device = training_set.recolour
+    monkeypatch.setattr(training_set, "recolour", recolour)
+    monkeypatch.setattr(training_set.TrainingSet, "_colours_on", lambda *_: True)
+    run(images, tmp_path / "device", cache, **options)
+    steps = len(losses(tmp_path / "device"))
+    assert coloured == [8] * (steps * (3 if teachers_online else 1))  # two teachers and the student
+    np.testing.assert_allclose(losses(tmp_path / "device"), losses(tmp_path / "pillow"), rtol=0.05)
 
 
 def test_training_changes_only_what_it_should(images: Path, cache: Path, tmp_path: Path) -> None:

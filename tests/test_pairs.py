@@ -124,6 +124,33 @@ def test_a_few_strays_do_not_cost_a_second_view() -> None:
     assert plan_pairs([*GROUPS, None], [*CONTENTS, "stray"]).source == "groups"
 
 
+def test_frames_are_one_image_of_each_group_in_two_views() -> None:
+    groups = [*GROUPS, None, None]
+    contents = [*CONTENTS, "stray", "stray"]
+    plan = plan_pairs(groups, contents, source="frames", views=2, batch_size=7)
+    assert (plan.source, plan.classes) == ("views", 7)  # the strays are copies
+    seen = set()
+    for epoch in range(60):
+        [batch] = plan.epoch(epoch)
+        assert all(p.x == p.y and {p.x_view, p.y_view} == {0, 1} for p in batch)
+        assert len({groups[p.x] for p in batch}) == 7
+        seen |= {pair.x for pair in batch}
+    assert seen == set(range(len(groups)))  # each epoch another image of the group
+
+
+def test_views_may_be_one_even_and_one_odd() -> None:
+    plain = {"source": "views", "views": 6, "batch_size": 8}
+    contents = [str(i) for i in range(64)]
+    plan = plan_pairs([None] * 64, contents, **plain, opposite_views=True)
+    pairs = [pair for epoch in range(6) for batch in plan.epoch(epoch) for pair in batch]
+    assert all((p.x_view + p.y_view) % 2 == 1 for p in pairs)
+    assert {(p.x_view, p.y_view) for p in pairs} == {
+        (x, y) for x in range(6) for y in range(6) if (x + y) % 2
+    }
+    with pytest.raises(ConfigError, match="an even number of --views, not 3"):
+        plan_pairs([None] * 9, CONTENTS[:9], source="views", views=3, opposite_views=True)
+
+
 @pytest.mark.parametrize("pairs_per_class", [1, 2])
 def test_who_meets_whom_is_drawn_anew_in_every_epoch(pairs_per_class: int) -> None:
     sizes = [8, 6, 4, *[2] * 40]  # large groups come first, and small ones fill their batches

@@ -84,7 +84,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "schedule": "onecycle",
     },
-    "teachers online": {"recipe": "paper", "teachers_online": True},
+    "teachers online": {"recipe": "paper", "teachers_online": True, "epochs": 10},
 }
 
 

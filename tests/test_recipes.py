@@ -7,6 +7,7 @@ import pytest
 from whiten.errors import ConfigError
 from whiten.recipes import DECIDED, KNOWN, RECIPES, complete
 from whiten.spec import TERMS, DistillSpec
+from whiten.view_plan import ViewPlan
 
 TEACHERS = ["demo:mobilenetv2"]
 UNTRAINED = "timm:resnet18?pretrained=0"
@@ -93,6 +94,18 @@ def test_the_papers_recipe_is_the_papers() -> None:
     }
     assert (full.fusion, full.temperature, full.shrinkage) == ("maxmin", 0.05, 0.0)
     assert (full.start, full.pairs_per_class, full.pairs_per_epoch) == ("random", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "augment"),
+    [("groups", "paper-images"), ("views", "paper-frames"), ("frames", "paper-frames")],
+)
+def test_the_papers_views_come_with_its_recipe_alone(source: str, augment: str) -> None:
+    full, _ = complete(spec(recipe="paper", view_seed=4), source)
+    assert full.augment == augment
+    assert full.view_plan == ViewPlan.named(augment, 4)
+    for options in ({"recipe": "paper", "augment": "light"}, {}):
+        assert complete(spec(**options), source)[0].view_plan == ViewPlan()
 
 
 @pytest.mark.parametrize(

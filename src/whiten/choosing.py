@@ -51,7 +51,7 @@ class Choice:
         shrinkage, dim: the choice.
         criterion: what the scores are, in words.
         shrinkages, dims: of the columns and the rows of `scores`.
-        scores: mean average precision on held-out images, [dim][shrinkage]; empty where
+        scores: mean average precision on held-out images, by dim and shrinkage; empty where
             there was nothing to choose on.
         evidence: what the choice scores on each kind of evidence alone.
     """

@@ -23,10 +23,10 @@ from whiten.media import (
     read_bytes,
     stamp_of,
 )
-from whiten.spec import ViewPlan
 from whiten.store import Origin, Row, Seen, Store, stored_precision
 from whiten.teachers.base import Teacher
 from whiten.upkeep import Usable, bring_up_to_date
+from whiten.view_plan import ViewPlan, agree
 from whiten.views import render_bytes
 
 SHARD_ROWS = 1024  # at most this much work is lost by a kill
@@ -125,7 +125,8 @@ def embed(
     plan = plan or ViewPlan()
     if not items:
         raise NoImagesError("there are no images to embed: name a folder with images")
-    if max(views) > 0 and teacher.plan not in ("", plan.fingerprint()):
+    plan_of_views = plan.fingerprint() if any(map(plan.is_random, views)) else ""
+    if teacher.lookup is not None and not agree(teacher.plan, plan_of_views):
         raise StoreError(
             f"{teacher.uri} holds views of another view plan, {teacher.plan[:8]}, not "
             f"{plan.fingerprint()[:8]} (seed {plan.seed}): use the seed that it was made with, or "
@@ -137,7 +138,7 @@ def embed(
         uri=teacher.uri,
         fingerprint=teacher.fingerprint(),
         dim=teacher.dim,
-        plan=plan.fingerprint() if max(views) > 0 else "",
+        plan=plan_of_views,
         plan_seed=plan.seed,
         precision=_choose_precision(precision, folder, teacher),
         dtype=dtype,
@@ -317,13 +318,21 @@ def _batch_size(teacher: Teacher) -> int:
     return BATCH if teacher.device.type == "cpu" else 8 * BATCH
 
 
-def store_folder(root: Path, teacher: Teacher, *, precision: str = "32", seed: int = 0) -> Path:
+def store_folder(
+    root: Path,
+    teacher: Teacher,
+    *,
+    precision: str = "32",
+    seed: int = 0,
+    augment: str | None = None,
+) -> Path:
     """Where a cache keeps the embeddings of a teacher: a name for people, a hash for safety.
 
-    What differs in precision or in the seed of its views lies apart, so that runs with different
-    options can share a cache.
+    What differs in precision, or in the plan or the seed of its views, lies apart, so that runs
+    with different options can share a cache.
     """
     name = f"{teacher.name}-{teacher.fingerprint()[:8]}".replace("/", "-")
     suffixes = [precision] if precision != "32" else []
+    suffixes += [augment] if augment not in (None, "light") else []
     suffixes += [f"seed{seed}"] if seed else []
     return root / "-".join([name, *suffixes])

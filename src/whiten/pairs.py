@@ -1,8 +1,9 @@
 """Which items meet in a batch: images of a group, two views of one image, or both.
 
 A *class* is what counts as the same thing: a group, or an image that has no group. Pairs are drawn
-within classes. An epoch's batches are a pure function of (seed, epoch), which is what makes a
-resumed run the same as an uninterrupted one.
+within classes. With `frames` a group is a video: an epoch takes one frame of each, in two views. An
+epoch's batches are a pure function of (seed, epoch), which is what makes a resumed run the same as
+an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class PairPlan:
             are the same thing.
         pairs_per_epoch: pairs that one group may give to an epoch; 0 is all that it has.
         seed: of all draws.
+        opposite_views: the two views of an image are an even and an odd one.
     """
 
     members: Ints
@@ -78,6 +80,7 @@ class PairPlan:
     pairs_per_class: int
     pairs_per_epoch: int
     seed: int
+    opposite_views: bool = False
 
     @property
     def classes(self) -> int:
@@ -142,11 +145,15 @@ class PairPlan:
         return np.stack([shuffled[x], views[:, 0], shuffled[x + 1], views[:, 1], label], axis=1)
 
     def _pairs_of_views(self, rng: np.random.Generator) -> Ints:
-        """(pairs, 5) of two views of one image, one of each class; the others are its copies."""
+        """(pairs, 5) of two views of one image, one of each class; the others rest."""
         shuffled, place = self._shuffled(self.grouped, self.classes, rng)
         x = shuffled[place == 0]
         one = rng.integers(0, self.views, len(x), np.int32)
-        other = (one + rng.integers(1, self.views, len(x), np.int32)) % self.views
+        if self.opposite_views:
+            away = 1 + 2 * rng.integers(0, self.views // 2, len(x), np.int32)
+        else:
+            away = rng.integers(1, self.views, len(x), np.int32)
+        other = (one + away) % self.views
         label = np.arange(self.grouped, self.classes, dtype=np.int32)
         return np.stack([x, one, x, other, label], axis=1)
 
@@ -194,7 +201,7 @@ class PairPlan:
 
 
 def resolve_source(groups: Names, wanted: str) -> str:
-    """`groups`, `views` or `mixed`: where pairs come from, for a wanted source that may be `auto`.
+    """`groups`, `views`, `frames` or `mixed`: where pairs come from, if asked for `auto` too.
 
     `auto` takes groups where there are any, and mixes in the images without one (or alone in
     theirs) where those are more than a tenth.
@@ -205,6 +212,8 @@ def resolve_source(groups: Names, wanted: str) -> str:
     codes = name_codes(groups)
     sizes = np.bincount(codes + 1)[1:]
     usable = int((sizes > 1).sum())
+    if wanted == "frames":
+        return "frames"
     if wanted == "views" or (wanted == "auto" and usable == 0):
         return "views"
     single = len(codes) - int(sizes[sizes > 1].sum())
@@ -229,19 +238,21 @@ def plan_pairs(
     pairs_per_epoch: int = 0,
     processes: int = 1,
     seed: int = 0,
+    opposite_views: bool = False,
 ) -> PairPlan:
     """Decide where pairs come from.
 
     Args:
         groups: per item its group or None.
         contents: per item its content hash; copies never meet as a negative pair.
-        source: `groups`, `views`, `mixed`, or `auto`; see `resolve_source`.
+        source: `groups`, `views`, `frames`, `mixed`, or `auto`; see `resolve_source`.
         views: views that every item has; pairs of views need two.
         batch_size: wanted pairs a batch; lowered to what the classes can give.
         pairs_per_class: most pairs of one class in a batch.
         pairs_per_epoch: most pairs of one group in an epoch; 0 is all that it has.
         processes: the batch is divided among them evenly.
         seed: of all draws.
+        opposite_views: the two views of an image are an even and an odd one.
 
     Raises:
         ConfigError: nothing to pair, fewer than two classes, or too few views.
@@ -249,12 +260,19 @@ def plan_pairs(
     source = resolve_source(groups, source)
     if source != "groups" and views < 2:
         raise ConfigError("pairs of two views need --views 2 or more")
+    if source != "groups" and opposite_views and views % 2:
+        raise ConfigError(
+            f"pairs of an even and an odd view need an even number of --views, not {views}"
+        )
     codes = name_codes(groups)
-    in_group = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1) & (source != "views")
+    in_group = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1)
+    in_group &= source in ("groups", "mixed")
     members, bounds = _by_class(np.flatnonzero(in_group), codes)
     grouped = len(bounds) - 1
     if source != "groups":
         content = name_codes(contents)
+        if source == "frames":  # a group counts as one thing; without one, an image does
+            content = np.where(codes >= 0, codes, content + codes.max() + 1)
         is_known = np.zeros(content.max() + 1, bool)
         is_known[content[in_group]] = True
         more, ends = _by_class(np.flatnonzero(~is_known[content]), content)
@@ -270,7 +288,17 @@ def plan_pairs(
             f"{classes} different image{'' if classes == 1 else 's'} or groups are too "
             f"few for {processes} process{'' if processes == 1 else 'es'}: give at least 2 for each"
         )
-    return PairPlan(members, bounds, grouped, views, size, pairs_per_class, pairs_per_epoch, seed)
+    return PairPlan(
+        members,
+        bounds,
+        grouped,
+        views,
+        size,
+        pairs_per_class,
+        pairs_per_epoch,
+        seed,
+        opposite_views=opposite_views,
+    )
 
 
 def _available(bounds: Ints, pairs_per_epoch: int) -> Ints:

@@ -24,7 +24,7 @@ from whiten.pairs import resolve_source
 from whiten.progress import announce, progress
 from whiten.recipes import DECIDED, complete
 from whiten.run_folder import RunFolder, write_atomically
-from whiten.spec import DistillSpec, ViewPlan, parse_uri
+from whiten.spec import DistillSpec, parse_uri
 from whiten.store import Store, embedded_by_all
 from whiten.student import StudentNet, backbone_as_teacher, build_student
 from whiten.targets import fit_whiteners, write_fused_targets, write_targets
@@ -51,7 +51,7 @@ def prepare(
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses at once what no teacher could mend
     views = spec.views or (1 if source == "groups" else 2)
-    cache = _Cache(embeddings, spec, show_progress)
+    cache = _Cache(embeddings, draft, show_progress)
     teachers = [
         open_teacher(uri) for uri in spec.teachers
     ]  # all, before the first embeds for hours
@@ -117,16 +117,23 @@ class _Cache:
         self.precision = resolve_precision(wanted, self.device.type)
 
     def embed(self, teacher: Teacher, items: Items, views: range, label: str) -> Store:
-        seed = self.spec.view_seed
+        spec = self.spec
+        folder = store_folder(
+            self.folder,
+            teacher,
+            precision=self.precision,
+            seed=spec.view_seed,
+            augment=spec.augment,
+        )
         with progress(f"embed {label}", enabled=self.show_progress) as update:
             store = embed(
                 items,
                 teacher.to(self.device),
-                store_folder(self.folder, teacher, precision=self.precision, seed=seed),
+                folder,
                 views=views,
-                plan=ViewPlan(seed=seed),
+                plan=spec.view_plan,
                 precision=self.precision,
-                workers=self.spec.workers,
+                workers=spec.workers,
                 progress=update,
             )
         teacher.to("cpu")  # the device's memory is needed for the next one

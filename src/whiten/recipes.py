@@ -21,6 +21,7 @@ _COMMON: dict[str, Any] = {
     "shrinkage": "auto",
     "pairs_per_class": 1,
     "pairs_per_epoch": 0,
+    "augment": "light",
 }
 
 # The options that a recipe decides where the user does not.
@@ -43,6 +44,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "labels-queue": {"labels": 1.0, "queue": 1.0, "pairs_per_class": 2},
     "labels-light-queue": {"labels": 1.0, "queue": 0.3, "pairs_per_class": 2},
 }
+
+# The views of `paper`: landmarks are only cropped and flipped, two views of a frame change in
+# colour and sharpness too.
+_PUBLISHED_VIEWS = {"groups": "paper-images", "mixed": "paper-images", "views": "paper-frames"}
 
 # Teachers whose whitened embeddings retrieve held-out groups with at least this mAP know the
 # domain. Those of the comparison have 0.4 to 0.5 as they come and 0.96 after fine-tuning.
@@ -85,7 +90,7 @@ def complete(
 
     Args:
         spec: as the user gave it.
-        source: of the pairs, `groups`, `views` or `mixed`.
+        source: of the pairs, `groups`, `views` or `mixed`; `frames` are views.
         map_on_groups: mAP of the whitened teachers on held-out groups, where it is known; nothing
             that the whitening rests on depends on it.
 
@@ -95,12 +100,15 @@ def complete(
     Raises:
         ConfigError: the objective has no term, or terms that these options cannot serve.
     """
+    source = "views" if source == "frames" else source
     is_untrained = parse_uri(spec.student).is_untrained
     if spec.recipe == "auto":
         name, reason = _choose(spec, source, is_untrained, map_on_groups)
     else:
         name, reason = spec.recipe, "as asked"
     chosen = {**_COMMON, **RECIPES[name]}
+    if name == "paper":
+        chosen["augment"] = _PUBLISHED_VIEWS[source]
     if is_untrained:
         chosen["start"] = "random"  # principal axes of random features mean nothing
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -14,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl, quote
 
 from whiten.errors import ConfigError, nearest
+from whiten.view_plan import ViewPlan as ViewPlan
+from whiten.view_plan import fingerprint as fingerprint
 
 # Every scheme, with what follows it and an example: the one list that errors, the `teachers`
 # verb and the documentation draw from.
@@ -121,39 +121,6 @@ def parse_uri(text: str) -> TeacherURI:
     return TeacherURI(scheme, target, tuple(pairs))
 
 
-@dataclass(frozen=True)
-class ViewPlan:
-    """How views are drawn; equal plans give equal views on every machine.
-
-    View 0 is the whole image. Views 1, 2, … are random: a crop of `scale` of the area and an
-    aspect `ratio`, a mirror image with probability `flip`, and colour changes.
-
-    Attributes:
-        seed: any integer; part of every view's randomness.
-        scale: smallest and largest fraction of the area that a crop keeps.
-        ratio: largest change of the aspect ratio, at least 1.
-        flip: probability of a horizontal flip.
-        jitter: largest relative change of brightness, contrast and saturation.
-        grayscale: probability of dropping colour.
-    """
-
-    seed: int = 0
-    scale: tuple[float, float] = (0.35, 1.0)
-    ratio: float = 4 / 3
-    flip: float = 0.5
-    jitter: float = 0.3
-    grayscale: float = 0.1
-
-    def fingerprint(self) -> str:
-        return fingerprint(dataclasses.asdict(self))
-
-
-def fingerprint(facts: Any) -> str:
-    """32 hexadecimal digits that change when `facts` (JSON-serialisable) change."""
-    text = json.dumps(facts, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def check_types(values: Any) -> None:
     """Refuse a dataclass whose fields hold something else than their annotations say.
 
@@ -165,7 +132,8 @@ def check_types(values: Any) -> None:
     for name, kind in get_type_hints(type(values)).items():
         value = getattr(values, name)
         if not _is_of(value, kind):
-            raise ConfigError(f"{name} must be {_describe(kind)}, not {value!r}")
+            hint = nearest(value, _choices(kind))
+            raise ConfigError(f"{name} must be {_describe(kind)}, not {value!r}{hint}")
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -189,6 +157,13 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and value == value
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _choices(kind: Any) -> list[str]:
+    """The texts that a type allows by name."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [choice for part in get_args(kind) for choice in _choices(part)]
 
 
 def _describe(kind: Any) -> str:
@@ -241,7 +216,8 @@ class DistillSpec:
     """What is minimised: the paper's loss as published, or with a better start, alone or with the
     teachers' relations; distillation of similarities to a queue; groups alone, or with the
     teachers' relations, with these and the paper's loss, or with a queue of full or a third of the
-    weight. auto is what proved best for such pairs, such a student and such teachers."""
+    weight. auto is what proved best for such pairs, such a student and such teachers. A file
+    (recipes/FILE.yaml) is read like --config, and may name the images too."""
     kl: float | None = None
     """Weight of the paper's loss on fused similarities of positives and negatives."""
     labels: float | None = None
@@ -267,15 +243,20 @@ class DistillSpec:
     shrinkage: float | Literal["auto"] | None = None
     """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto chooses on
     held-out images."""
-    pairs: Literal["auto", "groups", "views", "mixed"] = "auto"
+    pairs: Literal["auto", "groups", "views", "frames", "mixed"] = "auto"
     """Where positive pairs come from; auto takes groups where there are any, and mixes in views of
-    ungrouped images where those are many."""
+    ungrouped images where those are many; frames takes two views of one image of each group, a
+    video, an epoch."""
     pairs_per_class: int | None = None
     """Most pairs of one group in a batch."""
     pairs_per_epoch: int | None = None
     """Most pairs of one group in an epoch; with 0 each of its images is used once."""
     views: int | None = None
     """Views of an image that teachers embed; by default 1 with groups, else 2."""
+    augment: Literal["light", "paper-images", "paper-frames"] | None = None
+    """How views are drawn: light is view 0 whole, the others cropped with a little colour;
+    paper-images crops and flips every view; paper-frames changes colours, blurs and solarises
+    too. By default light, with the recipe paper the paper's."""
     epochs: int = 20
     batch_size: int = 128
     """Pairs in a batch, over all devices."""
@@ -350,3 +331,8 @@ class DistillSpec:
 
     def to_mapping(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @property
+    def view_plan(self) -> ViewPlan:
+        """How the run's views are drawn."""
+        return ViewPlan.named(self.augment or "light", self.view_seed)

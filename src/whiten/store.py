@@ -31,6 +31,7 @@ from whiten.shards import (
     rewrite_shard,
     write_shard,
 )
+from whiten.view_plan import agree
 
 __all__ = [
     "Origin",
@@ -263,7 +264,7 @@ def _refuse_other(stored: Origin, asked: Origin, place: Path) -> None:
     }
     for name, what in differences.items():
         ours, theirs = getattr(stored, name), getattr(asked, name)
-        if ours != theirs and not (name == "plan" and "" in (ours, theirs)):
+        if not (agree(ours, theirs) if name == "plan" else ours == theirs):
             detail = {
                 "fingerprint": f"{stored.uri} ({stored.fingerprint[:8]}), "
                 f"not {asked.uri} ({asked.fingerprint[:8]})",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from whiten.card import model_card
 from whiten.errors import RunError
-from whiten.media import ordered_map, read_bytes
+from whiten.media import ordered_map
 from whiten.objective import Batch, objective
 from whiten.pairs import Pair
 from whiten.progress import progress
@@ -28,7 +28,7 @@ from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec
 from whiten.student import StudentNet, build_student, freeze_unused, save_student
 from whiten.training_set import TrainingSet
-from whiten.views import Preprocess, render_bytes
+from whiten.views import Preprocess
 
 
 def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -> None:
@@ -240,12 +240,14 @@ def _batches(
             yield batch, data.features(batch[mine], fabric.device)
         return
 
-    def render(side: tuple[int, int]) -> np.ndarray:
-        item = data.items[side[0]]
-        return render_bytes(read_bytes(item.path), data.view_plan, item.id, side[1], preprocess)
-
     sides = (side for batch in pairs() for side in data.sides(batch[mine]))
-    rendered = ordered_map(render, sides, workers=spec.workers, ahead=4 * share)
+    rendered = ordered_map(
+        lambda side: data.render(side, preprocess, fabric.device),
+        sides,
+        workers=spec.workers,
+        ahead=4 * share,
+    )
     for batch in pairs():
         pixels = np.stack(list(islice(rendered, 2 * share)))
+        pixels = data.coloured(pixels, data.sides(batch[mine]), fabric.device)
         yield batch, torch.from_numpy(preprocess.normalize(pixels)).to(fabric.device)

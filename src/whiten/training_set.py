@@ -23,19 +23,23 @@ from whiten.media import Items, ordered_map, read_bytes
 from whiten.pairs import Pair, PairPlan, plan_pairs
 from whiten.recipes import DECIDED
 from whiten.run_folder import RunFolder
-from whiten.spec import DistillSpec, ViewPlan
+from whiten.spec import DistillSpec
 from whiten.store import Vectors
 from whiten.student import StudentConfig
 from whiten.targets import open_targets
 from whiten.teachers import Teacher, open_teacher
-from whiten.views import render_bytes
+from whiten.view_plan import ViewPlan
+from whiten.views import Preprocess, plan_view, render_bytes
+from whiten.views_torch import recolour
 from whiten.whitening import Whitener, normalize_rows
 
+Side = tuple[int, int]  # an item and the number of its view
 QUEUE = 4096  # cached teacher embeddings that a batch is compared with
 
 _PAIRS = {
     "groups": "images of a group",
     "views": "two views of an image",
+    "frames": "two views of a frame of each video",
     "mixed": "images of a group, and two views of ungrouped images",
 }
 
@@ -122,6 +126,7 @@ class TrainingSet:
             batch_size=spec.batch_size,
             pairs_per_class=spec.pairs_per_class or 1,
             pairs_per_epoch=spec.pairs_per_epoch or 0,
+            opposite_views=spec.view_plan.is_asymmetric,
             processes=spec.devices * spec.nodes,
             seed=spec.seed,
         )
@@ -134,7 +139,7 @@ class TrainingSet:
             spec=spec,
             items=items,
             plan=plan,
-            view_plan=ViewPlan(seed=spec.view_seed),
+            view_plan=spec.view_plan,
             facts=facts,
             targets=targets,
             online=online,
@@ -147,7 +152,7 @@ class TrainingSet:
         return [teacher["name"] for teacher in self.facts["teachers"]]
 
     @staticmethod
-    def sides(batch: Sequence[Pair]) -> list[tuple[int, int]]:
+    def sides(batch: Sequence[Pair]) -> list[Side]:
         """(item, view) of the x sides, then of the y sides."""
         return [(p.x, p.x_view) for p in batch] + [(p.y, p.y_view) for p in batch]
 
@@ -182,17 +187,40 @@ class TrainingSet:
         rows = _rows(open_targets(features_path(self.run)), self.sides(batch))
         return torch.from_numpy(rows).to(device)
 
+    def render(self, side: Side, preprocess: Preprocess, device: torch.device) -> np.ndarray:
+        """(h, w, 3) uint8: the view, but for its colours where the device does them."""
+        item, number = self.items[side[0]], side[1]
+        is_coloured = not self._colours_on(device)
+        data = read_bytes(item.path)
+        return render_bytes(
+            data, self.view_plan, item.id, number, preprocess, is_coloured=is_coloured
+        )
+
+    def coloured(
+        self, pixels: np.ndarray, sides: Sequence[Side], device: torch.device
+    ) -> np.ndarray:
+        """(n, h, w, 3) uint8: the views as they are, of what `render` gave."""
+        if not self._colours_on(device):
+            return pixels
+        whole = (1, 1)  # colours do not depend on the image's shape
+        views = [plan_view(self.view_plan, self.items[i].id, n, whole) for i, n in sides]
+        return recolour(pixels, views, device)
+
+    def _colours_on(self, device: torch.device) -> bool:
+        # On a CPU the threads that decode do them as fast. The light plan's are cheap.
+        return device.type != "cpu" and self.view_plan.colours is not None
+
     def _embed_online(
-        self, source: OnlineTeacher, sides: Sequence[tuple[int, int]], device: torch.device
+        self, source: OnlineTeacher, sides: Sequence[Side], device: torch.device
     ) -> Vectors:
         teacher = source.teacher.to(device)
-
-        def render(side: tuple[int, int]) -> np.ndarray:
-            item = self.items[side[0]]
-            data = read_bytes(item.path)
-            return render_bytes(data, self.view_plan, item.id, side[1], teacher.preprocess)
-
-        pixels = np.stack(list(ordered_map(render, sides, workers=self.workers, ahead=len(sides))))
+        rendered = ordered_map(
+            lambda side: self.render(side, teacher.preprocess, device),
+            sides,
+            workers=self.workers,
+            ahead=len(sides),
+        )
+        pixels = self.coloured(np.stack(list(rendered)), sides, device)
         vectors: Vectors = teacher.embed(pixels, bf16=self.bf16).numpy()
         if source.whitener is not None:
             vectors = normalize_rows(source.whitener.transform(vectors))
@@ -204,7 +232,7 @@ class TrainingSet:
         training = {
             "images": len(self.items),
             "recipe": self.facts["recipe"],
-            "pairs": _PAIRS[self.plan.source],
+            "pairs": _PAIRS[self.facts["source"]],
             "classes": self.plan.classes,
             "steps": steps,
             "batch_size": self.plan.batch_size,
@@ -225,7 +253,7 @@ def _text(value: float | str | None) -> float | str | None:
     return "inf" if value == float("inf") else value
 
 
-def _rows(source: Vectors, sides: Sequence[tuple[int, int]]) -> Vectors:
+def _rows(source: Vectors, sides: Sequence[Side]) -> Vectors:
     items, views = zip(*sides, strict=True)
     rows = np.array(source[list(items), list(views)])
     forget(source)

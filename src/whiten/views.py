@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from whiten.errors import ConfigError
 from whiten.media import Box, decode_scaled
-from whiten.spec import ViewPlan, fingerprint
+from whiten.view_plan import Colours, ViewPlan, fingerprint
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BLUR_SIDE = 224  # the side of the input that a view's blur is measured in
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -103,6 +106,11 @@ class View:
             image, fitted the model's own way.
         flip: mirrored left to right.
         brightness, contrast, saturation: factors, 1 changes nothing.
+        hue: turn of the colour circle, in -0.5..0.5.
+        order: in which brightness, contrast, saturation and hue (0 to 3) are changed.
+        grayscale: colour is dropped, after these.
+        blur: sigma of a Gaussian in pixels of a 224 × 224 input, after that; 0 is none.
+        solarize: values of 128 and more are inverted, last.
     """
 
     box: tuple[float, float, float, float] | None = None
@@ -110,6 +118,11 @@ class View:
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
+    hue: float = 0.0
+    order: tuple[int, ...] = (0, 1, 2, 3)
+    grayscale: bool = False
+    blur: float = 0.0
+    solarize: bool = False
 
 
 def plan_view(plan: ViewPlan, item_id: str, number: int, size: tuple[float, float]) -> View:
@@ -117,22 +130,19 @@ def plan_view(plan: ViewPlan, item_id: str, number: int, size: tuple[float, floa
 
     Args:
         item_id: the image's id in its collection.
-        number: 0 is the whole image, unchanged.
+        number: 0 is the whole image, unchanged, unless the plan draws it too.
         size: (width, height) of the upright image; only its aspect ratio matters.
     """
-    if number == 0:
+    if not plan.is_random(number):
         return View()
-    key = f"{plan.seed}\0{item_id}\0{number}".encode()
-    seed = int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little")
-    # Uniform draws by hand from Philox: its raw stream is specified, so a view is the same
-    # under every NumPy release, which Generator's methods do not promise.
-    raw = np.random.Philox(key=seed).random_raw(9)
-    u = [int(r >> np.uint64(11)) / (1 << 53) for r in raw]
+    u = _uniforms(plan.seed, item_id, number, 9 if plan.whole else _RANDOM_CROP + 11)
+    if not plan.whole:
+        box = _redrawn_crop(plan, u[:_RANDOM_CROP], size[0] / size[1])
+        view = View(box=box, flip=u[_RANDOM_CROP] < plan.flip)
+        return _coloured(view, plan.colours, number, u[_RANDOM_CROP + 1 :])
     area = plan.scale[0] + u[0] * (plan.scale[1] - plan.scale[0])
-    aspect = math.exp((2 * u[1] - 1) * math.log(plan.ratio))  # of the crop in pixels
-    image_aspect = size[0] / size[1]
-    width = min(1.0, math.sqrt(area * aspect / image_aspect))
-    height = min(1.0, math.sqrt(area / aspect * image_aspect))
+    width, height = _crop_sides(area, u[1], plan.ratio, size[0] / size[1])
+    width, height = min(1.0, width), min(1.0, height)
     is_gray = u[5] < plan.grayscale
     return View(
         box=(u[2] * (1 - width), u[3] * (1 - height), width, height),
@@ -140,6 +150,67 @@ def plan_view(plan: ViewPlan, item_id: str, number: int, size: tuple[float, floa
         brightness=1 + (2 * u[6] - 1) * plan.jitter,
         contrast=1 + (2 * u[7] - 1) * plan.jitter,
         saturation=0.0 if is_gray else 1 + (2 * u[8] - 1) * plan.jitter,
+    )
+
+
+_TRIES = 10  # of torchvision's RandomResizedCrop
+_RANDOM_CROP = 4 * _TRIES  # draws
+
+
+def _uniforms(seed: int, item_id: str, number: int, n: int) -> list[float]:
+    """`n` numbers in [0, 1) that belong to a view; more of them begin with the same ones."""
+    key = f"{seed}\0{item_id}\0{number}".encode()
+    digest = int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little")
+    # Uniform draws by hand from Philox: its raw stream is specified, so a view is the same
+    # under every NumPy release, which Generator's methods do not promise.
+    raw = np.random.Philox(key=digest).random_raw(n)
+    return [int(r >> np.uint64(11)) / (1 << 53) for r in raw]
+
+
+def _crop_sides(area: float, u: float, ratio: float, image_aspect: float) -> tuple[float, float]:
+    """Width and height, in parts of the image's, of a crop with log-uniform aspect in pixels."""
+    aspect = math.exp((2 * u - 1) * math.log(ratio))
+    return math.sqrt(area * aspect / image_aspect), math.sqrt(area / aspect * image_aspect)
+
+
+def _redrawn_crop(
+    plan: ViewPlan, u: Sequence[float], image_aspect: float
+) -> tuple[float, float, float, float]:
+    """The first crop of ten that fits, else the largest central one of an allowed aspect.
+
+    That is how torchvision's RandomResizedCrop does it, which the published code uses.
+    """
+    for start in range(0, _RANDOM_CROP, 4):
+        area = plan.scale[0] + u[start] * (plan.scale[1] - plan.scale[0])
+        width, height = _crop_sides(area, u[start + 1], plan.ratio, image_aspect)
+        if width <= 1 and height <= 1:
+            return (u[start + 2] * (1 - width), u[start + 3] * (1 - height), width, height)
+    width = min(1.0, plan.ratio / image_aspect)
+    height = min(1.0, plan.ratio * image_aspect)
+    return ((1 - width) / 2, (1 - height) / 2, width, height)
+
+
+def _coloured(view: View, colours: Colours | None, number: int, u: Sequence[float]) -> View:
+    """The view with the changes of colour and sharpness that ten draws make of it."""
+    if colours is None:
+        return view
+    if u[0] < colours.probability:
+        orders = list(itertools.permutations(range(4)))
+        view = dataclasses.replace(
+            view,
+            order=orders[int(u[1] * len(orders))],
+            brightness=1 + (2 * u[2] - 1) * colours.brightness,
+            contrast=1 + (2 * u[3] - 1) * colours.contrast,
+            saturation=1 + (2 * u[4] - 1) * colours.saturation,
+            hue=(2 * u[5] - 1) * colours.hue,
+        )
+    low, high = colours.sigma
+    side = number % 2
+    return dataclasses.replace(
+        view,
+        grayscale=u[6] < colours.grayscale,
+        blur=low + u[8] * (high - low) if u[7] < colours.blur[side] else 0.0,
+        solarize=u[9] < colours.solarize[side],
     )
 
 
@@ -161,35 +232,72 @@ def render(
     out = image.resize(
         (width, height), RESAMPLING[preprocess.interpolation], box=box, reducing_gap=3.0
     )
+    out = _recoloured(out, view)
     if view.flip:
         out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for enhance, factor in (
-        (ImageEnhance.Brightness, view.brightness),
-        (ImageEnhance.Contrast, view.contrast),
-        (ImageEnhance.Color, view.saturation),
-    ):
-        if factor != 1.0:
-            out = enhance(out).enhance(factor)
     # Four times as fast as `np.asarray(out)`, which copies twice.
     return np.frombuffer(out.tobytes(), np.uint8).reshape(height, width, 3)
 
 
+def _recoloured(image: Image.Image, view: View) -> Image.Image:
+    """In the order of the published code: jitter, grey, blur, solarise."""
+    for number in view.order:
+        if number == 3:
+            image = _turned(image, view.hue)
+            continue
+        enhance, factor = (
+            (ImageEnhance.Brightness, view.brightness),
+            (ImageEnhance.Contrast, view.contrast),
+            (ImageEnhance.Color, view.saturation),
+        )[number]
+        if factor != 1.0:
+            image = enhance(image).enhance(factor)
+    if view.grayscale:
+        image = image.convert("L").convert("RGB")
+    if view.blur:
+        sigma = view.blur * math.sqrt(image.width * image.height) / BLUR_SIDE
+        image = image.filter(ImageFilter.GaussianBlur(sigma))
+    return ImageOps.solarize(image) if view.solarize else image
+
+
+def _turned(image: Image.Image, hue: float) -> Image.Image:
+    """The colour circle turned by a fraction of it, in its 256 steps."""
+    if hue == 0:
+        return image
+    steps = int(hue * 255)
+    h, s, v = image.convert("HSV").split()
+    return Image.merge("HSV", (h.point([(i + steps) % 256 for i in range(256)]), s, v)).convert(
+        "RGB"
+    )
+
+
 def render_bytes(
-    data: bytes, plan: ViewPlan, item_id: str, number: int, preprocess: Preprocess
+    data: bytes,
+    plan: ViewPlan,
+    item_id: str,
+    number: int,
+    preprocess: Preprocess,
+    *,
+    is_coloured: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """Decode a file's content no larger than the view needs, and render the view.
+
+    Args:
+        is_coloured: otherwise it is only cut and resized, for `views_torch.recolour` to do the
+            rest.
 
     Raises:
         ImageError: the content cannot be decoded.
     """
     side = max(preprocess.size)
-    if number == 0:
+    if not plan.is_random(number):
         need = side / preprocess.crop_fraction
     else:  # the smallest crop must still be at least as large as the input
         need = side / math.sqrt(plan.scale[0] / plan.ratio)
     image, picture = decode_scaled(data, min_side=math.ceil(need))
     size = (picture[2] - picture[0], picture[3] - picture[1])
-    return render(image, plan_view(plan, item_id, number, size), preprocess, picture)
+    view = plan_view(plan, item_id, number, size)
+    return render(image, view if is_coloured else View(view.box), preprocess, picture)
 
 
 def _fitted_box(size: tuple[float, float], preprocess: Preprocess) -> Box:

@@ -26,6 +26,7 @@ def distill(
     overwrite: bool = False,
     embeddings: Path | None = None,
     test: Path | None = None,
+    recipe_images: Annotated[Path | None, Parameter(show=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Distil teachers into a student, and report what was gained.
@@ -33,11 +34,13 @@ def distill(
     Args:
         images: a folder, or a CSV or Parquet with columns path,group.
         out: the run's folder; the student will be OUT/student.
-        config: a YAML file with any of the options; those given here go before it.
+        config: a YAML file with any of the options; those given here go before it. --recipe FILE
+            reads one that may name the images too.
         resume: go on with the run in OUT; nothing else needs to be repeated.
         overwrite: delete the run in OUT first.
         embeddings: where teachers' embeddings are kept, to share them between runs.
         test: grouped images that were not trained on, for the table in the report.
+        recipe_images: what a recipe's file names, where nothing is named here.
         as_json: print JSON.
     """
     from whiten.distill import distill as run
@@ -45,6 +48,7 @@ def distill(
     from whiten.run_report import report_run, verdicts
 
     options = {} if spec is None else spec.to_mapping()
+    images = images or recipe_images
     if images is None and not resume:
         raise ConfigError("name the images: whiten distill IMAGES --teachers URI --out RUN")
     teachers = options.pop("teachers", [])

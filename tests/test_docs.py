@@ -1,0 +1,63 @@
+"""The documentation's pages are there, and it builds without a warning."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def pages(nav: list[Any]) -> list[str]:
+    found: list[str] = []
+    for entry in nav:
+        [value] = entry.values()
+        found += [value] if isinstance(value, str) else pages(value)
+    return found
+
+
+def test_the_contents_are_all_the_pages() -> None:
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    there = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert set(pages(config["nav"])) == there
+
+
+def test_the_reference_names_what_exists() -> None:
+    for page in (DOCS / "api").glob("*.md"):
+        for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE):
+            module, _, attribute = name.rpartition(".")
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError:
+                assert hasattr(importlib.import_module(module), attribute), f"{page.name}: {name}"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import whiten
+
+    text = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    for name in whiten.__all__:
+        assert re.search(rf"\b{name}\b", text) or f"whiten.{name}" in text or name == "WhitenError"
+
+
+@pytest.mark.slow
+def test_the_documentation_builds(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "api" / "whitening.html").read_text()
+    assert 'id="whiten.whitening.Whitener.partial_fit"' in page
+    # Nothing is fetched by who reads it.
+    for html in tmp_path.rglob("*.html"):
+        fetched = re.findall(r'(?:src|<link[^>]* href)="(https?://[^"]*)"', html.read_text())
+        assert not fetched, f"{html.name} fetches {fetched}"
