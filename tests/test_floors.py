@@ -27,6 +27,7 @@ FLOORS = [
     "losses",
     "recipes",
     "objective",
+    "set_similarity",
     "metrics",
     "views",
     "teachers",
