@@ -5,7 +5,8 @@
 512 dimensions; every video has 60 frames, or 8 to 60. The published way pads all videos to 60
 frames, multiplies every query with every candidate, 16 videos at a time, masks what is padding,
 and reduces it. Because its mask is made by a loop in Python, the same way with a mask made in one
-step is a rival too. The floor is the product of all frames alone. `OPENBLAS_CORETYPE` and `OPENBLAS_L2_SIZE` should not be set.
+step is a rival too. The floor is the product of all frames alone. `OPENBLAS_CORETYPE` and
+`OPENBLAS_L2_SIZE` should not be set.
 """
 
 from __future__ import annotations
