@@ -45,6 +45,7 @@ FLOORS = [
     "encoder",
     "protocols",
     "evaluate",
+    "evaluate_videos",
     "index",
     "searching",
     "plot_style",
