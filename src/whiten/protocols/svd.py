@@ -90,6 +90,9 @@ def svd_task(
 ) -> VideoTask:
     """Each test query ranks its own labelled candidates and all unlabelled videos.
 
+    A query without a near-duplicate in the ground truth counts with an AP of 0, as published; one
+    whose near-duplicates have no frames is left out.
+
     Args:
         svd: the metadata.
         frames: where frames are written if the dataset has videos and no `frames/`.
@@ -105,37 +108,40 @@ def svd_task(
         )
     labeled = list(dict.fromkeys(name for own in svd.test.values() for name in own))
     first = list(dict.fromkeys([*svd.test, *labeled]))
-    there = set(first)
+    known = set(first)
     # All unlabelled videos together at the end; what is labelled too is not searched twice.
-    names = [*first, *(name for name in dict.fromkeys(svd.unlabeled) if name not in there)]
+    names = [*first, *(name for name in dict.fromkeys(svd.unlabeled) if name not in known)]
     items, skipped = _frames_of(svd, names, frames, max_frames, stride, progress)
     counts = count_frames(items)
     if lost := [name for name in svd.test if name not in counts]:
         skipped = [*skipped, *(Skipped(n, "a query without frames is left out") for n in lost)]
     number = {name: place for place, name in enumerate(counts)}
-    queries = [name for name in svd.test if name in counts]
+    own, positives, queries, left_out = [], [], [], 0
+    for query, truth in svd.test.items():
+        there = {name: right for name, right in truth.items() if name in counts}
+        if query not in counts:
+            continue
+        if any(truth.values()) and not any(there.values()):
+            left_out += 1
+            continue
+        queries.append(number[query])
+        own.append(indices([number[name] for name in there]))
+        positives.append(indices([number[name] for name, right in there.items() if right]))
     if not queries:
         raise ConfigError(
-            f"no query of {svd.root} has frames: put frames into frames/VIDEO/0000.jpg, or the "
-            "videos anywhere below it"
+            f"no query of {svd.root} has frames, and a near-duplicate with frames: put frames into "
+            "frames/VIDEO/0000.jpg, or the videos anywhere below it"
         )
-    own, positives, junk = [], [], []
-    n_first = sum(name in counts for name in first)
-    for query in queries:
-        candidates = {name: right for name, right in svd.test[query].items() if name in counts}
-        own.append(indices([number[name] for name in candidates]))
-        positives.append(indices([number[name] for name, right in candidates.items() if right]))
-        junk.append(indices([]))
     return VideoTask(
         frames=items,
         videos=list(counts),
         lengths=np.fromiter(counts.values(), np.int64),
-        queries=indices([number[name] for name in queries]),
-        shared=slice(n_first, len(counts)),
+        queries=indices(queries),
+        shared=slice(sum(name in counts for name in first), len(counts)),
         own=own,
         positives=positives,
-        junk=junk,
-        without_positives=sum(len(right) == 0 for right in positives),
+        junk=[indices([])] * len(queries),
+        without_positives=left_out,
         skipped=skipped,
     )
 

@@ -24,7 +24,7 @@ class VideoTask:
         own: per query the videos that it alone searches, before the shared ones.
         positives: per query the videos that are right: all of them in `own`, or all in `shared`.
         junk: per query the videos of `shared` that count as absent.
-        without_positives: queries that have nothing to find.
+        without_positives: queries that were left out, for nothing that is right is there.
         skipped: videos that have no frame, and why.
     """
 
@@ -52,7 +52,8 @@ class VideoTask:
         def renumber(videos: Indices) -> Indices:
             return number[videos][is_left[videos]]
 
-        asked = np.flatnonzero(is_left[self.queries])
+        has_left = np.array([is_left[right].any() or not len(right) for right in self.positives])
+        asked = np.flatnonzero(is_left[self.queries] & has_left)
         own, positives, junk = (
             [renumber(lists[query]) for query in asked]
             for lists in (self.own, self.positives, self.junk)
@@ -64,12 +65,12 @@ class VideoTask:
             frames=kept,
             videos=[self.videos[i] for i in np.flatnonzero(is_left)],
             lengths=lengths[is_left],
-            queries=renumber(self.queries),
+            queries=renumber(self.queries[asked]),
             shared=slice(int(before[self.shared.start]), int(before[self.shared.stop])),
             own=own,
             positives=positives,
             junk=junk,
-            without_positives=sum(len(right) == 0 for right in positives),
+            without_positives=self.without_positives + int((~has_left).sum()),
             skipped=[
                 *self.skipped,
                 *(Skipped(name, "none of its frames is left") for name in lost),
