@@ -130,3 +130,48 @@ def near_duplicates(name: str, number: int, frames: Frames) -> Iterator[tuple[st
     yield f"{name}{number}", frames, 23
     for edit, apply in EDITS.items():
         yield f"{name}{number}-{edit}", apply(frames), 40 if edit == "poor" else 26
+
+
+# --- a miniature of SVD -----------------------------------------------------------------
+
+TEST = {"bikes": (0, 2), "bigbuckbunny": (0, 2), "carphone_pristine": (0,)}
+TRAIN = {"bikes": (1,), "bigbuckbunny": (1,), "carphone_pristine": (1,)}
+UNLABELLED = {"bikes": (3, 4), "carphone_distorted": (1,)}
+POSITIVE = ("crop", "mirror", "fast", "logo")  # the other edits are those of another segment
+
+
+def write_svd(root: Path) -> Path:
+    """SVD's layout with videos: 5 test queries, 3 training queries, and unlabelled videos.
+
+    A query's near-duplicates are four edits of it; its other labelled candidates are edits of
+    another segment.
+    """
+    kept = {name: segments(name) for name in {**TEST, **TRAIN, **UNLABELLED}}
+    sets: dict[str, list[str]] = {"query": [], "labeled-0": [], "unlabeled-0": []}
+    for parts, held in ((TEST, "labeled-0"), (TRAIN, "labeled-0"), (UNLABELLED, "unlabeled-0")):
+        for name, numbers in parts.items():
+            for number in numbers:
+                made = near_duplicates(name, number, kept[name][number])
+                for place, (video, frames, quality) in enumerate(made):
+                    part = "query" if place == 0 and parts is not UNLABELLED else held
+                    sets[part].append(video)
+                    write_video(root / "videos" / part / f"{video}.mp4", frames, quality=quality)
+    metadata = root / "metadata-release"
+    metadata.mkdir()
+    for part, names in sets.items():
+        stem = {"query": "query", "labeled-0": "labeled-data", "unlabeled-0": "unlabeled-data"}
+        write_lines(metadata / f"{stem[part]}-id", [f"{name}.mp4" for name in names])
+    for split, parts in (("test", TEST), ("train", TRAIN)):
+        queries = [f"{name}{number}" for name, numbers in parts.items() for number in numbers]
+        lines = []
+        for query, other in zip(queries, queries[1:] + queries[:1], strict=True):
+            own = [(f"{query}-{edit}", 1) for edit in POSITIVE]
+            own += [(f"{other}-{edit}", 0) for edit in EDITS if edit not in POSITIVE]
+            lines += [f"{query}.mp4 {candidate}.mp4 {right}" for candidate, right in own]
+        write_lines(metadata / f"{split}_groundtruth", lines)
+    return root
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path

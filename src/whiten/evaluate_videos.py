@@ -23,9 +23,10 @@ from whiten.encoder import Encoder, Part, load
 from whiten.errors import ConfigError, nearest
 from whiten.evaluate import PER_QUERY, Evaluation, Figure
 from whiten.media import MAX_FRAMES, Items
+from whiten.media.svd import read_svd
 from whiten.progress import progress
 from whiten.protocols.gallery import write_embeddings
-from whiten.protocols.svd import read_svd, svd_task
+from whiten.protocols.svd import svd_task
 from whiten.protocols.video_ranking import VideoSearch
 from whiten.protocols.video_task import VideoTask
 from whiten.protocols.videos import read_videos, videos_task

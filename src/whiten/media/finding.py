@@ -11,6 +11,7 @@ from pathlib import Path
 
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media.collection import Item, Items
+from whiten.media.svd import FRAMES_TABLE, is_svd, training_frames
 from whiten.media.video import VIDEO_SUFFIXES
 
 # fmt: off
@@ -19,7 +20,6 @@ SUFFIXES = frozenset([
     ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
 ])
 # fmt: on
-FRAMES_TABLE = "frames.parquet"  # what `whiten.media.frames` knows of the frames beside it
 
 _Row = tuple[str | None, str | None, int | None]
 
@@ -32,7 +32,8 @@ def find_items(source: str | os.PathLike[str]) -> Items:
     passed over, links to folders are not followed. A folder that cannot be listed is an item
     too, `NAME/`: whoever reads it gets the reason, so that its images do not go missing
     silently. In a table, relative paths start at the table's folder. The order is by id, the
-    same on every machine. A folder of frames with a `frames.parquet` is read by that table.
+    same on every machine. A folder of frames with a `frames.parquet` is read by that table; of SVD,
+    the frames of its training videos are taken, see `whiten.media.svd`.
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
@@ -42,6 +43,8 @@ def find_items(source: str | os.PathLike[str]) -> Items:
     root = Path(source)
     if (root / FRAMES_TABLE).is_file():
         root = root / FRAMES_TABLE
+    if is_svd(root):
+        return training_frames(root)
     if root.is_dir():
         items = Items.of(_walk(root))
         if not items:
@@ -71,7 +74,8 @@ def find_items(source: str | os.PathLike[str]) -> Items:
 def find_videos(source: str | os.PathLike[str]) -> Items:
     """The videos of a folder, or of a table with columns `path` and `group`; see `find_items`.
 
-    An id is the file's place without its suffix, where that is unique: `trip/1.mp4` is `trip/1`.
+    An id is the file's place without its suffix, where that is unique: `trip/1.mp4` is `trip/1`. In
+    SVD it is the name alone, and there are no groups.
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no video.
@@ -90,6 +94,8 @@ def find_videos(source: str | os.PathLike[str]) -> Items:
             )
     else:
         videos = find_items(root)
+    if is_svd(root):  # whose names are unique wherever below its root a video lies
+        videos = Items.of(Item(os.path.basename(v.id), v.path) for v in videos)
     stems = [_stem(video.id) for video in videos]
     count = Counter(stems)
     # A name is a folder of frames: it holds no other one's folder.

@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 from whiten.errors import ConfigError, ImageError, NoImagesError
 from whiten.media.collection import Item, Items
 from whiten.media.finding import (
-    FRAMES_TABLE,
     SUFFIXES,
     display_path,
     find_items,
@@ -32,6 +31,7 @@ from whiten.media.finding import (
     holds,
 )
 from whiten.media.reading import Skipped, stamp_of
+from whiten.media.svd import FRAMES_TABLE
 from whiten.media.threads import ordered_map
 from whiten.media.video import MAX_FRAMES, VIDEO_SUFFIXES, check_sampling, sample_frames
 
@@ -120,6 +120,13 @@ def extract_frames(
             "or give access and run again"
         ) from error
     return Extraction(find_items(root), len(done), skipped)
+
+
+def frame_times(folder: Path) -> dict[str, int]:
+    """Milliseconds of the frames in a folder, by `VIDEO/0000.jpg`, where they are known."""
+    if not (folder / FRAMES_TABLE).is_file():
+        return {}
+    return {frame.id: frame.frame_ms for frame in find_items(folder) if frame.frame_ms is not None}
 
 
 def find_or_extract(

@@ -39,10 +39,10 @@ _TURNS = {
 def sample_frames(
     path: str | os.PathLike[str], *, fps: float = 1.0, max_frames: int = MAX_FRAMES
 ) -> Iterator[tuple[int, Image.Image]]:
-    """The first frame of every interval of 1/fps seconds, until there are `max_frames`.
+    """The frames that a player shows at 0, 1/fps, 2/fps, … seconds, until there are `max_frames`.
 
-    Timestamps decide, so that a variable rate does no harm; a frame that is shown for longer than
-    an interval comes once. Rotation and oblong pixels are applied as a player does it, and frames
+    Timestamps decide, so that a variable rate does no harm; a frame that is shown at several of
+    these times comes once. Rotation and oblong pixels are applied as a player does it, and frames
     are made no larger than `MAX_SIDE`. Frames that arrive damaged are left out.
 
     Args:
@@ -51,7 +51,8 @@ def sample_frames(
         max_frames: the most that are taken, from the beginning.
 
     Yields:
-        Milliseconds since the first frame, and the upright RGB image.
+        When the frame began to be shown, in milliseconds since the first one, and the upright RGB
+        image.
 
     Raises:
         ConfigError: fps is not positive, or max_frames less than 1.
@@ -62,6 +63,7 @@ def sample_frames(
     check_sampling(fps, max_frames)
     av = _require_av()
     _refuse_no_file(path)
+    shown: tuple[float, Any] | None = None
     count, wanted = 0, 0
     try:
         # A name with a colon would be taken for a protocol.
@@ -69,23 +71,25 @@ def sample_frames(
             open(path, "rb") as file,
             av.open(file, container_options={"format_whitelist": _CONTAINERS}) as container,
         ):
-            stream = _video_stream(container)
-            seconds = _Clock(stream)
+            stream = _video_stream(av, container)
+            seconds, shape = _Clock(stream), stream.sample_aspect_ratio
             for frame in _decoded(av, container, stream):
                 now = seconds(frame)
-                # A millionth of an interval early still counts: timestamps are rounded.
-                if now * fps < wanted - 1e-6:
-                    continue
-                yield round(1000 * now), _upright(frame, stream)
-                wanted = math.floor(now * fps + 1e-6) + 1
-                count += 1
-                if count == max_frames:
-                    return
+                # Timestamps are rounded: a millionth of an interval is no difference.
+                if shown is not None and now * fps > wanted + 1e-6:
+                    yield round(1000 * shown[0]), _upright(shown[1], shape)
+                    wanted = math.ceil(now * fps - 1e-6)
+                    count += 1
+                    if count == max_frames:
+                        return
+                shown = now, frame
     except (OSError, ValueError, av.error.FFmpegError) as error:
-        if count == 0:
+        if shown is None:
             raise ImageError(f"damaged, or no video: {_reason(error)}") from error
-    if count == 0:
+    if shown is None:
         raise ImageError("no frame of it can be decoded")
+    if shown[0] * fps >= wanted - 1e-6:
+        yield round(1000 * shown[0]), _upright(shown[1], shape)
 
 
 def check_sampling(fps: float, max_frames: int) -> None:
@@ -120,10 +124,10 @@ def _refuse_no_file(path: str | os.PathLike[str]) -> None:
         raise ImageError("empty file")
 
 
-def _video_stream(container: Any) -> Any:
+def _video_stream(av: Any, container: Any) -> Any:
     """The first video stream that is no cover picture, decoded by one thread."""
     for stream in container.streams.video:
-        if "attached_pic" not in stream.disposition.name.lower():
+        if not stream.disposition & av.stream.Disposition.attached_pic:
             break
     else:
         raise ImageError("no video stream in it, only sound or data")
@@ -181,10 +185,13 @@ class _Clock:
         return self._now
 
 
-def _upright(frame: Any, stream: Any) -> Image.Image:
-    """A frame as a player shows it, its longer side at most `MAX_SIDE`."""
+def _upright(frame: Any, shape: Fraction | None) -> Image.Image:
+    """A frame as a player shows it, its longer side at most `MAX_SIDE`.
+
+    Args:
+        shape: width by height of a pixel.
+    """
     width, height = frame.width, frame.height
-    shape = stream.sample_aspect_ratio  # of a pixel
     if shape and 0 < shape < 1:
         height = height / shape
     elif shape and shape > 1:
