@@ -192,7 +192,7 @@ def evaluate_videos(
             },
             aps=aps,
             query_ids=[task.videos[video] for video in task.queries],
-            gallery_size=len(task.videos) - (len(task.queries) if protocol == "svd" else 0),
+            gallery_size=task.searched,
             without_positives=task.without_positives,
             skipped=[*task.skipped, *skipped],
             similarity=similarity,

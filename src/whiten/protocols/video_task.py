@@ -39,6 +39,12 @@ class VideoTask:
     without_positives: int
     skipped: list[Skipped]
 
+    @property
+    def searched(self) -> int:
+        """Videos that some query searches."""
+        apart = np.unique(np.concatenate([indices([]), *self.own]))
+        return int(self.shared.stop - self.shared.start + (apart < self.shared.start).sum())
+
     def with_frames(self, kept: Items) -> VideoTask:
         """The same where only these frames, in the same order, could be embedded."""
         if len(kept) == len(self.frames):
