@@ -58,7 +58,7 @@ def alignment(
     image = axis.imshow(cosines, cmap="viridis", vmax=1, aspect="auto", interpolation="nearest")
     size = min(7.0, 72 * cell / DPI / 3)
     best = cosines.argmax(axis=1)
-    axis.plot(best, range(rows), "o", ms=size, mfc="none", mec="#FFFFFF", mew=1.2)
+    axis.plot(best, range(rows), "o", ms=size, mfc="none", mec="#EE3377", mew=1.6)
     _label(axis, times, (rows, columns), cell)
     bar_box = ((left + width + 24) / canvas[0], box[1], 14 / canvas[0], box[3])
     bar = figure.colorbar(image, cax=figure.add_axes(bar_box))
