@@ -11,6 +11,7 @@ step is a rival too. The floor is the product of all frames alone. `OPENBLAS_COR
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import numpy as np
@@ -104,7 +105,7 @@ def compare(name: str, queries: Lengths, candidates: Lengths, dim: int, rounds: 
     }
     results = {way: action() for way, action in ways.items()}  # and what BLAS keeps for good
     deviation = max(float(np.abs(results[OURS] - theirs).max()) for theirs in results.values())
-    memory = {way: round(peak_bytes(action) / 2**20, 1) for way, action in ways.items()}
+    memory = {way: peak_mb(action) for way, action in ways.items()}
     result = take_turns(name, {**ways, FLOOR: bare_product}, ours=OURS, rounds=rounds, warmup=0)
     share = memory[OURS] / max(0.1, memory[PUBLISHED])
     result.facts = {

@@ -121,7 +121,7 @@ def test_the_command_and_its_page(
     cli.main([*command, "--report", str(page), "--similarity", "smx"])
     printed = capsys.readouterr()
     assert "5 queries, 6 videos" in printed.out
-    assert "map         1.0000  [1.0000, 1.0000]" in printed.out
+    assert "map        1.0000  [1.0000, 1.0000]" in printed.out
     assert f"report   {page}" in printed.err
     text = page.read_text()
     assert "smx, best of all pairs of frames" in text
