@@ -84,6 +84,12 @@ def padded_chamfer(
     return torch.cat(blocks, dim=1).numpy()
 
 
+def peak_mb(action: Callable[[], object]) -> float:
+    """Without what the allocator had kept of earlier work."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return round(peak_bytes(action) / 2**20, 1)
+
+
 def compare(name: str, queries: Lengths, candidates: Lengths, dim: int, rounds: int) -> Comparison:
     rng = np.random.default_rng(0)
     query_frames, frames = (
