@@ -54,8 +54,8 @@ def test_reproduces_the_published_values(kind: str) -> None:
 @pytest.mark.parametrize("block", [3, 40, 100_000])
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: str, block: int) -> None:
     """Also where a video is longer than a block, and where a block holds all."""
-    monkeypatch.setattr(set_similarity, "_BLOCK_FRAMES", block)
-    monkeypatch.setattr(set_similarity, "_BLOCK_BYTES", 4 * block * block)
+    monkeypatch.setattr(set_similarity, "_FRAMES", block)
+    monkeypatch.setattr(set_similarity, "_QUERY_FRAMES", block + 2)
     queries, candidates = draw_videos(0, 9, 12, 7), draw_videos(1, 31, 20, 7)
     ours = metrics.set_similarity(
         np.concatenate(queries),

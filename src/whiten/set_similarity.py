@@ -27,8 +27,9 @@ SET_SIMILARITIES = {
 Vectors = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
-_BLOCK_FRAMES = 4096  # of queries or of candidates that are normalised at once
-_BLOCK_BYTES = 32 << 20  # of frame-to-frame similarities that exist at once; half of it is slower
+# Frames at once: enough for BLAS to run at its speed, and few enough for a product of 12 MB.
+_QUERY_FRAMES = 1536
+_FRAMES = 2048
 
 
 def set_similarity(
@@ -41,7 +42,7 @@ def set_similarity(
     """How alike each query is to each candidate, both of them sets of vectors.
 
     Frames are L2-normalised first; for `fme` and `fmx` the pooled vectors are. Working memory does
-    not grow with the number of videos: some 50 MB at 512 dimensions.
+    not grow with the number of videos: some 20 MB at 512 dimensions.
 
     Args:
         query_frames: (sum of query_lengths, d), one video after the other.
@@ -103,7 +104,6 @@ class _Sets:
                 "frames: pass the frames of all videos, one after the other"
             )
         self.ends: Counts = np.cumsum(self.lengths)
-        self.longest = int(self.lengths.max(initial=0))
         self.dim = int(self.frames.shape[1])
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class _Sets:
     def pooled(self, kind: str) -> Vectors:
         """(sets, d): mean of the normalised frames, or the normalised mean or maximum."""
         out = np.empty((len(self), self.dim), np.float32)
-        for sets, rows in self.blocks(_BLOCK_FRAMES):
+        for sets, rows in self.blocks(_FRAMES):
             frames = self.normalized(rows) if kind == "sme" else self.frames[rows]
             starts = self.ends[sets] - self.lengths[sets] - rows.start
             reduce = np.maximum if kind == "fmx" else np.add
@@ -142,21 +142,24 @@ def _best_frames(queries: _Sets, candidates: _Sets, kind: str) -> Vectors:
     runs down contiguous rows.
     """
     out = np.empty((len(queries), len(candidates)), np.float32)
-    for asked, own in queries.blocks(_BLOCK_FRAMES):
-        frames = np.ascontiguousarray(queries.normalized(own).T)
+    room = np.empty(
+        _most_rows(queries, _QUERY_FRAMES) * _most_rows(candidates, _FRAMES), np.float32
+    )
+    for asked, own in queries.blocks(_QUERY_FRAMES):
+        frames = np.asarray(queries.frames[own], np.float32)
+        # The best candidate frame is the same whatever the length of the query's.
+        scale = 1 / _lengths(frames)
         starts = queries.ends[asked] - queries.lengths[asked] - own.start
-        most = min(_BLOCK_FRAMES, max(1, _BLOCK_BYTES // (4 * frames.shape[1])))
-        rows_at_once = max(candidates.longest, min(most, len(candidates.frames)))
-        room = np.empty((rows_at_once, frames.shape[1]), np.float32)
-        for some, rows in candidates.blocks(most):
-            product = np.matmul(
-                candidates.normalized(rows), frames, out=room[: rows.stop - rows.start]
-            )
-            best = np.empty((some.stop - some.start, frames.shape[1]), np.float32)
+        for some, rows in candidates.blocks(_FRAMES):
+            shape = (rows.stop - rows.start, len(frames))
+            product = room[: shape[0] * shape[1]].reshape(shape)
+            np.matmul(candidates.normalized(rows), frames.T, out=product)
+            best = np.empty((some.stop - some.start, len(frames)), np.float32)
             first = 0
             for row, length in enumerate(candidates.lengths[some].tolist()):
                 np.max(product[first : first + length], axis=0, out=best[row])
                 first += length
+            best *= scale
             if kind == "smx":
                 out[asked, some] = np.maximum.reduceat(best, starts, axis=1).T
             else:
@@ -165,8 +168,17 @@ def _best_frames(queries: _Sets, candidates: _Sets, kind: str) -> Vectors:
     return out
 
 
+def _most_rows(sets: _Sets, most: int) -> int:
+    return max((rows.stop - rows.start for _, rows in sets.blocks(most)), default=0)
+
+
 def _normalized(rows: npt.NDArray[Any]) -> Vectors:
     values = rows.astype(np.float32)
-    lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
-    values /= np.maximum(lengths, 1e-12)[:, None]
+    values /= _lengths(values)[:, None]
     return values
+
+
+def _lengths(rows: Vectors) -> Vectors:
+    """(n,) Euclidean lengths, a little above 0 where a row is 0."""
+    lengths: Vectors = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return np.maximum(lengths, np.float32(1e-12))
