@@ -86,6 +86,17 @@ def write_video(
     return path
 
 
+def sound_alone(path: Path) -> Path:
+    """Silence, and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
 def cropped(frames: Frames) -> list[Image.Image]:
     width, height = frames[0].size
     box = (width // 12, height // 12, width - width // 10, height - height // 14)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,19 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clips import write_video
-from helpers import TEACHER, write_factory, write_image
+from clips import sound_alone, write_video
+from command_line import fails
+from helpers import TEACHER, draw, write_factory, write_image
 from whiten import cli
 from whiten.embed import embed
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media import (
     Item,
     Items,
+    decode,
     extract_frames,
     find_items,
     find_or_extract,
     find_videos,
     frames,
+    read_bytes,
 )
 from whiten.store import Store
 from whiten.teachers import open_teacher
@@ -37,7 +42,7 @@ def plain(path: Path, level: int, seconds: float = 2.5) -> Path:
 
 
 def levels(items: Items) -> dict[str, int]:
-    return {i.id: round(float(np.asarray(Image.open(i.path)).mean()), -1) for i in items}
+    return {i.id: round(float(np.asarray(decode(read_bytes(i.path))).mean()), -1) for i in items}
 
 
 @pytest.fixture
@@ -224,3 +229,56 @@ def test_the_verb(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         cli.main(["frames", str(videos), "--out", str(out), "--fps", "0"])
     assert capsys.readouterr().err == "whiten: fps must be a positive number, not 0.0\n"
+
+
+def test_every_odd_video_is_handled_or_has_a_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One folder of them all, by the command line; the good ones among them are not lost."""
+    root = tmp_path / "odd"
+    grey = [Image.new("RGB", (64, 48), (90, 90, 90))] * 9
+    whole = write_video(root / "good.mkv", [draw(n, side=48) for n in range(60)]).read_bytes()
+    write_video(root / "rotated.mp4", grey, rotation=90)
+    write_video(root / "varying.mkv", grey, times=[0, 9, 400, 401, 2500, 2600, 9000, 9001, 9500])
+    write_video(root / "huge.mp4", [Image.new("RGB", (2600, 2000), "red")])
+    write_video(root / "long ü name.webm", grey, codec="libvpx-vp9")
+    sound_alone(root / "sound.mp4")
+    (root / "tail.mkv").write_bytes(whole[: len(whole) * 3 // 4])
+    (root / "empty.mp4").touch()
+    (root / "corrupt.mp4").write_bytes(whole[::-1])
+    (root / "text.avi").write_text("to be filmed")
+    (root / "dangling.mp4").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(root / "pipe.mp4")
+    out = tmp_path / "frames"
+    cli.main(["frames", str(root), "--out", str(out), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert {skip["id"]: skip["reason"].split(":")[0] for skip in told["skipped"]} == {
+        "corrupt": "damaged, or no video",
+        "dangling": "no such file or directory",
+        "empty": "empty file",
+        "pipe": "not a file but a folder, a pipe or a device",
+        "sound": "no video stream in it, only sound or data",
+        "text": "damaged, or no video",
+    }
+    sizes = {item.id.split("/")[0]: decode(read_bytes(item.path)).size for item in find_items(out)}
+    assert sizes == {
+        "good": (48, 48),
+        "huge": (1024, 788),
+        "long ü name": (64, 48),
+        "rotated": (48, 64),
+        "tail": (48, 48),
+        "varying": (64, 48),
+    }
+
+
+def test_without_pyav_one_line_names_the_extra(
+    tmp_path: Path,
+    videos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    told = fails(capsys, "frames", videos, "--out", tmp_path / "frames")
+    assert told == (
+        "whiten: reading videos needs an optional dependency: pip install 'whiten[video]'\n"
+    )

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import whiten
 from clips import write_video
 from command_line import fails
 from helpers import TEACHER, draw, write_factory, write_image
-from whiten import cli
+from whiten import cli, grids
 from whiten.encoder import load
 from whiten.errors import ConfigError
 from whiten.evaluate import PER_QUERY, evaluate
@@ -22,6 +23,10 @@ from whiten.protocols.videos import videos_task
 
 # Videos that look alike have the same colours.
 VIDEOS = {"x/1": 5, "x/2": 5, "x/3": 5, "y/1": 9, "y/2": 9, "z/alone": 17}
+
+
+def test_the_public_name() -> None:
+    assert whiten.evaluate_videos is evaluate_videos
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def test_a_folder_a_table_and_folders_of_frames_say_the_same(
     cache = tmp_path / "cache"
     from_folder = evaluate_videos(teacher, videos, protocol="videos", cache=cache)
     check(from_folder)
-    frames = cache / "frames"
+    (frames,) = cache.glob("frames-videos-*")
     assert from_folder.frames == len(find_items(frames)) == 1 + 2 + 3 + 1 + 2 + 3
     check(evaluate_videos(teacher, frames, protocol="videos"))
 
@@ -114,8 +119,17 @@ def test_without_groups_there_is_nothing_to_find(tmp_path: Path, teacher: str) -
 
 
 def test_the_command_and_its_page(
-    videos: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    videos: Path,
+    teacher: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shown: list[bool] = []
+    show = grids.read_bytes
+    monkeypatch.setattr(
+        grids, "read_bytes", lambda p: (shown.append(Path(p).is_file()), show(p))[1]
+    )
     page = tmp_path / "pages" / "videos.html"
     command = ["evaluate", teacher, str(videos), "--protocol", "videos"]
     cli.main([*command, "--report", str(page), "--similarity", "smx"])
@@ -127,6 +141,7 @@ def test_the_command_and_its_page(
     assert "smx, best of all pairs of frames" in text
     assert "best: x/1 and x/" in text
     assert text.count("data:image/png;base64,") == 1 + 3  # what was found, and three alignments
+    assert len(shown) > 20 and all(shown)  # the frames are still there when the page is drawn
     cli.main([*command, "--json"])
     assert json.loads(capsys.readouterr().out)["map"]["value"] == 1
     assert "--queries is for images" in fails(capsys, *command, "--queries", videos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_the_published_omission_of_the_normalisation(svd: Path, teacher: str) ->
 
     for omit in (False, True):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(WatchedError):
-            patch.setattr("whiten.evaluate_videos.write_embeddings", watch)
+            patch.setattr(sys.modules["whiten.evaluate_videos"], "write_embeddings", watch)
             evaluate_videos(teacher, svd, omit_normalisation=omit)
     published = (224 / 256, "bilinear", (32, 32))
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

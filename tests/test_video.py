@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clips import clip, write_video
+from clips import clip, sound_alone, write_video
 from whiten.errors import ConfigError, ImageError, MissingExtraError
 from whiten.media import sample_frames, video
 
@@ -131,16 +131,6 @@ def test_flipped_bytes_end_in_frames_or_in_a_reason(tmp_path: Path) -> None:
             ends.add("reason")
             assert "\n" not in str(error)
     assert ends
-
-
-def sound_alone(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 @pytest.mark.parametrize(

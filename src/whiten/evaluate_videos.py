@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from whiten.protocols.svd import svd_task
 from whiten.protocols.video_ranking import VideoSearch
 from whiten.protocols.video_task import VideoTask
 from whiten.protocols.videos import read_videos, videos_task
+from whiten.spec import fingerprint
 from whiten.store import Vectors
 from whiten.teachers import Teacher
 
@@ -41,7 +42,10 @@ HITS = 8  # of an example
 # The published evaluation: the shorter side to 256 pixels, of that the centred 224.
 _CROP_FRACTION = 224 / 256
 
-SVD_FIGURES: dict[str, Callable[[metrics.Ranks], float]] = {
+PerQuery: TypeAlias = Callable[[metrics.Ranks], float]
+Scores: TypeAlias = npt.NDArray[np.float64]
+
+SVD_FIGURES: dict[str, PerQuery] = {
     "map_top_100": lambda ranks: metrics.ap_from_ranks(ranks[ranks < 100]),
     "map_top_inf": metrics.ap_from_ranks,
 }
@@ -130,7 +134,8 @@ def evaluate_videos(
         omit_normalisation: for `svd`, feed pixels as 0..1 and not normalised as the model was
             trained. The published evaluation does that; its numbers come out lower or higher.
         max_frames, stride: for `svd`, which frames of each video count.
-        examples: look up examples for a report.
+        examples: look up examples for a report; frames of videos are there after the call only
+            with a cache.
         cache: where embeddings and frames are kept between calls; by default nowhere.
 
     Frames are fitted as SVD's evaluation fits them (of the shorter side 224/256, centred) at the
@@ -154,20 +159,18 @@ def evaluate_videos(
     with ExitStack() as stack:
         place = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="whiten-")))
         place.mkdir(parents=True, exist_ok=True)
+        source = Path(data).resolve()
+        frames = place / f"frames-{source.stem}-{fingerprint(str(source))[:8]}"
         with progress("frames", enabled=show_progress) as update:
             if protocol == "svd":
-                task = svd_task(
-                    read_svd(data),
-                    place / "frames",
-                    max_frames=max_frames,
-                    stride=stride,
-                    progress=update,
-                )
+                cut = {"max_frames": max_frames, "stride": stride}
+                task = svd_task(read_svd(data), frames, **cut, progress=update)
             else:
-                task = videos_task(*read_videos(data, place / "frames", progress=update))
+                task = videos_task(*read_videos(data, frames, progress=update))
         model = encoder if isinstance(encoder, Encoder) else load(encoder)
         if protocol == "svd":
             model = _fitted_as_published(model, omit_normalisation)
+        # It has no name, so that a kill leaves nothing behind.
         file = stack.enter_context(tempfile.TemporaryFile(dir=place))
         kept, skipped = write_embeddings(
             model, task.frames, file, cache=cache, show_progress=show_progress
@@ -177,11 +180,7 @@ def evaluate_videos(
             raise ConfigError("no query has a frame that could be embedded: see the skipped ones")
         vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), model.dim))
         search = VideoSearch(task, vectors, similarity)
-        figures = SVD_FIGURES if protocol == "svd" else PER_QUERY
-        ranks = list(search.ranks())
-        scores = {
-            name: np.array([figure(own) for own in ranks]) for name, figure in figures.items()
-        }
+        scores = _score(search, SVD_FIGURES if protocol == "svd" else PER_QUERY)
         aps = scores["map_top_inf" if protocol == "svd" else "map"]
         return VideoEvaluation(
             name=model.name,
@@ -201,7 +200,13 @@ def evaluate_videos(
         )
 
 
-def _examples(search: VideoSearch, aps: npt.NDArray[np.float64]) -> list[VideoExample]:
+def _score(search: VideoSearch, figures: Mapping[str, PerQuery]) -> dict[str, Scores]:
+    """By figure its value for each query."""
+    ranks = list(search.ranks())
+    return {name: np.array([figure(own) for own in ranks]) for name, figure in figures.items()}
+
+
+def _examples(search: VideoSearch, aps: Scores) -> list[VideoExample]:
     order = np.argsort(-aps, kind="stable")
     picked = {int(order[0]): "best", int(order[len(order) // 2]): "median"}
     picked.setdefault(int(order[-1]), "worst")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -91,16 +93,19 @@ def evaluate_on_videos(
 
     if queries is not None:
         raise ConfigError(f"--queries is for images: {protocol} knows which videos are queries")
-    result = evaluate_videos(
-        model,
-        data,
-        protocol=protocol,
-        similarity=similarity,
-        omit_normalisation=omit_normalisation,
-        examples=report is not None,
-        cache=cache,
-        show_progress=True,
-    )
-    if report is not None:
-        say(f"report   {write_video_report(result, report)}")
+    with ExitStack() as stack:
+        if report is not None and cache is None:  # which shows the frames
+            cache = Path(stack.enter_context(TemporaryDirectory(prefix="whiten-")))
+        result = evaluate_videos(
+            model,
+            data,
+            protocol=protocol,
+            similarity=similarity,
+            omit_normalisation=omit_normalisation,
+            examples=report is not None,
+            cache=cache,
+            show_progress=True,
+        )
+        if report is not None:
+            say(f"report   {write_video_report(result, report)}")
     return result
