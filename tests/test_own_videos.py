@@ -144,4 +144,7 @@ def test_the_command_and_its_page(
     assert len(shown) > 20 and all(shown)  # the frames are still there when the page is drawn
     cli.main([*command, "--json"])
     assert json.loads(capsys.readouterr().out)["map"]["value"] == 1
+    images = ["evaluate", teacher, videos]
+    assert "--report is for videos: add --protocol" in fails(capsys, *images, "--report", page)
+    assert "--similarity is for videos" in fails(capsys, *images, "--similarity", "fme")
     assert "--queries is for images" in fails(capsys, *command, "--queries", videos)

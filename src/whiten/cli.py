@@ -31,7 +31,7 @@ from whiten.terminal import (
     say,
     show_warning,
 )
-from whiten.video_verbs import evaluate_on_videos, frames, images_or_frames
+from whiten.video_verbs import evaluate_on_videos, frames, images_or_frames, refuse_for_images
 
 # Lightning announces what nobody asked for. Set on import, so that the processes that it spawns,
 # which import the main module, are quiet too; its own import resets the level of its root alone.
@@ -259,6 +259,7 @@ def evaluate(
     )
     result: Evaluation
     if protocol == "groups":
+        refuse_for_images(similarity, omit_normalisation, report)
         result = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
     else:
         result = evaluate_on_videos(

@@ -106,7 +106,7 @@ def print_evaluation(result: Any, what: str) -> None:
     for name, figure in result.figures.items():
         print(f"  {name:{width}} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]")
     if result.without_positives:
-        say(f"{result.without_positives} queries left out: nothing else of their group is there")
+        say(f"{result.without_positives} queries left out: nothing that is right is there")
     list_skipped(result.skipped)
 
 

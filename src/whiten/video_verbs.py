@@ -76,6 +76,21 @@ def images_or_frames(source: Path, out: Path, workers: int) -> tuple[Items, list
         return find_or_extract(source, frames, workers=workers, progress=update)
 
 
+def refuse_for_images(similarity: str, omit_normalisation: bool, report: Path | None) -> None:
+    """Refuse options of `whiten evaluate` that mean nothing where images search images.
+
+    Raises:
+        ConfigError: one of them is there.
+    """
+    given = {
+        "--similarity": similarity != "cf",
+        "--omit-normalisation": omit_normalisation,
+        "--report": report is not None,
+    }
+    if named := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(f"{' and '.join(named)} is for videos: add --protocol svd or videos")
+
+
 def evaluate_on_videos(
     model: Encoder,
     data: Path,
