@@ -35,6 +35,12 @@ NAMES = {
     "paper, higher lr": "the same, 2.5 times the learning rate",
     "paper, principal start": "the same, from principal axes",
     "kl maxmin, chosen teachers": "`kl`, whitening chosen",
+    **{
+        f"kl {fusion}, whitened teachers": f"`kl`, {fusion}, PCA-whitening, from principal axes"
+        for fusion in FUSIONS
+    },
+    "kl maxmin, centred teachers": "`kl`, centred teachers, from principal axes",
+    "kl maxmin, raw teachers": "`kl`, raw teachers, from principal axes",
     "kl maxmin, chosen teachers, all positives": "`kl`, whitening chosen, two pairs a group",
     "labels": "`labels` alone, no teacher",
     "regression": "`align`: regression onto the fused teachers",

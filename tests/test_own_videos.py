@@ -145,6 +145,9 @@ def test_the_command_and_its_page(
     cli.main([*command, "--json"])
     assert json.loads(capsys.readouterr().out)["map"]["value"] == 1
     images = ["evaluate", teacher, videos]
-    assert "--report is for videos: add --protocol" in fails(capsys, *images, "--report", page)
-    assert "--similarity is for videos" in fails(capsys, *images, "--similarity", "fme")
-    assert "--queries is for images" in fails(capsys, *command, "--queries", videos)
+    told = fails(capsys, *images, "--report", page, "--similarity", "fme")
+    assert "--similarity, --report belong to a benchmark: add --protocol svd or videos" in told
+    assert "--multi-scale belong to a benchmark: add --protocol rox" in fails(
+        capsys, *command, "--multi-scale"
+    )
+    assert "leave out --queries" in fails(capsys, *command, "--queries", videos)

@@ -138,3 +138,16 @@ def test_who_meets_whom_is_drawn_anew_in_every_epoch(pairs_per_class: int) -> No
                 met.update(label for label in labels if label > 2)
     assert set(met) == set(range(3, 43))
     assert max(met.values()) < 4 * min(met.values()) + 10
+
+
+def test_a_group_gives_as_many_pairs_to_an_epoch_as_asked() -> None:
+    plan = plan_pairs(GROUPS, CONTENTS, batch_size=3, pairs_per_epoch=1)
+    met: dict[str, set[tuple[int, int]]] = {group: set() for group in GROUPS}
+    for number in range(30):
+        pairs = [pair for batch in plan.epoch(number) for pair in batch]
+        assert len(pairs) == len(SIZES)  # 6 groups in 2 batches
+        assert sorted(GROUPS[pair.x] for pair in pairs) == sorted(met)
+        for pair in pairs:
+            met[GROUPS[pair.x]].add((pair.x, pair.y))
+    assert len(met["g5"]) > 20  # drawn from all of its images, anew in every epoch
+    assert plan_pairs(GROUPS, CONTENTS, batch_size=64, pairs_per_epoch=1).batch_size == 6

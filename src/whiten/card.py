@@ -11,10 +11,11 @@ def model_card(config: StudentConfig) -> str:
         f"| `{t['uri']}` | {t['licence']} | `{t['fingerprint'][:12]}` |" for t in config.teachers
     )
     training = "\n".join(f"- {name}: {value}" for name, value in config.training.items())
+    origin = config.training.get("origin", "distilled with whiten")
     height, width = config.preprocess.size
     return f"""# {config.architecture} student, {config.dim} dimensions
 
-An image-embedding model for visual search, distilled with whiten.
+An image-embedding model for visual search, {origin}.
 
 ```python
 import whiten

@@ -6,6 +6,7 @@ step 0); then every process runs `train`.
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import os
@@ -24,6 +25,11 @@ from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec
 from whiten.student import build_student, load_student
 from whiten.training import train
+
+# Lightning announces what nobody asked for. Set on import, so that the processes that it spawns are
+# quiet too; its own import resets the level of its root alone.
+for _name in ("rank_zero", "distributed"):
+    logging.getLogger(f"lightning_fabric.utilities.{_name}").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,14 @@ from whiten.upkeep import Usable, bring_up_to_date
 from whiten.views import render_bytes
 
 SHARD_ROWS = 1024  # at most this much work is lost by a kill
+_AT_ONCE = 8192  # images that are looked up at once
 BATCH = 16  # larger batches leave the CPU's caches; a GPU gets more, see `_batch_size`
 
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows planned)."""
+
+Render = Callable[[bytes, Item], npt.NDArray[np.uint8]]
+"""From a file's content to the (h, w, 3) RGB image that the model is shown."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def embed(
     dtype: str = "float32",
     workers: int = 2,
     progress: Progress | None = None,
+    render: Render | None = None,
 ) -> Store:
     """Embed what is missing and return the store.
 
@@ -109,6 +114,8 @@ def embed(
         dtype: `float32`, or `float16` for half the disk space.
         workers: threads that decode.
         progress: told after every batch.
+        render: shows whole images otherwise than in the size of `teacher.preprocess`, each alone
+            in its batch, as sizes may differ; the teacher's `readout` must say how.
 
     Raises:
         NoImagesError: not one image could be read.
@@ -143,7 +150,7 @@ def embed(
     missing[items.by_id.rows([skip.id for skip in store.skipped_of(items.by_id)])] = False
     planned = int(missing.sum())
     done = 0
-    batch_size = _batch_size(teacher)
+    batch_size = _batch_size(teacher) if render is None else 1
     bf16 = origin.precision == "bf16"
     rows: list[Row] = []
     skipped: list[Skipped] = []
@@ -156,7 +163,10 @@ def embed(
 
     tasks = _cut(_tasks(items, missing, views))
     results = ordered_map(
-        lambda task: _render(task, teacher, plan), tasks, workers=workers, ahead=4 * batch_size
+        lambda task: _render(task, teacher, plan, render),
+        tasks,
+        workers=workers,
+        ahead=4 * batch_size,
     )
     for result in results:
         task = result.task
@@ -204,8 +214,10 @@ def _tasks(
 ) -> Iterator[tuple[Item, tuple[int, ...]]]:
     """The images of which views are missing, (images, views), and which these are."""
     rows = np.flatnonzero(missing.any(axis=1))
-    for row, item in zip(rows, items.take(rows), strict=True):
-        yield item, tuple(view for view, is_one in zip(views, missing[row], strict=True) if is_one)
+    for start in range(0, len(rows), _AT_ONCE):
+        part = rows[start : start + _AT_ONCE]
+        for item, wanted in zip(items.take(part), missing[part], strict=True):
+            yield item, tuple(view for view, is_one in zip(views, wanted, strict=True) if is_one)
 
 
 def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
@@ -227,7 +239,7 @@ def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
         yield replace(waiting, ends_shard=True)
 
 
-def _render(task: Task, teacher: Teacher, plan: ViewPlan) -> Rendered:
+def _render(task: Task, teacher: Teacher, plan: ViewPlan, render: Render | None) -> Rendered:
     item = task.item
     # Before it is read: if it changes meanwhile, the next run sees another stamp.
     seen = Seen(display_path(item.path), stamp_of(item.path))
@@ -236,6 +248,8 @@ def _render(task: Task, teacher: Teacher, plan: ViewPlan) -> Rendered:
         seen = seen._replace(content_hash=content_hash(data))
         if teacher.lookup is not None:
             return Rendered(task, seen)
+        if render is not None:
+            return Rendered(task, seen, render(data, item)[None])
         views = [render_bytes(data, plan, item.id, v, teacher.preprocess) for v in task.views]
         return Rendered(task, seen, np.stack(views))
     except ImageError as error:

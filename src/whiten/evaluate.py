@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from whiten.encoder import Encoder, load
 from whiten.errors import ConfigError
 from whiten.mapped import forget
 from whiten.media import Skipped, find_items
+from whiten.progress import announce
 from whiten.protocols.folder import folder_task
 from whiten.protocols.gallery import similarity_blocks, write_embeddings
 from whiten.protocols.task import Indices, Task
@@ -81,6 +82,7 @@ class Evaluation:
     gallery_size: int
     without_positives: int
     skipped: list[Skipped]
+    searched: ClassVar[str] = "images"
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, without the per-query lists."""
@@ -93,6 +95,20 @@ class Evaluation:
             **{name: dataclasses.asdict(figure) for name, figure in self.figures.items()},
             "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
         }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"{self.name}: {len(self.query_ids):,} queries, {self.gallery_size:,} {self.searched}"
+        width = max(10, *map(len, self.figures))
+        for name, figure in self.figures.items():
+            yield f"  {name:{width}} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say beside the figures."""
+        if not self.without_positives:
+            return []
+        return [f"{self.without_positives} queries left out: nothing that is right is there"]
 
 
 def evaluate(
@@ -114,7 +130,7 @@ def evaluate(
     Raises:
         ConfigError: fewer than two groups, or nothing to find.
     """
-    items = find_items(gallery)
+    items = find_items(gallery, announce if show_progress else None)
     asked = None if queries is None else find_items(queries)
     folder_task(items, asked)  # refuses what has nothing to find before anything is embedded
     model = encoder if isinstance(encoder, Encoder) else load(encoder)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -95,11 +95,20 @@ class VideoEvaluation(Evaluation):
         similarity: of two sets of frames.
         frames: that were embedded.
         examples: queries with the best, the median and the worst average precision.
+        page: where the report is, if one was written.
     """
+
+    searched: ClassVar[str] = "videos"
 
     similarity: str = "cf"
     frames: int = 0
     examples: list[VideoExample] = dataclasses.field(default_factory=list)
+    page: Path | None = None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say beside the figures."""
+        return [*super().remarks, *([] if self.page is None else [f"report   {self.page}"])]
 
     def to_json(self) -> dict[str, object]:
         """Plain numbers, without the per-query lists and the examples."""

@@ -66,6 +66,7 @@ class PairPlan:
         batch_size: pairs in a batch.
         pairs_per_class: pairs that one class may give to a batch. With 1, no two pairs of a batch
             are the same thing.
+        pairs_per_epoch: pairs that one group may give to an epoch; 0 is all that it has.
         seed: of all draws.
     """
 
@@ -75,6 +76,7 @@ class PairPlan:
     views: int
     batch_size: int
     pairs_per_class: int
+    pairs_per_epoch: int
     seed: int
 
     @property
@@ -96,8 +98,9 @@ class PairPlan:
     def epoch(self, number: int) -> Epoch:
         """The batches of one epoch; short batches are dropped.
 
-        Each image is used about once; in a mixed plan that holds for the images without a group,
-        and groups return as often as their half of the batch needs them.
+        Each image is used about once, or each group for `pairs_per_epoch` pairs. In a mixed plan
+        that holds for the images without a group, and groups return as often as their half of
+        the batch needs them.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
         if self.source == "mixed":
@@ -117,7 +120,7 @@ class PairPlan:
         return np.concatenate([np.concatenate(labelled)[: len(single)], single], axis=1)
 
     def _labelled_size(self) -> int:
-        available = np.diff(self.bounds[: self.grouped + 1]) // 2
+        available = _available(self.bounds[: self.grouped + 1], self.pairs_per_epoch)
         singles = self.classes - self.grouped
         pairs = int(available.sum())
         share = max(LABELLED_SHARE, pairs / (pairs + singles))
@@ -130,7 +133,10 @@ class PairPlan:
         bounds = self.bounds[: self.grouped + 1]
         shuffled, place = self._shuffled(0, self.grouped, rng)
         sizes = np.repeat(np.diff(bounds), np.diff(bounds))
-        x = np.flatnonzero((place % 2 == 0) & (place + 1 < sizes))
+        is_used = place + 1 < sizes
+        if self.pairs_per_epoch:
+            is_used &= place < 2 * self.pairs_per_epoch
+        x = np.flatnonzero(is_used & (place % 2 == 0))
         views = rng.integers(0, self.views, (len(x), 2), np.int32)
         label = np.searchsorted(bounds, x, side="right") - 1
         return np.stack([shuffled[x], views[:, 0], shuffled[x + 1], views[:, 1], label], axis=1)
@@ -220,6 +226,7 @@ def plan_pairs(
     views: int = 1,
     batch_size: int = 128,
     pairs_per_class: int = 1,
+    pairs_per_epoch: int = 0,
     processes: int = 1,
     seed: int = 0,
 ) -> PairPlan:
@@ -232,6 +239,7 @@ def plan_pairs(
         views: views that every item has; pairs of views need two.
         batch_size: wanted pairs a batch; lowered to what the classes can give.
         pairs_per_class: most pairs of one class in a batch.
+        pairs_per_epoch: most pairs of one group in an epoch; 0 is all that it has.
         processes: the batch is divided among them evenly.
         seed: of all draws.
 
@@ -253,7 +261,8 @@ def plan_pairs(
         members = np.concatenate([members, more])
         bounds = np.concatenate([bounds, bounds[-1] + ends[1:]])
     classes = len(bounds) - 1
-    supply = int(np.minimum(np.diff(bounds[: grouped + 1]) // 2, pairs_per_class).sum())
+    available = _available(bounds[: grouped + 1], pairs_per_epoch)
+    supply = int(np.minimum(available, pairs_per_class).sum())
     supply += classes - grouped
     size = min(batch_size, supply) // processes * processes
     if size < 2 or classes < 2:
@@ -261,7 +270,13 @@ def plan_pairs(
             f"{classes} different image{'' if classes == 1 else 's'} or groups are too "
             f"few for {processes} process{'' if processes == 1 else 'es'}: give at least 2 for each"
         )
-    return PairPlan(members, bounds, grouped, views, size, pairs_per_class, seed)
+    return PairPlan(members, bounds, grouped, views, size, pairs_per_class, pairs_per_epoch, seed)
+
+
+def _available(bounds: Ints, pairs_per_epoch: int) -> Ints:
+    """How many pairs each group gives to an epoch."""
+    pairs = np.diff(bounds) // 2
+    return np.minimum(pairs, pairs_per_epoch) if pairs_per_epoch else pairs
 
 
 def _by_class(items: Ints, codes: Ints) -> tuple[Ints, Ints]:

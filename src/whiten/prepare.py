@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from whiten.embed import embed, store_folder
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media import Items, find_items
 from whiten.pairs import resolve_source
-from whiten.progress import progress
+from whiten.progress import announce, progress
 from whiten.recipes import DECIDED, complete
 from whiten.run_folder import RunFolder, write_atomically
 from whiten.spec import DistillSpec, ViewPlan, parse_uri
@@ -48,7 +47,7 @@ def prepare(
     """Embed what is missing, fit the whiteners, write targets and the checkpoint of step 0."""
     if facts_path(run).exists() and run.checkpoint.exists():
         return
-    items = find_items(images)
+    items = find_items(images, announce if show_progress else None)
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses at once what no teacher could mend
     views = spec.views or (1 if source == "groups" else 2)
@@ -88,7 +87,7 @@ def prepare(
         _keep_whitenings(run, described, whiteners, choices, show_progress)
     spec, why = complete(spec, source, _map_on_groups(choices))
     if show_progress:
-        print(why, file=sys.stderr)
+        announce(why)
 
     _write_targets(run, spec, stores, items, views, whiteners)
     _write_start(run, spec, backbone_as_teacher(net, config), net, items, views, cache)
@@ -177,7 +176,7 @@ def _keep_whitenings(
         if choice is not None:
             kept[teacher["name"]] = {**dataclasses.asdict(choice), "summary": str(choice)}
             if show_progress:
-                print(f"{teacher['name']}: {choice}", file=sys.stderr)
+                announce(f"{teacher['name']}: {choice}")
     write_atomically(run.choices, json.dumps(kept).encode())
 
 

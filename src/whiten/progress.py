@@ -13,6 +13,11 @@ Update = Callable[..., None]
 _QUIET_SECONDS = 20.0
 
 
+def announce(text: str) -> None:
+    """A line on stderr, beside the progress."""
+    print(text, file=sys.stderr)
+
+
 @contextmanager
 def progress(description: str, *, enabled: bool = True) -> Iterator[Update]:
     """Yield a function that shows how far the work is."""

@@ -20,14 +20,15 @@ _COMMON: dict[str, Any] = {
     "start": "principal",
     "shrinkage": "auto",
     "pairs_per_class": 1,
+    "pairs_per_epoch": 0,
 }
 
 # The options that a recipe decides where the user does not.
 DECIDED = tuple(_COMMON)
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # Whiten-MTD as published: exact PCA-whitening, one pair of a group, a random projection.
-    "paper": {"kl": 1.0, "shrinkage": 0.0, "start": "random"},
+    # Whiten-MTD as published: exact PCA-whitening, one pair a group and epoch, a random start.
+    "paper": {"kl": 1.0, "shrinkage": 0.0, "start": "random", "pairs_per_epoch": 1},
     "similarity": {"kl": 1.0},
     "similarity-relational": {"kl": 1.0, "relational": 1.0},
     "queue": {"queue": 1.0},

@@ -23,6 +23,10 @@ SCHEMES: dict[str, tuple[str, str]] = {
     "torchvision": ("a torchvision backbone", "torchvision:resnet50"),
     "openclip": ("an open_clip image tower", "openclip:ViT-B-16/laion2b_s34b_b88k"),
     "hf": ("a Hugging Face vision model", "hf:facebook/dinov3-vits16-pretrain-lvd1689m"),
+    "paper": (
+        "a published teacher of the paper",
+        "paper:resnet101_delg?weights=r101_delg_s512.pyth",
+    ),
     "onnx": ("an ONNX file", "onnx:model.onnx"),
     "python": ("your own factory function", "python:pkg.module:factory"),
     "store": ("embeddings that you have already", "store:embeddings/ours"),
@@ -268,6 +272,8 @@ class DistillSpec:
     ungrouped images where those are many."""
     pairs_per_class: int | None = None
     """Most pairs of one group in a batch."""
+    pairs_per_epoch: int | None = None
+    """Most pairs of one group in an epoch; with 0 each of its images is used once."""
     views: int | None = None
     """Views of an image that teachers embed; by default 1 with groups, else 2."""
     epochs: int = 20
@@ -312,6 +318,8 @@ class DistillSpec:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
+        if (self.pairs_per_epoch or 0) < 0:
+            raise ConfigError(f"pairs_per_epoch must be at least 0, not {self.pairs_per_epoch}")
         for name in TERMS:
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} is a weight, at least 0, not {getattr(self, name)}")

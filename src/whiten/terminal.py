@@ -99,17 +99,6 @@ def print_facts(facts: dict[str, Any]) -> None:
         print(f"{name:{width}}  {value}")
 
 
-def print_evaluation(result: Any, what: str) -> None:
-    """Figures with their intervals, what was left out, and what was skipped."""
-    print(f"{result.name}: {len(result.query_ids):,} queries, {result.gallery_size:,} {what}")
-    width = max(10, *map(len, result.figures))
-    for name, figure in result.figures.items():
-        print(f"  {name:{width}} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]")
-    if result.without_positives:
-        say(f"{result.without_positives} queries left out: nothing that is right is there")
-    list_skipped(result.skipped)
-
-
 def list_skipped(skipped: Sequence[Any], what: str = "image") -> None:
     """Name on stderr each image that could not be used, with its reason."""
     if skipped:

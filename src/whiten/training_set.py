@@ -121,6 +121,7 @@ class TrainingSet:
             views=facts["views"],
             batch_size=spec.batch_size,
             pairs_per_class=spec.pairs_per_class or 1,
+            pairs_per_epoch=spec.pairs_per_epoch or 0,
             processes=spec.devices * spec.nodes,
             seed=spec.seed,
         )

@@ -58,7 +58,7 @@ class Whitener:
             of each row is positive, which makes signs deterministic.
         eigenvalues_: (dim,) float64, descending, of the unregularised covariance.
         spectrum_mean_: mean eigenvalue over all D axes.
-        n_: samples seen.
+        n_: samples seen; 0 where that is not known.
     """
 
     def __init__(self, dim: int | None = None, *, shrinkage: float = DEFAULT_SHRINKAGE) -> None:
@@ -181,7 +181,8 @@ class Whitener:
 
     def _rank(self, eigenvalues: Array) -> int:
         """How many of the leading axes the samples span, as far as rounding lets one tell."""
-        return min(int((eigenvalues > eigenvalues[0] * self._resolution).sum()), self.n_ - 1)
+        rank = int((eigenvalues > eigenvalues[0] * self._resolution).sum())
+        return min(rank, self.n_ - 1) if self.n_ else rank
 
     def _rank_message(self, rank: int, dim: int) -> str:
         return (
@@ -313,6 +314,28 @@ class Whitener:
                 "this whitener was fitted on another model"
             )
         return map_rows(vectors, self.mean_, matrix, forward=forward)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        mean: Array,
+        projection: Array,
+        eigenvalues: Array,
+        *,
+        spectrum_mean: float,
+        shrinkage: float = 0.0,
+    ) -> Whitener:
+        """A whitening that something else fitted; the arguments are the fitted attributes.
+
+        It cannot be fitted further.
+        """
+        whitener = cls(len(projection), shrinkage=shrinkage)
+        whitener._mean, whitener._projection, whitener._eigenvalues = (
+            np.asarray(array, np.float64) for array in (mean, projection, eigenvalues)
+        )
+        whitener.spectrum_mean_ = spectrum_mean
+        whitener._resolution = projection.shape[1] * _EPSILON
+        return whitener
 
     # --- persistence --------------------------------------------------------------------
 

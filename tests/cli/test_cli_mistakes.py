@@ -81,7 +81,7 @@ def test_options_of_embed(capsys: Captured, images: Path, options: list[str], me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch: 2\n", "unknown option 'epoch'; did you mean 'epochs'?"),
+        ("epoch: 2\n", "unknown option 'epoch'; did you mean 'epochs'"),
         ("- 1\n", "must hold options, one `name: value` a line"),
         ("a: [\n", "cannot read c.yaml"),
         ("dim: eight\n", "eight"),

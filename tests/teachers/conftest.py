@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -21,3 +22,11 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refuse_network(server: str) -> bool:
     raise AssertionError(f"a local model asked {server}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """For files of 100 to 200 MB, which pytest would keep."""
+    yield tmp_path
+    for path in tmp_path.iterdir():
+        path.unlink()

@@ -13,7 +13,7 @@ from torch import nn
 from teacher_helpers import Explosive
 from whiten.errors import TeacherError
 from whiten.teachers import open_teacher
-from whiten.teachers.base import load_into
+from whiten.teachers.base import load_into, load_state_dict
 
 
 @pytest.mark.parametrize("scheme", ["timm:test_resnet", "torchvision:resnet18"])
@@ -41,6 +41,17 @@ def test_weights_of_another_model_are_refused(scheme: str, tmp_path: Path) -> No
     (tmp_path / "empty.pth").write_bytes(b"")
     with pytest.raises(TeacherError, match="cannot read weights"):
         open_teacher(f"{scheme}?weights={tmp_path / 'empty.pth'}")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"conv.weight": torch.full((100,), 1.5)}, path)
+    assert load_state_dict(path)["conv.weight"].sum() == 150
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((100,), 1.5).numpy().tobytes()) + 40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TeacherError, match=r"data/0 does not have the checksum .*: it must be"):
+        load_state_dict(path)
 
 
 def test_load_into_wants_all_but_step_counters() -> None:

@@ -50,7 +50,9 @@ def decode(data: bytes) -> Image.Image:
     return decode_scaled(data, min_side=None)[0]
 
 
-def decode_scaled(data: bytes, *, min_side: int | None) -> tuple[Image.Image, Box]:
+def decode_scaled(
+    data: bytes, *, min_side: int | None, upright: bool = True
+) -> tuple[Image.Image, Box]:
     """Decode to an upright RGB image of 8 bits a channel, and the box in it that is the picture.
 
     Transparency is laid over white, CMYK and grey are converted, 16-bit and float images are
@@ -60,6 +62,7 @@ def decode_scaled(data: bytes, *, min_side: int | None) -> tuple[Image.Image, Bo
         data: the file's content.
         min_side: a JPEG may be decoded at a half, quarter or eighth of its size as long as its
             shorter side stays at least this many pixels; much faster.
+        upright: apply the EXIF orientation; else the pixels are as they are stored.
 
     Returns:
         The image, and (left, top, right, bottom) in its pixels: all of it, save for a JPEG whose
@@ -83,7 +86,7 @@ def decode_scaled(data: bytes, *, min_side: int | None) -> tuple[Image.Image, Bo
             opened.decodermaxblock = len(data)  # hand the decoder all of it at once
             opened.load()
             image = _to_rgb(opened)
-            orientation = _orientation(opened)
+            orientation = _orientation(opened) if upright else 1
         size = image.size if drafted is None else drafted[1][2:]
         box = _upright_box(image.size, size, orientation)
         if orientation in _UPRIGHT:

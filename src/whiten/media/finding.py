@@ -5,12 +5,18 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media.collection import Item, Items
+from whiten.media.layouts import (
+    describe_landmarks,
+    landmark_images,
+    landmark_list,
+    read_landmarks,
+)
 from whiten.media.svd import FRAMES_TABLE, is_svd, training_frames
 from whiten.media.video import VIDEO_SUFFIXES
 
@@ -24,7 +30,7 @@ SUFFIXES = frozenset([
 _Row = tuple[str | None, str | None, int | None]
 
 
-def find_items(source: str | os.PathLike[str]) -> Items:
+def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | None = None) -> Items:
     """The images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
 
     In a folder whose images all lie one folder deep or deeper, the folder that holds an
@@ -34,6 +40,12 @@ def find_items(source: str | os.PathLike[str]) -> Items:
     silently. In a table, relative paths start at the table's folder. The order is by id, the
     same on every machine. A folder of frames with a `frames.parquet` is read by that table; of SVD,
     the frames of its training videos are taken, see `whiten.media.svd`.
+
+    A folder with the list of GLDv2-clean is read by that list, see `whiten.media.layouts`.
+
+    Args:
+        source: the folder or table.
+        tell: told in one line what data set was recognised, if one was.
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
@@ -45,6 +57,11 @@ def find_items(source: str | os.PathLike[str]) -> Items:
         root = root / FRAMES_TABLE
     if is_svd(root):
         return training_frames(root)
+    if root.is_dir() and (table := landmark_list(root)) is not None:
+        items = read_landmarks(table, landmark_images(root))
+        if tell is not None:
+            tell(describe_landmarks(items))
+        return items
     if root.is_dir():
         items = Items.of(_walk(root))
         if not items:

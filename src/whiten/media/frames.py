@@ -135,18 +135,20 @@ def find_or_extract(
     *,
     workers: int = 2,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[Items, list[Skipped]]:
     """The images of a source; of one that has videos instead, their frames, one a second.
 
     Args:
         source: what `find_items` or `find_videos` takes.
         frames: where the frames are written, see `extract_frames`.
+        tell: see `find_items`.
 
     Returns:
         The images, and the videos that have no frame.
     """
     if not _has_videos(Path(source)):
-        return find_items(source), []
+        return find_items(source, tell), []
     found = extract_frames(find_videos(source), frames, workers=workers, progress=progress)
     return found.frames, found.skipped
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from whiten.errors import TeacherError, WhitenError
 from whiten.spec import fingerprint
+from whiten.teachers.torch_file import read_torch_file
 from whiten.views import Preprocess
 
 UNKNOWN_LICENCE = "unknown"
@@ -167,19 +168,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         TeacherError: the file is missing, damaged, or holds more than tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise TeacherError(f"weights file {path} does not exist: check ?weights=")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise nearly anything on damaged files
-        raise TeacherError(
-            f"cannot read weights from {path} ({first_line(error)}): it must be a "
-            "safetensors file, or a torch file that holds tensors only"
-        ) from error
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     for key in ("state_dict", "model", "teacher"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -193,6 +182,19 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise TeacherError(f"weights file {path} does not exist: check its path")
+    try:
+        return load_file(path)
+    except Exception as error:  # a damaged header raises nearly anything
+        raise TeacherError(
+            f"cannot read weights from {path} ({first_line(error)}): it must be a safetensors file"
+        ) from error
 
 
 def load_into(

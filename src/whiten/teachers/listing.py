@@ -11,7 +11,13 @@ from whiten.errors import ConfigError
 from whiten.teachers.registry import SOURCES, open_teacher
 
 # Sources with names of their own, and the module without which they have none.
-LISTED = {"demo": "timm", "timm": "timm", "torchvision": "torchvision", "openclip": "open_clip"}
+LISTED = {
+    "demo": "timm",
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "openclip": "open_clip",
+    "paper": "torchvision",
+}
 
 
 def list_teachers(pattern: str = "") -> list[str]:

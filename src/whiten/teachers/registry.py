@@ -16,6 +16,7 @@ SOURCES = {
     "torchvision": "whiten.teachers.torchvision_models",
     "openclip": "whiten.teachers.openclip",
     "hf": "whiten.teachers.huggingface",
+    "paper": "whiten.teachers.paper",
     "onnx": "whiten.teachers.onnx_file",
     "python": "whiten.teachers.python_factory",
     "store": "whiten.teachers.stored",

@@ -1,0 +1,26 @@
+"""The verbs: parse, call, print. No logic lives here.
+
+Results go to stdout, progress and messages to stderr. Bad input is one line and exit code 2.
+Heavy imports happen inside the verb that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+from whiten.allocator import keep_freed_memory
+from whiten.cli import data, models, retrieval, runs  # noqa: F401 - they add their verbs
+from whiten.cli.app import app
+from whiten.config_file import with_config
+from whiten.terminal import one_line_endings, show_warning
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command `whiten`."""
+    warnings.showwarning = show_warning
+    keep_freed_memory()
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    with one_line_endings(tokens):
+        app(with_config(tokens))

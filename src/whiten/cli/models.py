@@ -1,0 +1,75 @@
+"""What there is: models, and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from whiten.cli.app import Json, app
+from whiten.spec import SCHEMES
+from whiten.terminal import print_facts, print_json, say
+
+
+@app.command
+def teachers(pattern: str = "", /, *, as_json: Json = False) -> None:
+    """List the models that can teach, and describe one.
+
+    Args:
+        pattern: part of a name lists what fits; a whole URI that can be opened is described.
+        as_json: print JSON.
+    """
+    from whiten.teachers.listing import describe, list_teachers, names_one
+
+    found = list_teachers(pattern)
+    if names_one(pattern, found):
+        facts = describe(pattern)
+        print_json(facts) if as_json else print_facts(facts)
+        return
+    if as_json:
+        print_json(found)
+        return
+    for uri in found:
+        print(uri)
+    if not pattern:
+        say("other models: name part of one (whiten teachers resnet), or write a URI:")
+        for name, (what, example) in SCHEMES.items():
+            say(f"  {name + ':':13} {what}, for example {example}")
+
+
+@app.command
+def convert(
+    file: Path,
+    /,
+    *,
+    out: Path,
+    p: float | None = None,
+    size: int | None = None,
+    as_json: Json = False,
+) -> None:
+    """Convert what the paper's authors released: a PCA-whitening or a student.
+
+    Args:
+        file: the released file.
+        out: the whitening's file or the student's folder to write.
+        p: GeM power of a student: 3 for landmarks, 1 for videos.
+        size: input side of a student in pixels.
+        as_json: print JSON.
+    """
+    from whiten.published import convert as run
+
+    facts = asdict(run(file, out, p=p, size=size))
+    print_json(facts) if as_json else print_facts(facts)
+
+
+@app.command
+def doctor(*, as_json: Json = False) -> None:
+    """Say what is installed, which devices there are, and what would make it faster."""
+    from whiten.doctor import diagnose
+
+    found = diagnose()
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_facts(found.facts)
+    for line in found.advice:
+        print(f"- {line}")

@@ -1,0 +1,119 @@
+"""Retrieval: measure it, and search."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from whiten.cli.app import Json, app
+from whiten.terminal import list_skipped, print_json, say
+
+
+@app.command
+def evaluate(
+    encoder: str,
+    gallery: Path,
+    /,
+    *,
+    queries: Path | None = None,
+    whiten_on: Path | None = None,
+    whiten_dim: int = 256,
+    shrinkage: float = 0.1,
+    protocol: str | None = None,
+    multi_scale: bool = False,
+    distractors: Path | None = None,
+    whitener: Path | None = None,
+    similarity: str = "cf",
+    omit_normalisation: bool = False,
+    report: Path | None = None,
+    embeddings: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Measure retrieval: images of a group should find each other, or what a benchmark asks.
+
+    Args:
+        encoder: a teacher's URI, a student's folder, or fuse:raw:URI,URI and
+            fuse:whitened:URI,URI or fuse:whitened:RUN.
+        gallery: a folder with a subfolder a group, a table with columns path,group, or the root
+            of a published benchmark.
+        queries: likewise; by default each image searches all the others.
+        whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
+        whiten_dim: dimensions that this whitening keeps.
+        shrinkage: of this whitening.
+        protocol: roxford5k or rparis6k; needed where the folder is for several. svd, the benchmark
+            of near-duplicate videos; videos, groups of videos or of folders of frames.
+        multi_scale: for landmarks, average embeddings at 1, 0.71 and 0.5 of the size.
+        distractors: for these, the folder of revisitop1m, or a store of its embeddings.
+        whitener: for these, the file of a whitening to apply at each scale.
+        similarity: of videos: cf, sme, smx, fme or fmx.
+        omit_normalisation: for svd, feed pixels as they are, as the published evaluation does.
+        report: of videos, write a page of what was found and how frames align here.
+        embeddings: where embeddings are kept between calls.
+        as_json: print JSON.
+    """
+    from whiten.benchmark import PROTOCOLS, Options, Outcome, find_protocol
+    from whiten.encoder import load
+    from whiten.evaluate import evaluate as run
+
+    options = Options(multi_scale, distractors, whitener, similarity, omit_normalisation, report)
+    name = find_protocol(gallery, protocol, options, queries)
+    model = load(
+        encoder, whiten_on=whiten_on, whiten_dim=whiten_dim, shrinkage=shrinkage, cache=embeddings
+    )
+    outcome: Outcome
+    if name is None:
+        outcome = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
+    else:
+        outcome = PROTOCOLS[name](model, gallery, options, embeddings, True)
+    if as_json:
+        print_json(outcome.to_json())
+        return
+    print(*outcome.lines(), sep="\n")
+    for remark in outcome.remarks:
+        say(remark)
+    list_skipped(outcome.skipped)
+
+
+@app.command
+def search(
+    query: Path,
+    /,
+    *,
+    student: str,
+    images: Annotated[Path, Parameter("--in")],
+    index: Path | None = None,
+    k: int = 10,
+    as_json: Json = False,
+    paths_only: bool = False,
+    open_page: Annotated[bool, Parameter("--open")] = False,
+) -> None:
+    """Search a folder of images by an image.
+
+    Args:
+        query: the image to look for.
+        student: the student's folder, or any model's URI.
+        images: where to search: a folder or a table of paths.
+        index: where the index is kept; by default beside the student's run, one for each folder.
+        k: how many hits.
+        as_json: print JSON.
+        paths_only: print the paths alone, one a line.
+        open_page: write a page of the hits and open it in the browser.
+    """
+    from whiten.searching import search_folder, write_hits_page
+
+    found = search_folder(query, student, images, index=index, k=k, show_progress=True)
+    if as_json:
+        print_json([asdict(match) for match in found.matches])
+    else:
+        for match in found.matches:
+            print(match.path if paths_only else f"{match.score:.4f}  {match.path}")
+    if open_page:
+        import webbrowser
+
+        page = write_hits_page(query, found)
+        say(f"page     {page}")
+        webbrowser.open(page.as_uri())
+    list_skipped(found.skipped)

@@ -1,0 +1,220 @@
+"""Which published data sets lie below a folder, what of them is missing, and where to get them.
+
+Nothing is downloaded. Lists are read, images are looked for: all of a small set, an even sample of
+a large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from whiten.errors import WhitenError
+from whiten.media import Items
+from whiten.media.layouts import (
+    LANDMARKS,
+    describe_landmarks,
+    landmark_images,
+    landmark_list,
+    read_landmarks,
+)
+from whiten.protocols.ground_truth import truth_file
+from whiten.protocols.revisited import (
+    DISTRACTORS,
+    distractor_list,
+    read_distractors,
+    read_set,
+    set_folder,
+)
+
+SAMPLE = 10_000  # images that are looked for; of more than that, so many evenly spaced ones
+UNSTATED = "unstated"
+
+_SVD_LISTS = (
+    "all-video-id",
+    "labeled-data-id",
+    "unlabeled-data-id",
+    "query-id",
+    "groundtruth",
+    "train_groundtruth",
+    "test_groundtruth",
+)
+_SVD_LISTS_IN = ("metadata-release", "metadata", ".")
+_SVD_VIDEOS = ("query", *(f"labeled-{n}" for n in range(2)), *(f"unlabeled-{n}" for n in range(27)))
+
+
+@dataclass
+class DataSet:
+    """A published data set and what of it was found.
+
+    Attributes:
+        name: as papers call it.
+        use: what it serves for here.
+        published: the page that it is had from.
+        contents: what it holds when complete.
+        size: on disk, as published.
+        root: where it was found; None where it was not.
+        there: what was found, in words.
+        missing: what was not, in words.
+    """
+
+    name: str
+    use: str
+    published: str
+    contents: str
+    size: str
+    root: str | None = None
+    there: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        state = "not found" if self.root is None else self.root
+        yield f"{self.name}: {state}"
+        for line in self.there:
+            yield f"  there      {line}"
+        for line in self.missing:
+            yield f"  missing    {line}"
+        yield f"  use        {self.use}"
+        yield f"  contents   {self.contents}"
+        yield f"  published  {self.published}"
+        yield f"  size       {self.size}"
+
+
+def find_datasets(root: Path) -> list[DataSet]:
+    """All data sets that have a reader here, and what of each lies in a folder or just below it."""
+    sets = [
+        DataSet(
+            "GLDv2-clean",
+            "whiten distill ROOT: images of a landmark are a group",
+            "https://github.com/cvdfoundation/google-landmark",
+            "1,580,470 images of 81,313 landmarks, chosen from the 4,132,914 of GLDv2's train set",
+            "train set: 500 archives of about 1 GB; with index and test set about 595 GB",
+        ),
+        *(
+            DataSet(
+                title,
+                f"whiten evaluate ENCODER ROOT --protocol {name}",
+                f"http://cmp.felk.cvut.cz/revisitop (ground truth), {images} (images)",
+                f"70 queries, {count:,} images",
+                UNSTATED,
+            )
+            for title, name, images, count in (
+                (
+                    "ROxford5k",
+                    "roxford5k",
+                    "https://www.robots.ox.ac.uk/~vgg/data/oxbuildings",
+                    4993,
+                ),
+                (
+                    "RParis6k",
+                    "rparis6k",
+                    "https://www.robots.ox.ac.uk/~vgg/data/parisbuildings",
+                    6322,
+                ),
+            )
+        ),
+        DataSet(
+            "R1M",
+            "whiten evaluate … --distractors ROOT",
+            "http://cmp.felk.cvut.cz/revisitop",
+            "1,001,001 images in 100 archives",
+            UNSTATED,
+        ),
+        DataSet(
+            "SVD",
+            "near-duplicate video retrieval",
+            "https://svdbase.github.io",
+            "over 500,000 short videos, over 30,000 of them labelled",
+            UNSTATED,
+        ),
+    ]
+    looks: list[Callable[[DataSet, Path], None]] = [
+        _look_for_landmarks,
+        lambda found, place: _look_for_set(found, place, "roxford5k"),
+        lambda found, place: _look_for_set(found, place, "rparis6k"),
+        _look_for_distractors,
+        _look_for_videos,
+    ]
+    for found, look in zip(sets, looks, strict=True):
+        try:
+            look(found, root)
+        except WhitenError as error:  # a damaged list is a finding
+            found.missing.append(f"a readable list: {error}")
+    return sets
+
+
+def _look_for_landmarks(found: DataSet, root: Path) -> None:
+    places = [root, *(root / name for name in ("gldv2", "GLDv2", "google-landmark"))]
+    place = next((place for place in places if landmark_list(place) is not None), None)
+    if place is None:
+        found.missing += [LANDMARKS, "train/a/b/c/abc….jpg"]
+        return
+    table = landmark_list(place)
+    assert table is not None
+    found.root = str(place)
+    items = read_landmarks(table, landmark_images(place))
+    found.there.append(f"{table.relative_to(place)}: {describe_landmarks(items)}")
+    _look_for_images(found, items)
+
+
+def _look_for_set(found: DataSet, root: Path, name: str) -> None:
+    folder = set_folder(root, name)
+    if folder is None:
+        found.missing += [f"{name}/gnd_{name}.pkl", f"{name}/jpg/NAME.jpg"]
+        return
+    file = truth_file(folder, name)
+    assert file is not None
+    found.root = str(folder)
+    data = read_set(folder, name)
+    found.there.append(f"{file.name}: {len(data.queries):,} queries, {len(data.gallery):,} images")
+    _look_for_images(found, data.gallery)
+    _look_for_images(found, data.queries, "queries")
+
+
+def _look_for_distractors(found: DataSet, root: Path) -> None:
+    file = distractor_list(root)
+    if file is None:
+        found.missing += [f"{DISTRACTORS}/{DISTRACTORS}.txt", f"{DISTRACTORS}/jpg/"]
+        return
+    found.root = str(file.parent)
+    items = read_distractors(file)
+    found.there.append(f"{file.name}: {len(items):,} images")
+    _look_for_images(found, items)
+
+
+def _look_for_videos(found: DataSet, root: Path) -> None:
+    bases = (root, root / "svd", root / "SVD")
+    places = [(base, base / inner) for base in bases for inner in _SVD_LISTS_IN]
+    held = {base: inner for base, inner in reversed(places) if (inner / "groundtruth").exists()}
+    if not held:
+        found.missing += [
+            f"{_SVD_LISTS_IN[0]}/groundtruth and its other lists",
+            "folders of videos",
+        ]
+        return
+    base, lists = next(iter(held.items()))
+    found.root = str(base)
+    _list_names(found, lists, _SVD_LISTS, "lists")
+    _list_names(found, base, _SVD_VIDEOS, "folders of videos")
+
+
+def _list_names(found: DataSet, folder: Path, names: Iterable[str], what: str) -> None:
+    names = list(names)
+    absent = [name for name in names if not (folder / name).exists()]
+    found.there.append(f"{len(names) - len(absent)} of {len(names)} {what}")
+    if absent:
+        found.missing.append(f"{what}: {' '.join(absent)}")
+
+
+def _look_for_images(found: DataSet, items: Items, what: str = "images") -> None:
+    count = min(len(items), SAMPLE)
+    sample = items.take(np.linspace(0, len(items) - 1, count).astype(np.int64))
+    absent = [item.path for item in sample if not Path(item.path).is_file()]
+    looked = "" if count == len(items) else f" looked for, of {len(items):,}"
+    found.there.append(f"{count - len(absent):,} of {count:,} {what}{looked}")
+    if absent:
+        found.missing.append(f"{len(absent):,} of these {what}, first {absent[0]}")

@@ -1,0 +1,75 @@
+"""Files that `torch.save` wrote, read without running anything that is in them."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import dtypes
+from torch.serialization import safe_globals
+
+from whiten.errors import TeacherError, one_line
+
+
+class _Ignored:
+    """Stands for an object that a checkpoint carries beside its tensors; keeps nothing of it."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_reconstruct: Any = np.zeros(1).__reduce__()[0]
+_scalar: Any = np.float32(1).__reduce__()[0]
+
+# What published checkpoints hold beside tensors and plain values: numbers and arrays of NumPy,
+# under its old and new names, and the PCA of the AP-GeM files, which scikit-learn would unpickle.
+_HARMLESS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(getattr(dtypes, name) for name in dtypes.__all__),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_Ignored, f"sklearn.decomposition.{pca}.PCA") for pca in ("pca", "_pca")),
+]
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """What `torch.save` wrote: tensors, plain values, and NumPy's; never runs pickled code.
+
+    Raises:
+        TeacherError: the file is missing, damaged, or holds other objects.
+    """
+    if not Path(path).is_file():
+        raise TeacherError(f"weights file {path} does not exist: check its path")
+    try:
+        _require_whole(path)
+        with safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise nearly anything on damaged files
+        raise TeacherError(
+            f"cannot read weights from {path} ({_reason(error)}): it must be a safetensors file, "
+            "or a torch file that holds tensors only"
+        ) from error
+
+
+def _require_whole(path: str | Path) -> None:
+    """Compare checksums, which torch writes but does not read; its old format has none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise ValueError(f"{broken} does not have the checksum it was saved with")
+
+
+def _reason(error: Exception) -> str:
+    """Without torch's advice to load the file unsafely."""
+    if foreign := _FOREIGN.search(str(error)):
+        return f"it asks for {foreign[1]}"
+    if isinstance(error, UnpicklingError):
+        return "it is no pickle of tensors"
+    return one_line(error).partition(". ")[0]
