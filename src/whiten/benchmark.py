@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
 
 from whiten.encoder import Encoder
 from whiten.errors import ConfigError, nearest
 from whiten.media import Skipped
+from whiten.media.svd import is_svd
 from whiten.protocols.revisited import NAMES, set_folder
+
+if TYPE_CHECKING:
+    from whiten.evaluate_videos import VideoProtocol
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,22 @@ class Options:
         multi_scale: average the embeddings at three sizes.
         distractors: a folder of distractors, or a store of their embeddings.
         whitener: a file that `Whitener.save` wrote.
+        similarity: of two videos.
+        omit_normalisation: feed pixels as they are, as SVD's published evaluation does.
+        report: where a page of what was found is written.
     """
 
     multi_scale: bool = False
     distractors: Path | None = None
     whitener: Path | None = None
+    similarity: str = "cf"
+    omit_normalisation: bool = False
+    report: Path | None = None
+
+    def foreign(self, known: Iterable[str]) -> list[str]:
+        """Options that were given and are not among the known ones, as they are written."""
+        own = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        return [f"--{name.replace('_', '-')}" for name in own if name not in known]
 
 
 class Outcome(Protocol):
@@ -62,7 +79,44 @@ def _revisited(
     )
 
 
-PROTOCOLS: dict[str, Run] = {name: partial(_revisited, name) for name in NAMES}
+def _videos(
+    name: VideoProtocol,
+    encoder: Encoder,
+    root: Path,
+    options: Options,
+    cache: Path | None,
+    show: bool,
+) -> Outcome:
+    from whiten.evaluate_videos import evaluate_videos
+    from whiten.video_report import write_video_report
+
+    with ExitStack() as stack:
+        if options.report is not None and cache is None:  # which shows the frames
+            cache = Path(stack.enter_context(TemporaryDirectory(prefix="whiten-")))
+        found = evaluate_videos(
+            encoder,
+            root,
+            protocol=name,
+            similarity=options.similarity,
+            omit_normalisation=options.omit_normalisation,
+            examples=options.report is not None,
+            cache=cache,
+            show_progress=show,
+        )
+        if options.report is None:
+            return found
+        return replace(found, page=write_video_report(found, options.report))
+
+
+VIDEO_PROTOCOLS: tuple[VideoProtocol, ...] = ("svd", "videos")
+PROTOCOLS: dict[str, Run] = {
+    **{name: partial(_revisited, name) for name in NAMES},
+    **{name: partial(_videos, name) for name in VIDEO_PROTOCOLS},
+}
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(NAMES, ("multi_scale", "distractors", "whitener")),
+    **dict.fromkeys(VIDEO_PROTOCOLS, ("similarity", "omit_normalisation", "report")),
+}
 
 
 def find_protocol(
@@ -82,15 +136,19 @@ def find_protocol(
     name = asked or _recognise(root)
     if name is not None and queries is not None:
         raise ConfigError(f"{name} has queries of its own: leave out --queries")
-    if name is None and options != Options():
+    if foreign := options.foreign(_OPTIONS[name] if name else ()):
+        takers = [taker for taker in PROTOCOLS if not options.foreign(_OPTIONS[taker])]
         raise ConfigError(
-            "--multi-scale, --distractors and --whitener belong to a benchmark: add --protocol "
-            f"{' or '.join(NAMES)}"
+            f"{', '.join(foreign)} belong to a benchmark: add --protocol {' or '.join(takers)}"
+            if takers
+            else f"{', '.join(foreign)} belong to no benchmark together: leave some of them out"
         )
     return name
 
 
 def _recognise(root: Path) -> str | None:
+    if is_svd(root):
+        return "svd"
     found = [name for name in NAMES if set_folder(root, name) is not None]
     if len(found) > 1:
         raise ConfigError(f"{root} holds {' and '.join(found)}: add --protocol {found[0]}")

@@ -14,11 +14,12 @@ import torch
 from whiten import __version__
 from whiten.devices import best_device, computes_bf16
 
-# Extra -> the modules that it brings.
+# Extra -> what it is for, and the modules that it brings.
 EXTRAS = {
-    "onnx": ("onnx", "onnxruntime"),
-    "openclip": ("open_clip",),
-    "hf": ("transformers",),
+    "onnx": ("onnx: models", ("onnx", "onnxruntime")),
+    "openclip": ("openclip: models", ("open_clip",)),
+    "hf": ("hf: models", ("transformers",)),
+    "video": ("videos", ("av",)),
 }
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pyarrow", "lightning-fabric", "pillow")
 
@@ -45,11 +46,11 @@ def diagnose() -> Diagnosis:
         "bf16": "native" if computes_bf16(device.type) else "not native, training runs in float32",
     }
     advice = []
-    for extra, modules in EXTRAS.items():
+    for extra, (purpose, modules) in EXTRAS.items():
         missing = [m for m in modules if importlib.util.find_spec(m) is None]
         facts[f"extra {extra}"] = "missing" if missing else "installed"
         if missing:
-            advice.append(f"for {extra}: models: pip install 'whiten[{extra}]'")
+            advice.append(f"for {purpose}: pip install 'whiten[{extra}]'")
     if device.type == "cpu":
         advice.append(
             "no GPU: keep the teachers cached (the default), and try --backbone-lr 0 first"

@@ -302,6 +302,7 @@ def _row(result: Rendered, view: int, embedding: npt.NDArray[np.float32]) -> Row
         view=view,
         content_hash=result.seen.content_hash,
         embedding=embedding,
+        frame_ms=item.frame_ms,
     )
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,7 @@ class Evaluation:
     gallery_size: int
     without_positives: int
     skipped: list[Skipped]
+    searched: ClassVar[str] = "images"
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, without the per-query lists."""
@@ -97,16 +98,17 @@ class Evaluation:
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        yield f"{self.name}: {len(self.query_ids):,} queries, {self.gallery_size:,} images"
+        yield f"{self.name}: {len(self.query_ids):,} queries, {self.gallery_size:,} {self.searched}"
+        width = max(10, *map(len, self.figures))
         for name, figure in self.figures.items():
-            yield f"  {name:10} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]"
+            yield f"  {name:{width}} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]"
 
     @property
     def remarks(self) -> list[str]:
         """What to say beside the figures."""
         if not self.without_positives:
             return []
-        return [f"{self.without_positives} queries left out: nothing else of their group is there"]
+        return [f"{self.without_positives} queries left out: nothing that is right is there"]
 
 
 def evaluate(

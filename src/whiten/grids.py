@@ -23,9 +23,12 @@ MARKS = {True: (GOOD, "✓ "), False: (BAD, "✗ "), None: ("#8C8C8C", "")}
 class Found(Protocol):
     """An image that was found, and whether it should have been (None: not known)."""
 
-    path: str
-    score: float
-    correct: bool | None
+    @property
+    def path(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def correct(self) -> bool | None: ...
 
 
 @styled
@@ -52,17 +55,17 @@ def retrievals(grids: Sequence[tuple[str, str, float, Sequence[Found]]]) -> Figu
         y = top + row * fall
         axis.text(14, y + 44, short(label, 8), fontsize=8.5, fontweight="bold")
         axis.text(14, y + 68, f"AP {ap:.2f}", fontsize=7.5, color=QUIET)
-        _show(axis, query, left, y, INK)
+        show_image(axis, query, left, y, INK)
         for column, hit in enumerate(hits[:MAX_HITS]):
             x = left + gap + pitch * (1 + column)
             colour, mark = MARKS[hit.correct]
-            _show(axis, hit.path, x, y, colour)
+            show_image(axis, hit.path, x, y, colour)
             caption = f"{mark}{hit.score:.2f}"
             axis.text(x + TILE / 2, y + TILE + 20, caption, size=7.5, ha="center", color=colour)
     return figure
 
 
-def _show(axis: Axes, path: str, x: float, y: float, colour: str) -> None:
+def show_image(axis: Axes, path: str, x: float, y: float, colour: str) -> None:
     canvas = Image.new("RGB", (TILE, TILE), "#F3F4F6")
     try:
         image, _ = decode_scaled(read_bytes(path), min_side=TILE)

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import ConfigError
+from whiten.set_similarity import SET_SIMILARITIES as SET_SIMILARITIES
+from whiten.set_similarity import set_similarity as set_similarity
 
 Ranks = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]

@@ -176,13 +176,13 @@ def write_report(data: ReportData, folder: Path) -> Path:
     figures.mkdir(parents=True, exist_ok=True)
     drawn = _draw(data)
     for name, png in drawn.items():
-        _replace(figures / f"{name}.png", png)
+        write_whole(figures / f"{name}.png", png)
     page = folder / "report.html"
-    _replace(page, _page(data, drawn).encode("utf-8", "backslashreplace"))
+    write_whole(page, _page(data, drawn).encode("utf-8", "backslashreplace"))
     return page
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         partial.write_bytes(content)
@@ -264,29 +264,29 @@ def _page(data: ReportData, drawn: Mapping[str, bytes]) -> str:
         pairs = [f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in data.facts]
         parts.append("<dl><div>" + "</div><div>".join(pairs) + "</div></dl>")
     if data.rows:
-        parts.append(_section("Results", TABLE_HELP, _table(data.rows)))
+        parts.append(section("Results", TABLE_HELP, _table(data.rows)))
     for name, (heading, help_) in SECTIONS.items():
         if name in drawn:
-            parts.append(_section(heading, help_, _figure(heading, drawn[name])))
+            parts.append(section(heading, help_, embedded(heading, drawn[name])))
     grids = ""
     for encoder, slug in zip(data.retrievals, _slugs(data.retrievals), strict=True):
         if slug in drawn:
             heading = escape(_line(encoder))
-            grids += f"<h3>{heading}</h3>" + _figure(f"Retrievals of {encoder}", drawn[slug])
+            grids += f"<h3>{heading}</h3>" + embedded(f"Retrievals of {encoder}", drawn[slug])
     if grids:
-        parts.append(_section("What is found", RETRIEVALS_HELP, grids))
+        parts.append(section("What is found", RETRIEVALS_HELP, grids))
     if data.commands:
         lines = "\n".join(map(escape, data.commands))
-        parts.append(_section("Go on", "Copy a line into a shell.", f"<pre>{lines}</pre>"))
+        parts.append(section("Go on", "Copy a line into a shell.", f"<pre>{lines}</pre>"))
     body = "\n".join(parts)
     return PAGE.format(title=title, style=STYLE, body=body)
 
 
-def _section(heading: str, help_: str, content: str) -> str:
+def section(heading: str, help_: str, content: str) -> str:
     return f"<section><h2>{escape(heading)}</h2><p>{escape(help_)}</p>{content}</section>"
 
 
-def _figure(alt: str, png: bytes) -> str:
+def embedded(alt: str, png: bytes) -> str:
     # The width of a PNG stands in its bytes 16 to 20; 1.25 of its pixels make one of the page.
     width = round(int.from_bytes(png[16:20], "big") / 1.25)
     source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -99,10 +99,10 @@ def print_facts(facts: dict[str, Any]) -> None:
         print(f"{name:{width}}  {value}")
 
 
-def list_skipped(skipped: Sequence[Any]) -> None:
+def list_skipped(skipped: Sequence[Any], what: str = "image") -> None:
     """Name on stderr each image that could not be used, with its reason."""
     if skipped:
-        say(f"{len(skipped)} image{'' if len(skipped) == 1 else 's'} skipped:")
+        say(f"{len(skipped)} {what}{'' if len(skipped) == 1 else 's'} skipped:")
     for skip in skipped:
         say(f"  {printable(skip.id)}: {skip.reason}")
 

@@ -27,7 +27,8 @@ def embed(
     """Embed images into a store; interrupted or extended, it goes on where it was.
 
     Args:
-        images: a folder, or a CSV or Parquet with columns path,group.
+        images: a folder, or a CSV or Parquet with columns path,group. Of videos, frames are taken
+            into OUT-frames first, one a second.
         teacher: the model's URI.
         out: the store's folder.
         views: views of each image; the first is the whole image, the others are random crops.
@@ -40,7 +41,7 @@ def embed(
     from whiten.devices import best_device
     from whiten.embed import embed as embed_items
     from whiten.embed import summarize
-    from whiten.media import find_items
+    from whiten.media import find_or_extract
     from whiten.progress import progress
     from whiten.spec import ViewPlan
     from whiten.teachers import open_teacher
@@ -50,7 +51,11 @@ def embed(
     for name, value in (("views", views), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
-    items = find_items(images, say)
+    with progress("frames") as update:
+        beside = out.with_name(f"{out.name}-frames")
+        items, no_videos = find_or_extract(
+            images, beside, workers=workers, progress=update, tell=say
+        )
     model = open_teacher(teacher).to(best_device())
     with progress(f"embed {model.name}") as update:
         store = embed_items(
@@ -65,12 +70,57 @@ def embed(
             progress=update,
         )
     summary = summarize(store, items)
+    summary.skipped.extend(no_videos)
     if as_json:
         print_json({"store": str(out), **asdict(summary)})
         return
     print(f"{out}: {summary.embeddings:,} embeddings of {summary.dim} dimensions")
     list_duplicates(summary.duplicates)
     list_skipped(summary.skipped)
+
+
+@app.command
+def frames(
+    videos: Path,
+    /,
+    *,
+    out: Path,
+    fps: float = 1.0,
+    max_frames: int = 60,
+    workers: int = 2,
+    as_json: Json = False,
+) -> None:
+    """Take frames of videos, for every verb that takes images; interrupted, it goes on.
+
+    Args:
+        videos: a folder, or a CSV or Parquet with columns path,group.
+        out: the folder of frames, OUT/VIDEO/0000.jpg.
+        fps: frames a second.
+        max_frames: the most of a video, from its beginning.
+        workers: videos that are read at the same time.
+        as_json: print the summary as JSON.
+    """
+    from whiten.media import extract_frames, find_videos
+    from whiten.progress import progress
+
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers}")
+    with progress("frames") as update:
+        found = extract_frames(
+            find_videos(videos),
+            out,
+            fps=fps,
+            max_frames=max_frames,
+            workers=workers,
+            progress=update,
+        )
+    if as_json:
+        skipped = [asdict(skip) for skip in found.skipped]
+        counts = {"videos": found.videos, "frames": len(found.frames)}
+        print_json({"out": str(out), **counts, "skipped": skipped})
+        return
+    print(f"{out}: {len(found.frames):,} frames of {found.videos:,} videos")
+    list_skipped(found.skipped, "video")
 
 
 @app.command

@@ -26,6 +26,9 @@ def evaluate(
     multi_scale: bool = False,
     distractors: Path | None = None,
     whitener: Path | None = None,
+    similarity: str = "cf",
+    omit_normalisation: bool = False,
+    report: Path | None = None,
     embeddings: Path | None = None,
     as_json: Json = False,
 ) -> None:
@@ -40,10 +43,14 @@ def evaluate(
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
         shrinkage: of this whitening.
-        protocol: roxford5k or rparis6k; needed where the folder is for several.
-        multi_scale: for these, average embeddings at 1, 0.71 and 0.5 of the size.
+        protocol: roxford5k or rparis6k; needed where the folder is for several. svd, the benchmark
+            of near-duplicate videos; videos, groups of videos or of folders of frames.
+        multi_scale: for landmarks, average embeddings at 1, 0.71 and 0.5 of the size.
         distractors: for these, the folder of revisitop1m, or a store of its embeddings.
         whitener: for these, the file of a whitening to apply at each scale.
+        similarity: of videos: cf, sme, smx, fme or fmx.
+        omit_normalisation: for svd, feed pixels as they are, as the published evaluation does.
+        report: of videos, write a page of what was found and how frames align here.
         embeddings: where embeddings are kept between calls.
         as_json: print JSON.
     """
@@ -51,7 +58,7 @@ def evaluate(
     from whiten.encoder import load
     from whiten.evaluate import evaluate as run
 
-    options = Options(multi_scale, distractors, whitener)
+    options = Options(multi_scale, distractors, whitener, similarity, omit_normalisation, report)
     name = find_protocol(gallery, protocol, options, queries)
     model = load(
         encoder, whiten_on=whiten_on, whiten_dim=whiten_dim, shrinkage=shrinkage, cache=embeddings

@@ -1,10 +1,12 @@
-"""Which images a collection has: a folder, or a table of paths."""
+"""Which images or videos a collection has: a folder, or a table of paths."""
 
 from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from whiten.errors import ConfigError, NoImagesError
@@ -15,6 +17,8 @@ from whiten.media.layouts import (
     landmark_list,
     read_landmarks,
 )
+from whiten.media.svd import FRAMES_TABLE, is_svd, training_frames
+from whiten.media.video import VIDEO_SUFFIXES
 
 # fmt: off
 SUFFIXES = frozenset([
@@ -22,6 +26,8 @@ SUFFIXES = frozenset([
     ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
 ])
 # fmt: on
+
+_Row = tuple[str | None, str | None, int | None]
 
 
 def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | None = None) -> Items:
@@ -32,7 +38,8 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
     passed over, links to folders are not followed. A folder that cannot be listed is an item
     too, `NAME/`: whoever reads it gets the reason, so that its images do not go missing
     silently. In a table, relative paths start at the table's folder. The order is by id, the
-    same on every machine.
+    same on every machine. A folder of frames with a `frames.parquet` is read by that table; of SVD,
+    the frames of its training videos are taken, see `whiten.media.svd`.
 
     A folder with the list of GLDv2-clean is read by that list, see `whiten.media.layouts`.
 
@@ -46,6 +53,10 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
             missing or twice.
     """
     root = Path(source)
+    if (root / FRAMES_TABLE).is_file():
+        root = root / FRAMES_TABLE
+    if is_svd(root):
+        return training_frames(root)
     if root.is_dir() and (table := landmark_list(root)) is not None:
         items = read_landmarks(table, landmark_images(root))
         if tell is not None:
@@ -54,6 +65,11 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
     if root.is_dir():
         items = Items.of(_walk(root))
         if not items:
+            if holds(root, VIDEO_SUFFIXES):
+                raise NoImagesError(
+                    f"{root} holds videos and no images: take frames of them first with "
+                    f"`whiten frames {root} --out FRAMES`, and name FRAMES"
+                )
             raise NoImagesError(
                 f"{root} holds no image file ({' '.join(sorted(SUFFIXES)[:6])} …): "
                 "name a folder of images, or a CSV or Parquet with columns path,group"
@@ -72,13 +88,60 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
     return items.sorted()
 
 
-def _walk(root: Path) -> Iterator[Item]:
+def find_videos(source: str | os.PathLike[str]) -> Items:
+    """The videos of a folder, or of a table with columns `path` and `group`; see `find_items`.
+
+    An id is the file's place without its suffix, where that is unique: `trip/1.mp4` is `trip/1`. In
+    SVD it is the name alone, and there are no groups.
+
+    Raises:
+        NoImagesError: the source is missing, cannot be listed, or names no video.
+        ConfigError: a table that cannot be read, without a `path` column, or with a path
+            missing or twice.
+    """
+    root = Path(source)
+    if root.is_file() and root.suffix.lower() not in (".csv", ".parquet"):
+        videos = Items.of([Item(_id(root.name), os.fspath(root))])
+    elif root.is_dir():
+        videos = Items.of(_walk(root, VIDEO_SUFFIXES))
+        if not videos:
+            raise NoImagesError(
+                f"{root} holds no video file ({' '.join(sorted(VIDEO_SUFFIXES)[:6])} …): name a "
+                "folder of videos, or a CSV or Parquet with columns path,group"
+            )
+    else:
+        videos = find_items(root)
+    if is_svd(root):  # whose names are unique wherever below its root a video lies
+        videos = Items.of(Item(os.path.basename(v.id), v.path) for v in videos)
+    stems = [_stem(video.id) for video in videos]
+    count = Counter(stems)
+    # A name is a folder of frames: it holds no other one's folder.
+    inner = {name[:i] for name in count for i, c in enumerate(name) if c == "/"}
+    named = (
+        replace(video, id=stem if count[stem] == 1 and stem not in inner else video.id)
+        for video, stem in zip(videos, stems, strict=True)
+    )
+    return Items.of(named).sorted()
+
+
+def holds(folder: Path, suffixes: frozenset[str]) -> bool:
+    """Whether a file with one of the suffixes lies in a folder, however deep."""
+    return any(not item.id.endswith("/") for item in _walk(folder, suffixes))
+
+
+def _stem(name: str) -> str:
+    """A video's id without the suffix; a folder that cannot be listed keeps its slash."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES and not stem.endswith("/") else name
+
+
+def _walk(root: Path, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Item]:
     unlisted: list[OSError] = []
     for folder, subfolders, files in os.walk(root, onerror=unlisted.append):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = os.path.relpath(folder, root)
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
                 top = relative == os.curdir
                 yield Item(
                     id=_id(name if top else os.path.join(relative, name)),
@@ -96,13 +159,13 @@ def _walk(root: Path) -> Iterator[Item]:
 
 
 def _read_table(table: Path) -> Iterator[Item]:
-    for number, (path, group) in enumerate(_rows_or_refuse(table), start=1):
+    for number, (path, group, frame_ms) in enumerate(_rows_or_refuse(table), start=1):
         if not path:
             raise ConfigError(f"{table} has no path in row {number}: give every row its image")
-        yield Item(path, os.path.join(table.parent, path), group or None)
+        yield Item(path, os.path.join(table.parent, path), group or None, frame_ms)
 
 
-def _rows_or_refuse(table: Path) -> Iterator[tuple[str | None, str | None]]:
+def _rows_or_refuse(table: Path) -> Iterator[_Row]:
     from pyarrow import ArrowException
 
     try:
@@ -114,29 +177,37 @@ def _rows_or_refuse(table: Path) -> Iterator[tuple[str | None, str | None]]:
         ) from error
 
 
-def _table_rows(table: Path) -> Iterator[tuple[str | None, str | None]]:
+def _table_rows(table: Path) -> Iterator[_Row]:
     if table.suffix.lower() == ".csv":
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             _require_path_column(table, reader.fieldnames or [])
             for row in reader:
-                yield row["path"], row.get("group")
+                yield row["path"], row.get("group"), None
         return
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(table) as parquet:
         names = parquet.schema_arrow.names
         _require_path_column(table, names)
-        wanted = [name for name in ("path", "group") if name in names]
+        wanted = [name for name in ("path", "group", "frame_ms") if name in names]
         for batch in parquet.iter_batches(columns=wanted):
             for row in batch.to_pylist():
                 path, group = row["path"], row.get("group")
-                yield None if path is None else str(path), None if group is None else str(group)
+                yield (
+                    None if path is None else str(path),
+                    None if group is None else str(group),
+                    _whole(row.get("frame_ms")),
+                )
 
 
 def _require_path_column(table: Path, names: Iterable[str]) -> None:
     if "path" not in names:
         raise ConfigError(f"{table} has no column 'path': it needs path, and group for positives")
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def display_path(path: str) -> str:

@@ -1,0 +1,207 @@
+"""Frames of a video at a steady rate, by their timestamps, upright and of a sane size."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from PIL import Image
+
+from whiten.errors import ConfigError, ImageError, MissingExtraError, one_line
+
+# fmt: off
+VIDEO_SUFFIXES = frozenset([
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
+    ".flv", ".wmv", ".3gp", ".ogv",
+])
+# fmt: on
+MAX_FRAMES = 60
+MAX_SIDE = 1024  # pixels: more than any model sees of a frame
+MAX_PIXELS = 8192 * 8192  # of a frame as it is coded; one takes 200 MB
+
+# Containers that hold their own streams. A playlist names other files, and a file may be one
+# whatever its name says.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,ivf"
+)
+_FALLBACK_RATE = Fraction(25)  # where a video names none and its frames have no timestamps
+_TURNS = {
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_270,
+}
+
+
+def sample_frames(
+    path: str | os.PathLike[str], *, fps: float = 1.0, max_frames: int = MAX_FRAMES
+) -> Iterator[tuple[int, Image.Image]]:
+    """The frames that a player shows at 0, 1/fps, 2/fps, … seconds, until there are `max_frames`.
+
+    Timestamps decide, so that a variable rate does no harm; a frame that is shown at several of
+    these times comes once. Rotation and oblong pixels are applied as a player does it, and frames
+    are made no larger than `MAX_SIDE`. Frames that arrive damaged are left out.
+
+    Args:
+        path: a file; of several video streams the first one counts.
+        fps: frames a second.
+        max_frames: the most that are taken, from the beginning.
+
+    Yields:
+        When the frame began to be shown, in milliseconds since the first one, and the upright RGB
+        image.
+
+    Raises:
+        ConfigError: fps is not positive, or max_frames less than 1.
+        ImageError: missing, empty, damaged, without video, or larger than `MAX_PIXELS`. A video
+            that breaks off has the frames before that.
+        MissingExtraError: PyAV is not installed.
+    """
+    check_sampling(fps, max_frames)
+    av = _require_av()
+    _refuse_no_file(path)
+    shown: tuple[float, Any] | None = None
+    count, wanted = 0, 0
+    try:
+        # A name with a colon would be taken for a protocol.
+        with (
+            open(path, "rb") as file,
+            av.open(file, container_options={"format_whitelist": _CONTAINERS}) as container,
+        ):
+            stream = _video_stream(av, container)
+            seconds, shape = _Clock(stream), stream.sample_aspect_ratio
+            for frame in _decoded(av, container, stream):
+                now = seconds(frame)
+                # Timestamps are rounded: a millionth of an interval is no difference.
+                if shown is not None and now * fps > wanted + 1e-6:
+                    yield round(1000 * shown[0]), _upright(shown[1], shape)
+                    wanted = math.ceil(now * fps - 1e-6)
+                    count += 1
+                    if count == max_frames:
+                        return
+                shown = now, frame
+    except (OSError, ValueError, av.error.FFmpegError) as error:
+        if shown is None:
+            raise ImageError(f"damaged, or no video: {_reason(error)}") from error
+    if shown is None:
+        raise ImageError("no frame of it can be decoded")
+    if shown[0] * fps >= wanted - 1e-6:
+        yield round(1000 * shown[0]), _upright(shown[1], shape)
+
+
+def check_sampling(fps: float, max_frames: int) -> None:
+    """Refuse a rate or a number of frames that makes no sense.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if not (math.isfinite(fps) and fps > 0):
+        raise ConfigError(f"fps must be a positive number, not {fps}")
+    if max_frames < 1:
+        raise ConfigError(f"max-frames must be at least 1, not {max_frames}")
+
+
+def _require_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise MissingExtraError("reading videos", "video") from error
+    return av
+
+
+def _refuse_no_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what is missing, empty, or would make us wait, as a pipe does."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise ImageError((getattr(error, "strerror", None) or str(error)).lower()) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not a file but a folder, a pipe or a device")
+    if status.st_size == 0:
+        raise ImageError("empty file")
+
+
+def _video_stream(av: Any, container: Any) -> Any:
+    """The first video stream that is no cover picture, decoded by one thread."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            break
+    else:
+        raise ImageError("no video stream in it, only sound or data")
+    context = stream.codec_context
+    if context is None:
+        raise ImageError("its video is of an unknown kind")
+    _refuse_large(context)
+    context.thread_count = 1  # videos are read side by side
+    return stream
+
+
+def _decoded(av: Any, container: Any, stream: Any) -> Iterator[Any]:
+    """Whole frames; packets that cannot be decoded are passed over."""
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            continue
+        for frame in frames:
+            if not frame.is_corrupt:
+                _refuse_large(frame)
+                yield frame
+
+
+def _refuse_large(size: Any) -> None:
+    if size.width * size.height > MAX_PIXELS:
+        raise ImageError(
+            f"frames of {size.width}x{size.height} pixels, above the limit of {MAX_PIXELS:,}"
+        )
+
+
+class _Clock:
+    """Seconds since the first frame, which never go back.
+
+    Where a joined file's timestamps start again, time goes on from the frame before.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._step = float(1 / (stream.average_rate or _FALLBACK_RATE))
+        self._now: float | None = None
+        self._offset = 0.0
+
+    def __call__(self, frame: Any) -> float:
+        stamp: float | None = frame.time
+        if self._now is None:
+            self._offset = -(stamp or 0.0)
+            self._now = 0.0
+        elif stamp is None:
+            self._now += self._step
+        elif stamp + self._offset < self._now:
+            self._offset = self._now + self._step - stamp
+            self._now += self._step
+        else:
+            self._now = stamp + self._offset
+        return self._now
+
+
+def _upright(frame: Any, shape: Fraction | None) -> Image.Image:
+    """A frame as a player shows it, its longer side at most `MAX_SIDE`.
+
+    Args:
+        shape: width by height of a pixel.
+    """
+    width, height = frame.width, frame.height
+    if shape and 0 < shape < 1:
+        height = height / shape
+    elif shape and shape > 1:
+        width = width * shape
+    scale = min(1, MAX_SIDE / max(width, height))
+    size = [max(1, round(side * scale)) for side in (width, height)]
+    image: Image.Image = frame.to_image(width=size[0], height=size[1], interpolation="AREA")
+    turn = round(frame.rotation / 90) * 90 % 360  # counter-clockwise
+    return image.transpose(_TURNS[turn]) if turn else image
+
+
+def _reason(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or one_line(error)).lower()
