@@ -229,7 +229,7 @@ def test_files_that_vanish_during_the_run(
     write_all(images, {name: encode(picture(n), "PNG") for n, name in enumerate(names)})
     find = media.find_items
 
-    def find_then_lose(source: Path) -> list[media.Item]:
+    def find_then_lose(source: Path, *_: object) -> list[media.Item]:
         items = find(source)
         (images / "05.png").unlink()
         (images / "39.png").write_bytes(b"")

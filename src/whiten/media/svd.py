@@ -57,9 +57,7 @@ def read_svd(root: str | os.PathLike[str]) -> Svd:
             none of the sets.
     """
     folder = Path(root)
-    metadata = next(
-        (f for f in (folder / "metadata-release", folder) if (f / "query-id").is_file()), None
-    )
+    metadata = _metadata(folder)
     if metadata is None:
         raise ConfigError(
             f"{folder} is not SVD: it has no metadata-release/query-id; name the folder that holds "
@@ -87,7 +85,13 @@ def read_svd(root: str | os.PathLike[str]) -> Svd:
 
 def is_svd(root: Path) -> bool:
     """Whether a folder is the root of the dataset."""
-    return (root / METADATA).is_dir()
+    return _metadata(root) is not None
+
+
+def _metadata(root: Path) -> Path | None:
+    """The folder of the lists: as released, or as people put them."""
+    places = (root / METADATA, root / "metadata", root)
+    return next((place for place in places if (place / "query-id").is_file()), None)
 
 
 def training_frames(root: Path) -> Items:
