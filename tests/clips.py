@@ -136,11 +136,16 @@ EDITS: dict[str, Callable[[Frames], list[Image.Image]]] = {
 }
 
 
+NATURAL = {"carphone_pristine": "carphone_distorted"}  # the same clip after a lossy channel
+
+
 def near_duplicates(name: str, number: int, frames: Frames) -> Iterator[tuple[str, Frames, int]]:
-    """(id, frames, quality) of a segment and of its edits."""
+    """(id, frames, quality) of a segment, of its edits, and of its natural near-duplicate."""
     yield f"{name}{number}", frames, 23
     for edit, apply in EDITS.items():
         yield f"{name}{number}-{edit}", apply(frames), 40 if edit == "poor" else 26
+    if name in NATURAL:
+        yield f"{name}{number}-natural", segments(NATURAL[name])[number], 23
 
 
 # --- a miniature of SVD -----------------------------------------------------------------
@@ -148,14 +153,15 @@ def near_duplicates(name: str, number: int, frames: Frames) -> Iterator[tuple[st
 TEST = {"bikes": (0, 2), "bigbuckbunny": (0, 2), "carphone_pristine": (0,)}
 TRAIN = {"bikes": (1,), "bigbuckbunny": (1,), "carphone_pristine": (1,)}
 UNLABELLED = {"bikes": (3, 4), "carphone_distorted": (1,)}
-POSITIVE = ("crop", "mirror", "fast", "logo")  # the other edits are those of another segment
+POSITIVE = ("poor", "crop", "mirror", "fast", "logo", "natural")
+OTHER = ("bright", "logo")  # edits of another segment
 
 
 def write_svd(root: Path) -> Path:
     """SVD's layout with videos: 5 test queries, 3 training queries, and unlabelled videos.
 
-    A query's near-duplicates are four edits of it; its other labelled candidates are edits of
-    another segment.
+    A query's near-duplicates are edits of it and what a lossy channel made of it; its other
+    labelled candidates are edits of another segment.
     """
     kept = {name: segments(name) for name in {**TEST, **TRAIN, **UNLABELLED}}
     sets: dict[str, list[str]] = {"query": [], "labeled-0": [], "unlabeled-0": []}
@@ -177,7 +183,8 @@ def write_svd(root: Path) -> Path:
         lines = []
         for query, other in zip(queries, queries[1:] + queries[:1], strict=True):
             own = [(f"{query}-{edit}", 1) for edit in POSITIVE]
-            own += [(f"{other}-{edit}", 0) for edit in EDITS if edit not in POSITIVE]
+            own += [(f"{other}-{edit}", 0) for edit in OTHER]
+            own = [(name, right) for name, right in own if name in sets["labeled-0"]]
             lines += [f"{query}.mp4 {candidate}.mp4 {right}" for candidate, right in own]
         write_lines(metadata / f"{split}_groundtruth", lines)
     return root
