@@ -59,3 +59,14 @@ def test_equal_names_have_equal_codes() -> None:
     assert name_codes(["b", None, "a", "b", ""]).tolist() == [0, -1, 1, 0, 2]
     assert name_codes([None, None]).tolist() == [-1, -1]
     assert name_codes(pa.array(["x", "y", "x"])).tolist() == [0, 1, 0]
+
+
+def test_a_frame_belongs_to_its_group_or_its_folder() -> None:
+    frames = [
+        Item("a/0000.jpg", "/f/a/0000.jpg"),
+        Item("sub/a/0001.jpg", "/f/sub/a/0001.jpg"),
+        Item("b/0000.jpg", "/f/b/0000.jpg", "copies"),
+        Item("c/0000.jpg", "/f/c/0000.jpg", "copies"),
+        Item("alone.jpg", "/f/alone.jpg"),
+    ]
+    assert Items.of(frames).videos.to_pylist() == ["a/", "sub/a/", "copies", "copies", None]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clips import near_duplicates, segments, write_lines, write_video
+from miniature import write_distractors, write_gldv2, write_revisited
 from whiten.demo import extract_images
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "emoji" / "train").rename(root / "photos")
     (root / "emoji" / "test").rename(root / "holdout")
     write_clips(root)
+    write_gldv2(root / "data" / "gldv2", 12)
+    write_revisited(root / "data", "roxford5k", 6)
+    write_distractors(root / "data", 8)
     query = next((root / "holdout").rglob("*.webp"))
     (root / "query.webp").write_bytes(query.read_bytes())
     return root
@@ -55,6 +59,7 @@ def test_the_first_commands_are_targets_of_the_makefile() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_commands_run_in_their_order(folder: Path) -> None:
     commands = [
         line
@@ -63,7 +68,9 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
         if line.startswith("whiten ")
     ]
     verbs = [command.split()[1] for command in commands]
-    assert {"teachers", "embed", "distill", "evaluate", "search", "frames"} <= set(verbs)
+    assert {"teachers", "embed", "distill", "evaluate", "search", "frames", "datasets"} <= set(
+        verbs
+    )
     for command in commands:
         words = shlex.split(command, comments=True)[1:]
         if words[0] == "distill":

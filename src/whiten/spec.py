@@ -245,8 +245,8 @@ class DistillSpec:
     held-out images."""
     pairs: Literal["auto", "groups", "views", "frames", "mixed"] = "auto"
     """Where positive pairs come from; auto takes groups where there are any, and mixes in views of
-    ungrouped images where those are many; frames takes two views of one image of each group, a
-    video, an epoch."""
+    ungrouped images where those are many; frames takes two views of one frame of each video, its
+    group or folder, an epoch."""
     pairs_per_class: int | None = None
     """Most pairs of one group in a batch."""
     pairs_per_epoch: int | None = None

@@ -119,7 +119,7 @@ class TrainingSet:
             ) from error
         spec = dataclasses.replace(spec, **facts["options"])
         plan = plan_pairs(
-            items.groups,
+            items.videos if facts["source"] == "frames" else items.groups,
             contents,
             source=facts["source"],
             views=facts["views"],

@@ -136,6 +136,19 @@ class Items(Sequence[Item]):
         """Finds images by id."""
         return NameIndex(self.ids)
 
+    @property
+    def videos(self) -> pa.Array:
+        """(n,) names of what frames belong to: the group, or without one the folder in the id.
+
+        Null for images that have neither.
+        """
+        folders = pc.if_else(
+            pc.match_substring(self.ids, "/"),
+            pc.replace_substring_regex(self.ids, "/[^/]*$", "/"),  # no group ends so
+            pa.scalar(None, self.ids.type),
+        )
+        return pc.coalesce(self.groups, folders)
+
     def __len__(self) -> int:
         return len(self.ids)
 
