@@ -48,7 +48,7 @@ FLOORS = [
     "protocols",
     "evaluate",
     "revisited_report",
-    "revisited",
+    "evaluate_revisited",
     "benchmark",
     "datasets",
     "index",

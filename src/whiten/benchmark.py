@@ -21,12 +21,10 @@ class Options:
     Attributes:
         multi_scale: average the embeddings at three sizes.
         distractors: a folder of distractors, or a store of their embeddings.
-        whitener: a file that `Whitener.save` wrote.
     """
 
     multi_scale: bool = False
     distractors: Path | None = None
-    whitener: Path | None = None
 
 
 class Outcome(Protocol):
@@ -47,8 +45,7 @@ Run = Callable[[Encoder, Path, Options, Path | None, bool], Outcome]
 def _revisited(
     name: str, encoder: Encoder, root: Path, options: Options, cache: Path | None, show: bool
 ) -> Outcome:
-    from whiten.revisited import evaluate_revisited_set
-    from whiten.whitening import Whitener
+    from whiten.evaluate_revisited import evaluate_revisited_set
 
     return evaluate_revisited_set(
         encoder,
@@ -56,7 +53,6 @@ def _revisited(
         name,
         multi_scale=options.multi_scale,
         distractors=options.distractors,
-        whitener=None if options.whitener is None else Whitener.load(options.whitener),
         cache=cache,
         show_progress=show,
     )
@@ -76,15 +72,15 @@ def find_protocol(
     """
     if asked is not None and asked not in PROTOCOLS:
         raise ConfigError(
-            f"there is no protocol {asked!r}{nearest(asked, PROTOCOLS)}; there are "
-            f"{', '.join(PROTOCOLS)}"
+            f"there is no protocol {asked!r}, there are {', '.join(PROTOCOLS)}"
+            f"{nearest(asked, PROTOCOLS)}"
         )
     name = asked or _recognise(root)
     if name is not None and queries is not None:
         raise ConfigError(f"{name} has queries of its own: leave out --queries")
     if name is None and options != Options():
         raise ConfigError(
-            "--multi-scale, --distractors and --whitener belong to a benchmark: add --protocol "
+            "--multi-scale and --distractors belong to a benchmark: add --protocol "
             f"{' or '.join(NAMES)}"
         )
     return name

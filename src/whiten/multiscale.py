@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whiten.errors import TeacherError, WhitenError
-from whiten.media import content_hash
 from whiten.teachers.base import Teacher, first_line
 from whiten.whitening import Whitener
 
@@ -54,7 +53,7 @@ def see_own_size(
         )
     readout = f"{teacher.readout};scales={','.join(f'{scale:.6g}' for scale in scales)}"
     if whitener is not None:
-        readout += f";whitening={_hash(whitener)}"
+        readout += f";whitening={whitener.fingerprint()}"
     seeing = dataclasses.replace(
         teacher,
         forward=partial(_describe, teacher.forward, tuple(scales), whitener),
@@ -73,11 +72,6 @@ def see_own_size(
                 "at their own size need a convolutional model"
             ) from error
     return seeing
-
-
-def _hash(whitener: Whitener) -> str:
-    assert whitener.mean_ is not None
-    return content_hash(whitener.mean_.tobytes() + whitener.projection_.tobytes())
 
 
 def _describe(
