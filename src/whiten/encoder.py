@@ -210,10 +210,11 @@ def load(
     run = RunFolder(Path(text))
     if run.config.is_file():
         text = f"whiten:{run.student}"
-    fitted = None if whitener is None else Whitener.load(whitener)
-    teacher = open_teacher(text).to(best_device())
-    if fitted is None:
+    if whitener is None:
+        teacher = open_teacher(text).to(best_device())
         return Encoder(teacher.name, [Part(teacher)])
+    fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
+    teacher = open_teacher(text).to(best_device())
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
     return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
 
