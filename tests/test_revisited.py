@@ -339,11 +339,12 @@ def test_a_whitening_from_a_file(capsys: Captured, root: Path) -> None:
 
 def test_mistakes_are_one_line(capsys: Captured, root: Path) -> None:
     cases: list[tuple[str, tuple[object, ...]]] = [
-        ("did you mean 'roxford5k'?", (root, "--protocol", "oxford5k")),
+        ("roxford5k, rparis6k; did you mean 'roxford5k'?", (root, "--protocol", "oxford5k")),
         ("holds neither rparis6k/gnd_rparis6k.pkl", (root, "--protocol", "rparis6k")),
         ("queries of its own", (root, "--queries", root)),
         ("belong to a benchmark", (root / "code", "--multi-scale")),
-        ("neither the folder of revisitop1m.txt nor a store", (root, "--distractors", root / "no")),
+        ("nor a store of embeddings (", (root, "--distractors", root / "no")),
+        ("): name one of them", (root, "--distractors", root / "roxford5k")),
         ("is not a readable whitener", (root, "--whitener", root / "no")),
     ]
     for message, arguments in cases:

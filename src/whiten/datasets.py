@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whiten.errors import WhitenError
+from whiten.errors import ConfigError, WhitenError
 from whiten.media import Items
 from whiten.media.layouts import (
     LANDMARKS,
@@ -85,7 +85,13 @@ class DataSet:
 
 
 def find_datasets(root: Path) -> list[DataSet]:
-    """All data sets that have a reader here, and what of each lies in a folder or just below it."""
+    """All data sets that have a reader here, and what of each lies in a folder or just below it.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root} is no folder: name the one that holds the data sets")
     sets = [
         DataSet(
             "GLDv2-clean",

@@ -134,7 +134,7 @@ def _find_distractors(place: Path, model: Teacher) -> Items | Store:
     except StoreError as error:
         raise ConfigError(
             f"{place} is neither the folder of {DISTRACTORS}.txt nor a store of embeddings "
-            f"({error})"
+            f"({str(error).rpartition(': ')[0]}): name one of them"
         ) from error
     if store.origin.fingerprint != model.fingerprint():
         raise StoreError(
