@@ -6,6 +6,7 @@ a large one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +164,7 @@ def _look_for_landmarks(found: DataSet, root: Path) -> None:
     assert table is not None
     found.root = str(place)
     items = read_landmarks(table, landmark_images(place))
-    found.there.append(f"{table.relative_to(place)}: {describe_landmarks(items)}")
+    found.there.append(f"{os.path.relpath(table, place)}: {describe_landmarks(items)}")
     _look_for_images(found, items)
 
 
