@@ -184,6 +184,8 @@ def test_a_whitener_of_another_model_is_refused(images: Path, tmp_path: Path) ->
         load(OTHER, whitener=file)
     with pytest.raises(WhiteningError, match=r"was fitted on python:.*, and python:.*seed=1 has"):
         load(f"{TEACHER}?seed=1", whitener=file)
+    embed(find_items(images), open_teacher(TEACHER), tmp_path / "store")
+    assert load(f"store:{tmp_path / 'store'}", whitener=file).parts[0].whitener is not None
     rows = np.random.default_rng(0).standard_normal((99, 12))
     Whitener(4).fit(rows).save(file)  # does not say on what
     assert load(f"{TEACHER}?seed=1", whitener=file).dim == 4

@@ -229,7 +229,8 @@ def _require_fitted_on(teacher: Teacher, whitener: Whitener, source: str) -> Non
         )
     # What was not fitted here, such as a released whitening, does not say on which embeddings.
     known = whitener.metadata.get("fingerprint")
-    if known is not None and known != teacher.fingerprint():
+    # A store has the fingerprint of its model in place of weights.
+    if known not in (None, teacher.fingerprint(), teacher.weights_hash):
         fitted_on = whitener.metadata.get("model", "another model")
         raise WhiteningError(
             f"{source} was fitted on {fitted_on}, and {teacher.uri} has other weights or sees "
