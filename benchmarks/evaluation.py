@@ -20,7 +20,7 @@ import numpy.typing as npt
 from side_by_side import Comparison, Report, arguments, peak_bytes, take_turns
 
 from whiten import metrics
-from whiten.evaluate import evaluate_revisited
+from whiten.evaluate import score_revisited
 
 Array = npt.NDArray[Any]
 Truth = Sequence[Mapping[str, Array]]
@@ -131,19 +131,19 @@ def whole_way(report: Report, label: str, queries: Array, gallery: Array, truth:
     comparison: Comparison = take_turns(
         f"from embeddings, {label}",
         {
-            "whiten": lambda: evaluate_revisited(queries, gallery, truth),
+            "whiten": lambda: score_revisited(queries, gallery, truth),
             "argsort + isin": usual,
             "floor: the bare GEMM": lambda: sum(len(block) for block in blocks()),
         },
         ours="whiten",
         rounds=report.facts["rounds"],
     )
-    scores = evaluate_revisited(queries, gallery, truth)
+    scores = score_revisited(queries, gallery, truth)
     comparison.facts = {
         "error": largest_error(scores, sorted_aps(similarity, truth, kind="stable")),
         **peaks(
             gallery.nbytes,
-            lambda: evaluate_revisited(queries, gallery, truth),
+            lambda: score_revisited(queries, gallery, truth),
             usual,
         ),
     }

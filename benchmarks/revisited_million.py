@@ -26,8 +26,8 @@ from side_by_side import Report, arguments, peak_bytes, take_turns
 
 from whiten import metrics
 from whiten.embed import SHARD_ROWS
+from whiten.evaluate_revisited import CROPPED, blocks_of, score_settings
 from whiten.protocols.ground_truth import GroundTruth
-from whiten.revisited import CROPPED, blocks_of, score_settings
 from whiten.revisited_report import Setting
 from whiten.store import Origin, Row, Store
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Captured, prints
+from command_line import Captured, fails, prints
 from miniature import write_distractors, write_gldv2, write_revisited
 from whiten.datasets import DataSet, find_datasets
 
@@ -28,6 +28,10 @@ def test_nothing_there_says_what_belongs_there(tmp_path: Path) -> None:
     for one, page in zip(sets.values(), pages, strict=True):
         assert page in one.published
     assert "595 GB" in sets["GLDv2-clean"].size and sets["R1M"].size == "unstated"
+
+
+def test_a_folder_that_is_not_there(capsys: Captured, tmp_path: Path) -> None:
+    assert "typo is no folder" in fails(capsys, "datasets", tmp_path / "typo")
 
 
 def test_complete_sets_below_one_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 
 import whiten
+from command_line import Captured, fails, prints
 from helpers import TEACHER, draw, write_factory, write_groups, write_image
 from whiten.embed import embed
-from whiten.encoder import Encoder, Part, load, split_uris
-from whiten.errors import ConfigError, ImageError, TeacherError
+from whiten.encoder import Encoder, Part, fit_on, load, split_uris
+from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
+from whiten.evaluate import evaluate
 from whiten.media import find_items
 from whiten.teachers import open_teacher
 from whiten.whitening import Whitener, normalize_rows
@@ -157,6 +160,35 @@ def test_whitened_fusion_fits_its_whitening(images: Path) -> None:
     np.testing.assert_allclose(fused.embed(files), expected_vectors, atol=1e-4)
     _, vectors, _ = fused.embed_items(find_items(images))
     np.testing.assert_allclose(vectors, expected_vectors, atol=1e-4)
+
+
+def test_a_whitener_from_a_file(capsys: Captured, images: Path, tmp_path: Path) -> None:
+    plain, file = load(TEACHER), tmp_path / "w.safetensors"
+    fitted = fit_on(plain.parts[0].teacher, images, dim=3)
+    fitted.save(file)
+    model = load(TEACHER, whitener=file)
+    assert (model.dim, model.name) == (3, f"{plain.name}, whitened")
+    expected = normalize_rows(fitted.transform(plain.embed([draw(1), draw(2)])))
+    np.testing.assert_allclose(model.embed([draw(1), draw(2)]), expected, atol=1e-6)
+    out = json.loads(prints(capsys, "evaluate", TEACHER, images, "--whitener", file, "--json")[0])
+    by_hand = Encoder("by hand", [Part(plain.parts[0].teacher, fitted)])
+    assert out["map"]["value"] == evaluate(by_hand, images).figures["map"].value
+    fused = f"fuse:raw:{TEACHER},{OTHER}"
+    assert "for a single model" in fails(capsys, "evaluate", fused, images, "--whitener", file)
+
+
+def test_a_whitener_of_another_model_is_refused(images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    fit_on(open_teacher(TEACHER), images, dim=4).save(file)
+    with pytest.raises(WhiteningError, match=r"whitens 12 dimensions and .* has 5"):
+        load(OTHER, whitener=file)
+    with pytest.raises(WhiteningError, match=r"was fitted on python:.*, and python:.*seed=1 has"):
+        load(f"{TEACHER}?seed=1", whitener=file)
+    embed(find_items(images), open_teacher(TEACHER), tmp_path / "store")
+    assert load(f"store:{tmp_path / 'store'}", whitener=file).parts[0].whitener is not None
+    rows = np.random.default_rng(0).standard_normal((99, 12))
+    Whitener(4).fit(rows).save(file)  # does not say on what
+    assert load(f"{TEACHER}?seed=1", whitener=file).dim == 4
 
 
 def test_whitening_keeps_a_cache(images: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from helpers import TEACHER, write_factory, write_groups, write_image
 from whiten.encoder import Encoder, Part, load
 from whiten.errors import ConfigError
-from whiten.evaluate import evaluate, evaluate_revisited, evaluate_task, measure_cost, top_k
+from whiten.evaluate import evaluate, evaluate_task, measure_cost, score_revisited, top_k
 from whiten.mapped import forget
 from whiten.media import Item
 from whiten.metrics import bootstrap_interval, revisited
@@ -186,9 +186,9 @@ def test_revisited_from_embeddings_equals_the_matrix() -> None:
     gallery = rng.integers(-3, 4, (size, 6)).astype(np.float32)  # sums of integers are exact
     queries = rng.integers(-3, 4, (len(truth), 6)).astype(np.float32)
     expected = revisited(gallery @ queries.T, truth)
-    assert evaluate_revisited(queries, gallery, truth) == expected
+    assert score_revisited(queries, gallery, truth) == expected
     with pytest.raises(ConfigError, match="pass one for each"):
-        evaluate_revisited(queries[1:], gallery, truth)
+        score_revisited(queries[1:], gallery, truth)
 
 
 def test_nan_is_refused() -> None:

@@ -52,7 +52,7 @@ FLOORS = [
     "evaluate",
     "evaluate_videos",
     "revisited_report",
-    "revisited",
+    "evaluate_revisited",
     "datasets",
     "index",
     "searching",

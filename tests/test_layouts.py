@@ -10,6 +10,7 @@ import pytest
 from command_line import Captured, fails, prints
 from helpers import TEACHER, write_factory
 from miniature import drawing, write_gldv2
+from whiten.datasets import find_datasets
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media import decode, find_items, read_bytes
 from whiten.pairs import resolve_source
@@ -54,6 +55,20 @@ def test_the_folder_of_images_may_be_the_root(tmp_path: Path) -> None:
     assert [item.path for item in items] == [
         f"{tmp_path}/0/a/1/{name}.jpg" for name in (ONE, OTHER)
     ]
+
+
+def test_the_folder_of_images_beside_its_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its folders, named by letters of the ids, would be groups."""
+    write_gldv2(tmp_path, 2)
+    expected = find_items(tmp_path)
+    assert list(find_items(tmp_path / "train")) == list(expected)
+    monkeypatch.chdir(tmp_path / "train")
+    assert find_items(Path()).groups.equals(expected.groups)
+    found = find_datasets(tmp_path / "train")[0]
+    assert found.there[0] == "../train_clean.csv: GLDv2-clean: 9 images of 2 landmarks"
+    assert not found.missing
 
 
 def test_a_landmark_in_two_rows_is_one(tmp_path: Path) -> None:

@@ -169,14 +169,24 @@ def test_fingerprints_tell_scales_and_whitening_apart(whitener: Whitener) -> Non
 
 
 def test_models_of_one_size_are_refused() -> None:
-    with pytest.raises(TeacherError, match=r"224x224 pixels alone .*convolutional"):
+    with pytest.raises(TeacherError, match=r"not take 97x67 pixels .*224.*convolutional"):
         see_own_size(open_teacher("timm:vit_tiny_patch16_224?pretrained=0"))
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 3, 12))
-    with pytest.raises(TeacherError, match="32x32 pixels alone"):
+    with pytest.raises(TeacherError, match="not take 97x67 pixels"):
         see_own_size(network(forward=fixed, module=fixed))
+    patches = nn.Sequential(nn.PixelUnshuffle(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(TeacherError, match="not take 97x67 pixels"):  # though multiples of 4
+        see_own_size(network(forward=patches, module=patches, dim=48))
     unpooled = network(pool=2)  # (n, 48), not (n, 12)
     with pytest.raises(TeacherError, match="one embedding an image"):
         see_own_size(unpooled)
+
+
+def test_an_image_that_is_too_small_is_one_line() -> None:
+    small = nn.Sequential(nn.AvgPool2d(33), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    model = see_own_size(network(forward=small, module=small))
+    with pytest.raises(TeacherError, match=r"not take 32x40 pixels .*too small"):
+        model.embed(np.zeros((1, 32, 40, 3), np.uint8))
 
 
 def test_what_computes_nothing_or_takes_channels_last_is_refused() -> None:

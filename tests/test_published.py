@@ -255,6 +255,7 @@ def test_convert_recognises_both(capsys: Captured, tmp_path: Path) -> None:
         "dim": 4,
         "source": "resnet18",
     }
+    assert whiten.load(f"whiten:{tmp_path / 's'}").name == "s"
     described = json.loads(prints(capsys, "teachers", f"whiten:{tmp_path / 's'}", "--json")[0])
     assert (described["dim"], described["input"][:5]) == (4, "64x64")
 
@@ -266,6 +267,7 @@ def test_convert_refuses(capsys: Captured, tmp_path: Path) -> None:
     assert "does not exist" in fails(capsys, "convert", "none.pt", "--out", tmp_path / "w")
     below = pca / "w"  # below a file nothing can be
     assert "cannot write" in fails(capsys, "convert", pca, "--out", below)
-    with pytest.raises(WhitenError, match="has no 'state_dict'"):
-        convert(save({"a": torch.zeros(1)}, tmp_path / "x.pt"), tmp_path / "w")
+    for value, has in (({"model_state": {}}, "model_state"), (torch.zeros(1), "no mapping")):
+        with pytest.raises(WhitenError, match=f"neither .* it has {has}: .* opens as paper:NAME"):
+            convert(save(value, tmp_path / "x.pt"), tmp_path / "w")
     assert not (tmp_path / "w").exists()

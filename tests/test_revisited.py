@@ -15,11 +15,11 @@ from miniature import write_distractors, write_revisited
 from whiten.encoder import load
 from whiten.errors import ConfigError, NoImagesError, StoreError
 from whiten.evaluate import Figure
+from whiten.evaluate_revisited import blocks_of, evaluate_revisited_set, score_settings
 from whiten.metrics import bootstrap_interval, revisited
 from whiten.own_size import render_own_size
 from whiten.protocols.ground_truth import GroundTruth, read_truth
 from whiten.protocols.revisited import distractor_list, read_distractors
-from whiten.revisited import blocks_of, evaluate_revisited_set, score_settings
 from whiten.revisited_report import RevisitedReport, Setting
 from whiten.shards import Origin, Row
 from whiten.store import Store
@@ -117,7 +117,7 @@ def test_blocks_join_shards_and_leave_out_what_is_not_listed(
     for start in range(0, 20, 3):
         rows = zip(names[start : start + 3], vectors[start : start + 3], strict=True)
         store.append([Row(name, name, None, 0, name, vector) for name, vector in rows])
-    monkeypatch.setattr("whiten.revisited.BLOCK_BYTES", 8 * 4 * 4)  # 8 rows
+    monkeypatch.setattr("whiten.evaluate_revisited.BLOCK_BYTES", 8 * 4 * 4)  # 8 rows
     blocks = list(blocks_of(store))
     assert [len(block) for block in blocks] == [6, 6, 8]
     np.testing.assert_array_equal(np.concatenate(blocks), vectors)
@@ -134,7 +134,7 @@ def test_lines_say_how_many_queries_have_something_to_find() -> None:
     report = RevisitedReport("roxford5k", "net", 16, (1.0,), True, 8, 40, settings, [])
     lines = list(report.lines())
     assert lines[:3] == [
-        "roxford5k: net, 16 dimensions, whitened",
+        "roxford5k: net, 16 dimensions",
         "8 queries, 40 images, longest side 1024, 1 scale",
         "queries cropped",
     ]
@@ -191,9 +191,10 @@ def test_scales_and_whitening_change_figures(root: Path) -> None:
     model = load(STUDENT)
     dim = model.dim
     rows = np.random.default_rng(0).standard_normal((4 * dim, dim))
-    whitener = Whitener(6).fit(rows * np.linspace(1, 4, dim))
+    Whitener(6).fit(rows * np.linspace(1, 4, dim)).save(root / "w.safetensors")
     plain = evaluate_revisited_set(model, root, "roxford5k")
-    whitened = evaluate_revisited_set(model, root, "roxford5k", whitener=whitener)
+    with_whitening = load(STUDENT, whitener=root / "w.safetensors")
+    whitened = evaluate_revisited_set(with_whitening, root, "roxford5k")
     scaled = evaluate_revisited_set(model, root, "roxford5k", multi_scale=True)
     assert whitened.dim == 6 and whitened.whitened and medium(whitened) != medium(plain)
     assert len(scaled.scales) == 3 and medium(scaled) != medium(plain)
@@ -209,7 +210,7 @@ def test_what_is_embedded_is_kept_and_a_store_of_distractors_serves(
     def nothing_new(*_: object, **__: object) -> None:
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr("whiten.revisited.render_own_size", nothing_new)
+    monkeypatch.setattr("whiten.evaluate_revisited.render_own_size", nothing_new)
     again = evaluate_revisited_set(model, root, "roxford5k", distractors=store, cache=cache)
     assert again.to_json() == first.to_json()
     with pytest.raises(AssertionError, match="embedded again"):
@@ -228,7 +229,7 @@ def test_an_interrupted_evaluation_goes_on(root: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return render_own_size(data, **options)
 
-    monkeypatch.setattr("whiten.revisited.render_own_size", render)
+    monkeypatch.setattr("whiten.evaluate_revisited.render_own_size", render)
     with pytest.raises(KeyboardInterrupt):
         evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
     rendered.clear()
@@ -332,17 +333,18 @@ def test_a_whitening_from_a_file(capsys: Captured, root: Path) -> None:
     Whitener(6).fit(rows).save(root / "w.safetensors")
     command = ("evaluate", TEACHER, root / "roxford5k", "--whitener", root / "w.safetensors")
     assert prints(capsys, *command)[0].startswith(
-        "roxford5k: colour_teachers:make, 6 dimensions, w"
+        "roxford5k: colour_teachers:make, whitened, 6 dimensions\n"
     )
 
 
 def test_mistakes_are_one_line(capsys: Captured, root: Path) -> None:
     cases: list[tuple[str, tuple[object, ...]]] = [
-        ("did you mean 'roxford5k'?", (root, "--protocol", "oxford5k")),
+        ("roxford5k, rparis6k; did you mean 'roxford5k'?", (root, "--protocol", "oxford5k")),
         ("holds neither rparis6k/gnd_rparis6k.pkl", (root, "--protocol", "rparis6k")),
         ("queries of its own", (root, "--queries", root)),
         ("belong to a benchmark", (root / "code", "--multi-scale")),
-        ("neither the folder of revisitop1m.txt nor a store", (root, "--distractors", root / "no")),
+        ("nor a store of embeddings (", (root, "--distractors", root / "no")),
+        ("): name one of them", (root, "--distractors", root / "roxford5k")),
         ("is not a readable whitener", (root, "--whitener", root / "no")),
     ]
     for message, arguments in cases:

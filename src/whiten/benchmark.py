@@ -27,7 +27,6 @@ class Options:
     Attributes:
         multi_scale: average the embeddings at three sizes.
         distractors: a folder of distractors, or a store of their embeddings.
-        whitener: a file that `Whitener.save` wrote.
         similarity: of two videos.
         omit_normalisation: feed pixels as they are, as SVD's published evaluation does.
         report: where a page of what was found is written.
@@ -35,7 +34,6 @@ class Options:
 
     multi_scale: bool = False
     distractors: Path | None = None
-    whitener: Path | None = None
     similarity: str = "cf"
     omit_normalisation: bool = False
     report: Path | None = None
@@ -64,8 +62,7 @@ Run = Callable[[Encoder, Path, Options, Path | None, bool], Outcome]
 def _revisited(
     name: str, encoder: Encoder, root: Path, options: Options, cache: Path | None, show: bool
 ) -> Outcome:
-    from whiten.revisited import evaluate_revisited_set
-    from whiten.whitening import Whitener
+    from whiten.evaluate_revisited import evaluate_revisited_set
 
     return evaluate_revisited_set(
         encoder,
@@ -73,7 +70,6 @@ def _revisited(
         name,
         multi_scale=options.multi_scale,
         distractors=options.distractors,
-        whitener=None if options.whitener is None else Whitener.load(options.whitener),
         cache=cache,
         show_progress=show,
     )
@@ -114,7 +110,7 @@ PROTOCOLS: dict[str, Run] = {
     **{name: partial(_videos, name) for name in VIDEO_PROTOCOLS},
 }
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(NAMES, ("multi_scale", "distractors", "whitener")),
+    **dict.fromkeys(NAMES, ("multi_scale", "distractors")),
     **dict.fromkeys(VIDEO_PROTOCOLS, ("similarity", "omit_normalisation", "report")),
 }
 
@@ -130,8 +126,8 @@ def find_protocol(
     """
     if asked is not None and asked not in PROTOCOLS:
         raise ConfigError(
-            f"there is no protocol {asked!r}{nearest(asked, PROTOCOLS)}; there are "
-            f"{', '.join(PROTOCOLS)}"
+            f"there is no protocol {asked!r}, there are {', '.join(PROTOCOLS)}"
+            f"{nearest(asked, PROTOCOLS)}"
         )
     name = asked or _recognise(root)
     if name is not None and queries is not None:

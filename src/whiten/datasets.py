@@ -6,13 +6,14 @@ a large one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from whiten.errors import WhitenError
+from whiten.errors import ConfigError, WhitenError
 from whiten.media import Items
 from whiten.media.layouts import (
     LANDMARKS,
@@ -85,7 +86,13 @@ class DataSet:
 
 
 def find_datasets(root: Path) -> list[DataSet]:
-    """All data sets that have a reader here, and what of each lies in a folder or just below it."""
+    """All data sets that have a reader here, and what of each lies in a folder or just below it.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root} is no folder: name the one that holds the data sets")
     sets = [
         DataSet(
             "GLDv2-clean",
@@ -157,7 +164,7 @@ def _look_for_landmarks(found: DataSet, root: Path) -> None:
     assert table is not None
     found.root = str(place)
     items = read_landmarks(table, landmark_images(place))
-    found.there.append(f"{table.relative_to(place)}: {describe_landmarks(items)}")
+    found.there.append(f"{os.path.relpath(table, place)}: {describe_landmarks(items)}")
     _look_for_images(found, items)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from whiten.devices import best_device
 from whiten.embed import embed, store_folder
-from whiten.errors import ConfigError, ImageError, TeacherError
+from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
 from whiten.media import Item, Items, Skipped, content_hash, find_items, read_bytes, upright_rgb
 from whiten.progress import progress
 from whiten.run_folder import RunFolder
@@ -63,7 +63,7 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """Changes when any weights, preprocessing or whitening change."""
-        whiteners = [None if p.whitener is None else _hash(p.whitener) for p in self.parts]
+        whiteners = [None if p.whitener is None else p.whitener.fingerprint() for p in self.parts]
         return fingerprint([[p.teacher.fingerprint() for p in self.parts], whiteners])
 
     def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
@@ -118,11 +118,6 @@ class Encoder:
     def _join(self, blocks: Sequence[Vectors]) -> Vectors:
         joined = blocks[0] if len(blocks) == 1 else normalize_rows(np.concatenate(blocks, axis=1))
         return joined.astype(np.float32, copy=False)
-
-
-def _hash(whitener: Whitener) -> str:
-    assert whitener.mean_ is not None
-    return content_hash(whitener.mean_.tobytes() + whitener.projection_.tobytes())
 
 
 def embed_cached(
@@ -180,6 +175,7 @@ def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:
 def load(
     model: str | os.PathLike[str],
     *,
+    whitener: str | os.PathLike[str] | None = None,
     whiten_on: str | os.PathLike[str] | None = None,
     whiten_dim: int = 256,
     shrinkage: float = 0.1,
@@ -191,6 +187,7 @@ def load(
         model: a teacher's URI; a student's folder, or the folder of the run that made it;
             `fuse:raw:URI,URI,…` or `fuse:whitened:URI,URI,…` for the concatenation of several;
             `fuse:raw:RUN` or `fuse:whitened:RUN` for the teachers of a run, with its whiteners.
+        whitener: a file that `Whitener.save` wrote, for the embeddings of a single model.
         whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`.
         whiten_dim: axes that this whitening keeps.
         shrinkage: of this whitening, see `Whitener`.
@@ -198,17 +195,47 @@ def load(
 
     Raises:
         ConfigError, TeacherError: the model is unknown or cannot be loaded.
+        WhiteningError: the whitener cannot be read, or was fitted on another model.
     """
     text = os.fspath(model)
     if text.startswith("fuse:"):
+        if whitener is not None:
+            raise ConfigError(
+                f"a whitener is for a single model, not for {text}: write fuse:whitened:RUN, or "
+                "fuse:whitened:URI,URI with images to fit on"
+            )
         return _load_fused(text, whiten_on, whiten_dim, shrinkage, cache)
     if whiten_on is not None:
         raise ConfigError(f"whitening {text} is written fuse:whitened:{text}")
     run = RunFolder(Path(text))
     if run.config.is_file():
         text = f"whiten:{run.student}"
+    if whitener is None:
+        teacher = open_teacher(text).to(best_device())
+        return Encoder(teacher.name, [Part(teacher)])
+    fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
     teacher = open_teacher(text).to(best_device())
-    return Encoder(teacher.name, [Part(teacher)])
+    _require_fitted_on(teacher, fitted, os.fspath(whitener))
+    return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
+
+
+def _require_fitted_on(teacher: Teacher, whitener: Whitener, source: str) -> None:
+    """Before hours of embedding, and where another model has the same dimension."""
+    takes = whitener.projection_.shape[1]
+    if takes != teacher.dim:
+        raise WhiteningError(
+            f"{source} whitens {takes} dimensions and {teacher.uri} has {teacher.dim}: name the "
+            "model that it was fitted on"
+        )
+    # What was not fitted here, such as a released whitening, does not say on which embeddings.
+    known = whitener.metadata.get("fingerprint")
+    # A store has the fingerprint of its model in place of weights.
+    if known not in (None, teacher.fingerprint(), teacher.weights_hash):
+        fitted_on = whitener.metadata.get("model", "another model")
+        raise WhiteningError(
+            f"{source} was fitted on {fitted_on}, and {teacher.uri} has other weights or sees "
+            "images otherwise: name the model that it was fitted on"
+        )
 
 
 def _load_fused(

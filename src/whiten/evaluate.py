@@ -213,7 +213,7 @@ def _ranks(
             yield counter.ranks(row, right, absent)
 
 
-def evaluate_revisited(
+def score_revisited(
     queries: Vectors, gallery: Vectors, ground_truth: Sequence[Mapping[str, Sequence[int]]]
 ) -> dict[str, dict[str, Any]]:
     """`whiten.metrics.revisited` from embeddings, in one pass and without the matrix.

@@ -75,7 +75,7 @@ def revisited(
 ) -> dict[str, dict[str, Any]]:
     """Scores of the revisited Oxford and Paris benchmark, all protocols in one pass.
 
-    Without the matrix, from embeddings: `whiten.evaluate.evaluate_revisited`.
+    Without the matrix, from embeddings: `whiten.evaluate.score_revisited`.
 
     Args:
         similarity: (database, queries), larger is more similar.

@@ -8,7 +8,7 @@ and normalised again where there is a whitening, averaged, and normalised.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whiten.errors import TeacherError, WhitenError
-from whiten.media import content_hash
 from whiten.teachers.base import Teacher, first_line
 from whiten.whitening import Whitener
 
 SINGLE = (1.0,)
 MULTI = (1.0, 2**-0.5, 0.5)
-_PROBES = ((96, 64), (64, 96))  # heights and widths that a model for any size takes
+_PROBES = ((97, 67), (67, 97))  # heights and widths that are multiples of no patch
 
 
 def see_own_size(
@@ -54,34 +53,20 @@ def see_own_size(
         )
     readout = f"{teacher.readout};scales={','.join(f'{scale:.6g}' for scale in scales)}"
     if whitener is not None:
-        readout += f";whitening={_hash(whitener)}"
+        readout += f";whitening={whitener.fingerprint()}"
     seeing = dataclasses.replace(
         teacher,
-        forward=partial(_describe, teacher.forward, tuple(scales), whitener),
+        forward=partial(_describe, teacher, tuple(scales), whitener),
         dim=teacher.dim if whitener is None else len(whitener.projection_),
         readout=readout,
     )
     for height, width in _PROBES:
-        try:
-            seeing.embed(np.zeros((1, height, width, 3), np.uint8))
-        except WhitenError:
-            raise
-        except Exception as error:  # networks refuse a size in many ways
-            own = "x".join(map(str, teacher.preprocess.size))
-            raise TeacherError(
-                f"{teacher.uri} takes images of {own} pixels alone ({first_line(error)}): images "
-                "at their own size need a convolutional model"
-            ) from error
+        seeing.embed(np.zeros((1, height, width, 3), np.uint8))
     return seeing
 
 
-def _hash(whitener: Whitener) -> str:
-    assert whitener.mean_ is not None
-    return content_hash(whitener.mean_.tobytes() + whitener.projection_.tobytes())
-
-
 def _describe(
-    forward: Callable[[Tensor], Tensor],
+    teacher: Teacher,
     scales: Sequence[float],
     whitener: Whitener | None,
     images: Tensor,
@@ -90,12 +75,25 @@ def _describe(
 
     def at(scale: float) -> Tensor:
         resized = images if scale == 1 else _resize(images, scale)
-        embeddings = F.normalize(forward(resized).float(), dim=1)
+        embeddings = F.normalize(_forward(teacher, resized).float(), dim=1)
         if whitener is None:
             return embeddings
         return F.normalize(whitener.transform(embeddings), dim=1)
 
     return torch.stack([at(scale) for scale in scales]).sum(dim=0)
+
+
+def _forward(teacher: Teacher, images: Tensor) -> Tensor:
+    try:
+        return teacher.forward(images)
+    except WhitenError:
+        raise
+    except Exception as error:  # networks refuse a size in many ways
+        height, width = images.shape[2:]
+        raise TeacherError(
+            f"{teacher.uri} does not take {height}x{width} pixels ({first_line(error)}): images at "
+            "their own size need a convolutional model"
+        ) from error
 
 
 def _resize(images: Tensor, scale: float) -> Tensor:

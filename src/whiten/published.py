@@ -23,7 +23,7 @@ from whiten.card import model_card
 from whiten.errors import ConfigError, TeacherError, WhiteningError, one_line
 from whiten.student import StudentConfig, StudentNet, save_student
 from whiten.teachers.paper.catalogue import PUBLISHED
-from whiten.teachers.paper.checkpoints import require_shapes, some, take_tensors
+from whiten.teachers.paper.checkpoints import entries, require_shapes, some, take_tensors
 from whiten.teachers.torch_file import read_torch_file
 from whiten.views import Preprocess
 from whiten.whitening import Whitener
@@ -245,6 +245,12 @@ def convert(
         raise ConfigError(f"{target} exists: name another --out, or delete it first")
     loaded = read_torch_file(source)
     if not _is_whitening(loaded):
+        if not (isinstance(loaded, dict) and "state_dict" in loaded):
+            raise TeacherError(
+                f"{source} is neither a PCA-whitening nor a student of Whiten-MTD, it has "
+                f"{entries(loaded)}: name one of these (a teacher's file opens as "
+                "paper:NAME?weights=FILE)"
+            )
         net, config = _student(loaded, source, p, size)
         save_student(net, config, target, model_card(config))
         return Converted("student", str(target), config.dim, config.architecture)

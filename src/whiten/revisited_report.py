@@ -42,7 +42,7 @@ class RevisitedReport:
         protocol: roxford5k or rparis6k.
         name, dim: of the encoder and its embedding.
         scales: that were averaged.
-        whitened: whether a whitening was given.
+        whitened: whether embeddings were whitened, at each scale.
         queries, database: how many images.
         settings: the figures.
         skipped: distractors that could not be read, and why.
@@ -88,8 +88,7 @@ class RevisitedReport:
     def lines(self) -> Iterator[str]:
         """For people."""
         scales = "1 scale" if len(self.scales) == 1 else f"{len(self.scales)} scales"
-        whitened = ", whitened" if self.whitened else ""
-        yield f"{self.protocol}: {self.name}, {self.dim} dimensions{whitened}"
+        yield f"{self.protocol}: {self.name}, {self.dim} dimensions"
         yield (
             f"{self.queries:,} queries, {self.database:,} images, longest side {LONGEST}, {scales}"
         )

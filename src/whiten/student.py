@@ -136,13 +136,15 @@ def build_student(
     """A new student on the backbone that a `timm:` or `demo:` URI names, or a `whiten:` one's copy.
 
     Raises:
-        ConfigError: the URI names no trainable backbone.
+        ConfigError: the URI names no trainable backbone, or a student of another pool or size.
     """
     from whiten.teachers.registry import open_teacher
 
     parsed = parse_uri(uri) if isinstance(uri, str) else uri
     if parsed.scheme == "whiten":
-        return load_student(Path(parsed.target))
+        net, config = load_student(Path(parsed.target))
+        _require_same(parsed, config, pool, size)
+        return net, config
     if parsed.scheme not in ("timm", "demo"):
         raise ConfigError(f"a student's backbone is timm:NAME or demo:NAME, not {parsed}")
     options = {name: value for name, value in parsed.options if name != "size"}
@@ -164,6 +166,15 @@ def build_student(
         backbone_licence=source.licence,
     )
     return _assemble(backbone, config), config
+
+
+def _require_same(uri: TeacherURI, config: StudentConfig, pool: Pool, size: int | None) -> None:
+    """A student goes on as it is; what asks for another is not passed over."""
+    height, width = config.preprocess.size
+    if size is not None and (height, width) != (size, size):
+        raise ConfigError(f"{uri} sees {height}x{width} px, size={size} does not fit: leave it out")
+    if pool not in ("auto", config.pool):
+        raise ConfigError(f"{uri} pools by {config.pool}, pool={pool} does not fit: leave it out")
 
 
 def _assemble(backbone: nn.Module, config: StudentConfig) -> StudentNet:
@@ -310,7 +321,7 @@ def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
     """The whole student as an embedding model."""
     return Teacher(
         uri=uri,
-        name=Path(uri.partition(":")[2]).parent.name or "student",
+        name=_name(Path(uri.partition(":")[2])),
         dim=config.dim,
         preprocess=config.preprocess,
         weights_hash=hash_state(net.state_dict()),
@@ -318,6 +329,12 @@ def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
         licence=_joint_licence(config),
         module=net,
     )
+
+
+def _name(folder: Path) -> str:
+    """That of the run whose student it is, or its own."""
+    own = folder.resolve()
+    return own.parent.name if own.name == "student" else own.name
 
 
 def backbone_as_teacher(net: StudentNet, config: StudentConfig) -> Teacher:

@@ -8,6 +8,7 @@ any rotation afterwards leaves them alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import warnings
@@ -244,6 +245,12 @@ class Whitener:
             self._solve()
         assert self._eigenvalues is not None
         return self._eigenvalues
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that change with whatever decides on the transform."""
+        assert self.mean_ is not None
+        content = self.mean_.tobytes() + self.projection_.tobytes()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def with_settings(self, *, dim: int | None = None, shrinkage: float | None = None) -> Whitener:
         """The same fit with other settings: O(dim·D), no samples needed, also after `load`.

@@ -139,10 +139,14 @@ def test_options_of_distill(
     assert not Path("run").exists()
 
 
-def test_a_student_as_start_keeps_its_dim(capsys: Captured, images: Path, run: Path) -> None:
+def test_a_student_as_start_stays_as_it_is(capsys: Captured, images: Path, run: Path) -> None:
     student = f"whiten:{run / 'student'}"
     command = ("distill", images, "--teachers", TEACHER, "--student", student, "--out", "other")
     assert "use --dim 4" in fails(capsys, *command, "--dim", "16")
+    line = fails(capsys, *command, "--dim", "4", "--size", "96")
+    assert "px, size=96 does not fit: leave it out" in line
+    line = fails(capsys, *command, "--dim", "4", "--pool", "avg")
+    assert "pool=avg does not fit" in line
 
 
 def test_whitening_that_does_not_fit(capsys: Captured, images: Path) -> None:

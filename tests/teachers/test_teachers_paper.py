@@ -255,7 +255,7 @@ def test_the_pca_in_ap_gem_files_is_left_out(
     ("uri", "message"),
     [
         ("paper:resnet101_delk", "did you mean 'resnet101_delg'"),
-        ("paper:zzz", "There are resnet101_gem, "),
+        ("paper:zzz", "no teacher 'zzz', it has resnet101_gem, "),
         ("paper:resnet101_gem?wieghts=x", "did you mean 'weights'"),
         ("paper:resnet101_gem?head=1", "has no option 'head'"),
         ("paper:resnet101_delg?branch=fused", "has no option 'branch'"),

@@ -19,13 +19,13 @@ def evaluate(
     /,
     *,
     queries: Path | None = None,
+    whitener: Path | None = None,
     whiten_on: Path | None = None,
     whiten_dim: int = 256,
     shrinkage: float = 0.1,
     protocol: str | None = None,
     multi_scale: bool = False,
     distractors: Path | None = None,
-    whitener: Path | None = None,
     similarity: str = "cf",
     omit_normalisation: bool = False,
     report: Path | None = None,
@@ -40,6 +40,7 @@ def evaluate(
         gallery: a folder with a subfolder a group, a table with columns path,group, or the root
             of a published benchmark.
         queries: likewise; by default each image searches all the others.
+        whitener: file of a whitening for the embeddings of a single model.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
         shrinkage: of this whitening.
@@ -47,7 +48,6 @@ def evaluate(
             of near-duplicate videos; videos, groups of videos or of folders of frames.
         multi_scale: for landmarks, average embeddings at 1, 0.71 and 0.5 of the size.
         distractors: for these, the folder of revisitop1m, or a store of its embeddings.
-        whitener: for these, the file of a whitening to apply at each scale.
         similarity: of videos: cf, sme, smx, fme or fmx.
         omit_normalisation: for svd, feed pixels as they are, as the published evaluation does.
         report: of videos, write a page of what was found and how frames align here.
@@ -58,10 +58,15 @@ def evaluate(
     from whiten.encoder import load
     from whiten.evaluate import evaluate as run
 
-    options = Options(multi_scale, distractors, whitener, similarity, omit_normalisation, report)
+    options = Options(multi_scale, distractors, similarity, omit_normalisation, report)
     name = find_protocol(gallery, protocol, options, queries)
     model = load(
-        encoder, whiten_on=whiten_on, whiten_dim=whiten_dim, shrinkage=shrinkage, cache=embeddings
+        encoder,
+        whitener=whitener,
+        whiten_on=whiten_on,
+        whiten_dim=whiten_dim,
+        shrinkage=shrinkage,
+        cache=embeddings,
     )
     outcome: Outcome
     if name is None:

@@ -25,8 +25,10 @@ _ROW_BYTES = 1 << 24  # a landmark of 10,000 images takes a row of 170 kB
 
 
 def landmark_list(root: Path) -> Path | None:
-    """GLDv2-clean's list below its root; None where the folder is no such root."""
+    """GLDv2-clean's list below its root, or beside its images; None where there is none."""
     places = [root / folder / LANDMARKS for folder in LANDMARKS_IN]
+    if root.absolute().name == "train":  # by themselves its folders of images would pass for groups
+        places.append(root.absolute().parent / LANDMARKS)
     return next((place for place in places if place.is_file()), None)
 
 

@@ -37,8 +37,8 @@ def open_uri(uri: TeacherURI) -> Teacher:
     """
     if uri.target not in PUBLISHED:
         raise ConfigError(
-            f"the paper has no teacher {uri.target!r}{nearest(uri.target, PUBLISHED)} "
-            f"There are {', '.join(PUBLISHED)}."
+            f"the paper has no teacher {uri.target!r}, it has {', '.join(PUBLISHED)}"
+            f"{nearest(uri.target, PUBLISHED)}"
         )
     published = PUBLISHED[uri.target]
     options = uri.take(**_options(uri.target, published))

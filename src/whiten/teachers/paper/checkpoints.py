@@ -44,9 +44,8 @@ def take_tensors(checkpoint: Any, holder: str, source: str) -> dict[str, Tensor]
     """
     held = checkpoint.get(holder) if isinstance(checkpoint, dict) else None
     if not isinstance(held, dict):
-        found = some(list(map(str, checkpoint))) if isinstance(checkpoint, dict) else "no mapping"
         raise TeacherError(
-            f"{source} has no {holder!r} with tensors, but {found or 'nothing'}: take the file as "
+            f"{source} has no {holder!r} with tensors, but {entries(checkpoint)}: take the file as "
             "it was published"
         )
     others = [str(key) for key, value in held.items() if not isinstance(value, Tensor)]
@@ -102,6 +101,13 @@ def require_shapes(
         raise TeacherError(
             f"{source} is not the published file, it {'; '.join(problems)}: get that file again"
         )
+
+
+def entries(checkpoint: Any) -> str:
+    """What a loaded checkpoint holds, for a message."""
+    if not isinstance(checkpoint, dict):
+        return "no mapping"
+    return some(list(map(str, checkpoint))) or "nothing"
 
 
 def some(keys: Sequence[str]) -> str:

@@ -44,7 +44,6 @@ from whiten.protocols.revisited import (
 from whiten.revisited_report import RevisitedReport, Setting
 from whiten.store import Store, Vectors
 from whiten.teachers import Teacher
-from whiten.whitening import Whitener
 
 BLOCK_BYTES = 64 << 20  # of distractors' embeddings in memory at once
 CROPPED, WHOLE = "cropped", "uncropped"
@@ -60,19 +59,18 @@ def evaluate_revisited_set(
     *,
     multi_scale: bool = False,
     distractors: Path | None = None,
-    whitener: Whitener | None = None,
     cache: Path | None = None,
     show_progress: bool = False,
 ) -> RevisitedReport:
     """Evaluate on revisited Oxford or Paris.
 
     Args:
-        encoder: of one model that takes images of any size.
+        encoder: of one model that takes images of any size; its whitening is applied at each
+            scale.
         root: the folder that holds `roxford5k` or `rparis6k`, or that folder itself.
         protocol: roxford5k or rparis6k.
         multi_scale: average the embeddings at 1, 1/√2 and 1/2 of the size.
         distractors: the folder of R1M, or a store of its embeddings that this function made.
-        whitener: applied at each scale.
         cache: where embeddings are kept between calls; by default nowhere.
 
     Raises:
@@ -85,8 +83,7 @@ def evaluate_revisited_set(
         raise ConfigError(f"{protocol} is measured for one model at a time: name one, not fuse:")
     part = encoder.parts[0]
     scales = MULTI if multi_scale else SINGLE
-    whitening = part.whitener if whitener is None else whitener
-    model = see_own_size(part.teacher, scales=scales, whitener=whitening)
+    model = see_own_size(part.teacher, scales=scales, whitener=part.whitener)
     # What decides on an embedding stands in the readout; so every store's fingerprint knows it.
     model = dataclasses.replace(model, readout=f"{model.readout};longest={LONGEST}")
     listed = None if distractors is None else _find_distractors(distractors, model)
@@ -114,7 +111,7 @@ def evaluate_revisited_set(
         name=encoder.name,
         dim=model.dim,
         scales=scales,
-        whitened=whitening is not None,
+        whitened=part.whitener is not None,
         queries=len(data.queries),
         database=len(data.gallery),
         settings=settings,
@@ -137,7 +134,7 @@ def _find_distractors(place: Path, model: Teacher) -> Items | Store:
     except StoreError as error:
         raise ConfigError(
             f"{place} is neither the folder of {DISTRACTORS}.txt nor a store of embeddings "
-            f"({error})"
+            f"({str(error).rpartition(': ')[0]}): name one of them"
         ) from error
     if store.origin.fingerprint != model.fingerprint():
         raise StoreError(
