@@ -339,7 +339,7 @@ def test_a_whitening_from_a_file(capsys: Captured, root: Path) -> None:
 
 def test_mistakes_are_one_line(capsys: Captured, root: Path) -> None:
     cases: list[tuple[str, tuple[object, ...]]] = [
-        ("roxford5k, rparis6k; did you mean 'roxford5k'?", (root, "--protocol", "oxford5k")),
+        ("svd, videos; did you mean 'roxford5k'?", (root, "--protocol", "oxford5k")),
         ("holds neither rparis6k/gnd_rparis6k.pkl", (root, "--protocol", "rparis6k")),
         ("queries of its own", (root, "--queries", root)),
         ("belong to a benchmark", (root / "code", "--multi-scale")),
