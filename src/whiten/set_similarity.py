@@ -28,8 +28,8 @@ Vectors = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
 # Frames at once: enough for BLAS to run at its speed, and few enough for a product of 12 MB.
-_QUERY_FRAMES = 1536
-_FRAMES = 2048
+_QUERY_FRAMES = 4096
+_FRAMES = 1536
 
 
 def set_similarity(
@@ -118,8 +118,10 @@ class _Sets:
             yield slice(first, stop), slice(start, int(self.ends[stop - 1]))
             first = stop
 
-    def normalized(self, rows: slice) -> Vectors:
-        return _normalized(self.frames[rows])
+    def normalized(self, rows: slice, room: Vectors | None = None) -> Vectors:
+        """L2-normalised frames, written into `room` if some is given."""
+        frames = self.frames[rows]
+        return _normalized(frames, None if room is None else room[: len(frames)])
 
     def pooled(self, kind: str) -> Vectors:
         """(sets, d): mean of the normalised frames, or the normalised mean or maximum."""
@@ -145,6 +147,8 @@ def _best_frames(queries: _Sets, candidates: _Sets, kind: str) -> Vectors:
     room = np.empty(
         _most_rows(queries, _QUERY_FRAMES) * _most_rows(candidates, _FRAMES), np.float32
     )
+    # Written over and over: fresh memory would have to be mapped for every block.
+    unit = np.empty((_most_rows(candidates, _FRAMES), candidates.dim), np.float32)
     for asked, own in queries.blocks(_QUERY_FRAMES):
         frames = np.asarray(queries.frames[own], np.float32)
         # The best candidate frame is the same whatever the length of the query's.
@@ -153,7 +157,7 @@ def _best_frames(queries: _Sets, candidates: _Sets, kind: str) -> Vectors:
         for some, rows in candidates.blocks(_FRAMES):
             shape = (rows.stop - rows.start, len(frames))
             product = room[: shape[0] * shape[1]].reshape(shape)
-            np.matmul(candidates.normalized(rows), frames.T, out=product)
+            np.matmul(candidates.normalized(rows, unit), frames.T, out=product)
             best = np.empty((some.stop - some.start, len(frames)), np.float32)
             first = 0
             for row, length in enumerate(candidates.lengths[some].tolist()):
@@ -172,10 +176,9 @@ def _most_rows(sets: _Sets, most: int) -> int:
     return max((rows.stop - rows.start for _, rows in sets.blocks(most)), default=0)
 
 
-def _normalized(rows: npt.NDArray[Any]) -> Vectors:
-    values = rows.astype(np.float32)
-    values /= _lengths(values)[:, None]
-    return values
+def _normalized(rows: npt.NDArray[Any], out: Vectors | None = None) -> Vectors:
+    values = rows.astype(np.float32, copy=False)
+    return np.divide(values, _lengths(values)[:, None], out=out)
 
 
 def _lengths(rows: Vectors) -> Vectors:
