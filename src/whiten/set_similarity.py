@@ -27,7 +27,7 @@ SET_SIMILARITIES = {
 Vectors = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
-# Frames at once: enough for BLAS to run at its speed, and few enough for a product of 12 MB.
+# Frames at once: enough for BLAS to run at its speed, and few enough for a product of 25 MB.
 _QUERY_FRAMES = 4096
 _FRAMES = 1536
 
@@ -42,7 +42,7 @@ def set_similarity(
     """How alike each query is to each candidate, both of them sets of vectors.
 
     Frames are L2-normalised first; for `fme` and `fmx` the pooled vectors are. Working memory does
-    not grow with the number of videos: some 20 MB at 512 dimensions.
+    not grow with the number of videos: some 30 MB at 512 dimensions.
 
     Args:
         query_frames: (sum of query_lengths, d), one video after the other.
