@@ -52,7 +52,13 @@ HEAD = {
 PCA = {"shrinkage": 0.0, "whiten_dim": 256}
 CHOSEN = {"shrinkage": "auto", "whiten_dim": "auto"}
 VIEWS, GROUPS = {**HEAD, **PCA, "pairs": "views"}, {**HEAD, **PCA, "pairs": "groups"}
-OPTIMISER = {"optimizer": "adam", "warmup": 0.0, "clip": 0.0, "weight_decay": 1e-6}
+OPTIMISER = {
+    "optimizer": "adam",
+    "warmup": 0.0,
+    "clip": 0.0,
+    "weight_decay": 1e-6,
+    "min_lr": 1e-6,
+}
 # An epoch of one pair a group has half the steps: these groups have four images.
 ONE_PAIR = {"pairs_per_epoch": 1, "epochs": 40}
 RUNS: dict[str, dict[str, Any]] = {

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from whiten import Whitener
+from whiten import Whitener, training
 from whiten.objective import Batch, objective
 from whiten.recipes import complete
 from whiten.spec import DistillSpec
+from whiten.student import build_student
 from whiten.training import learning_rate
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -70,13 +71,24 @@ def test_whitening() -> None:
     np.testing.assert_allclose(whitened, golden["whitened"], rtol=1e-4, atol=1e-5)
 
 
-def test_the_learning_rate_is_pytorchs_cosine_down_to_its_floor() -> None:
-    options, steps, floor = spec(lr=1e-3, warmup=0.0), 500, 1e-6
+def test_the_learning_rate_is_pytorchs_cosine() -> None:
+    options, steps = spec(lr=1e-3, min_lr=1e-6, warmup=0.0), 500
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([parameter], lr=1e-3)
-    published = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=floor)
+    published = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-6)
     for step in range(steps):
-        ours, theirs = learning_rate(step, steps, options), published.get_last_lr()[0]
-        assert 0 <= theirs - ours <= floor
+        theirs = published.get_last_lr()[0]
+        assert learning_rate(step, steps, options) == pytest.approx(theirs, rel=1e-9)
         optimizer.step()
         published.step()
+
+
+@pytest.mark.parametrize(("optimizer", "decayed"), [("adam", 1.0), ("adamw", 0.0)])
+def test_weight_decay_of_vectors_is_adams_alone(optimizer: str, decayed: float) -> None:
+    options = spec(optimizer=optimizer, weight_decay=1.0)
+    net, _ = build_student("timm:resnet18?pretrained=0&size=32", dim=8, size=32)
+    made = training._optimizer(net, options)
+    by_id = {id(p): group for group in made.param_groups for p in group["params"]}
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {by_id[id(norm.weight)]["weight_decay"] for norm in norms} == {decayed}
+    assert by_id[id(net.projection.weight)]["weight_decay"] == 1.0

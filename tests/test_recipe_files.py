@@ -58,7 +58,7 @@ def test_a_file_is_a_run_with_what_was_published(path: Path) -> None:
     assert (full.pool, full.size) == (("avg", 224) if on_frames else ("gem-fixed", 512))
     assert (full.kl, full.temperature, full.shrinkage, full.start) == (1.0, 0.05, 0.0, "random")
     training = (full.optimizer, full.lr, full.weight_decay, full.warmup, full.clip, full.epochs)
-    assert training == ("adam", 1e-3, 1e-6, 0.0, 0.0, 200)
+    assert (*training, full.min_lr) == ("adam", 1e-3, 1e-6, 0.0, 0.0, 200, 1e-6)
     assert (full.batch_size, full.devices, full.teachers_online) == (256, 8, True)
 
 

@@ -17,7 +17,7 @@ from whiten.spec import DistillSpec, parse_uri
 # What a file may hold beside options: a run's own config.yaml will do.
 _BESIDE = ("images", "version")
 # Options that are right or wrong together.
-_TOGETHER = ("batch_size", "devices", "nodes")
+_TOGETHER = ("batch_size", "devices", "nodes", "lr", "min_lr")
 
 
 def with_config(arguments: Sequence[str]) -> list[str]:

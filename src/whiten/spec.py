@@ -263,9 +263,12 @@ class DistillSpec:
     optimizer: Literal["adamw", "adam"] = "adamw"
     lr: float = 1e-3
     """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate that the cosine ends at."""
     backbone_lr: float = 1.0
     """Learning rate of the backbone, relative to lr; 0 freezes it and its batch statistics."""
     weight_decay: float = 1e-4
+    """Of matrices alone with adamw; of all parameters with adam, as an L2 penalty."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
     warmup: float = 0.05
     """Fraction of the steps with a rising learning rate."""
@@ -315,6 +318,8 @@ class DistillSpec:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be above 0, not {value}")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ConfigError(f"min_lr must lie between 0 and lr ({self.lr:g}), not {self.min_lr}")
 
     @classmethod
     def from_mapping(cls, options: dict[str, Any]) -> DistillSpec:

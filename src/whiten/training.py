@@ -152,8 +152,8 @@ def _loss(
 def learning_rate(step: int, total: int, spec: DistillSpec) -> float:
     """The head's learning rate at a step: a pure function, so that resuming needs no state.
 
-    `cosine` rises linearly over the warm-up and falls as half a cosine to 0 (Loshchilov & Hutter
-    2017); `onecycle` rises from a 25th as half a cosine over 30 % of the steps and falls to
+    `cosine` rises linearly over the warm-up and falls as half a cosine to `min_lr` (Loshchilov &
+    Hutter 2017); `onecycle` rises from a 25th as half a cosine over 30 % of the steps and falls to
     nearly 0 (Smith 2018).
     """
     if spec.schedule == "onecycle":
@@ -164,12 +164,19 @@ def learning_rate(step: int, total: int, spec: DistillSpec) -> float:
         peak = round(spec.warmup * total)
         if step < peak:
             return spec.lr * (step + 1) / (peak + 1)
-    return spec.lr * (1 + math.cos(math.pi * (step - peak) / max(1, total - peak))) / 2
+    low = spec.min_lr if spec.schedule == "cosine" else 0.0
+    falling = (1 + math.cos(math.pi * (step - peak) / max(1, total - peak))) / 2
+    return low + (spec.lr - low) * falling
 
 
 def _optimizer(net: StudentNet, spec: DistillSpec) -> torch.optim.Optimizer:
-    """Weight decay on matrices alone; the backbone at its own fraction of the learning rate."""
+    """The backbone at its own fraction of the learning rate.
+
+    Weight decay is for matrices alone, save for Adam's L2 penalty, which is for everything: that is
+    how the published code trains.
+    """
     groups = []
+    is_adam = spec.optimizer == "adam"
     head = {id(p) for p in net.projection.parameters()}
     for is_head, scale in ((False, spec.backbone_lr), (True, 1.0)):
         if scale == 0:
@@ -179,11 +186,11 @@ def _optimizer(net: StudentNet, spec: DistillSpec) -> torch.optim.Optimizer:
             groups.append(
                 {
                     "params": [p for p in mine if (p.ndim > 1) == decays],
-                    "weight_decay": spec.weight_decay if decays else 0.0,
+                    "weight_decay": spec.weight_decay if decays or is_adam else 0.0,
                     "lr_scale": scale,
                 }
             )
-    kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
+    kind = torch.optim.Adam if is_adam else torch.optim.AdamW
     return kind(groups, lr=spec.lr)
 
 
