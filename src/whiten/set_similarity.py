@@ -73,8 +73,7 @@ def set_similarity(
         )
     if kind in ("cf", "smx"):
         return _best_frames(queries, candidates, kind)
-    pooled: Vectors = queries.pooled(kind) @ candidates.pooled(kind).T
-    return pooled
+    return _product(queries.pooled(kind), candidates.pooled(kind).T)
 
 
 class _Sets:
@@ -157,7 +156,7 @@ def _best_frames(queries: _Sets, candidates: _Sets, kind: str) -> Vectors:
         for some, rows in candidates.blocks(_FRAMES):
             shape = (rows.stop - rows.start, len(frames))
             product = room[: shape[0] * shape[1]].reshape(shape)
-            np.matmul(candidates.normalized(rows, unit), frames.T, out=product)
+            _product(candidates.normalized(rows, unit), frames.T, out=product)
             best = np.empty((some.stop - some.start, len(frames)), np.float32)
             first = 0
             for row, length in enumerate(candidates.lengths[some].tolist()):
@@ -170,6 +169,14 @@ def _best_frames(queries: _Sets, candidates: _Sets, kind: str) -> Vectors:
                 sums = np.add.reduceat(best, starts, axis=1)
                 out[asked, some] = (sums / queries.lengths[asked]).T
     return out
+
+
+def _product(a: Vectors, b: Vectors, out: Vectors | None = None) -> Vectors:
+    # Kernels of BLAS compute on what lies beside a small matrix, too, and leave it out: a warning
+    # about that says nothing about the product.
+    with np.errstate(invalid="ignore"):
+        product: Vectors = np.matmul(a, b, out=out)
+    return product
 
 
 def _most_rows(sets: _Sets, most: int) -> int:

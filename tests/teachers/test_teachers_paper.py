@@ -237,6 +237,8 @@ def test_the_pca_in_ap_gem_files_is_left_out(
     module = ModuleType(name)
     vars(module)["PCA"] = pca
     with monkeypatch.context() as patch:
+        for parent in ("sklearn", "sklearn.decomposition"):  # which need not be installed
+            patch.setitem(sys.modules, parent, ModuleType(parent))
         patch.setitem(sys.modules, name, module)
         fitted: Any = pca()
         fitted.mean_, fitted.noise_variance_ = np.ones(3, np.float32), np.float64(0.5)
