@@ -328,6 +328,22 @@ def test_wrong_options_are_refused(images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(("student", "is_alike"), [(STUDENT, True), (TEACHERS[1], False)])
+def test_the_papers_recipe_normalises_each_side_of_the_pairs_alone(
+    images: Path, cache: Path, tmp_path: Path, student: str, is_alike: bool
+) -> None:
+    """Only networks with batch statistics notice; all else is the same as spelt out."""
+    published = {"shrinkage": 0.0, "start": "random", "pairs_per_epoch": 1}
+    options = {**SMALL, "student": student, "epochs": 1, "views": 2}
+    options |= {"augment": "paper-images", "embeddings": cache}
+    losses = {}
+    for recipe, more in (("paper", {}), ("similarity", published)):
+        out = tmp_path / recipe
+        distill(images, TEACHERS, out=out, recipe=recipe, show_progress=False, **options, **more)
+        losses[recipe] = [record["loss"] for record in RunFolder(out).read_metrics()]
+    assert (losses["paper"] == pytest.approx(losses["similarity"], rel=1e-5)) == is_alike
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
 def test_learning_rate_rises_and_falls(schedule: str) -> None:
     spec = DistillSpec(teachers=["x"], lr=0.01, schedule=schedule, warmup=0.1)  # type: ignore[arg-type]

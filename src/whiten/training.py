@@ -42,6 +42,8 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     # With a frozen backbone its cached features are the input, and only the projection is trained.
     is_frozen = spec.backbone_lr == 0
     trained: nn.Module = net.projection if is_frozen else net
+    if spec.recipe == "paper" and not is_frozen:
+        trained = EachSide(net)
     freeze_unused(net, config.preprocess)
     if fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
         trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
@@ -115,6 +117,21 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
 
 
 # --- one step ---------------------------------------------------------------------------
+
+
+class EachSide(nn.Module):
+    """The two sides of the pairs one after the other, as the published code runs its student.
+
+    Batch normalisation then takes its statistics over one side at a time.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The x sides, then the y sides, (2b, …) -> (2b, dim)."""
+        return torch.cat([self.net(side) for side in inputs.chunk(2)])
 
 
 def _loss(
