@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clips import write_lines
 from command_line import Captured, fails, prints
 from miniature import write_distractors, write_gldv2, write_revisited
 from whiten.datasets import DataSet, find_datasets
@@ -85,16 +86,31 @@ def test_a_damaged_list_is_a_finding(tmp_path: Path) -> None:
     assert "cannot read" in sets["GLDv2-clean"].missing[0]
 
 
-def test_svd_is_known_by_its_files(tmp_path: Path) -> None:
-    lists = tmp_path / "svd" / "metadata-release"
+def test_svd_as_its_reader_takes_it(tmp_path: Path) -> None:
+    root, lists = tmp_path / "svd", tmp_path / "svd" / "metadata-release"
     lists.mkdir(parents=True)
-    for name in ("groundtruth", "query-id"):
-        (lists / name).write_text("")
-    (tmp_path / "svd" / "query").mkdir()
+    for name in ("query-id", "labeled-data-id", "unlabeled-data-id"):
+        write_lines(lists / name, [f"{name}-{n}.mp4" for n in range(3)])
+    truth = lists / "test_groundtruth"
+    write_lines(truth, ["query-id-0.mp4 labeled-data-id-1.mp4 1"])
     one = found(tmp_path)["SVD"]
-    assert one.root == str(tmp_path / "svd")
-    assert one.there == ["2 of 7 lists", "1 of 30 folders of videos"]
-    assert "test_groundtruth" in one.missing[0] and "labeled-0" in one.missing[1]
+    assert one.root == str(root)
+    assert one.there == ["lists: 3 queries, 3 labelled and 3 unlabelled videos", "test_groundtruth"]
+    assert one.missing[0] == "train_groundtruth" and "frames/VIDEO/0000.jpg" in one.missing[1]
+
+    (root / "videos").mkdir()
+    (root / "videos" / "query-id-0.mp4").write_bytes(b"")
+    one = found(root)["SVD"]
+    assert "videos" in one.there and f"whiten frames {root} --out" in one.missing[1]
+
+    for name in ("query-id-0", "labeled-data-id-1"):
+        (root / "frames" / name).mkdir(parents=True)
+    one = found(tmp_path)["SVD"]
+    assert one.there[-1] == "2 of 9 folders of frames"
+    assert one.missing[-1] == f"7 of these folders of frames, first {root}/frames/query-id-1"
+
+    truth.write_text("one word")
+    assert "line 1 must be" in found(tmp_path)["SVD"].missing[-1]
 
 
 def test_the_command(capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

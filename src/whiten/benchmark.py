@@ -8,16 +8,14 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from whiten.encoder import Encoder
 from whiten.errors import ConfigError, nearest
+from whiten.evaluate_videos import VIDEO_PROTOCOLS, VideoProtocol, evaluate_videos
 from whiten.media import Skipped
 from whiten.media.svd import is_svd
 from whiten.protocols.revisited import NAMES, set_folder
-
-if TYPE_CHECKING:
-    from whiten.evaluate_videos import VideoProtocol
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,6 @@ def _videos(
     cache: Path | None,
     show: bool,
 ) -> Outcome:
-    from whiten.evaluate_videos import evaluate_videos
     from whiten.video_report import write_video_report
 
     with ExitStack() as stack:
@@ -104,7 +101,6 @@ def _videos(
         return replace(found, page=write_video_report(found, options.report))
 
 
-VIDEO_PROTOCOLS: tuple[VideoProtocol, ...] = ("svd", "videos")
 PROTOCOLS: dict[str, Run] = {
     **{name: partial(_revisited, name) for name in NAMES},
     **{name: partial(_videos, name) for name in VIDEO_PROTOCOLS},

@@ -7,14 +7,16 @@ a large one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from whiten.errors import ConfigError, WhitenError
 from whiten.media import Items
+from whiten.media.finding import holds
 from whiten.media.layouts import (
     LANDMARKS,
     describe_landmarks,
@@ -22,6 +24,8 @@ from whiten.media.layouts import (
     landmark_list,
     read_landmarks,
 )
+from whiten.media.svd import METADATA, is_svd, read_svd
+from whiten.media.video import VIDEO_SUFFIXES
 from whiten.protocols.ground_truth import truth_file
 from whiten.protocols.revisited import (
     DISTRACTORS,
@@ -33,18 +37,6 @@ from whiten.protocols.revisited import (
 
 SAMPLE = 10_000  # images that are looked for; of more than that, so many evenly spaced ones
 UNSTATED = "unstated"
-
-_SVD_LISTS = (
-    "all-video-id",
-    "labeled-data-id",
-    "unlabeled-data-id",
-    "query-id",
-    "groundtruth",
-    "train_groundtruth",
-    "test_groundtruth",
-)
-_SVD_LISTS_IN = ("metadata-release", "metadata", ".")
-_SVD_VIDEOS = ("query", *(f"labeled-{n}" for n in range(2)), *(f"unlabeled-{n}" for n in range(27)))
 
 
 @dataclass
@@ -133,7 +125,7 @@ def find_datasets(root: Path) -> list[DataSet]:
         ),
         DataSet(
             "SVD",
-            "near-duplicate video retrieval",
+            "whiten distill ROOT, whiten evaluate ENCODER ROOT --protocol svd",
             "https://svdbase.github.io",
             "over 500,000 short videos, over 30,000 of them labelled",
             UNSTATED,
@@ -194,34 +186,38 @@ def _look_for_distractors(found: DataSet, root: Path) -> None:
 
 
 def _look_for_videos(found: DataSet, root: Path) -> None:
-    bases = (root, root / "svd", root / "SVD")
-    places = [(base, base / inner) for base in bases for inner in _SVD_LISTS_IN]
-    held = {base: inner for base, inner in reversed(places) if (inner / "groundtruth").exists()}
-    if not held:
-        found.missing += [
-            f"{_SVD_LISTS_IN[0]}/groundtruth and its other lists",
-            "folders of videos",
-        ]
+    base = next((place for place in (root, root / "svd", root / "SVD") if is_svd(place)), None)
+    if base is None:
+        found.missing += [f"{METADATA}/query-id and its other lists", "frames/VIDEO/0000.jpg"]
         return
-    base, lists = next(iter(held.items()))
     found.root = str(base)
-    _list_names(found, lists, _SVD_LISTS, "lists")
-    _list_names(found, base, _SVD_VIDEOS, "folders of videos")
-
-
-def _list_names(found: DataSet, folder: Path, names: Iterable[str], what: str) -> None:
-    names = list(names)
-    absent = [name for name in names if not (folder / name).exists()]
-    found.there.append(f"{len(names) - len(absent)} of {len(names)} {what}")
-    if absent:
-        found.missing.append(f"{what}: {' '.join(absent)}")
+    svd = read_svd(base)
+    names = [*svd.query, *svd.labeled, *svd.unlabeled]
+    found.there.append(
+        f"lists: {len(svd.query):,} queries, {len(svd.labeled):,} labelled and "
+        f"{len(svd.unlabeled):,} unlabelled videos"
+    )
+    for part, truth in (("train", svd.train), ("test", svd.test)):
+        (found.there if truth else found.missing).append(f"{part}_groundtruth")
+    if svd.frames.is_dir():
+        folders = pa.array([os.fspath(svd.frames / name) for name in names], pa.large_string())
+        _look_for(found, folders, "folders of frames")
+    elif holds(base, VIDEO_SUFFIXES):
+        found.there.append("videos")
+        found.missing.append(f"frames: whiten frames {base} --out {svd.frames}")
+    else:
+        found.missing.append("frames/VIDEO/0000.jpg, or videos anywhere below")
 
 
 def _look_for_images(found: DataSet, items: Items, what: str = "images") -> None:
-    count = min(len(items), SAMPLE)
-    sample = items.take(np.linspace(0, len(items) - 1, count).astype(np.int64))
-    absent = [item.path for item in sample if not Path(item.path).is_file()]
-    looked = "" if count == len(items) else f" looked for, of {len(items):,}"
+    _look_for(found, items.paths, what)
+
+
+def _look_for(found: DataSet, paths: pa.Array, what: str) -> None:
+    count = min(len(paths), SAMPLE)
+    sample = paths.take(pa.array(np.linspace(0, len(paths) - 1, count).astype(np.int64)))
+    absent = [path for path in map(os.fsdecode, sample.to_pylist()) if not Path(path).exists()]
+    looked = "" if count == len(paths) else f" looked for, of {len(paths):,}"
     found.there.append(f"{count - len(absent):,} of {count:,} {what}{looked}")
     if absent:
         found.missing.append(f"{len(absent):,} of these {what}, first {absent[0]}")

@@ -35,7 +35,7 @@ from whiten.store import Vectors
 from whiten.teachers import Teacher
 
 VideoProtocol: TypeAlias = Literal["svd", "videos"]
-VIDEO_PROTOCOLS = ("svd", "videos")
+VIDEO_PROTOCOLS: tuple[VideoProtocol, ...] = ("svd", "videos")
 
 HITS = 8  # of an example
 

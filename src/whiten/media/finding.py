@@ -17,7 +17,7 @@ from whiten.media.layouts import (
     landmark_list,
     read_landmarks,
 )
-from whiten.media.svd import FRAMES_TABLE, is_svd, training_frames
+from whiten.media.svd import FRAMES_TABLE, describe_training, is_svd, training_frames
 from whiten.media.video import VIDEO_SUFFIXES
 
 # fmt: off
@@ -56,7 +56,10 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
     if (root / FRAMES_TABLE).is_file():
         root = root / FRAMES_TABLE
     if is_svd(root):
-        return training_frames(root)
+        items = training_frames(root)
+        if tell is not None:
+            tell(describe_training(items))
+        return items
     if root.is_dir() and (table := landmark_list(root)) is not None:
         items = read_landmarks(table, landmark_images(root))
         if tell is not None:

@@ -147,20 +147,19 @@ def find_or_extract(
     Returns:
         The images, and the videos that have no frame.
     """
-    if not _has_videos(Path(source)):
-        return find_items(source, tell), []
-    found = extract_frames(find_videos(source), frames, workers=workers, progress=progress)
+    root = Path(source)
+    is_table = root.suffix.lower() in (".csv", ".parquet") and root.is_file()
+    items = find_items(root) if is_table else None
+    if items is not None:  # whose first row says what it lists
+        has_videos = Path(items[0].path).suffix.lower() in VIDEO_SUFFIXES
+    elif root.is_dir():
+        has_videos = not holds(root, SUFFIXES) and holds(root, VIDEO_SUFFIXES)
+    else:
+        has_videos = root.suffix.lower() in VIDEO_SUFFIXES
+    if not has_videos:
+        return find_items(root, tell) if items is None else items, []
+    found = extract_frames(find_videos(root), frames, workers=workers, progress=progress)
     return found.frames, found.skipped
-
-
-def _has_videos(source: Path) -> bool:
-    """Whether videos are all that a folder, table or file has."""
-    if source.is_dir():
-        return not holds(source, SUFFIXES) and holds(source, VIDEO_SUFFIXES)
-    if source.suffix.lower() in (".csv", ".parquet"):
-        first = next(iter(find_items(source)))
-        return Path(first.path).suffix.lower() in VIDEO_SUFFIXES
-    return source.suffix.lower() in VIDEO_SUFFIXES
 
 
 # --- one video --------------------------------------------------------------------------

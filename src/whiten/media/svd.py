@@ -57,7 +57,7 @@ def read_svd(root: str | os.PathLike[str]) -> Svd:
             none of the sets.
     """
     folder = Path(root)
-    metadata = _metadata(folder)
+    metadata = metadata_folder(folder)
     if metadata is None:
         raise ConfigError(
             f"{folder} is not SVD: it has no metadata-release/query-id; name the folder that holds "
@@ -85,11 +85,11 @@ def read_svd(root: str | os.PathLike[str]) -> Svd:
 
 def is_svd(root: Path) -> bool:
     """Whether a folder is the root of the dataset."""
-    return _metadata(root) is not None
+    return metadata_folder(root) is not None
 
 
-def _metadata(root: Path) -> Path | None:
-    """The folder of the lists: as released, or as people put them."""
+def metadata_folder(root: Path) -> Path | None:
+    """The folder of the lists, as released or as people put them; None where it is not there."""
     places = (root / METADATA, root / "metadata", root)
     return next((place for place in places if (place / "query-id").is_file()), None)
 
@@ -118,6 +118,11 @@ def training_frames(root: Path) -> Items:
     if not items:
         raise NoImagesError(f"{svd.frames} has no frames of the training videos, VIDEO/0000.jpg")
     return items
+
+
+def describe_training(frames: Items) -> str:
+    """What was recognised, in one line."""
+    return f"SVD: {len(frames):,} frames of {len(frames.videos.unique()):,} training videos"
 
 
 def list_frames(folder: Path, names: Iterable[str], counts: dict[str, int]) -> Iterator[Item]:
