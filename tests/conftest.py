@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import write_factory
+
 torch.set_num_threads(1)
 
 ImageFolder = Callable[..., Path]
@@ -39,3 +41,11 @@ def image_folder() -> ImageFolder:
         return root
 
     return make
+
+
+@pytest.fixture
+def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teachers that cost nothing, importable, in a folder of their own to work in."""
+    write_factory(tmp_path / "code")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.chdir(tmp_path)

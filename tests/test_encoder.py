@@ -13,7 +13,7 @@ from PIL import Image
 
 import whiten
 from command_line import Captured, fails, prints
-from helpers import TEACHER, draw, write_factory, write_groups, write_image
+from helpers import TEACHER, draw, write_groups, write_image
 from whiten.embed import embed
 from whiten.encoder import Encoder, Part, fit_on, load, split_uris
 from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
@@ -22,13 +22,9 @@ from whiten.media import find_items
 from whiten.teachers import open_teacher
 from whiten.whitening import Whitener, normalize_rows
 
+pytestmark = pytest.mark.usefixtures("colour_teachers")
+
 OTHER = f"{TEACHER}?dim=5&seed=1"
-
-
-@pytest.fixture(autouse=True)
-def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(tmp_path / "code")
 
 
 @pytest.fixture

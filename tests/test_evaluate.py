@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from helpers import TEACHER, write_factory, write_groups, write_image
+from helpers import TEACHER, write_groups, write_image
 from whiten.encoder import Encoder, Part, load
 from whiten.errors import ConfigError
 from whiten.evaluate import evaluate, evaluate_task, measure_cost, score_revisited, top_k
@@ -229,9 +229,7 @@ def test_top_k_equals_a_stable_sort(ties: bool, k: int) -> None:
 
 
 @pytest.fixture
-def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(tmp_path / "code")
+def encoder(colour_teachers: None) -> Encoder:
     return load(TEACHER)
 
 

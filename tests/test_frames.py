@@ -178,12 +178,10 @@ def test_images_come_first_and_videos_are_named(tmp_path: Path, videos: Path) ->
 def test_stores_hold_frames_per_video(
     tmp_path: Path,
     videos: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    colour_teachers: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """By the command line: a folder of videos is all that `embed` needs."""
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(str(tmp_path / "code"))
     out = tmp_path / "store"
     cli.main(["embed", str(videos), "--teacher", TEACHER, "--out", str(out), "--json"])
     summary = json.loads(capsys.readouterr().out)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import TEACHER, draw, write_factory, write_groups, write_image
+from helpers import TEACHER, draw, write_groups, write_image
 from whiten.embed import embed
 from whiten.encoder import Encoder, load
 from whiten.errors import ConfigError, ImageError, NoImagesError, StoreError
@@ -22,9 +22,7 @@ from whiten.searching import Found, search_folder, write_hits_page
 
 
 @pytest.fixture
-def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(tmp_path / "code")
+def encoder(colour_teachers: None) -> Encoder:
     return load(TEACHER)
 
 

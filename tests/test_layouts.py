@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from command_line import Captured, fails, prints
-from helpers import TEACHER, write_factory
+from helpers import TEACHER
 from miniature import drawing, write_gldv2
 from whiten.datasets import find_datasets
 from whiten.errors import ConfigError, NoImagesError
@@ -106,10 +106,8 @@ def test_another_table_of_that_name_and_an_empty_one(tmp_path: Path) -> None:
 
 
 def test_missing_images_are_skipped_on_the_command_line(
-    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: Captured, tmp_path: Path, colour_teachers: None
 ) -> None:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(tmp_path / "code")
     named = write_gldv2(tmp_path / "gld", 2)
     gone = named[1][2]
     (tmp_path / "gld" / "train" / gone[0] / gone[1] / gone[2] / f"{gone}.jpg").unlink()

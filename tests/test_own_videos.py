@@ -11,7 +11,7 @@ import pytest
 import whiten
 from clips import write_video
 from command_line import fails
-from helpers import TEACHER, draw, write_factory, write_image
+from helpers import TEACHER, draw, write_image
 from whiten import cli, grids
 from whiten.encoder import load
 from whiten.errors import ConfigError
@@ -30,9 +30,7 @@ def test_the_public_name() -> None:
 
 
 @pytest.fixture
-def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+def teacher(colour_teachers: None) -> str:
     return TEACHER
 
 

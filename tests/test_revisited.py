@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from command_line import STUDENT, Captured, fails, prints
-from helpers import TEACHER, write_factory
+from helpers import TEACHER
 from miniature import write_distractors, write_revisited
 from whiten.encoder import load
 from whiten.errors import ConfigError, NoImagesError, StoreError
@@ -25,15 +25,10 @@ from whiten.shards import Origin, Row
 from whiten.store import Store
 from whiten.whitening import Whitener, normalize_rows
 
+pytestmark = pytest.mark.usefixtures("colour_teachers")
+
 LANDMARKS = 6
 COUNT = 9
-
-
-@pytest.fixture(autouse=True)
-def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

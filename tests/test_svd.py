@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clips import write_lines
-from helpers import TEACHER, write_factory, write_image
+from helpers import TEACHER, write_image
 from whiten import metrics
 from whiten.encoder import load
 from whiten.errors import ConfigError, NoImagesError, WhitenError
@@ -63,9 +63,7 @@ def svd(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+def teacher(colour_teachers: None) -> str:
     return TEACHER
 
 

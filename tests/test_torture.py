@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from helpers import TEACHER, write_factory
+from helpers import TEACHER
 from odd_images import (
     bad_images,
     encode,
@@ -40,10 +40,7 @@ Embed = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    monkeypatch.chdir(tmp_path)
+def images(colour_teachers: None, tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 

@@ -62,7 +62,7 @@ class TeacherURI:
         for name, text in self.options:
             if name not in known:
                 raise ConfigError(
-                    f"{self.scheme}: has no option {name!r}{nearest(name, known)} "
+                    f"{self.scheme}: has no option {name!r}{nearest(name, known) or '.'} "
                     f"It takes {', '.join(known) or 'none'}."
                 )
             kind = known[name][0]

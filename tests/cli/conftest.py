@@ -12,10 +12,8 @@ from whiten import cli
 
 
 @pytest.fixture(autouse=True)
-def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_factory(tmp_path / "code")
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    monkeypatch.chdir(tmp_path)
+def place(colour_teachers: None) -> None:
+    """Every test of the command line works in a folder of its own."""
 
 
 @pytest.fixture
