@@ -22,6 +22,7 @@ from whiten.errors import ConfigError, RunError
 from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec
 from whiten.training import learning_rate
+from whiten.whitening import Whitener
 
 TEACHERS = [
     "timm:test_efficientnet?pretrained=0&size=32",
@@ -326,6 +327,19 @@ def test_wrong_options_are_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown fusion"):
         distill(images, TEACHERS, out=tmp_path / "a", fusion="minmax")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_whitening_of_some_of_the_images(images: Path, cache: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**SMALL, "epochs": 1, "embeddings": cache, "show_progress": False}
+    fitted = {}
+    for name, count in (("all", 0), ("some", 7), ("again", 7), ("more than there are", 10**6)):
+        out = tmp_path / name
+        distill(images, TEACHERS, out=out, shrinkage=0.0, whiten_images=count, **options)
+        whitener = Whitener.load(RunFolder(out).whitener(0))
+        fitted[name] = (whitener.n_, whitener.mean_.tolist())
+    assert fitted["some"] == fitted["again"] and fitted["all"] == fitted["more than there are"]
+    assert fitted["some"][0] == 7 < fitted["all"][0]
+    assert fitted["some"][1] != fitted["all"][1]
 
 
 @pytest.mark.parametrize(("student", "is_alike"), [(STUDENT, True), (TEACHERS[1], False)])

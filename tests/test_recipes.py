@@ -94,6 +94,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
     }
     assert (full.fusion, full.temperature, full.shrinkage) == ("maxmin", 0.05, 0.0)
     assert (full.start, full.pairs_per_class, full.pairs_per_epoch) == ("random", 1, 1)
+    assert full.whiten_images == 10_000
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 
@@ -77,7 +78,7 @@ def prepare(
         assert draft.shrinkage is not None
         whiteners[:], choices = fit_whiteners(
             stores,
-            items,
+            _drawn(items, draft.whiten_images or len(items), spec.seed),
             dim=spec.whiten_dim,
             shrinkage=draft.shrinkage,
             by_groups=source != "views",
@@ -165,6 +166,13 @@ def _map_on_groups(choices: Sequence[Choice | None]) -> float | None:
     """How well the whitened teachers retrieve held-out groups, on average; None if not measured."""
     found = [choice.evidence[GROUPS] for choice in choices if choice and GROUPS in choice.evidence]
     return statistics.mean(found) if found else None
+
+
+def _drawn(items: Items, count: int, seed: int) -> Items:
+    """At most `count` items, drawn at random, in their order."""
+    if count >= len(items):
+        return items
+    return items.take(np.sort(np.random.default_rng(seed).permutation(len(items))[:count]))
 
 
 def _keep_whitenings(

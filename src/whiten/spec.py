@@ -240,6 +240,9 @@ class DistillSpec:
     """Whiten the teachers; without it only L2-normalise them."""
     whiten_dim: int | Literal["auto"] = "auto"
     """Axes that each teacher's whitening keeps; auto chooses on held-out images."""
+    whiten_images: int | None = None
+    """Images, drawn at random, that the whitenings are fitted on; 0 is all, which is the default
+    except with the recipe paper."""
     shrinkage: float | Literal["auto"] | None = None
     """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto chooses on
     held-out images."""
@@ -302,8 +305,9 @@ class DistillSpec:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
-        if (self.pairs_per_epoch or 0) < 0:
-            raise ConfigError(f"pairs_per_epoch must be at least 0, not {self.pairs_per_epoch}")
+        for name in ("pairs_per_epoch", "whiten_images"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in TERMS:
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} is a weight, at least 0, not {getattr(self, name)}")
