@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "whiten"
 FLOORS = [
     "allocator",
     "mapped",
+    "atomic",
     "errors",
     "view_plan",
     "spec",

@@ -17,12 +17,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from whiten.atomic import write_atomically
 from whiten.distill import distill
 from whiten.encoder import Encoder, Part, load
 from whiten.errors import RunError
 from whiten.media import find_items
 from whiten.report import Kind, ReportData, Row, write_report
-from whiten.run_folder import RunFolder, write_atomically
+from whiten.run_folder import RunFolder
 from whiten.run_report import (
     START,
     START_WHITENED,

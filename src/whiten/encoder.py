@@ -54,11 +54,13 @@ class Encoder:
         name: for tables.
         dim: dimension of the embedding.
         parts: the models.
+        uri: what `load` opens it by; "" where it takes more than that.
     """
 
-    def __init__(self, name: str, parts: Sequence[Part]) -> None:
+    def __init__(self, name: str, parts: Sequence[Part], uri: str = "") -> None:
         self.name = name
         self.parts = list(parts)
+        self.uri = uri
         self.dim = sum(part.dim for part in parts)
 
     def fingerprint(self) -> str:
@@ -212,7 +214,7 @@ def load(
         text = f"whiten:{run.student}"
     if whitener is None:
         teacher = open_teacher(text).to(best_device())
-        return Encoder(teacher.name, [Part(teacher)])
+        return Encoder(teacher.name, [Part(teacher)], _lasting(text))
     fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
     teacher = open_teacher(text).to(best_device())
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
@@ -271,7 +273,16 @@ def _load_fused(
                 f"{text} must know what to fit its whitening on: add --whiten-on IMAGES"
             )
     names = " + ".join(part.teacher.name for part in parts)
-    return Encoder(f"{names}, whitened" if whitened else names, parts)
+    uri = "" if whitened and not saved else _lasting(text)
+    return Encoder(f"{names}, whitened" if whitened else names, parts, uri)
+
+
+def _lasting(text: str) -> str:
+    """A model's URI that opens it from any working directory, where that is its one file."""
+    scheme, _, place = text.rpartition(":")
+    if scheme in ("", "whiten", "onnx", "fuse:raw", "fuse:whitened") and Path(place).exists():
+        return f"{scheme or 'whiten'}:{os.path.abspath(place)}"  # noqa: PTH100 - links stay
+    return text
 
 
 def split_uris(text: str) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from whiten.atomic import write_atomically
 from whiten.choosing import GROUPS, Choice
 from whiten.devices import best_device, resolve_precision
 from whiten.embed import embed, store_folder
@@ -24,7 +25,7 @@ from whiten.media import Items, find_items
 from whiten.pairs import resolve_source
 from whiten.progress import announce, progress
 from whiten.recipes import DECIDED, complete
-from whiten.run_folder import RunFolder, write_atomically
+from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec, parse_uri
 from whiten.store import Store, embedded_by_all
 from whiten.student import StudentNet, backbone_as_teacher, build_student

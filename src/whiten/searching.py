@@ -12,7 +12,7 @@ from pathlib import Path
 from whiten.encoder import load
 from whiten.errors import ConfigError, ImageError
 from whiten.index import Index, Match
-from whiten.media import Skipped, decode, display_path, find_items, read_bytes
+from whiten.media import Skipped, decode, display_path, read_bytes
 from whiten.run_folder import RunFolder
 from whiten.spec import fingerprint
 
@@ -51,8 +51,8 @@ def search_folder(
     encoder = load(student)
     vector = encoder.embed(query)  # first: a query that cannot be read costs no indexing
     folder = index or _default_index(student, images)
-    built = Index.build(encoder, find_items(images), folder, show_progress=show_progress)
-    [matches] = built.search_vectors(encoder, vector, k)
+    built = Index.build(encoder, images, folder, show_progress=show_progress)
+    [matches] = built.search_vectors(vector, k)
     return Found(matches, built.skipped, folder)
 
 
