@@ -97,21 +97,24 @@ class FolderIndex:
                 )
 
     def _reopen(self) -> None:
+        manifest = self._read_manifest()
         while True:
             try:
-                return self._open()
+                return self._open(manifest)
             except StoreError:
                 # A writer may have replaced the manifest, and swept what the old one names.
-                if self.manifest == self._read_manifest():
+                latest = self._read_manifest()
+                if latest == manifest:
                     raise
+                manifest = latest
 
     def refresh(self) -> None:
         if self.manifest != self._read_manifest():
             self._reopen()
 
-    def _open(self) -> None:
-        self.manifest = self._read_manifest()
-        self.facts = None if self.manifest is None else self.manifest.facts
+    def _open(self, manifest: Manifest | None) -> None:
+        self.manifest = manifest
+        self.facts = None if manifest is None else manifest.facts
         self._segments: list[Segment] = []
         self._present: list[Mask | None] = []  # rows that are not gone; None is all
         self.__dict__.pop("_by_id", None)
@@ -269,7 +272,14 @@ class FolderIndex:
             yield
 
     def staged(self, facts: Facts) -> list[Block]:
-        found = [Segment.salvage(folder, facts) for folder in sorted(self.root.glob(f"{_STAGED}*"))]
+        named = set() if self.manifest is None else {part.name for part in self.manifest.parts}
+        left = [
+            path
+            for kind in (_STAGED, _SEGMENT)
+            for path in sorted(self.root.glob(f"{kind}*"))
+            if path.name not in named
+        ]
+        found = [Segment.salvage(folder, facts) for folder in left]
         return [block for block in found if block is not None]
 
     def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
@@ -334,7 +344,7 @@ class FolderIndex:
         _sync(self.root)
         write_atomically(self.root / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode())
         _sync(self.root)
-        self._open()
+        self._open(manifest)
 
     def _sweep(self) -> None:
         """Remove what the manifest does not name; who has it open goes on reading it."""
