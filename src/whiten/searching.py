@@ -96,21 +96,6 @@ def parse_box(text: str) -> Box:
     return left, top, width, height
 
 
-def embed_question(index: Index, question: Question) -> Vectors:
-    """The vectors to look for, (n, dim).
-
-    Raises:
-        ImageError: a file cannot be read, or the box lies outside of the image.
-        StoreError: an id is not in the index.
-    """
-    vectors = [embed_paths(index.encoder, question.paths, question.box)] if question.paths else []
-    if question.ids:
-        vectors.append(index.vectors(list(question.ids)))
-    found = np.concatenate(vectors)
-    combine = question.combine or ("max" if question.is_of_video else "mean")
-    return normalize_rows(found.mean(axis=0, keepdims=True)) if combine == "mean" else found
-
-
 def embed_paths(encoder: Encoder, paths: Sequence[Path], box: Box | None = None) -> Vectors:
     """Embed images, or a part of an image, and the frames of videos: (n, dim)."""
     if box is not None:
@@ -202,22 +187,19 @@ def ask_for_videos(index: Index, vectors: Vectors, answer: Answer) -> list[Match
     return [hit for hit in hits if hit.score >= least]
 
 
-def run_search(index: Index, question: Question, answer: Answer) -> list[Match]:
-    """The hits of one question, best first; see `embed_question`, `ask` and `ask_for_videos`."""
-    vectors = embed_question(index, question)
-    return (ask_for_videos if answer.videos else ask)(index, vectors, answer)
+# --- as the command line asks ----------------------------------------------------------
 
 
-# --- opening an index as the command line names it --------------------------------------
-
-
-def open_index(
-    student: str | None,
-    images: Path | None,
-    place: Path | str | None,
-    show_progress: bool = True,
-) -> Index:
-    """Open an index, or bring that of a collection up to date.
+def run_search(
+    question: Question,
+    answer: Answer,
+    *,
+    student: str | None = None,
+    images: Path | None = None,
+    place: Path | str | None = None,
+    show_progress: bool = False,
+) -> tuple[list[Match], Index]:
+    """Open an index, or bring that of a collection up to date, and search it.
 
     Args:
         student: that queries are embedded with; by default what the index was made with.
@@ -225,17 +207,42 @@ def open_index(
         place: of the index; with images by default `RUN/index/…` beside the student, one for each
             collection.
 
+    Returns:
+        The hits, best first, and the index.
+
     Raises:
         ConfigError: neither images nor a place, or no place for the index is known.
+        ImageError: a query cannot be read; nothing is indexed then.
+        StoreError: an id is not in the index.
     """
+    encoder = None if student is None else load(student)
     if images is None:
         if place is None:
             raise ConfigError("nothing to search: add --in IMAGES, or --index FOLDER")
-        return Index.open(place, None if student is None else load(student))
-    if student is None:
-        raise ConfigError("images need a model that embeds them: name it with --student")
-    where = place or _default_index(student, images)
-    return Index.build(student, images, where, show_progress=show_progress)
+        index = Index.open(place, encoder)
+        vectors = _embed(index.encoder, question) if question.paths else None
+    else:
+        if encoder is None or student is None:
+            raise ConfigError("images need a model that embeds them: name it with --student")
+        vectors = _embed(encoder, question) if question.paths else None
+        where = place or _default_index(student, images)
+        index = Index.build(encoder, images, where, show_progress=show_progress)
+    parts = [] if vectors is None else [vectors]
+    if question.ids:
+        parts.append(index.vectors(list(question.ids)))
+    asked = _combined(np.concatenate(parts), question)
+    return (ask_for_videos if answer.videos else ask)(index, asked, answer), index
+
+
+def _embed(encoder: Encoder, question: Question) -> Vectors:
+    return embed_paths(encoder, question.paths, question.box)
+
+
+def _combined(vectors: Vectors, question: Question) -> Vectors:
+    combine = question.combine or ("max" if question.is_of_video else "mean")
+    if combine == "max":
+        return vectors
+    return normalize_rows(vectors.mean(axis=0, keepdims=True))
 
 
 def change_index(

@@ -100,13 +100,19 @@ def search(
         paths_only: print the paths alone, one a line.
         open_page: write a page of the hits and open it in the browser.
     """
-    from whiten.searching import Answer, Question, open_index, parse_box, run_search
+    from whiten.searching import Answer, Question, parse_box, run_search
 
     question = Question(
         tuple(queries or ()), tuple(ids or ()), None if box is None else parse_box(box), combine
     )
-    opened = open_index(student, images, index if store is None else place(index, store, "--index"))
-    hits = run_search(opened, question, Answer(k, threshold, where, videos))
+    hits, opened = run_search(
+        question,
+        Answer(k, threshold, where, videos),
+        student=student,
+        images=images,
+        place=index if store is None else place(index, store, "--index"),
+        show_progress=True,
+    )
     if as_json:
         print_json([hit.to_json() for hit in hits])
     else:
