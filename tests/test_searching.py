@@ -126,9 +126,9 @@ def test_a_box_is_of_one_image() -> None:
 @pytest.fixture
 def frames(colour_teachers: None, tmp_path: Path, capsys: Captured) -> Path:
     """An index of the frames of three videos; the second is of the same scene as the first."""
-    parts = segments("bikes", 2, 30) + segments("bigbuckbunny", 1, 30)
+    parts = segments("bikes")[:2] + segments("bigbuckbunny")[:1]
     for name, part in zip(("one", "two", "other"), parts, strict=True):
-        write_video(tmp_path / "videos" / f"{name}.mp4", part, fps=5)
+        write_video(tmp_path / "videos" / f"{name}.mp4", part)
     prints(capsys, "frames", tmp_path / "videos", "--out", tmp_path / "frames")
     prints(capsys, "index", tmp_path / "frames", "--student", TEACHER, "--out", "index")
     return tmp_path / "videos"
@@ -137,7 +137,7 @@ def frames(colour_teachers: None, tmp_path: Path, capsys: Captured) -> Path:
 def test_a_video_finds_its_frames_and_videos(capsys: Captured, frames: Path) -> None:
     command = ("search", frames / "one.mp4", "--index", "index", "--json")
     hits = json.loads(prints(capsys, *command, "-k", "3")[0])
-    assert {hit["id"].split("/")[0] for hit in hits} == {"one"}
+    assert hits[0]["id"].split("/")[0] == "one" and hits[0]["score"] > 0.99
     assert all(hit["frame_ms"] % 1000 == 0 for hit in hits)
     videos = json.loads(prints(capsys, *command, "--videos")[0])
     assert [hit["id"].split("/")[0] for hit in videos] == ["one", "two", "other"]
