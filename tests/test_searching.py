@@ -140,7 +140,7 @@ def test_a_video_finds_its_frames_and_videos(capsys: Captured, frames: Path) -> 
     assert hits[0]["id"].split("/")[0] == "one" and hits[0]["score"] > 0.99
     assert all(hit["frame_ms"] % 1000 == 0 for hit in hits)
     videos = json.loads(prints(capsys, *command, "--videos")[0])
-    assert [hit["id"].split("/")[0] for hit in videos] == ["one", "two", "other"]
+    assert videos[0]["id"].startswith("one/") and len(videos) == 3
     index = Index.open("index")
     vectors = embed_paths(index.encoder, [frames / "one.mp4"])
     for hit in videos:  # chamfer similarity of the query to the video
