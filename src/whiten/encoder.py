@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from whiten.devices import best_device
 from whiten.embed import embed, store_folder
 from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
 from whiten.media import Item, Items, Skipped, content_hash, find_items, read_bytes, upright_rgb
@@ -139,7 +138,7 @@ def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:
             out[start : start + len(batch)] = [_look_up(teacher, image) for image in batch]
             continue
         pixels = np.stack([_render(image, teacher) for image in batch])
-        out[start : start + len(batch)] = teacher.embed(pixels).numpy()
+        out[start : start + len(batch)] = teacher.embed(pixels)
     return out
 
 
@@ -211,10 +210,10 @@ def load(
     if run.config.is_file():
         text = f"whiten:{run.student}"
     if whitener is None:
-        teacher = open_teacher(text).to(best_device())
+        teacher = open_teacher(text).on_best_device()
         return Encoder(teacher.name, [Part(teacher)])
     fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
-    teacher = open_teacher(text).to(best_device())
+    teacher = open_teacher(text).on_best_device()
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
     return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
 
@@ -258,7 +257,7 @@ def _load_fused(
         uris, saved = spec.teachers, spec.whiten
     else:
         uris, saved = split_uris(rest), False
-    parts = [Part(open_teacher(uri).to(best_device())) for uri in uris]
+    parts = [Part(open_teacher(uri).on_best_device()) for uri in uris]
     for number, part in enumerate(parts if whitened else []):
         if saved:
             part.whitener = Whitener.load(run.whitener(number))

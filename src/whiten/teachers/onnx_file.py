@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
 from whiten.spec import TeacherURI
-from whiten.teachers.base import UNKNOWN_LICENCE, Teacher, hash_file, probe_dim
+from whiten.teachers.base import UNKNOWN_LICENCE, Teacher, hash_file, probe_arrays
+from whiten.teachers.runtimes import Arrays, run_session, session_options
 from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-
-CPU_BATCH = 4  # images at once; more leave the processor's caches
 
 
 def list_names() -> list[str]:
@@ -112,35 +109,21 @@ def open_graph(
         graph.graph.output.append(onnx.helper.make_tensor_value_info(output, 1, None))
     params = sum(math.prod(tensor.dims) for tensor in graph.graph.initializer)
     _fold_subtractions(graph)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # its remarks on unused tensors are no concern of ours
     session = ort.InferenceSession(
-        graph.SerializeToString(), options, providers=ort.get_available_providers()
+        graph.SerializeToString(), session_options(ort), providers=ort.get_available_providers()
     )
-    feed = session.get_inputs()[0]
-    fixed = feed.shape[0] if isinstance(feed.shape[0], int) else 0
-    on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
 
-    def forward(inputs: Tensor) -> Tensor:
-        array = np.ascontiguousarray(inputs.numpy())
-        size = fixed or (CPU_BATCH if on_cpu else len(array))
-        parts = []
-        for start in range(0, len(array), size):
-            part = array[start : start + size]
-            if fixed:  # exported for batches of one size: the last one is filled up
-                part = np.resize(part, (fixed, *part.shape[1:]))
-            out = session.run([output], {feed.name: part})[0]
-            parts.append(out[: len(array) - start])
-        return torch.from_numpy(np.concatenate(parts)).reshape(len(array), -1)
+    def forward(inputs: Arrays) -> Arrays:
+        return run_session(session, output, inputs)
 
     return Teacher(
         uri=uri,
         name=name,
-        dim=probe_dim(forward, preprocess, uri),
+        dim=probe_arrays(forward, preprocess, uri),
         preprocess=preprocess,
         weights_hash=hash_file(path),
         forward=forward,
+        framework="numpy",
         licence=licence,
         macs_counter=lambda: _count_macs(graph, output, preprocess),
         params=params,
