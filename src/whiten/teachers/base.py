@@ -130,10 +130,10 @@ class Teacher:
         """
         inputs = pixels if self.takes_pixels else self.preprocess.normalize(pixels)
         if self.framework == "numpy":
-            out = self.forward(inputs)
+            out: npt.NDArray[np.float32] = self.forward(inputs).astype(np.float32, copy=False)
             self._require_shape(out.shape, len(pixels))
             lengths = np.linalg.norm(out, axis=1, keepdims=True)
-            embeddings = (out / np.maximum(lengths, _SHORTEST)).astype(np.float32, copy=False)
+            embeddings = np.divide(out, np.maximum(lengths, _SHORTEST), dtype=np.float32)
         else:
             embeddings = self._embed_by_torch(inputs, bf16)
         if not np.isfinite(embeddings).all():
@@ -143,7 +143,7 @@ class Teacher:
         return embeddings
 
     def _embed_by_torch(
-        self, inputs: npt.NDArray[np.float32], bf16: bool
+        self, inputs: npt.NDArray[np.float32 | np.uint8], bf16: bool
     ) -> npt.NDArray[np.float32]:
         import torch
 

@@ -8,8 +8,8 @@ from whiten.spec import TeacherURI, parse_uri
 from whiten.teachers.base import Teacher
 
 # Sources are imported when they are asked for: each pulls in a heavy library. `open_uri` of the
-# module takes the parsed URI. A student is a teacher too, but stands on a higher floor, hence by
-# name.
+# module takes the parsed URI. A student and what is exported of it are teachers too, but stand on
+# higher floors, hence by name.
 SOURCES = {
     "demo": "whiten.teachers.demo_weights",
     "timm": "whiten.teachers.timm_models",
@@ -17,7 +17,9 @@ SOURCES = {
     "openclip": "whiten.teachers.openclip",
     "hf": "whiten.teachers.huggingface",
     "paper": "whiten.teachers.paper",
-    "onnx": "whiten.teachers.onnx_file",
+    "onnx": "whiten.exported",
+    "openvino": "whiten.exported",
+    "torchscript": "whiten.exported",
     "python": "whiten.teachers.python_factory",
     "store": "whiten.teachers.stored",
     "whiten": "whiten.student",

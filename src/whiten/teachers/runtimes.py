@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import MissingExtraError
+from whiten.errors import MissingExtraError, TeacherError
 
 Arrays = npt.NDArray[Any]
 Run = Callable[[Arrays], Arrays]
@@ -66,8 +67,11 @@ def open_torchscript(path: Path, precision: str) -> Run:
     try:
         import torch
     except ImportError:
-        raise MissingExtraError("running TorchScript", "torch") from None
-    network: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        raise TeacherError("running TorchScript needs torch: pip install torch") from None
+    jit: Any = torch.jit  # whose functions have no types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and yet what many deploy with
+        network = jit.load(str(path), map_location="cpu")
 
     def run(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
