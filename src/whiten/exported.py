@@ -28,6 +28,7 @@ from whiten.views import Preprocess
 
 FORMAT = 1
 MANIFEST = "export.json"
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}  # of the file to open
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # the most exact one first
 
 Input = Literal["normalised", "pixels"]
@@ -40,7 +41,7 @@ class Variant:
     Attributes:
         format: onnx, openvino or torchscript.
         precision: fp32, fp16, bf16 or int8.
-        files: their names, the one to open first, and a hash of each one's content.
+        files: their names, and a hash of each one's content.
         bytes: their size together.
         parity: how its embeddings compare with torch's.
         speed: images a second on the machine that exported it, by batch size, and the gain.
@@ -164,8 +165,10 @@ def read_manifest(root: Path) -> Manifest:
         for part in (manifest.preprocess, *variants, manifest):
             check_types(part)
         for variant in variants:
-            if variant.format not in RUNTIMES or not variant.files:
-                raise ValueError(f"it has a variant of format {variant.format!r}")
+            if variant.format not in RUNTIMES or variant.precision not in PRECISIONS:
+                raise ValueError(f"it has a variant {variant.format!r} {variant.precision!r}")
+            if [Path(name).suffix for name in variant.files].count(SUFFIXES[variant.format]) != 1:
+                raise ValueError(f"its variant {variant.format} {variant.precision} has no file")
             if any(Path(name).name != name for name in variant.files):
                 raise ValueError("it names files outside of the folder")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -232,7 +235,7 @@ def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = ""
                 f"{root / name} is damaged, its content does not have the checksum it was saved "
                 "with: export it again"
             )
-    file = root / next(iter(variant.files))
+    file = root / next(n for n in variant.files if n.endswith(SUFFIXES[variant.format]))
     try:
         run = RUNTIMES[variant.format](file, variant.precision)
     except WhitenError:
@@ -246,7 +249,7 @@ def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = ""
         name=f"{manifest.name} {variant.format} {variant.precision}",
         dim=manifest.dim,
         preprocess=manifest.preprocess,
-        weights_hash=fingerprint(list(variant.files.values())),
+        weights_hash=fingerprint(variant.files),
         forward=partial(_run, run, str(file)),
         licence=manifest.licence,
         params=manifest.params,

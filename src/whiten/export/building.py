@@ -20,7 +20,7 @@ from whiten.export.graphs import (
 )
 from whiten.export.images import Pixels
 from whiten.export.quantisation import quantise
-from whiten.exported import FORMAT, PRECISIONS, Manifest, Variant
+from whiten.exported import FORMAT, PRECISIONS, SUFFIXES, Manifest, Variant
 from whiten.student import load_student
 from whiten.teachers.base import hash_file
 
@@ -29,7 +29,6 @@ OFFERED = {
     "openvino": ("fp32", "bf16", "fp16", "int8"),
     "torchscript": ("fp32",),
 }
-_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
 
 Wanted = tuple[str, str]
 """A format and a precision."""
@@ -90,7 +89,7 @@ class Builder:
 
     def write(self, folder: Path, name: str, precision: str) -> Variant:
         """Write the student's files in a format and a precision."""
-        path = folder / f"student-{precision}{_SUFFIXES[name]}"
+        path = folder / f"student-{precision}{SUFFIXES[name]}"
         metadata = self._metadata(precision)
         if name == "torchscript":
             shape = self._manifest.preprocess.size

@@ -133,7 +133,7 @@ class Teacher:
             out: npt.NDArray[np.float32] = self.forward(inputs).astype(np.float32, copy=False)
             self._require_shape(out.shape, len(pixels))
             lengths = np.linalg.norm(out, axis=1, keepdims=True)
-            embeddings = np.divide(out, np.maximum(lengths, _SHORTEST), dtype=np.float32)
+            embeddings: npt.NDArray[np.float32] = out / np.maximum(lengths, _SHORTEST)
         else:
             embeddings = self._embed_by_torch(inputs, bf16)
         if not np.isfinite(embeddings).all():

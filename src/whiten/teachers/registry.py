@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from whiten.errors import TeacherError
 from whiten.spec import TeacherURI, parse_uri
 from whiten.teachers.base import Teacher
 
@@ -35,5 +36,13 @@ def open_teacher(uri: str | TeacherURI) -> Teacher:
         MissingExtraError: its library is not installed.
     """
     parsed = parse_uri(uri) if isinstance(uri, str) else uri
-    teacher: Teacher = import_module(SOURCES[parsed.scheme]).open_uri(parsed)
+    try:
+        source = import_module(SOURCES[parsed.scheme])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("whiten"):
+            raise
+        raise TeacherError(
+            f"{parsed} needs {error.name}, which is not installed: pip install {error.name}"
+        ) from error
+    teacher: Teacher = source.open_uri(parsed)
     return teacher
