@@ -69,7 +69,7 @@ class Manifest:
             (n, h, w, 3) uint8 RGB, where normalisation is folded into them.
         licence: of the student.
         params: number of parameters.
-        source_fingerprint: of the student in torch, as indexes and stores hold it.
+        source_fingerprint: of the student in torch, as stores of its embeddings hold it.
         variants: what was exported.
         measured: on which images and which machine, and torch's own figures.
     """
@@ -164,6 +164,8 @@ def read_manifest(root: Path) -> Manifest:
         manifest = Manifest(preprocess=Preprocess(**preprocess), variants=variants, **facts)
         for part in (manifest.preprocess, *variants, manifest):
             check_types(part)
+        if not variants:
+            raise ValueError("it holds no variant")
         for variant in variants:
             if variant.format not in RUNTIMES or variant.precision not in PRECISIONS:
                 raise ValueError(f"it has a variant {variant.format!r} {variant.precision!r}")

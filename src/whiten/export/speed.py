@@ -11,8 +11,8 @@ from whiten.teachers import Teacher
 
 BATCHES = (1, 16)
 ROUNDS = 5
-_PAUSE = 0.02  # seconds, in which threads that spin after work fall asleep
-_LEAST = 0.05  # seconds that a turn takes
+PAUSE = 0.02  # seconds, in which threads that spin after work fall asleep
+SECONDS = 0.05  # seconds that a turn takes
 
 
 def measure_speeds(models: Mapping[str, Teacher]) -> dict[str, dict[str, float]]:
@@ -27,7 +27,7 @@ def measure_speeds(models: Mapping[str, Teacher]) -> dict[str, dict[str, float]]
         repeats = {name: _repeats(model, batch) for name, model in models.items()}
         for _ in range(ROUNDS):
             for name, model in models.items():
-                time.sleep(_PAUSE)
+                time.sleep(PAUSE)
                 times[name].append(_seconds(model, batch, repeats[name]))
         for name, found in times.items():
             speeds[name][str(batch)] = round(batch / min(found), 2)
@@ -37,7 +37,7 @@ def measure_speeds(models: Mapping[str, Teacher]) -> dict[str, dict[str, float]]
 def _repeats(model: Teacher, batch: int) -> int:
     """Calls that fill a turn; finding out warms the model up."""
     _seconds(model, batch, 1)
-    return max(1, round(_LEAST / max(_seconds(model, batch, 1), 1e-6)))
+    return max(1, round(SECONDS / max(_seconds(model, batch, 1), 1e-6)))
 
 
 def _seconds(model: Teacher, batch: int, repeats: int) -> float:
