@@ -29,7 +29,7 @@ def export_card(manifest: Manifest, student_card: str) -> str:
 A student of image embeddings in the form that it is deployed in.
 
 ```python
-from whiten.exported import Exported
+from whiten import Exported
 
 student = Exported("path/to/this/folder", format="{first.format}", precision="{first.precision}")
 embeddings = student.embed(["photo.jpg"])  # (1, {manifest.dim}) float32, rows L2-normalised

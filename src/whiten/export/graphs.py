@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whiten.errors import MissingExtraError, TeacherError, one_line
+from whiten.errors import MissingExtraError, TeacherError
 from whiten.student import StudentNet
+from whiten.teachers.base import first_line
 from whiten.teachers.runtimes import import_openvino
 from whiten.views import Preprocess
 
@@ -236,7 +237,7 @@ def _traceable() -> Iterator[None]:
         raise
     except Exception as error:
         raise TeacherError(
-            f"this student cannot be traced ({one_line(error)}): choose a convolutional backbone"
+            f"this student cannot be traced ({first_line(error)}): choose a convolutional backbone"
         ) from error
 
 
