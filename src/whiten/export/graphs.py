@@ -134,6 +134,7 @@ def fold_sizes(model: Any) -> Any:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.log_severity_level = 3
         model = _optimised(onnx, ort, model, options)
+    _drop_unused(model.graph)
     used = {node.domain for node in model.graph.node}
     for opset in [o for o in model.opset_import if o.domain and o.domain not in used]:
         model.opset_import.remove(opset)
@@ -145,6 +146,16 @@ def _optimised(onnx: Any, ort: Any, model: Any, options: Any) -> Any:
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
         ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         return onnx.load(options.optimized_model_filepath)
+
+
+def _drop_unused(graph: Any) -> None:
+    """Remove nodes that nothing reads, such as sizes that are known by now."""
+    read = {name.name for name in graph.output}
+    for node in reversed(list(graph.node)):  # readers come after what they read
+        if read.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            read.update(node.input)
 
 
 def _fold_known_sizes(onnx: Any, model: Any) -> bool:
