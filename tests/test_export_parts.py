@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -254,23 +253,42 @@ def test_choosing() -> None:
         choose(["onnx"], [])
 
 
-def sleeper(seconds: float) -> Teacher:
-    def forward(inputs: np.ndarray) -> np.ndarray:
-        time.sleep(seconds)
-        return np.ones((len(inputs), 2), np.float32)
+class Clock:
+    """Time that passes where a model computes, and when a test says so."""
 
-    facts: Any = {"framework": "numpy", "forward": forward, "preprocess": Preprocess(size=(4, 4))}
-    return Teacher(uri="", name="", dim=2, weights_hash="", **facts)
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.hiccup = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def model(self, seconds: float) -> Teacher:
+        """One that takes as long for each image."""
+
+        def forward(inputs: np.ndarray) -> np.ndarray:
+            self.now += seconds * len(inputs) + self.hiccup
+            self.hiccup = 0.0
+            return np.ones((len(inputs), 2), np.float32)
+
+        facts: Any = {"framework": "numpy", "forward": forward}
+        return Teacher(
+            uri="", name="", dim=2, weights_hash="", preprocess=Preprocess(size=(4, 4)), **facts
+        )
 
 
 def test_speeds_are_images_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "ROUNDS", 2)
-    monkeypatch.setattr(speed, "SECONDS", 0.01)
-    found = speed.measure_speeds({"slow": sleeper(0.02), "fast": sleeper(0.005)})
-    for name, seconds in (("slow", 0.02), ("fast", 0.005)):
-        for batch in (1, 16):
-            assert 0.4 * batch / seconds < found[name][str(batch)] <= batch / seconds
-    assert found["fast"]["1"] > 1.5 * found["slow"]["1"]
+    clock = Clock()
+    monkeypatch.setattr(speed, "time", clock)
+    models = {"slow": clock.model(0.02), "fast": clock.model(0.004)}
+    clock.hiccup = 5.0  # while it warms up
+    assert speed.measure_speeds(models) == {
+        "slow": {"1": 50.0, "16": 50.0},
+        "fast": {"1": 250.0, "16": 250.0},
+    }
 
 
 def test_what_is_slower_is_said() -> None:
@@ -286,6 +304,14 @@ def test_what_is_slower_is_said() -> None:
         "slower here than onnx fp32: 0.75x at batch 1, 0.33x at batch 16",
         "slower here than torch fp32: 0.50x at batch 16",
     ]
+
+
+def test_embeddings_that_lie_close_together_are_noticed() -> None:
+    speeds = {"torch fp32": {"1": 1.0}, "onnx fp32": {"1": 1.0}, "onnx fp16": {"1": 1.0}}
+    near = dataclasses.asdict(Parity(0.9999, 0.9999, 0.05))
+    [remark] = remarks_on(Variant("onnx", "fp16", {}, 1, near), speeds)
+    assert remark.startswith("mean-centred cosine 0.0500: embeddings of this student lie so close")
+    assert remarks_on(Variant("onnx", "fp16", {}, 1, near | {"centred": 0.995}), speeds) == []
 
 
 def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ TORCH = "torch fp32"
 Speeds = Mapping[str, Mapping[str, float]]
 _SLOWER = 0.95  # of another's speed: less is no noise
 
+_CENTRED = 0.99  # below this, rounding is no longer small beside how embeddings differ
+
 _HEAD = [
     *("variant", "MB", "cosine", "lowest", "centred", "mAP"),
     *("images/s, 1", "of torch", "images/s, 16", "of torch"),
@@ -22,7 +24,7 @@ def title(variant: Variant) -> str:
 
 
 def remarks_on(variant: Variant, speeds: Speeds) -> list[str]:
-    """What is slower here than it might be hoped, and what a precision does not do.
+    """What is slower here than it might be hoped, and what a precision costs or does not do.
 
     Args:
         speeds: images a second by batch size, of `TORCH`, of the variants and of the formats' fp32.
@@ -34,6 +36,12 @@ def remarks_on(variant: Variant, speeds: Speeds) -> list[str]:
         slower = [f"{r:.2f}x at batch {b}" for b, r in ratios.items() if r < _SLOWER]
         if rival != title(variant) and slower:
             found.append(f"slower here than {rival}: {', '.join(slower)}")
+    centred = variant.parity.get("centred")
+    if variant.precision in ("fp16", "bf16") and centred is not None and centred < _CENTRED:
+        found.append(
+            f"mean-centred cosine {centred:.4f}: embeddings of this student lie so close together "
+            "that half precision changes who is near"
+        )
     if (variant.format, variant.precision) == ("openvino", "fp16"):
         found.append("stored as fp16, computed in fp32: CPUs gain a smaller file alone")
     return found
