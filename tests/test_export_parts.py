@@ -333,6 +333,10 @@ def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "deep" / ".out.partial").mkdir()  # what a kill leaves
     (tmp_path / "deep" / ".out.partial" / "half.onnx").write_text("")
     fill("four")
+    (out).rename(tmp_path / "deep" / ".out.old")  # a kill between the renames
+    with pytest.raises(KeyboardInterrupt):
+        fill("five", fail=True)
+    assert (out / "export.json").read_text() == "four"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["export.json"]
 

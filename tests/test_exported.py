@@ -19,6 +19,7 @@ from PIL import Image
 from command_line import Captured, fails, prints
 from exporting import DIM, write_student
 from helpers import draw, write_groups
+from whiten.encoder import load
 from whiten.errors import ConfigError, ImageError, MissingExtraError, TeacherError
 from whiten.export.building import Builder
 from whiten.exported import Exported, Manifest, manifest_text, open_variant
@@ -26,6 +27,7 @@ from whiten.spec import fingerprint
 from whiten.store import Store
 from whiten.student import as_teacher, load_student
 from whiten.teachers import open_teacher
+from whiten.views import Preprocess
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -121,6 +123,39 @@ def test_the_fingerprint_is_of_the_content(exported: Path, tmp_path: Path) -> No
 def test_a_lone_file_is_still_a_teacher(exported: Path) -> None:
     teacher = open_teacher(f"onnx:{exported / 'student-fp32.onnx'}")
     assert (teacher.dim, teacher.preprocess.size) == (DIM, (64, 64))
+
+
+def test_a_lone_file_is_shown_images_as_it_says(exported: Path, images: Path) -> None:
+    manifest = Exported(exported).manifest
+    assert manifest.preprocess.crop_fraction != Preprocess().crop_fraction
+    lone = exported.with_name("lone.onnx")
+    shutil.copy(exported / "student-fp32.onnx", lone)
+    teacher = open_teacher(f"onnx:{lone}")
+    assert teacher.preprocess == manifest.preprocess
+    assert teacher.licence == "MIT"
+    files = sorted(images.rglob("*.png"))
+    np.testing.assert_allclose(load(f"onnx:{lone}").embed(files), Exported(exported).embed(files))
+    with pytest.raises(ConfigError, match="says itself how images are shown to it: leave out size"):
+        open_teacher(f"onnx:{lone}?size=64")
+    with pytest.raises(ConfigError, match="is an exported student: write onnx:"):
+        open_teacher(str(exported))
+
+
+def test_a_lone_file_that_lies_or_normalises_is_refused(exported: Path, tmp_path: Path) -> None:
+    import onnx
+
+    graph = onnx.load(exported / "student-fp32.onnx")
+    known = {entry.key: entry.value for entry in graph.metadata_props}
+    for change, message in (
+        ({"whiten.preprocess": "{"}, "is damaged, what it says of its input cannot be read"),
+        ({"whiten.preprocess": '{"size": 3}'}, "is damaged, what it says of its input"),
+        ({"whiten.format": "2"}, "has export format 2"),
+        ({"whiten.input": "pixels"}, "normalises pixels itself: name the folder"),
+    ):
+        onnx.helper.set_model_props(graph, known | change)
+        onnx.save(graph, tmp_path / "lone.onnx")
+        with pytest.raises(TeacherError, match=message):
+            open_teacher(f"onnx:{tmp_path / 'lone.onnx'}")
 
 
 # --- refused ----------------------------------------------------------------------------

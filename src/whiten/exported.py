@@ -156,12 +156,9 @@ def read_manifest(root: Path) -> Manifest:
         if facts.pop("checksum") != fingerprint(facts):
             raise ValueError("its content does not have the checksum it was saved with")
         del facts["format"]
-        preprocess: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in facts.pop("preprocess").items()
-        }
+        preprocess = Preprocess.from_mapping(facts.pop("preprocess"))
         variants = [Variant(**variant) for variant in facts.pop("variants")]
-        manifest = Manifest(preprocess=Preprocess(**preprocess), variants=variants, **facts)
+        manifest = Manifest(preprocess=preprocess, variants=variants, **facts)
         for part in (manifest.preprocess, *variants, manifest):
             check_types(part)
         if not variants:

@@ -102,6 +102,8 @@ def parse_uri(text: str) -> TeacherURI:
         # Unlike Path.is_file, this is False for impossible names.
         if os.path.isfile(os.path.join(text, "config.json")):  # noqa: PTH113
             return TeacherURI("whiten", text)
+        if os.path.isfile(os.path.join(text, "export.json")):  # noqa: PTH113
+            raise ConfigError(f"{text} is an exported student: write onnx:{text} or its own format")
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name"
         examples = ", ".join(example for _, example in SCHEMES.values())
         raise ConfigError(f"unknown model {text!r}{hint} Write one of: {examples}")

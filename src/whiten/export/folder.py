@@ -25,7 +25,10 @@ def replacing(target: Path) -> Iterator[Path]:
         raise ConfigError(f"{target} holds something else than an export: name another --out")
     target = target.absolute()
     partial, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
-    for left in (partial, old):  # by a kill
+    # What a kill has left; between the two renames below the earlier export is but here.
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    for left in (partial, old):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
-from whiten.spec import TeacherURI
+from whiten.spec import TeacherURI, check_types
 from whiten.teachers.base import UNKNOWN_LICENCE, Teacher, hash_file, probe_arrays
 from whiten.teachers.runtimes import Arrays, run_session, session_options
 from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -46,6 +47,8 @@ def open_uri(uri: TeacherURI) -> Teacher:
             raise ConfigError(f"{name}={options[name]!r} must be one of {', '.join(allowed)}")
     path = Path(uri.target)
     graph = _read(path)
+    if (recorded := _recorded(graph, path)) is not None:
+        return _open_recorded(uri, path, graph, recorded)
     shape = _input_shape(graph)
     layout: Literal["nchw", "nhwc"] = options["layout"] or (
         "nhwc" if shape[3] == 3 and shape[1] != 3 else "nchw"
@@ -72,6 +75,52 @@ def open_uri(uri: TeacherURI) -> Teacher:
             layout=layout,
         ),
         licence=options["licence"],
+    )
+
+
+def _recorded(graph: Any, path: Path) -> dict[str, str] | None:
+    """What a graph that `whiten export` wrote says of itself; None for others.
+
+    Raises:
+        TeacherError: it is of a later version.
+    """
+    facts = {entry.key: entry.value for entry in graph.metadata_props}
+    if "whiten.preprocess" not in facts:
+        return None
+    if facts.get("whiten.format") != "1":
+        raise TeacherError(
+            f"{path} has export format {facts.get('whiten.format')}, this version reads 1: upgrade "
+            "whiten, or export it again"
+        )
+    return facts
+
+
+def _open_recorded(uri: TeacherURI, path: Path, graph: Any, facts: dict[str, str]) -> Teacher:
+    """An exported student that has lost its folder."""
+    told = [name for name, _ in uri.options if name not in ("output", "licence")]
+    if told:
+        raise ConfigError(
+            f"{path} says itself how images are shown to it: leave out {', '.join(told)}"
+        )
+    if facts.get("whiten.input") != "normalised":
+        raise TeacherError(
+            f"{path} normalises pixels itself: name the folder that it was exported to"
+        )
+    try:
+        preprocess = Preprocess.from_mapping(json.loads(facts["whiten.preprocess"]))
+        check_types(preprocess)
+    except (ValueError, TypeError, AttributeError, ConfigError) as error:
+        raise TeacherError(
+            f"{path} is damaged, what it says of its input cannot be read: export it again"
+        ) from error
+    options = dict(uri.options)
+    return open_graph(
+        path,
+        uri=str(uri),
+        name=path.stem,
+        output=options.get("output"),
+        preprocess=preprocess,
+        licence=options.get("licence", facts.get("whiten.licence", UNKNOWN_LICENCE)),
     )
 
 
