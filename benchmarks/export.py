@@ -32,7 +32,7 @@ from whiten.allocator import keep_freed_memory
 from whiten.card import model_card
 from whiten.demo import extract_images
 from whiten.embed import embed
-from whiten.export import export
+from whiten.export import export, speed
 from whiten.export.exporting import INT8_FLOOR, INT8_LOSS
 from whiten.exported import Exported, Manifest
 from whiten.media import find_items
@@ -62,6 +62,7 @@ class Student:
 
 def prepare(name: str, folder: Path, out: Path, images: Path) -> Student:
     net, config = load_student(folder)
+    speed.ROUNDS, speed.SECONDS = 1, 0.0  # times are taken below, with care
     done = export(
         folder,
         out,
@@ -264,7 +265,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="whiten-export-") as root:
         folder = Path(root)
         images = folder / "images"
-        extract_images(images, 40 if options.quick else None)
+        extract_images(images, 12 if options.quick else None)
         trained = options.demo and options.demo / "groups" / "student"
         first = trained or new_student("demo:efficientnet-lite0?size=64", 256, folder / "lite0")
         second = new_student(RESNET, 512, folder / "resnet18")
