@@ -189,7 +189,7 @@ def normalisation() -> dict[str, float]:
     found = {}
     for name, preprocess in (("normalised", teacher.preprocess), ("not normalised", plain)):
         model = dataclasses.replace(teacher, preprocess=preprocess)
-        rows = [model.embed(pixels[i : i + 16]).numpy() for i in range(0, len(pixels), 16)]
+        rows = [model.embed(pixels[i : i + 16]) for i in range(0, len(pixels), 16)]
         found[name] = mean_average_precision(np.concatenate(rows), test.groups)
     return found
 

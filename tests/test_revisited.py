@@ -148,9 +148,7 @@ def by_hand(root: Path, *, cropped: bool, distractors: bool) -> np.ndarray:
     boxes = truth.boxes if cropped else [None] * len(truth.queries)
 
     def embed(file: Path, box: Any = None) -> np.ndarray:
-        row: np.ndarray = teacher.embed(render_own_size(file.read_bytes(), box=box)[None]).numpy()[
-            0
-        ]
+        row: np.ndarray = teacher.embed(render_own_size(file.read_bytes(), box=box)[None])[0]
         return row
 
     queries = [embed(jpg / f"{q}.jpg", box) for q, box in zip(truth.queries, boxes, strict=True)]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from whiten.errors import WhitenError
     from whiten.evaluate import evaluate
     from whiten.evaluate_videos import evaluate_videos
+    from whiten.exported import Exported
     from whiten.fusion import fuse
     from whiten.index import Index
     from whiten.losses import distillation_loss
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Encoder",
+    "Exported",
     "Index",
     "WhitenError",
     "Whitener",
@@ -44,6 +46,7 @@ __all__ = [
 
 _HOMES = {
     "Encoder": "whiten.encoder",
+    "Exported": "whiten.exported",
     "Index": "whiten.index",
     "WhitenError": "whiten.errors",
     "Whitener": "whiten.whitening",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from whiten.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def best_device() -> torch.device:
     """CUDA, then MPS, then the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -20,6 +23,8 @@ def best_device() -> torch.device:
 
 def computes_bf16(device_type: str) -> bool:
     """Whether bfloat16 is a native number type of the device, and so a gain."""
+    import torch
+
     if device_type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type == "cpu":
@@ -48,6 +53,8 @@ def computes_faster_in_bf16(module: torch.nn.Module, device_type: str) -> bool:
 
     On CPUs the backward pass of depthwise convolutions is about twice as slow in it.
     """
+    import torch
+
     is_grouped = any(
         isinstance(layer, torch.nn.Conv2d) and layer.groups > 1 for layer in module.modules()
     )

@@ -16,7 +16,8 @@ from whiten.devices import best_device, computes_bf16
 
 # Extra -> what it is for, and the modules that it brings.
 EXTRAS = {
-    "onnx": ("onnx: models", ("onnx", "onnxruntime")),
+    "onnx": ("onnx: models, and export", ("onnx", "onnxruntime")),
+    "openvino": ("export to OpenVINO", ("openvino",)),
     "openclip": ("openclip: models", ("open_clip",)),
     "hf": ("hf: models", ("transformers",)),
     "video": ("videos", ("av",)),

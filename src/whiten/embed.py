@@ -265,7 +265,7 @@ def _embed_batch(
     if teacher.lookup is not None:
         return _look_up(teacher, batch, skipped)
     pixels = np.concatenate([r.pixels for r in batch if r.pixels is not None])
-    embeddings = iter(teacher.embed(pixels, bf16=bf16).numpy())
+    embeddings = iter(teacher.embed(pixels, bf16=bf16))
     return [_row(r, view, next(embeddings)) for r in batch for view in r.task.views]
 
 
@@ -312,11 +312,11 @@ def _choose_precision(wanted: str | None, folder: str | os.PathLike[str], teache
     stored = stored_precision(folder)
     if stored is not None or wanted is None or teacher.module is None:
         return stored or "32"
-    return "bf16" if computes_faster_in_bf16(teacher.module, teacher.device.type) else "32"
+    return "bf16" if computes_faster_in_bf16(teacher.module, teacher.device_type) else "32"
 
 
 def _batch_size(teacher: Teacher) -> int:
-    return BATCH if teacher.device.type == "cpu" else 8 * BATCH
+    return BATCH if teacher.device_type == "cpu" else 8 * BATCH
 
 
 def store_folder(

@@ -9,25 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from whiten.devices import best_device
 from whiten.embed import embed, store_folder
 from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
-from whiten.media import Item, Items, Skipped, content_hash, find_items, read_bytes, upright_rgb
+from whiten.inputs import BATCH, listed, show
+from whiten.inputs import Embeddable as Embeddable
+from whiten.media import Item, Items, Skipped, content_hash, find_items, read_bytes
 from whiten.progress import progress
 from whiten.run_folder import RunFolder
-from whiten.spec import ViewPlan, fingerprint, parse_uri
+from whiten.spec import fingerprint, parse_uri
 from whiten.store import Store, Vectors, embedded_by_all
 from whiten.targets import fit_whitener
 from whiten.teachers import Teacher, open_teacher
-from whiten.views import View, render, render_bytes
 from whiten.whitening import Whitener, normalize_rows
-
-Embeddable = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
-
-_BATCH = 16
 
 
 @dataclass
@@ -74,13 +68,7 @@ class Encoder:
         Raises:
             ImageError: an image cannot be read; the message names it.
         """
-        inputs: Sequence[Embeddable]
-        if isinstance(images, str | os.PathLike | Image.Image):
-            inputs = [images]
-        elif isinstance(images, np.ndarray):
-            inputs = list(images) if images.ndim == 4 else [images]
-        else:
-            inputs = images
+        inputs = listed(images)
         if not len(inputs):
             return np.zeros((0, self.dim), np.float32)
         return self._join([part.apply(_embed_part(part.teacher, inputs)) for part in self.parts])
@@ -135,30 +123,14 @@ def embed_cached(
 
 def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:
     out = np.empty((len(images), teacher.dim), np.float32)
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH]
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
         if teacher.lookup is not None:
             out[start : start + len(batch)] = [_look_up(teacher, image) for image in batch]
             continue
-        pixels = np.stack([_render(image, teacher) for image in batch])
-        out[start : start + len(batch)] = teacher.embed(pixels).numpy()
+        pixels = np.stack([show(image, teacher.preprocess) for image in batch])
+        out[start : start + len(batch)] = teacher.embed(pixels)
     return out
-
-
-def _render(image: Embeddable, teacher: Teacher) -> npt.NDArray[np.uint8]:
-    if isinstance(image, Image.Image):
-        return render(upright_rgb(image), View(), teacher.preprocess)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(
-                f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
-            )
-        return render(Image.fromarray(image), View(), teacher.preprocess)
-    path = os.fspath(image)
-    try:  # as a store's images are rendered, so that a query equals its copy in a gallery
-        return render_bytes(read_bytes(path), ViewPlan(), path, 0, teacher.preprocess)
-    except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
 
 
 def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:
@@ -213,10 +185,10 @@ def load(
     if run.config.is_file():
         text = f"whiten:{run.student}"
     if whitener is None:
-        teacher = open_teacher(text).to(best_device())
+        teacher = open_teacher(text).on_best_device()
         return Encoder(teacher.name, [Part(teacher)], _lasting(text))
     fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
-    teacher = open_teacher(text).to(best_device())
+    teacher = open_teacher(text).on_best_device()
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
     return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
 
@@ -260,7 +232,7 @@ def _load_fused(
         uris, saved = spec.teachers, spec.whiten
     else:
         uris, saved = split_uris(rest), False
-    parts = [Part(open_teacher(uri).to(best_device())) for uri in uris]
+    parts = [Part(open_teacher(uri).on_best_device()) for uri in uris]
     for number, part in enumerate(parts if whitened else []):
         if saved:
             part.whitener = Whitener.load(run.whitener(number))

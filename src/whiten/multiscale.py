@@ -46,7 +46,7 @@ def see_own_size(
         raise TeacherError(
             f"{teacher.uri} holds embeddings and computes none: name the model that made them"
         )
-    if teacher.preprocess.layout != "nchw":
+    if teacher.preprocess.layout != "nchw" or teacher.takes_pixels:
         raise TeacherError(
             f"{teacher.uri} does not take channels-first images: images of several sizes need a "
             "convolutional model of torch"
@@ -59,6 +59,7 @@ def see_own_size(
         forward=partial(_describe, teacher, tuple(scales), whitener),
         dim=teacher.dim if whitener is None else len(whitener.projection_),
         readout=readout,
+        framework="torch",
     )
     for height, width in _PROBES:
         seeing.embed(np.zeros((1, height, width, 3), np.uint8))
@@ -85,7 +86,10 @@ def _describe(
 
 def _forward(teacher: Teacher, images: Tensor) -> Tensor:
     try:
-        return teacher.forward(images)
+        if teacher.framework == "numpy":
+            return torch.from_numpy(teacher.forward(images.numpy()))
+        embeddings: Tensor = teacher.forward(images)
+        return embeddings
     except WhitenError:
         raise
     except Exception as error:  # networks refuse a size in many ways

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from whiten import __version__
@@ -171,6 +170,8 @@ class RunFolder:
         Raises:
             RunError: it cannot be written; the one before it stays.
         """
+        import torch
+
         partial = partial_of(self.checkpoint)
         try:
             self.checkpoint.parent.mkdir(exist_ok=True)
@@ -195,6 +196,8 @@ class RunFolder:
         Raises:
             RunError: it is damaged, or the options are no longer those that it was made with.
         """
+        import torch
+
         try:
             with zipfile.ZipFile(self.checkpoint) as file:
                 if (part := file.testzip()) is not None:  # torch reads over flipped bits

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from whiten.devices import best_device
 from whiten.encoder import Encoder, Part, fit_on, load
 from whiten.evaluate import Evaluation, evaluate_task, measure_cost, top_k
 from whiten.media import Item, Items, find_items
@@ -207,7 +206,7 @@ def run_encoders(run: RunFolder) -> Iterator[tuple[Encoder, Kind, str]]:
 def start_features(spec: DistillSpec) -> Teacher:
     """The student's pooled backbone features before training."""
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
-    return backbone_as_teacher(net, config).to(best_device())
+    return backbone_as_teacher(net, config).on_best_device()
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

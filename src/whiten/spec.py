@@ -27,7 +27,9 @@ SCHEMES: dict[str, tuple[str, str]] = {
         "a published teacher of the paper",
         "paper:resnet101_delg?weights=r101_delg_s512.pyth",
     ),
-    "onnx": ("an ONNX file", "onnx:model.onnx"),
+    "onnx": ("an ONNX file, or a student exported to ONNX", "onnx:model.onnx"),
+    "openvino": ("a student exported to OpenVINO", "openvino:runs/a/exported"),
+    "torchscript": ("a student exported to TorchScript", "torchscript:runs/a/exported"),
     "python": ("your own factory function", "python:pkg.module:factory"),
     "store": ("embeddings that you have already", "store:embeddings/ours"),
     "whiten": ("a student of an earlier run", "whiten:runs/a/student"),
@@ -100,6 +102,8 @@ def parse_uri(text: str) -> TeacherURI:
         # Unlike Path.is_file, this is False for impossible names.
         if os.path.isfile(os.path.join(text, "config.json")):  # noqa: PTH113
             return TeacherURI("whiten", text)
+        if os.path.isfile(os.path.join(text, "export.json")):  # noqa: PTH113
+            raise ConfigError(f"{text} is an exported student: write onnx:{text} or its own format")
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name"
         examples = ", ".join(example for _, example in SCHEMES.values())
         raise ConfigError(f"unknown model {text!r}{hint} Write one of: {examples}")

@@ -257,11 +257,8 @@ def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
         if facts["format"] > 1 and facts.pop("checksum") != _checksum(facts, state):
             raise ValueError("its content does not have the checksum it was saved with")
         del facts["format"]
-        preprocess: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in facts.pop("preprocess").items()
-        }
-        config = StudentConfig(preprocess=Preprocess(**preprocess), **facts)
+        preprocess = Preprocess.from_mapping(facts.pop("preprocess"))
+        config = StudentConfig(preprocess=preprocess, **facts)
         check_types(config.preprocess)
         check_types(config)
     except FileNotFoundError as error:

@@ -221,7 +221,7 @@ class TrainingSet:
             ahead=len(sides),
         )
         pixels = self.coloured(np.stack(list(rendered)), sides, device)
-        vectors: Vectors = teacher.embed(pixels, bf16=self.bf16).numpy()
+        vectors: Vectors = teacher.embed(pixels, bf16=self.bf16)
         if source.whitener is not None:
             vectors = normalize_rows(source.whitener.transform(vectors))
         return vectors

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,12 @@ class Preprocess:
         facts = dataclasses.asdict(self)
         # The number grows when crops come to be cut otherwise.
         return fingerprint(facts if self.fit == "squash" else [2, facts])
+
+    @classmethod
+    def from_mapping(cls, facts: dict[str, Any]) -> Preprocess:
+        """From the fields as JSON has them, with lists for tuples; `check_types` tells the rest."""
+        own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+        return cls(**own)
 
     def resized(self, side: int) -> Preprocess:
         return dataclasses.replace(self, size=(side, side))

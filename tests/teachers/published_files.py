@@ -69,9 +69,9 @@ def embed_raw(teacher: Teacher, images: Tensor) -> Tensor:
         return teacher.forward(images)
 
 
-def check_close(actual: Tensor, expected: np.ndarray | Tensor) -> None:
+def check_close(actual: np.ndarray | Tensor, expected: np.ndarray | Tensor) -> None:
     """To 1e-5 of the largest value."""
-    expected = torch.as_tensor(expected)
+    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
     assert actual.shape == expected.shape
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 

@@ -30,10 +30,12 @@ def normalise(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
     return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def check_same(actual: Tensor, expected: Tensor) -> None:
+def check_same(actual: np.ndarray, expected: Tensor) -> None:
     """`actual` is `expected`, L2-normalised."""
     assert actual.shape == expected.shape
-    torch.testing.assert_close(actual, F.normalize(expected, dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.from_numpy(actual), F.normalize(expected, dim=1), atol=1e-4, rtol=0
+    )
 
 
 def make_image() -> Image.Image:

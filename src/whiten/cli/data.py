@@ -38,7 +38,6 @@ def embed(
         workers: threads that decode images.
         as_json: print the summary as JSON.
     """
-    from whiten.devices import best_device
     from whiten.embed import embed as embed_items
     from whiten.embed import summarize
     from whiten.media import find_or_extract
@@ -56,7 +55,7 @@ def embed(
         items, no_videos = find_or_extract(
             images, beside, workers=workers, progress=update, tell=say
         )
-    model = open_teacher(teacher).to(best_device())
+    model = open_teacher(teacher).on_best_device()
     with progress(f"embed {model.name}", unit="images") as update:
         store = embed_items(
             items,

@@ -1,24 +1,30 @@
-"""What every teacher is, whatever it was loaded from."""
+"""What every teacher is, whatever it was loaded from.
+
+Torch is imported by what needs it, not here: models of ONNX Runtime and OpenVINO run without it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
+from whiten.devices import best_device
 from whiten.errors import TeacherError, WhitenError
-from whiten.spec import fingerprint
-from whiten.teachers.torch_file import read_torch_file
+from whiten.view_plan import fingerprint
 from whiten.views import Preprocess
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 UNKNOWN_LICENCE = "unknown"
+_SHORTEST = 1e-12  # an embedding that is divided by its length
 
 
 class Lookup(Protocol):
@@ -44,11 +50,15 @@ class Teacher:
         preprocess: what its input must look like.
         weights_hash: 32 hexadecimal digits; equal weights give equal digits.
         licence: of the weights, as their publisher states it.
-        forward: (n, …) normalised float32 input on `device` -> (n, dim) embeddings, not normalised.
+        forward: (n, …) normalised float32 input on `device` -> (n, dim) embeddings, which need not
+            be normalised; tensors of torch or arrays of NumPy, as `framework` says.
         module: the torch module behind `forward`, if there is one.
         macs_counter: counts the multiply-accumulates of an image, where there is no `module`.
         params: number of parameters.
         lookup: for teachers that hold embeddings instead of computing them.
+        device: that `module` is on; None is the CPU, or wherever a `forward` of NumPy computes.
+        framework: what `forward` takes and gives; with `numpy` torch is never imported.
+        takes_pixels: whether `forward` normalises itself, and takes (n, h, w, 3) uint8 RGB.
         plan: for these, the fingerprint of the view plan that their views were drawn with; ""
             where they hold whole images only.
         readout: which of the network's outputs is the embedding, where the user chose one (a
@@ -60,18 +70,22 @@ class Teacher:
     dim: int
     preprocess: Preprocess
     weights_hash: str
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Any], Any]
     licence: str = UNKNOWN_LICENCE
     module: nn.Module | None = None
     macs_counter: Callable[[], int] | None = None
     params: int | None = None
     lookup: Lookup | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device | None = None
     readout: str = ""
     plan: str = ""
+    framework: Literal["torch", "numpy"] = "torch"
+    takes_pixels: bool = False
 
     def __post_init__(self) -> None:
         if self.module is not None:
+            import torch
+
             self.module.eval().requires_grad_(False)
             # Convolutions run 1.2 times faster in this layout on CPUs, more on GPUs.
             self.module.to(memory_format=torch.channels_last)
@@ -83,14 +97,25 @@ class Teacher:
         facts = [self.weights_hash, self.preprocess.fingerprint(), self.dim]
         return fingerprint([*facts, self.readout] if self.readout else facts)
 
+    @property
+    def device_type(self) -> str:
+        return "cpu" if self.device is None else self.device.type
+
     def to(self, device: torch.device | str) -> Teacher:
         if self.module is not None:
+            import torch
+
             self.device = torch.device(device)
             self.module.to(self.device)
         return self
 
-    @torch.inference_mode()
-    def embed(self, pixels: npt.NDArray[np.uint8], *, bf16: bool = False) -> Tensor:
+    def on_best_device(self) -> Teacher:
+        """A module of torch goes where it computes fastest; other models stay where they are."""
+        return self if self.module is None else self.to(best_device())
+
+    def embed(
+        self, pixels: npt.NDArray[np.uint8], *, bf16: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Embed a batch of rendered views.
 
         Args:
@@ -98,25 +123,47 @@ class Teacher:
             bf16: compute in bfloat16 where the device gains from it.
 
         Returns:
-            (n, dim) float32 on the CPU, rows L2-normalised.
+            (n, dim) float32, rows L2-normalised.
 
         Raises:
             TeacherError: the model's output is not (n, dim), or not finite.
         """
-        inputs = torch.from_numpy(self.preprocess.normalize(pixels)).to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            out = self.forward(inputs)
-        if out.shape != (len(pixels), self.dim):
-            raise TeacherError(
-                f"{self.uri} returned shape {tuple(out.shape)} for {len(pixels)} images, expected "
-                f"{(len(pixels), self.dim)}: it must return one embedding an image"
-            )
-        embeddings = torch.nn.functional.normalize(out.float(), dim=1).cpu()
-        if not torch.isfinite(embeddings).all():
+        inputs = pixels if self.takes_pixels else self.preprocess.normalize(pixels)
+        if self.framework == "numpy":
+            out: npt.NDArray[np.float32] = self.forward(inputs).astype(np.float32, copy=False)
+            self._require_shape(out.shape, len(pixels))
+            lengths = np.linalg.norm(out, axis=1, keepdims=True)
+            embeddings: npt.NDArray[np.float32] = out / np.maximum(lengths, _SHORTEST)
+        else:
+            embeddings = self._embed_by_torch(inputs, bf16)
+        if not np.isfinite(embeddings).all():
             raise TeacherError(
                 f"{self.uri} returned NaN or infinity: check that its weights match the model"
             )
         return embeddings
+
+    def _embed_by_torch(
+        self, inputs: npt.NDArray[np.float32 | np.uint8], bf16: bool
+    ) -> npt.NDArray[np.float32]:
+        import torch
+
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=bf16),
+        ):
+            out = self.forward(torch.from_numpy(inputs).to(self.device))
+        self._require_shape(tuple(out.shape), len(inputs))
+        with torch.inference_mode():
+            unit: Tensor = torch.nn.functional.normalize(out.float(), dim=1, eps=_SHORTEST)
+            embeddings: npt.NDArray[np.float32] = unit.cpu().numpy()
+        return embeddings
+
+    def _require_shape(self, shape: tuple[int, ...], count: int) -> None:
+        if shape != (count, self.dim):
+            raise TeacherError(
+                f"{self.uri} returned shape {shape} for {count} images, expected "
+                f"{(count, self.dim)}: it must return one embedding an image"
+            )
 
     def count_macs(self) -> int | None:
         """Multiply-accumulates of one image; convolutions, matrix products and attention."""
@@ -126,9 +173,10 @@ class Teacher:
 
 
 def count_macs(
-    forward: Callable[[Tensor], Tensor], preprocess: Preprocess, device: torch.device
+    forward: Callable[[Tensor], Tensor], preprocess: Preprocess, device: torch.device | None
 ) -> int:
     """Run one blank image and count its multiply-accumulates (half of the FLOPs)."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     blank = np.zeros((1, *preprocess.size, 3), np.uint8)
@@ -141,6 +189,8 @@ def count_macs(
 
 def hash_state(state: Mapping[str, Tensor]) -> str:
     """Hash of a state dict: names, shapes, types and values, in the order of names."""
+    import torch
+
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -167,6 +217,10 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         TeacherError: the file is missing, damaged, or holds more than tensors.
     """
+    from torch import Tensor
+
+    from whiten.teachers.torch_file import read_torch_file
+
     path = Path(path)
     loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     for key in ("state_dict", "model", "teacher"):
@@ -227,10 +281,23 @@ def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: 
     Raises:
         TeacherError: the model does not take its own input size, or returns no embedding.
     """
+    import torch
+
+    def run(inputs: npt.NDArray[np.float32]) -> Any:
+        with torch.inference_mode():
+            out = forward(torch.from_numpy(inputs))
+        return out.numpy() if isinstance(out, torch.Tensor) else out
+
+    return probe_arrays(run, preprocess, uri)
+
+
+def probe_arrays(
+    forward: Callable[[npt.NDArray[np.float32]], Any], preprocess: Preprocess, uri: str
+) -> int:
+    """`probe_dim` of a network that takes and gives arrays of NumPy."""
     blank = np.zeros((1, *preprocess.size, 3), np.uint8)
     try:
-        with torch.inference_mode():
-            out = forward(torch.from_numpy(preprocess.normalize(blank)))
+        out = forward(preprocess.normalize(blank))
     except WhitenError:
         raise
     except Exception as error:
@@ -238,8 +305,8 @@ def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: 
             f"{uri} cannot embed a {preprocess.size[0]}x{preprocess.size[1]} image "
             f"({first_line(error)}): try another ?size="
         ) from error
-    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 1:
-        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if not isinstance(out, np.ndarray) or out.ndim != 2 or len(out) != 1:
+        shape = out.shape if isinstance(out, np.ndarray) else type(out).__name__
         raise TeacherError(f"{uri} returned {shape}, not one embedding an image")
     return int(out.shape[1])
 

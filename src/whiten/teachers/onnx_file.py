@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
-from whiten.spec import TeacherURI
-from whiten.teachers.base import UNKNOWN_LICENCE, Teacher, hash_file, probe_dim
+from whiten.spec import TeacherURI, check_types
+from whiten.teachers.base import UNKNOWN_LICENCE, Teacher, hash_file, probe_arrays
+from whiten.teachers.runtimes import Arrays, run_session, session_options
 from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-
-CPU_BATCH = 4  # images at once; more leave the processor's caches
 
 
 def list_names() -> list[str]:
@@ -49,6 +47,8 @@ def open_uri(uri: TeacherURI) -> Teacher:
             raise ConfigError(f"{name}={options[name]!r} must be one of {', '.join(allowed)}")
     path = Path(uri.target)
     graph = _read(path)
+    if (recorded := _recorded(graph, path)) is not None:
+        return _open_recorded(uri, path, graph, recorded)
     shape = _input_shape(graph)
     layout: Literal["nchw", "nhwc"] = options["layout"] or (
         "nhwc" if shape[3] == 3 and shape[1] != 3 else "nchw"
@@ -75,6 +75,52 @@ def open_uri(uri: TeacherURI) -> Teacher:
             layout=layout,
         ),
         licence=options["licence"],
+    )
+
+
+def _recorded(graph: Any, path: Path) -> dict[str, str] | None:
+    """What a graph that `whiten export` wrote says of itself; None for others.
+
+    Raises:
+        TeacherError: it is of a later version.
+    """
+    facts = {entry.key: entry.value for entry in graph.metadata_props}
+    if "whiten.preprocess" not in facts:
+        return None
+    if facts.get("whiten.format") != "1":
+        raise TeacherError(
+            f"{path} has export format {facts.get('whiten.format')}, this version reads 1: upgrade "
+            "whiten, or export it again"
+        )
+    return facts
+
+
+def _open_recorded(uri: TeacherURI, path: Path, graph: Any, facts: dict[str, str]) -> Teacher:
+    """An exported student that has lost its folder."""
+    told = [name for name, _ in uri.options if name not in ("output", "licence")]
+    if told:
+        raise ConfigError(
+            f"{path} says itself how images are shown to it: leave out {', '.join(told)}"
+        )
+    if facts.get("whiten.input") != "normalised":
+        raise TeacherError(
+            f"{path} normalises pixels itself: name the folder that it was exported to"
+        )
+    try:
+        preprocess = Preprocess.from_mapping(json.loads(facts["whiten.preprocess"]))
+        check_types(preprocess)
+    except (ValueError, TypeError, AttributeError, ConfigError) as error:
+        raise TeacherError(
+            f"{path} is damaged, what it says of its input cannot be read: export it again"
+        ) from error
+    options = dict(uri.options)
+    return open_graph(
+        path,
+        uri=str(uri),
+        name=path.stem,
+        output=options.get("output"),
+        preprocess=preprocess,
+        licence=options.get("licence", facts.get("whiten.licence", UNKNOWN_LICENCE)),
     )
 
 
@@ -112,35 +158,21 @@ def open_graph(
         graph.graph.output.append(onnx.helper.make_tensor_value_info(output, 1, None))
     params = sum(math.prod(tensor.dims) for tensor in graph.graph.initializer)
     _fold_subtractions(graph)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # its remarks on unused tensors are no concern of ours
     session = ort.InferenceSession(
-        graph.SerializeToString(), options, providers=ort.get_available_providers()
+        graph.SerializeToString(), session_options(ort), providers=ort.get_available_providers()
     )
-    feed = session.get_inputs()[0]
-    fixed = feed.shape[0] if isinstance(feed.shape[0], int) else 0
-    on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
 
-    def forward(inputs: Tensor) -> Tensor:
-        array = np.ascontiguousarray(inputs.numpy())
-        size = fixed or (CPU_BATCH if on_cpu else len(array))
-        parts = []
-        for start in range(0, len(array), size):
-            part = array[start : start + size]
-            if fixed:  # exported for batches of one size: the last one is filled up
-                part = np.resize(part, (fixed, *part.shape[1:]))
-            out = session.run([output], {feed.name: part})[0]
-            parts.append(out[: len(array) - start])
-        return torch.from_numpy(np.concatenate(parts)).reshape(len(array), -1)
+    def forward(inputs: Arrays) -> Arrays:
+        return run_session(session, output, inputs)
 
     return Teacher(
         uri=uri,
         name=name,
-        dim=probe_dim(forward, preprocess, uri),
+        dim=probe_arrays(forward, preprocess, uri),
         preprocess=preprocess,
         weights_hash=hash_file(path),
         forward=forward,
+        framework="numpy",
         licence=licence,
         macs_counter=lambda: _count_macs(graph, output, preprocess),
         params=params,

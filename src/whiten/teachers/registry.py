@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from whiten.errors import TeacherError
 from whiten.spec import TeacherURI, parse_uri
 from whiten.teachers.base import Teacher
 
 # Sources are imported when they are asked for: each pulls in a heavy library. `open_uri` of the
-# module takes the parsed URI. A student is a teacher too, but stands on a higher floor, hence by
-# name.
+# module takes the parsed URI. A student and what is exported of it are teachers too, but stand on
+# higher floors, hence by name.
 SOURCES = {
     "demo": "whiten.teachers.demo_weights",
     "timm": "whiten.teachers.timm_models",
@@ -17,7 +18,9 @@ SOURCES = {
     "openclip": "whiten.teachers.openclip",
     "hf": "whiten.teachers.huggingface",
     "paper": "whiten.teachers.paper",
-    "onnx": "whiten.teachers.onnx_file",
+    "onnx": "whiten.exported",
+    "openvino": "whiten.exported",
+    "torchscript": "whiten.exported",
     "python": "whiten.teachers.python_factory",
     "store": "whiten.teachers.stored",
     "whiten": "whiten.student",
@@ -33,5 +36,13 @@ def open_teacher(uri: str | TeacherURI) -> Teacher:
         MissingExtraError: its library is not installed.
     """
     parsed = parse_uri(uri) if isinstance(uri, str) else uri
-    teacher: Teacher = import_module(SOURCES[parsed.scheme]).open_uri(parsed)
+    try:
+        source = import_module(SOURCES[parsed.scheme])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("whiten"):
+            raise
+        raise TeacherError(
+            f"{parsed} needs {error.name}, which is not installed: pip install {error.name}"
+        ) from error
+    teacher: Teacher = source.open_uri(parsed)
     return teacher

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from whiten.errors import TeacherError
 from whiten.spec import TeacherURI
@@ -34,7 +33,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     def lookup(content_hash: str, view: int, item_id: str = "") -> npt.NDArray[np.float32] | None:
         return vectors.get((content_hash, view, item_id if view else ""))
 
-    def forward(_: Tensor) -> Tensor:
+    def forward(_: object) -> npt.NDArray[np.float32]:
         raise TeacherError(
             f"{uri} holds embeddings and computes none: pass image files, not pixels"
         )
@@ -46,6 +45,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
         preprocess=Preprocess(),
         weights_hash=store.origin.fingerprint,
         forward=forward,
+        framework="numpy",
         lookup=lookup,
         plan=store.origin.plan,
     )

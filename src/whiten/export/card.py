@@ -1,0 +1,65 @@
+"""The model card of an exported folder: its own part, and the student's card below it."""
+
+from __future__ import annotations
+
+import re
+
+from whiten.export.table import markdown, title
+from whiten.exported import Manifest
+
+
+def export_card(manifest: Manifest, student_card: str) -> str:
+    """Markdown that says what lies here, how to use it, and what it was measured to do.
+
+    Args:
+        student_card: of the student that was exported; it is carried over, a level lower.
+    """
+    first = manifest.variants[0]
+    height, width = manifest.preprocess.size
+    files = "\n".join(
+        f"| {title(v)} | {', '.join(f'`{name}`' for name in v.files)} |" for v in manifest.variants
+    )
+    takes = (
+        f"`images`: (n, {height}, {width}, 3) uint8 RGB; normalisation is in the graph"
+        if manifest.input == "pixels"
+        else f"`images`: (n, 3, {height}, {width}) float32, normalised as `export.json` says"
+    )
+    return f"""# {manifest.name}, exported: {manifest.dim} dimensions
+
+A student of image embeddings in the form that it is deployed in.
+
+```python
+from whiten import Exported
+
+student = Exported("path/to/this/folder", format="{first.format}", precision="{first.precision}")
+embeddings = student.embed(["photo.jpg"])  # (1, {manifest.dim}) float32, rows L2-normalised
+```
+
+On the command line it is `{first.format}:path/to/this/folder?precision={first.precision}`.
+
+- Input: {takes}
+- Output: `embeddings`: (n, {manifest.dim}) float32, rows L2-normalised; n is free
+- Licence: {manifest.licence}
+- Fingerprint of the student in torch: `{manifest.source_fingerprint}`
+
+| variant | files |
+|---|---|
+{files}
+
+## Measured when it was exported
+
+{markdown(manifest)}
+## The student that was exported
+
+What follows is the card of the student's own folder.
+
+{_lowered(student_card)}"""
+
+
+def _lowered(card: str) -> str:
+    """Headings two levels lower, save in blocks of code."""
+    parts = re.split(r"(^```.*?^```$)", card, flags=re.MULTILINE | re.DOTALL)
+    return "".join(
+        part if part.startswith("```") else re.sub(r"^#", "###", part, flags=re.MULTILINE)
+        for part in parts
+    )

@@ -1,0 +1,199 @@
+"""Export from beginning to end: choose, read images, write, compare, refuse or keep."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whiten.errors import ConfigError, TeacherError
+from whiten.export.building import Builder, Wanted, choose
+from whiten.export.card import export_card
+from whiten.export.folder import replacing
+from whiten.export.images import Sample, draw_images, sample_images
+from whiten.export.parity import Truth, compare, find_truth, reason_to_refuse
+from whiten.export.speed import measure_speeds
+from whiten.export.table import TORCH, lines, remarks_on, title
+from whiten.exported import MANIFEST, Manifest, Variant, manifest_text, open_variant
+from whiten.media import Skipped, find_items
+from whiten.progress import progress
+from whiten.run_folder import RunFolder
+from whiten.store import Vectors
+from whiten.student import as_teacher, load_student
+from whiten.teachers import Teacher
+from whiten.teachers.runtimes import threads
+
+INT8_FLOOR, INT8_LOSS = 0.9, 0.02
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What was exported.
+
+    Attributes:
+        folder: where it is.
+        manifest: what `export.json` says: the variants, their parity and speed.
+        skipped: images that could not be read.
+        left_out: remarks on what was asked for and is not there.
+    """
+
+    folder: Path
+    manifest: Manifest
+    skipped: list[Skipped]
+    left_out: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        skipped = [asdict(skip) for skip in self.skipped]
+        return {
+            "folder": str(self.folder),
+            **asdict(self.manifest),
+            "left_out": self.left_out,
+            "skipped": skipped,
+        }
+
+    def lines(self) -> list[str]:
+        """For people: a table, and remarks."""
+        return lines(self.manifest)
+
+
+def export(
+    student: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] = ("onnx",),
+    precisions: Sequence[str] = ("fp32",),
+    images: str | os.PathLike[str] | None = None,
+    fold_normalisation: bool = False,
+    int8_floor: float = INT8_FLOOR,
+    int8_loss: float = INT8_LOSS,
+    workers: int = 2,
+    show_progress: bool = False,
+) -> Exports:
+    """Export a student in all formats and precisions that are asked for, or not at all.
+
+    Args:
+        student: its folder, or the folder of the run that made it.
+        out: the folder to write; an earlier export there is replaced.
+        formats: onnx, openvino, torchscript.
+        precisions: fp32, fp16, bf16 (OpenVINO alone), int8.
+        images: a folder or table of images like those in use. Half of them calibrate int8; on the
+            others, held out, embeddings are compared. Without them made-up images are compared,
+            and there is no int8.
+        fold_normalisation: the graphs take (n, h, w, 3) uint8 RGB and normalise themselves.
+        int8_floor: least mean-centred cosine that int8 may have to torch, on average.
+        int8_loss: most retrieval mAP that int8 may lose, where the images have groups.
+        workers: threads that decode images.
+
+    Raises:
+        ConfigError: a wrong option, or int8 without images.
+        TeacherError: the student cannot be loaded or exported, or an export is not good enough.
+        MissingExtraError: a library is not installed.
+    """
+    wanted, left_out = choose(list(formats), list(precisions))
+    if images is None and any(precision == "int8" for _, precision in wanted):
+        raise ConfigError("int8 is calibrated on images: add --images with some like those in use")
+    target, source = Path(out), student_folder(student)
+    with replacing(target) as folder, progress("export", enabled=show_progress) as update:
+        net, config = load_student(source)
+        teacher = as_teacher(net, config, f"whiten:{source}")
+        sample = _sample(images, teacher, wanted, workers)
+        reference = _embed(teacher, sample)
+        truth = find_truth(sample.items, reference)
+        manifest = Manifest(
+            name=teacher.name,
+            dim=config.dim,
+            preprocess=config.preprocess,
+            input="pixels" if fold_normalisation else "normalised",
+            licence=teacher.licence,
+            params=teacher.params or 0,
+            source_fingerprint=teacher.fingerprint(),
+            variants=[],
+        )
+        models = {TORCH: teacher}
+        variants: list[Variant] = []
+        with Builder(source, manifest, sample.calibration) as builder:
+            for number, (name, precision) in enumerate(wanted):
+                update(number, len(wanted))
+                variant = builder.write(folder, name, precision)
+                models[title(variant)] = open_variant(folder, manifest, variant)
+                parity = compare(reference, _embed(models[title(variant)], sample), truth)
+                reason = reason_to_refuse(
+                    precision, parity, by=truth.by, int8_floor=int8_floor, int8_loss=int8_loss
+                )
+                if reason:
+                    raise TeacherError(f"{title(variant)} is refused: {reason}")
+                variants.append(replace(variant, parity=asdict(parity)))
+            # What is slower than fp32 says so, also where fp32 is not kept.
+            for name in {name for name, _ in wanted if (name, "fp32") not in wanted}:
+                plain = builder.write(builder.scratch, name, "fp32")
+                models[title(plain)] = open_variant(builder.scratch, manifest, plain)
+            speeds = measure_speeds(models)
+        update(len(wanted), len(wanted))
+        manifest = replace(
+            manifest,
+            variants=[
+                replace(v, speed=speeds[title(v)], remarks=remarks_on(v, speeds)) for v in variants
+            ],
+            measured=_facts(sample, truth, speeds),
+        )
+        (folder / MANIFEST).write_text(manifest_text(manifest), "utf-8")
+        card = export_card(manifest, _student_card(source))
+        (folder / "README.md").write_text(card, "utf-8", errors="backslashreplace")
+    return Exports(target, manifest, sample.skipped, left_out)
+
+
+def student_folder(student: str | os.PathLike[str]) -> Path:
+    """The folder of the student that a folder, its run's folder or a `whiten:` URI names."""
+    folder = Path(os.fspath(student).removeprefix("whiten:"))
+    run = RunFolder(folder)
+    return run.student if run.config.is_file() else folder
+
+
+def _sample(
+    images: str | os.PathLike[str] | None, teacher: Teacher, wanted: list[Wanted], workers: int
+) -> Sample:
+    if images is None:
+        return draw_images(teacher.preprocess)
+    sample = sample_images(find_items(images), teacher.preprocess, workers)
+    if not len(sample.calibration) and any(precision == "int8" for _, precision in wanted):
+        raise ConfigError(f"int8 is calibrated on images, and {images} has too few: add more")
+    return sample
+
+
+def _embed(model: Teacher, sample: Sample) -> Vectors:
+    """The held-out images, in batches, of which the last is smaller as a rule."""
+    batches = range(0, len(sample.pixels), _BATCH)
+    return np.concatenate([model.embed(sample.pixels[i : i + _BATCH]) for i in batches])
+
+
+def _facts(sample: Sample, truth: Truth, speeds: Mapping[str, Mapping[str, float]]) -> Any:
+    return {
+        "torch": {"speed": speeds[TORCH], "map": truth.map},
+        "map_by": truth.by,
+        "held_out": 0 if sample.is_drawn else len(sample.items),
+        "drawn": len(sample.items) if sample.is_drawn else 0,
+        "calibration": len(sample.calibration),
+        "threads": threads(),
+        "cpu": _cpu_name(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
+
+
+def _student_card(folder: Path) -> str:
+    try:
+        return (folder / "README.md").read_text("utf-8", errors="replace")
+    except OSError:
+        return "It had none.\n"

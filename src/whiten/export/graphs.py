@@ -1,0 +1,260 @@
+"""A student as a graph: traced once to ONNX, from which the other formats are made."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whiten.errors import MissingExtraError, TeacherError
+from whiten.student import StudentNet
+from whiten.teachers.base import first_line
+from whiten.teachers.runtimes import import_openvino
+from whiten.views import Preprocess
+
+OPSET = 17
+INPUT, OUTPUT = "images", "embeddings"
+METADATA = "whiten"  # where each format keeps it
+BACKBONE = "/net/backbone/"  # nodes of the graph that are the backbone's are called so
+
+
+class Deployed(nn.Module):
+    """What a graph computes: a student whose embeddings are L2-normalised.
+
+    Args:
+        net: the student; its backbone is wrapped, so that it is no longer good for training.
+        preprocess: of its input.
+        takes_pixels: (n, h, w, 3) uint8 RGB go in instead of the normalised (n, 3, h, w) float32.
+    """
+
+    def __init__(self, net: StudentNet, preprocess: Preprocess, takes_pixels: bool) -> None:
+        super().__init__()
+        net.backbone = _Scoped(net.backbone)
+        self.net = net.requires_grad_(False)
+        self.takes_pixels = takes_pixels
+        self.is_bgr = preprocess.channels == "bgr"
+        mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (preprocess.mean, preprocess.std))
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", preprocess.white / 255 / std)
+        self.register_buffer("shift", mean / std)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.takes_pixels:
+            planes = images.permute(0, 3, 1, 2).to(self.scale.dtype)
+            if self.is_bgr:
+                planes = planes.flip(1)
+            images = planes * self.scale - self.shift
+        return F.normalize(self.net(images), dim=1)
+
+    def example(self, count: int, size: tuple[int, int]) -> Tensor:
+        """A blank input."""
+        height, width = size
+        if self.takes_pixels:
+            return torch.zeros(count, height, width, 3, dtype=torch.uint8)
+        return torch.zeros(count, 3, height, width)
+
+
+class _Scoped(nn.Module):
+    """A backbone whose nodes bear its name: `forward_features` alone would leave no trace."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.num_features = backbone.num_features
+        self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.backbone.forward_features(images)
+        return found
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        found: Tensor = self(images)
+        return found
+
+
+# --- ONNX -------------------------------------------------------------------------------
+
+
+def onnx_libraries() -> tuple[Any, Any]:
+    """`onnx` and `onnxruntime`.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("exporting", "onnx") from None
+    return onnx, onnxruntime
+
+
+def trace_onnx(deployed: Deployed, size: tuple[int, int]) -> Any:
+    """The student as an ONNX model with a dynamic batch.
+
+    Raises:
+        TeacherError: its network cannot be traced.
+    """
+    onnx, _ = onnx_libraries()
+    with _traceable(), tempfile.TemporaryDirectory(prefix="whiten-") as folder:
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            deployed,
+            (deployed.example(2, size),),
+            path,
+            dynamo=False,  # the other exporter needs two more libraries
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "n"}, OUTPUT: {0: "n"}},
+        )
+        return fold_sizes(onnx.load(path))
+
+
+def fold_sizes(model: Any) -> Any:
+    """Replace sizes that the graph computes from its input by numbers, as far as they are fixed.
+
+    Traced code that pads "same" asks each feature map for its size. With all but the batch known
+    these are constants, and once they are, paddings move into convolutions: up to twice as fast.
+    """
+    onnx, ort = onnx_libraries()
+    while _fold_known_sizes(onnx, model):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.log_severity_level = 3
+        model = _optimised(onnx, ort, model, options)
+    _drop_unused(model.graph)
+    used = {node.domain for node in model.graph.node}
+    for opset in [o for o in model.opset_import if o.domain and o.domain not in used]:
+        model.opset_import.remove(opset)
+    return model
+
+
+def _optimised(onnx: Any, ort: Any, model: Any, options: Any) -> Any:
+    with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
+        options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
+        ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        return onnx.load(options.optimized_model_filepath)
+
+
+def _drop_unused(graph: Any) -> None:
+    """Remove nodes that nothing reads, such as sizes that are known by now."""
+    read = {name.name for name in graph.output}
+    for node in reversed(list(graph.node)):  # readers come after what they read
+        if read.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            read.update(node.input)
+
+
+def _fold_known_sizes(onnx: Any, model: Any) -> bool:
+    """Turn each `Gather(Shape(x), i)` of a known size into a constant; whether there was one."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    sizes = {
+        value.name: [d.dim_value or None for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    constants = {t.name: t for t in model.graph.initializer} | {
+        n.output[0]: n.attribute[0].t for n in model.graph.node if n.op_type == "Constant"
+    }
+    measured = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Shape"}
+    is_changed = False
+    for node in model.graph.node:
+        if node.op_type != "Gather" or node.input[1] not in constants:
+            continue
+        dims = sizes.get(measured.get(node.input[0], ""))
+        which = onnx.numpy_helper.to_array(constants[node.input[1]])
+        if not dims or any(dims[i] is None for i in which.ravel()):
+            continue
+        known = np.asarray([dims[i] for i in which.ravel()], np.int64).reshape(which.shape)
+        node.op_type = "Constant"
+        del node.input[:], node.attribute[:]
+        value = onnx.numpy_helper.from_array(known)
+        node.attribute.append(onnx.helper.make_attribute("value", value))
+        is_changed = True
+    return is_changed
+
+
+def to_fp16(model: Any) -> Any:
+    """The backbone's weights and computation in half precision.
+
+    Pooling takes powers, which overflow in it.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx, _ = onnx_libraries()
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    with _quiet():
+        return convert_float_to_float16(
+            copied,
+            keep_io_types=True,
+            node_block_list=[n.name for n in model.graph.node if not n.name.startswith(BACKBONE)],
+        )
+
+
+# --- files ------------------------------------------------------------------------------
+
+
+def write_onnx(model: Any, path: Path, metadata: Mapping[str, str]) -> list[Path]:
+    onnx, _ = onnx_libraries()
+    onnx.helper.set_model_props(model, {f"{METADATA}.{k}": v for k, v in metadata.items()})
+    onnx.save(model, path)
+    return [path]
+
+
+def write_openvino(
+    model: Any, path: Path, metadata: Mapping[str, str], *, halves: bool
+) -> list[Path]:
+    """`path` and the weights beside it; `halves` stores these as fp16."""
+    ov = import_openvino()
+    found = ov.Core().read_model(model.SerializeToString())
+    for name, value in metadata.items():
+        found.set_rt_info(value, [METADATA, name])
+    ov.save_model(found, str(path), compress_to_fp16=halves)
+    return [path, path.with_suffix(".bin")]
+
+
+def write_torchscript(
+    deployed: Deployed, size: tuple[int, int], path: Path, metadata: Mapping[str, str]
+) -> list[Path]:
+    extra = {f"{METADATA}.{name}": value for name, value in metadata.items()}
+    jit: Any = torch.jit  # whose functions have no types
+    with _traceable(), torch.no_grad():
+        traced = jit.trace(deployed, deployed.example(2, size))
+        jit.save(jit.freeze(traced), str(path), _extra_files=extra)
+    return [path]
+
+
+@contextlib.contextmanager
+def _traceable() -> Iterator[None]:
+    """Turn what tracing fails with into a line: operators without a name there, control flow."""
+    try:
+        with _quiet():
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise TeacherError(
+            f"this student cannot be traced ({first_line(error)}): choose a convolutional backbone"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters say about themselves, of which a user can change nothing."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

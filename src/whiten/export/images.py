@@ -1,0 +1,119 @@
+"""The images that an export is calibrated and measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.errors import ImageError, NoImagesError
+from whiten.inputs import show
+from whiten.media import Item, Items, Skipped, ordered_map
+from whiten.views import Preprocess
+
+HELD_OUT = 512  # images, at most
+CALIBRATION = 256
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images as the student sees them.
+
+    Attributes:
+        items, pixels: the held-out images and what is seen of them, (n, h, w, 3) uint8.
+        calibration: (m, h, w, 3) uint8: others, of other groups.
+        skipped: what could not be read.
+        is_drawn: whether these are no images of the user's but made up.
+    """
+
+    items: list[Item]
+    pixels: Pixels
+    calibration: Pixels
+    skipped: list[Skipped] = field(default_factory=list)
+    is_drawn: bool = False
+
+
+def sample_images(items: Items, preprocess: Preprocess, workers: int) -> Sample:
+    """Split a collection by the hashes of its names, groups whole, and read what is chosen.
+
+    The same collection gives the same two halves everywhere, in any order of its files.
+
+    Raises:
+        NoImagesError: none of the held-out images can be read.
+    """
+    held_out, calibration = split(items)
+    skipped: list[Skipped] = []
+    kept, pixels = _read(held_out, preprocess, workers, skipped)
+    _, others = _read(calibration, preprocess, workers, skipped)
+    if not kept:
+        reason = f", first {skipped[0].id!r}: {skipped[0].reason}" if skipped else ""
+        raise NoImagesError(
+            f"none of the images can be read to compare embeddings on{reason}; name a folder with "
+            "readable images"
+        )
+    return Sample(kept, pixels, others, skipped)
+
+
+def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """Held-out and calibration images, at most `HELD_OUT` and `CALIBRATION` of them."""
+    listed = list(items)
+    sizes = Counter(item.group for item in listed if item.group is not None)
+    by_groups = sum(size > 1 for size in sizes.values()) > 1
+    held_out: list[Item] = []
+    calibration: list[Item] = []
+    units: dict[str, list[Item]] = {}
+    for item in listed:
+        unit = item.group if by_groups and item.group is not None else item.id
+        units.setdefault(unit, []).append(item)
+    for number, unit in enumerate(sorted(units, key=_order)):
+        side, limit = (calibration, CALIBRATION) if number % 2 else (held_out, HELD_OUT)
+        side.extend(units[unit][: limit - len(side)])
+    return held_out, calibration
+
+
+def _order(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def _read(
+    items: Sequence[Item], preprocess: Preprocess, workers: int, skipped: list[Skipped]
+) -> tuple[list[Item], Pixels]:
+    kept, shown = [], []
+    found = ordered_map(partial(_show, preprocess), items, workers=workers, ahead=4 * workers)
+    for item, pixels in zip(items, found, strict=True):
+        if isinstance(pixels, ImageError):
+            skipped.append(Skipped(item.id, str(pixels)))
+        else:
+            kept.append(item)
+            shown.append(pixels)
+    return kept, np.stack(shown) if shown else np.zeros((0, *preprocess.size, 3), np.uint8)
+
+
+def _show(preprocess: Preprocess, item: Item) -> Pixels | ImageError:
+    try:
+        return show(item.path, preprocess)
+    except ImageError as error:
+        return error
+
+
+def draw_images(preprocess: Preprocess, count: int = 64) -> Sample:
+    """Made-up images where the user names none: smooth blobs of colour.
+
+    They tell whether the graph computes what the student does, not how well it retrieves.
+    """
+    from PIL import Image
+
+    blobs = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), np.uint8)
+    size = preprocess.size[::-1]
+    shown = [
+        np.asarray(Image.fromarray(blob).resize(size, Image.Resampling.BICUBIC)) for blob in blobs
+    ]
+    items = [Item(f"drawn {number}", "") for number in range(count)]
+    return Sample(items, np.stack(shown), np.stack(shown)[:0], is_drawn=True)

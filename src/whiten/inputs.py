@@ -1,0 +1,50 @@
+"""What may be handed to a model as images, and how the model is shown them: whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from whiten.errors import ImageError
+from whiten.media import read_bytes, upright_rgb
+from whiten.view_plan import ViewPlan
+from whiten.views import Preprocess, View, render, render_bytes
+
+Embeddable = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+"""A file's path, a PIL image, or an (h, w, 3) uint8 RGB array."""
+
+BATCH = 16  # images that are embedded at once
+
+
+def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
+    """One image as a list of one; an (n, h, w, 3) array as n images."""
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return images
+
+
+def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """The whole image as a model sees it: (h, w, 3) uint8 RGB, not normalised.
+
+    Raises:
+        ImageError: it cannot be read; the message names it.
+    """
+    if isinstance(image, Image.Image):
+        return render(upright_rgb(image), View(), preprocess)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(
+                f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
+            )
+        return render(Image.fromarray(image), View(), preprocess)
+    path = os.fspath(image)
+    try:  # as a store's images are rendered, so that a query equals its copy in a gallery
+        return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)
+    except ImageError as error:
+        raise ImageError(f"cannot read {path}: {error}") from error

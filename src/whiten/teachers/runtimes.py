@@ -1,0 +1,142 @@
+"""ONNX Runtime, OpenVINO and TorchScript behind one function: arrays in, embeddings out.
+
+None of the first two needs torch. Each runs with as many threads as torch does, or would.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.errors import MissingExtraError, TeacherError
+
+Arrays = npt.NDArray[Any]
+Run = Callable[[Arrays], Arrays]
+"""(n, …) normalised float32 input, or uint8 pixels -> (n, dim) float32."""
+
+CPU_BATCH = 4  # images at once; more leave the processor's caches
+
+
+def open_onnx(path: Path, precision: str) -> Run:
+    """A graph by ONNX Runtime; its first output is the embedding."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise MissingExtraError("running an exported ONNX model", "onnx") from None
+    session = ort.InferenceSession(
+        str(path), session_options(ort), providers=ort.get_available_providers()
+    )
+    output = session.get_outputs()[0].name
+    return lambda inputs: run_session(session, output, inputs)
+
+
+def open_openvino(path: Path, precision: str) -> Run:
+    """An OpenVINO model, on the CPU."""
+    ov = import_openvino()
+    compiled = ov.Core().compile_model(
+        str(path),
+        "CPU",
+        {
+            # Where it is left open, some CPUs compute in bf16 whatever the file holds.
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )
+    own = threading.local()  # a request is for one thread at a time
+
+    def run(inputs: Arrays) -> Arrays:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        found: Arrays = own.request.infer([np.ascontiguousarray(inputs)])[0]
+        return found.copy()  # the next call writes into it
+
+    return run
+
+
+def open_torchscript(path: Path, precision: str) -> Run:
+    """A TorchScript archive, on the CPU; the one format that needs torch."""
+    try:
+        import torch
+    except ImportError:
+        raise TeacherError("running TorchScript needs torch: pip install torch") from None
+    jit: Any = torch.jit  # whose functions have no types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and yet what many deploy with
+        network = jit.load(str(path), map_location="cpu")
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.inference_mode():
+            found: Arrays = network(torch.from_numpy(inputs)).float().numpy()
+        return found
+
+    return run
+
+
+RUNTIMES: dict[str, Callable[[Path, str], Run]] = {
+    "onnx": open_onnx,
+    "openvino": open_openvino,
+    "torchscript": open_torchscript,
+}
+
+
+def session_options(ort: Any) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3  # its remarks on unused tensors are no concern of ours
+    return options
+
+
+def run_session(session: Any, output: str, inputs: Arrays) -> Arrays:
+    """Run a graph of ONNX Runtime on any number of images, in batches that it is fast with."""
+    feed = session.get_inputs()[0]
+    fixed = feed.shape[0] if isinstance(feed.shape[0], int) else 0
+    on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
+    array = np.ascontiguousarray(inputs)
+    size = fixed or (CPU_BATCH if on_cpu else len(array))
+    parts = []
+    for start in range(0, len(array), size):
+        part = array[start : start + size]
+        if fixed:  # exported for batches of one size: the last one is filled up
+            part = np.resize(part, (fixed, *part.shape[1:]))
+        out = session.run([output], {feed.name: part})[0]
+        parts.append(out[: len(array) - start])
+    return np.concatenate(parts).reshape(len(array), -1)
+
+
+def import_openvino() -> Any:
+    """The library without its telemetry, which would write to the home folder and the network.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    if "openvino" not in sys.modules and before is None:
+        sys.modules[name] = None  # type: ignore[assignment]  # which Python takes as missing
+    try:
+        import openvino
+    except ImportError:
+        raise MissingExtraError("an OpenVINO model", "openvino") from None
+    finally:
+        if before is None and name in sys.modules:
+            del sys.modules[name]
+    return openvino
+
+
+def threads() -> int:
+    """As many as torch uses, or would use if it were there."""
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

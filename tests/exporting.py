@@ -1,0 +1,25 @@
+"""A small student and its export, for the tests of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from command_line import STUDENT
+from whiten.card import model_card
+from whiten.student import build_student, save_student
+
+DIM = 8
+
+
+def write_student(folder: Path, *, dim: int = DIM, seed: int = 0) -> Path:
+    """A student of random weights, whose batch statistics are those of noise."""
+    torch.manual_seed(seed)
+    net, config = build_student(STUDENT, dim=dim)
+    net.train()
+    with torch.no_grad():
+        for _ in range(5):
+            net(torch.randn(16, 3, *config.preprocess.size))
+    save_student(net.eval(), config, folder, model_card(config))
+    return folder
