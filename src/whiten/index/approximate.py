@@ -30,7 +30,7 @@ _NEIGHBOURS = 32  # of a node of the graph
 _BUILD_EFFORT = 80  # nodes that are looked at to find those of a new one
 _MOST = 1000  # answers; of more, exact search
 _WIDEST = 0.25  # part of the lists, beyond which exact search is the better one
-_FEWEST = 0.1  # part of the nodes that must be allowed for a graph to be walked
+_FEWEST = 0.5  # part of the nodes that must be allowed for a graph to be walked: others lose it
 
 
 def open_faiss() -> ModuleType:
@@ -203,7 +203,9 @@ class ApproximateSegment:
             part = np.count_nonzero(allowed) / len(allowed)
             # As many rows that may be answers are looked at as without a filter.
             effort = int(np.ceil(effort / max(part, 1e-9)))
-            if part < _FEWEST and (self._kind == "hnsw" or effort > _WIDEST * self.widest):
+            if self._kind == "hnsw" and part < _FEWEST:
+                return None
+            if effort > max(2 * self.settings.effort, _WIDEST * self.widest):
                 return None
             bits = np.packbits(allowed, bitorder="little")
             selector = self._faiss.IDSelectorBitmap(len(bits), self._faiss.swig_ptr(bits))
