@@ -57,6 +57,7 @@ FLOORS = [
     "datasets",
     "index",
     "searching",
+    "hits_page",
     "plot_style",
     "grids",
     "plots",

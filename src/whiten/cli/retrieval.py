@@ -1,12 +1,8 @@
-"""Retrieval: measure it, and search."""
+"""Measure retrieval."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
 from whiten.terminal import list_skipped, print_json, say
@@ -80,45 +76,3 @@ def evaluate(
     for remark in outcome.remarks:
         say(remark)
     list_skipped(outcome.skipped)
-
-
-@app.command
-def search(
-    query: Path,
-    /,
-    *,
-    student: str,
-    images: Annotated[Path, Parameter("--in")],
-    index: Path | None = None,
-    k: int = 10,
-    as_json: Json = False,
-    paths_only: bool = False,
-    open_page: Annotated[bool, Parameter("--open")] = False,
-) -> None:
-    """Search a folder of images by an image.
-
-    Args:
-        query: the image to look for.
-        student: the student's folder, or any model's URI.
-        images: where to search: a folder or a table of paths.
-        index: where the index is kept; by default beside the student's run, one for each folder.
-        k: how many hits.
-        as_json: print JSON.
-        paths_only: print the paths alone, one a line.
-        open_page: write a page of the hits and open it in the browser.
-    """
-    from whiten.searching import search_folder, write_hits_page
-
-    found = search_folder(query, student, images, index=index, k=k, show_progress=True)
-    if as_json:
-        print_json([asdict(match) for match in found.matches])
-    else:
-        for match in found.matches:
-            print(match.path if paths_only else f"{match.score:.4f}  {match.path}")
-    if open_page:
-        import webbrowser
-
-        page = write_hits_page(query, found)
-        say(f"page     {page}")
-        webbrowser.open(page.as_uri())
-    list_skipped(found.skipped)

@@ -138,7 +138,14 @@ class FolderIndex:
             yield
 
     def staged(self, facts: Facts) -> list[Block]:
-        found = [Segment.salvage(folder, facts) for folder in sorted(self.root.glob(f"{_STAGED}*"))]
+        named = {part.name for part in self._manifest.parts} if self._manifest else set()
+        left = [
+            path
+            for kind in (_STAGED, _SEGMENT)
+            for path in sorted(self.root.glob(f"{kind}*"))
+            if path.name not in named
+        ]
+        found = [Segment.salvage(folder, facts) for folder in left]
         return [block for block in found if block is not None]
 
     def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:

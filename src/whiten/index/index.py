@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from whiten.encoder import Embeddable, Encoder, load
 from whiten.errors import ConfigError, StoreError
+from whiten.index.collections import Images, Place, describe, open_source
 from whiten.index.folder import FolderIndex
-from whiten.index.metadata import has_metadata, read_metadata
 from whiten.index.places import open_place
 from whiten.index.rows import FILTERABLE, Backend, Facts, Match, matches
-from whiten.index.sources import ImageSource, Source, StoreSource
+from whiten.index.sources import Source
 from whiten.index.synchronise import Changes, synchronise
 from whiten.index.tuning import Tuning, check_kind
 from whiten.index.where import Where, parse_where
-from whiten.media import Item, Items, Skipped, find_items
-from whiten.store import Store, Vectors
-
-Place: TypeAlias = str | os.PathLike[str]
-Images: TypeAlias = Place | Sequence[Item]
+from whiten.media import Skipped
+from whiten.store import Vectors
 
 
 class Index:
@@ -71,7 +66,7 @@ class Index:
         images: Images,
         place: Place,
         *,
-        metadata: str | os.PathLike[str] | None = None,
+        metadata: Place | None = None,
         keep: bool = False,
         kind: str | None = None,
         recall: float | None = None,
@@ -105,10 +100,9 @@ class Index:
                 f"{index.place} is a database, which searches in its own way: leave out the kind "
                 "of search and the recall"
             )
-        source = _open_source(encoder, images)
-        with index._backend.writing():
-            index._change(source, _origin(images), metadata, images, keep, show_progress)
-            if isinstance(index._backend, FolderIndex):
+        index._change(open_source(encoder, images), images, metadata, keep, show_progress)
+        if isinstance(index._backend, FolderIndex):
+            with index._backend.writing():
                 index._backend.tune(kind, recall)
         return index
 
@@ -116,13 +110,11 @@ class Index:
         self,
         images: Images,
         *,
-        metadata: str | os.PathLike[str] | None = None,
+        metadata: Place | None = None,
         show_progress: bool = False,
     ) -> Changes:
         """Index more images, or update some; see `build`."""
-        source = _open_source(self.encoder, images)
-        with self._backend.writing():
-            self._change(source, _origin(images), metadata, images, True, show_progress)
+        self._change(open_source(self.encoder, images), images, metadata, True, show_progress)
         return self.changes
 
     def remove(self, ids: Sequence[str] | str) -> Changes:
@@ -141,47 +133,17 @@ class Index:
     def _change(
         self,
         source: Source,
-        origin: str | None,
-        metadata: str | os.PathLike[str] | None,
         images: Images,
+        metadata: Place | None,
         keep: bool,
         show_progress: bool,
     ) -> None:
-        """Bring the index up to date, while no one else writes."""
-        before = self._backend.facts
-        if before is not None and before.model != source.model:
-            raise StoreError(
-                f"{self.place} was made with another model, {before.name} ({before.model[:8]}), "
-                f"than {source.name} ({source.model[:8]}): name another place, or delete this index"
+        with self._backend.writing():
+            before = self._backend.facts
+            facts, table = describe(source, images, metadata, before, self.place, keep)
+            self.changes = synchronise(
+                self._backend, source, facts, table, keep=keep, show_progress=show_progress
             )
-        sources = [] if before is None else before.sources
-        if origin is not None and origin not in sources:
-            if sources and not keep:
-                raise StoreError(
-                    f"{self.place} is of {sources[0]}, not of {origin}: add these images with "
-                    "--add, or name another place"
-                )
-            sources = [*sources, origin]
-        elif len(sources) > 1 and not keep:
-            raise StoreError(
-                f"{self.place} is of {len(sources)} collections, so that what {origin} lacks may "
-                "belong to another one: bring it up to date with --add"
-            )
-        columns = {} if before is None or not keep else before.columns
-        if metadata is None and isinstance(images, str | os.PathLike) and has_metadata(images):
-            metadata = images
-        table = None
-        if metadata is not None:
-            table, own = read_metadata(metadata, source.items)
-            columns = columns | own
-        if missing := [name for name in columns if table is None or name not in table.schema.names]:
-            table = _with_nulls(table, missing, columns, len(source.items))
-        facts = Facts(
-            source.model, source.uri, source.name, source.dim, sources, columns, skipped=[]
-        )
-        self.changes = synchronise(
-            self._backend, source, facts, table, keep=keep, show_progress=show_progress
-        )
 
     # --- what is there ------------------------------------------------------------------
 
@@ -309,32 +271,3 @@ class Index:
         if isinstance(where, str):
             where = parse_where(where, FILTERABLE | self.facts.columns)
         return self._backend.search(queries, k, where)
-
-
-def _open_source(encoder: Encoder | str | None, images: Images) -> Source:
-    if isinstance(images, str | os.PathLike) and is_store(images):
-        return StoreSource(Store.open(images))
-    if encoder is None:
-        raise ConfigError("images need a model that embeds them: name it with --student")
-    model = encoder if isinstance(encoder, Encoder) else load(encoder)
-    found = find_items(images) if isinstance(images, str | os.PathLike) else Items.of(images)
-    return ImageSource(model, found)
-
-
-def is_store(images: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds embeddings, not images."""
-    return any(Path(images).glob("part-*.parquet"))
-
-
-def _origin(images: Images) -> str | None:
-    return str(Path(images).resolve()) if isinstance(images, str | os.PathLike) else None
-
-
-def _with_nulls(
-    table: pa.Table | None, names: Sequence[str], columns: dict[str, str], count: int
-) -> pa.Table:
-    """Columns that the index has and this collection does not."""
-    from whiten.index.rows import TYPES
-
-    held = {} if table is None else {name: table[name] for name in table.schema.names}
-    return pa.table(held | {name: pa.nulls(count, TYPES[columns[name]]) for name in names})

@@ -11,9 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.encoder import Encoder
-from whiten.errors import ImageError
+from whiten.errors import ImageError, NoImagesError
 from whiten.index.rows import write_stamp
-from whiten.media import Item, Items, Skipped, content_hash, ordered_map, read_bytes, stamp_of
+from whiten.media import (
+    Item,
+    Items,
+    Skipped,
+    content_hash,
+    decode,
+    ordered_map,
+    read_bytes,
+    stamp_of,
+)
 from whiten.shards import read_columns
 from whiten.spec import fingerprint
 from whiten.store import Store, Vectors
@@ -79,7 +88,11 @@ class ImageSource:
         return list(ordered_map(_hash, items, workers=_WORKERS, ahead=_AHEAD))
 
     def embed(self, items: Items, show_progress: bool) -> Embedded:
-        kept, vectors, skipped = self.encoder.embed_items(items, show_progress=show_progress)
+        try:
+            kept, vectors, skipped = self.encoder.embed_items(items, show_progress=show_progress)
+        except NoImagesError:  # of these; others may be readable
+            none = np.zeros((0, self.dim), np.float32)
+            return Embedded(np.zeros(0, np.int64), none, [_why_not(item) for item in items])
         return Embedded(items.by_id.rows(kept.ids.to_pylist()), vectors, skipped)
 
 
@@ -88,6 +101,14 @@ def _hash(item: Item) -> str | Skipped:
         return content_hash(read_bytes(item.path))
     except ImageError as error:
         return Skipped(item.id, str(error))
+
+
+def _why_not(item: Item) -> Skipped:
+    try:
+        decode(read_bytes(item.path))
+    except ImageError as error:
+        return Skipped(item.id, str(error))
+    return Skipped(item.id, "the model cannot embed it")
 
 
 class StoreSource:
