@@ -19,6 +19,7 @@ BLOCK_BYTES = 4 << 20  # of similarities: small enough for the CPU's caches
 BLOCK_ROWS = 65536  # where few queries would allow for more
 _SLACK = 8  # candidates that are kept, in multiples of the answers, before they are cut back
 _SAMPLE = 4096  # rows that set the first bar
+_LONG = 4096  # similarities that are compared at once
 _SPARSE = 0.1  # below this part of the rows the others are left out before the product
 
 _LOWEST: dict[type, float] = {np.float32: -np.inf, np.int32: np.iinfo(np.int32).min}
@@ -56,15 +57,11 @@ class Nearest:
                 came after; may be the transpose of a contiguous matrix.
             rows: (b,) where they have other numbers.
         """
+        if not self._count:
+            self._raise_bar(similarities[:, : max(_SAMPLE, 2 * self.k)])
         passing = _above(similarities, self._bar)
-        if len(passing) > _SLACK * self.queries * self.k and self.k < similarities.shape[1]:
-            # Sorting so many would take longer than to raise the bar by some of them.
-            some = similarities[:, : max(_SAMPLE, 2 * self.k)]
-            if self._count:
-                some = similarities
-            best = np.partition(some, -self.k, axis=1)[:, -self.k]
-            # Equal ones must pass: of those the first rows count.
-            self._bar = np.maximum(self._bar, _just_below(best, self._margin))
+        if len(passing) > _SLACK * self.queries * self.k:
+            self._raise_bar(similarities)  # for sorting so many would take longer
             passing = _above(similarities, self._bar)
         if not len(passing):
             return
@@ -73,6 +70,13 @@ class Nearest:
         else:
             at, query = np.divmod(passing, self.queries)
         self.offer(query, first + at if rows is None else rows[at], similarities[query, at])
+
+    def _raise_bar(self, some: Values) -> None:
+        """Let nothing pass that is below the k-th best of some."""
+        if self.k < some.shape[1]:
+            best = np.partition(some, -self.k, axis=1)[:, -self.k]
+            # Equal ones must pass: of those the first rows count.
+            self._bar = np.maximum(self._bar, _just_below(best, self._margin))
 
     def offer(self, query: Rows, row: Rows, value: Values) -> None:
         """Look at single rows, each of one query; none that were shown came after them."""
@@ -132,16 +136,21 @@ class Nearest:
 
 def _above(similarities: Values, bar: Values) -> Rows:
     """Where they are above their query's bar: places in the order in which they lie in memory."""
-    hits = np.greater(similarities, bar[:, None]).ravel(order="K")
-    # Hits are rare: eight at once are looked for.
-    whole = len(hits) // 8 * 8
-    words = np.flatnonzero(hits[:whole].view(np.uint64))
-    if 8 * len(words) > whole // 8:
-        return np.flatnonzero(hits)
-    places = (8 * words[:, None] + np.arange(8)).ravel()
-    places = np.concatenate([places, np.arange(whole, len(hits))])
-    found: Rows = places[hits[places]]
-    return found
+    if similarities.flags.c_contiguous:
+        return np.flatnonzero(similarities > bar[:, None])
+    return np.flatnonzero(_above_in_rows(similarities.T, bar))
+
+
+def _above_in_rows(similarities: Values, bar: Values) -> npt.NDArray[np.bool_]:
+    """(b · queries,) of (b, queries): many short rows are compared as few long ones."""
+    many = max(1, _LONG // len(bar))
+    flat = similarities.reshape(-1)
+    hits = np.empty(len(flat), bool)
+    cut = len(similarities) // many * many * len(bar)
+    for part, row in ((slice(0, cut), np.tile(bar, many)), (slice(cut, None), bar)):
+        shape = (-1, len(row))
+        np.greater(flat[part].reshape(shape), row, out=hits[part].reshape(shape))
+    return hits
 
 
 def _just_below(values: Values, margin: Values | None) -> Values:
