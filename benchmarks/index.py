@@ -1,6 +1,6 @@
 """A million vectors in an index: 1 and 70 queries, exact and not, beside argsort and FAISS.
 
-    python benchmarks/index.py --rows 1000000 --out benchmarks/results/index.json
+    python benchmarks/index.py --out benchmarks/results/index.json
 
 Vectors lie in clusters; queries are vectors of the index, moved a little. The argsort way makes all
 similarities and sorts them for every query. FAISS's flat index is measured as pip installs it, and
@@ -112,7 +112,7 @@ def argsort(queries: Array, vectors: Array) -> list[npt.NDArray[np.int64]]:
 
 @contextmanager
 def flat(vectors: Array) -> Iterator[dict[str, Callable[[Array], object]]]:
-    """FAISS's flat index as it comes, and with its threshold raised; nothing where there is none."""
+    """FAISS's flat index as it comes, and with its threshold raised; nothing without FAISS."""
     try:
         import faiss
     except ImportError as error:
@@ -245,7 +245,9 @@ def compare(
                 FLOOR: read_all(vectors),
             }
             label = f"{count} quer{'y' if count == 1 else 'ies'} × {rows:,} × {dim}, top {K}"
-            comparison = take_turns(label, ways, ours="exact", rounds=rounds)
+            # Both answer exactly: many questions go by codes where that is faster.
+            ours = "int8" if count > 1 and "int8" in ways else "exact"
+            comparison = take_turns(label, ways, ours=ours, rounds=rounds)
             aims = AIMS if count > 1 else {FAISS: 1.0, FLOOR: FLOOR_AIM}
             comparison.targets = {name: aim for name, aim in aims.items() if name in ways}
             comparison.facts = {
@@ -277,7 +279,7 @@ def same(queries: Array, vectors: Array, ways: dict[str, Callable[[], Any]]) -> 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dims", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--kinds", nargs="+", default=["int8", "ivf"], help="hnsw takes long")
     parser.add_argument("--recall", type=float, default=0.95)

@@ -160,5 +160,5 @@ def test_damaged_codes_are_refused(tmp_path: Path, name: str, damage: str) -> No
     path.unlink()
     if damage != "missing":
         path.write_bytes({"empty": b"", "short": content[:-9], "garbage": b"garbage"}[damage])
-    with pytest.raises(StoreError, match=r"codes is damaged \(.+\): tune the index again"):
+    with pytest.raises(StoreError, match=r"codes is damaged \(.+\): index again with --kind exact"):
         CodedSegment(tmp_path / "codes", 100, 16)

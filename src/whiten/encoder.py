@@ -126,7 +126,7 @@ def embed_cached(
     teacher: Teacher, items: Sequence[Item], cache: Path, workers: int, show_progress: bool
 ) -> Store:
     """Embed whole images into the cache's store of this teacher, as far as they are missing."""
-    with progress(f"embed {teacher.name}", enabled=show_progress) as update:
+    with progress(f"embed {teacher.name}", enabled=show_progress, unit="images") as update:
         exact, half = (store_folder(cache, teacher, precision=p) for p in ("32", "bf16"))
         # What a bf16 run has cached is taken as it is; anything else would embed twice.
         folder = half if half.exists() and not exact.exists() else exact

@@ -169,7 +169,7 @@ class _Embedder:
             return render_own_size(data, box=None if boxes is None else boxes[item.id])
 
         model = self.whole if boxes is None else self.cropped
-        with progress(f"embed {label}", enabled=self.show_progress) as update:
+        with progress(f"embed {label}", enabled=self.show_progress, unit="images") as update:
             folder = store_folder(self.folder / label, model)
             return embed(items, model, folder, progress=update, render=render)
 

@@ -127,7 +127,7 @@ class _Cache:
             seed=spec.view_seed,
             augment=spec.augment,
         )
-        with progress(f"embed {label}", enabled=self.show_progress) as update:
+        with progress(f"embed {label}", enabled=self.show_progress, unit="images") as update:
             store = embed(
                 items,
                 teacher.to(self.device),

@@ -168,7 +168,7 @@ class ApproximateSegment:
         self._count = count
         self.settings = settings
         path = folder / _FILE
-        problem = f"{path} is damaged (%s): tune the index again, or index again"
+        problem = f"{path} is damaged (%s): index again with --kind exact, which does without it"
         try:
             if not path.is_file():
                 raise RuntimeError("it is gone")

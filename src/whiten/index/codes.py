@@ -122,7 +122,8 @@ class CodedSegment:
             self._codes: Codes = np.memmap(folder / _CODES, np.int8, "c", shape=(count, dim))
         except (OSError, ValueError, EOFError) as error:
             raise StoreError(
-                f"{folder} is damaged ({error}): tune the index again, or index again"
+                f"{folder} is damaged ({error}): index again with --kind exact, which does without "
+                "it"
             ) from error
         self._step, self._error, self._longest = map(float, frame[0, :3])
         self._centre, self._rotation = frame[1], frame[2:]

@@ -182,7 +182,10 @@ class FolderIndex:
                 if not there.any():
                     continue
                 part = replace(part, gone=f"{_GONE}{generation:06d}-{number}")
-                write_atomically(self.root / part.gone, np.packbits(~there).tobytes())
+                with (self.root / part.gone).open("wb") as file:  # that no manifest names yet
+                    file.write(np.packbits(~there).tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
             parts.append(part)
         return parts
 

@@ -73,7 +73,7 @@ class Tuning:
         )
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """For people; nothing where there was nothing to choose."""
         if self.seconds:
             exact, ours = 1000 * self.seconds["exact"], 1000 * self.seconds[self.kind]
             yield (
@@ -81,7 +81,7 @@ class Tuning:
                 f"{self.target:g}), {ours:.2f} ms a query, exact {exact:.2f} ms "
                 f"({exact / ours:.1f}×)"
             )
-        else:
+        elif self.asked != "auto" or self.remark:
             yield f"search: {self.kind}"
         if self.remark:
             yield self.remark
