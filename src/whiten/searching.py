@@ -253,15 +253,21 @@ def change_index(
     metadata: Path | None,
     add: bool,
     remove: Sequence[str],
+    kind: str | None = None,
+    recall: float | None = None,
     show_progress: bool = True,
 ) -> Index:
-    """Make an index, bring it up to date, or take images out.
+    """Make an index, bring it up to date, or take images out; see `Index.build`.
 
     Raises:
         ConfigError: nothing, or both at once, is asked for.
     """
     if (images is None) == (not remove):
         raise ConfigError("say what to do: name images to index, or --remove ids")
+    if remove and (kind or recall):
+        raise ConfigError(
+            "--kind and --recall are chosen while images are indexed, not with --remove"
+        )
     if images is None:
         index = Index.open(place)
         index.remove(list(remove))
@@ -270,7 +276,14 @@ def change_index(
         opened = Index.open(place)  # which says how to begin where there is none
         student = opened.facts.uri or None
     return Index.build(
-        student, images, place, metadata=metadata, keep=add, show_progress=show_progress
+        student,
+        images,
+        place,
+        metadata=metadata,
+        keep=add,
+        kind=kind,
+        recall=recall,
+        show_progress=show_progress,
     )
 
 

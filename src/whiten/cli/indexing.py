@@ -22,6 +22,8 @@ def index(
     metadata: Path | None = None,
     add: bool = False,
     remove: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    kind: Literal["auto", "exact", "int8", "ivf", "hnsw"] | None = None,
+    recall: float | None = None,
     as_json: Json = False,
 ) -> None:
     """Make an index, or bring it up to date: only new and changed images are embedded.
@@ -35,6 +37,9 @@ def index(
             columns of the table of images.
         add: add these images to the index, and remove none.
         remove: ids of images to take out.
+        kind: of search: exact, int8 (exact too), ivf, hnsw, or what is measured to be fast; by
+            default as before, at first auto.
+        recall: the least recall@10 against exact search, at first 0.95.
         as_json: print JSON.
     """
     from dataclasses import asdict
@@ -48,15 +53,22 @@ def index(
         metadata=metadata,
         add=add,
         remove=remove or (),
+        kind=kind,
+        recall=recall,
     )
+    tuning = changed.tuning
     if as_json:
-        print_json({"place": changed.place, "images": len(changed), **asdict(changed.changes)})
+        how = None if tuning is None else asdict(tuning)
+        facts = {"place": changed.place, "images": len(changed), **asdict(changed.changes)}
+        print_json(facts | {"search": how})
         return
     done = changed.changes
     print(
         f"{changed.place}: {len(changed):,} images; {done.added:,} added ({done.embedded:,} images "
         f"embedded), {done.updated:,} updated, {done.removed:,} removed"
     )
+    for line in tuning.lines() if tuning is not None else ():
+        print(line)
     list_skipped(done.skipped)
 
 

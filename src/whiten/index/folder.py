@@ -12,64 +12,28 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from whiten.atomic import write_atomically
 from whiten.errors import StoreError
-from whiten.index.exact import QUERIES, Mask, Nearest, scan
-from whiten.index.rows import Block, Facts, Match, matches
+from whiten.index.manifest import MANIFEST, Manifest, Part
+from whiten.index.rows import Block, Facts, Match
 from whiten.index.segments import Segment, SegmentWriter
-from whiten.index.where import Where, to_arrow
-from whiten.media import NameIndex
+from whiten.index.snapshot import Snapshot
+from whiten.index.tuning import RECALL, Tuning, choose
+from whiten.index.where import Where
 from whiten.store import Vectors
 
-FORMAT = 3
-MANIFEST = "manifest.json"
 _LOCK = ".lock"
-_SEGMENT, _GONE, _STAGED = "segment-", "gone-", ".staged-"
+_SEGMENT, _GONE, _STAGED, _FAST = "segment-", "gone-", ".staged-", "fast-"
 _OURS = (MANIFEST, _LOCK, f".{MANIFEST}.partial")
-_MOST_SEGMENTS = 8  # before they are merged
-_MOST_GONE = 0.25  # of the rows, likewise
-_BATCH = 8192  # rows that are copied at once
-
-
-@dataclass(frozen=True)
-class Part:
-    """A segment in the manifest.
-
-    Attributes:
-        name: of its folder.
-        count: of its rows.
-        gone: file with those that are gone, packed bits; "" is none.
-    """
-
-    name: str
-    count: int
-    gone: str = ""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The state of an index; `generation` grows with every change."""
-
-    generation: int
-    facts: Facts
-    parts: tuple[Part, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "generation": self.generation,
-            "facts": self.facts.to_json(),
-            "parts": [asdict(part) for part in self.parts],
-        }
+_MOST_SEGMENTS = 8  # before the small ones are merged
+_MOST_GONE = 0.25  # of the rows, before all are
+_MOST_BESIDE = 0.2  # of the rows outside the largest segment, likewise
 
 
 class FolderIndex:
@@ -80,176 +44,78 @@ class FolderIndex:
         facts: None while there is no index.
     """
 
+    facts: Facts | None
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.root = Path(folder)
         self.place = os.fspath(folder)
         self._refuse_foreign()
-        self._reopen()
+        self._now: Snapshot | None = None
+        self._open()
 
     def _refuse_foreign(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"{self.root} is a file: name a folder for the index")
         for path in self.root.iterdir() if self.root.is_dir() else ():
-            if path.name not in _OURS and not path.name.startswith((_SEGMENT, _GONE, _STAGED)):
+            ours = (_SEGMENT, _GONE, _STAGED, _FAST)
+            if path.name not in _OURS and not path.name.startswith(ours):
                 raise StoreError(
                     f"{self.root} holds something else than an index, {path.name!r}: name another "
                     "folder"
                 )
 
-    def _reopen(self) -> None:
-        manifest = self._read_manifest()
+    def _open(self) -> None:
+        manifest = Manifest.read(self.root)
         while True:
             try:
-                return self._open(manifest)
+                self._now = None if manifest is None else Snapshot(self.root, manifest)
+                self.facts = None if manifest is None else manifest.facts
+                return
             except StoreError:
                 # A writer may have replaced the manifest, and swept what the old one names.
-                latest = self._read_manifest()
-                if latest == manifest:
+                before, manifest = manifest, Manifest.read(self.root)
+                if manifest == before:
                     raise
-                manifest = latest
 
     def refresh(self) -> None:
-        if self.manifest != self._read_manifest():
-            self._reopen()
-
-    def _open(self, manifest: Manifest | None) -> None:
-        self.manifest = manifest
-        self.facts = None if manifest is None else manifest.facts
-        self._segments: list[Segment] = []
-        self._present: list[Mask | None] = []  # rows that are not gone; None is all
-        self.__dict__.pop("_by_id", None)
-        if self.manifest is None:
-            return
-        for part in self.manifest.parts:
-            self._segments.append(
-                Segment.open(self.root / part.name, self.manifest.facts, part.count)
-            )
-            self._present.append(self._read_gone(part))
-
-    def _read_manifest(self) -> Manifest | None:
-        path = self.root / MANIFEST
-        try:
-            facts = json.loads(path.read_text())
-            if facts["format"] != FORMAT:
-                raise StoreError(
-                    f"{self.root} has index format {facts['format']!r}, this version reads "
-                    f"{FORMAT}: delete it and index again"
-                )
-            return Manifest(
-                int(facts["generation"]),
-                Facts.from_json(facts["facts"]),
-                tuple(
-                    Part(str(part["name"]), int(part["count"]), str(part["gone"]))
-                    for part in facts["parts"]
-                ),
-            )
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
-                f"{path} is damaged ({error}): delete {self.root} and index again"
-            ) from error
-
-    def _read_gone(self, part: Part) -> Mask | None:
-        if not part.gone:
-            return None
-        try:
-            bits = np.fromfile(self.root / part.gone, np.uint8)
-        except OSError as error:
-            raise StoreError(
-                f"{self.root / part.gone} is missing or unreadable ({error}): delete {self.root} "
-                "and index again"
-            ) from error
-        if len(bits) != -(-part.count // 8):
-            raise StoreError(f"{self.root / part.gone} is damaged: delete {self.root}, index again")
-        return ~np.unpackbits(bits, count=part.count).astype(bool)
+        if self._manifest != Manifest.read(self.root):
+            self._open()
 
     # --- reading ------------------------------------------------------------------------
 
+    @property
+    def tuning(self) -> Tuning | None:
+        """How it answers; None while there is no index."""
+        return None if self._manifest is None else self._manifest.tuning
+
+    @property
+    def _manifest(self) -> Manifest | None:
+        return None if self._now is None else self._now.manifest
+
+    @property
+    def _opened(self) -> Snapshot:
+        assert self._now is not None
+        return self._now
+
     def __len__(self) -> int:
-        return sum(
-            len(segment) if present is None else int(present.sum())
-            for segment, present in zip(self._segments, self._present, strict=True)
-        )
+        return 0 if self._now is None else len(self._now)
 
     def pages(self, size: int) -> Iterator[pa.Table]:
-        for segment, present in zip(self._segments, self._present, strict=True):
-            for start in range(0, len(segment), size):
-                page = segment.rows.slice(start, size)
-                yield page if present is None else page.filter(pa.array(present[start:][:size]))
+        return self._opened.pages(size)
 
     def known(self) -> pa.Table:
-        assert self.facts is not None
-        return pa.concat_tables([self.facts.schema().empty_table(), *self.pages(1 << 20)])
-
-    @cached_property
-    def _by_id(self) -> tuple[NameIndex, np.ndarray[Any, Any]]:
-        """Ids of the rows that are there, and the place of each over all segments."""
-        places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *map(self._there, self._all())]))
-        return NameIndex(self.known()["id"].combine_chunks()), places
-
-    def _all(self) -> range:
-        return range(len(self._segments))
-
-    def _there(self, number: int) -> Mask:
-        present = self._present[number]
-        return np.ones(len(self._segments[number]), bool) if present is None else present
-
-    def _places(self, ids: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Of each id over all segments; -1 where it is not there."""
-        index, places = self._by_id
-        rows = index.rows(list(ids))
-        return np.where(rows < 0, -1, places[rows]) if len(places) else rows
+        return self._opened.known()
 
     def fetch(self, ids: Sequence[str]) -> Block:
-        places = self._places(ids)
+        now = self._opened
+        places = now.places(ids)
         if (places < 0).any():
             missing = ids[int((places < 0).argmax())]
             raise StoreError(f"{self.place} has no image {missing!r}")
-        return self._take(places)
-
-    def _take(self, places: np.ndarray[Any, Any]) -> Block:
-        """Rows at places over all segments."""
-        assert self.facts is not None
-        rows = pa.concat_tables(
-            [self.facts.schema().empty_table(), *(segment.rows for segment in self._segments)]
-        ).take(pa.array(places, pa.int64()))
-        vectors = np.empty((len(places), self.facts.dim), np.float32)
-        first = 0
-        for segment in self._segments:
-            inside = (places >= first) & (places < first + len(segment))
-            vectors[inside] = segment.vectors[places[inside] - first]
-            first += len(segment)
-        return Block(rows, vectors)
+        return now.take(places)
 
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
-        assert self.facts is not None
-        allowed = [self._allowed(number, where) for number in self._all()]
-        found: list[list[Match]] = []
-        rows = pa.concat_tables(
-            [self.facts.schema().empty_table(), *(segment.rows for segment in self._segments)]
-        )
-        for start in range(0, len(queries), QUERIES):
-            some = np.ascontiguousarray(queries[start : start + QUERIES], np.float32)
-            nearest = Nearest(len(some), k)
-            first = 0
-            for segment, mask in zip(self._segments, allowed, strict=True):
-                scan(some, segment.vectors, nearest, mask, first)
-                first += len(segment)
-            for places, scores in nearest.best():
-                found.append(matches(rows.take(pa.array(places)), scores, self.facts.columns))
-        return found
-
-    def _allowed(self, number: int, where: Where | None) -> Mask | None:
-        present = self._present[number]
-        if where is None:
-            return present
-        rows = self._segments[number].rows
-        numbered = rows.append_column("", pa.array(np.arange(len(rows))))
-        passing = ds.dataset(numbered).to_table(columns=[""], filter=to_arrow(where))[""].to_numpy()
-        mask = np.zeros(len(rows), bool)
-        mask[passing] = True
-        return mask if present is None else mask & present
+        return self._opened.search(queries, k, where)
 
     # --- writing ------------------------------------------------------------------------
 
@@ -272,7 +138,7 @@ class FolderIndex:
             yield
 
     def staged(self, facts: Facts) -> list[Block]:
-        named = set() if self.manifest is None else {part.name for part in self.manifest.parts}
+        named = {part.name for part in self._manifest.parts} if self._manifest else set()
         left = [
             path
             for kind in (_STAGED, _SEGMENT)
@@ -283,7 +149,8 @@ class FolderIndex:
         return [block for block in found if block is not None]
 
     def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
-        generation = 1 + (0 if self.manifest is None else self.manifest.generation)
+        before = self._manifest
+        generation = 1 if before is None else before.generation + 1
         staged = self.root / f"{_STAGED}{generation:06d}-{os.urandom(4).hex()}"
         with SegmentWriter(staged, facts) as writer:
             writer.write(new)
@@ -293,63 +160,119 @@ class FolderIndex:
             shutil.rmtree(self.root / name, ignore_errors=True)  # of a change that was killed
             os.replace(staged, self.root / name)
             parts.append(Part(name, len(writer.ids)))
-        self._commit(Manifest(generation, facts, tuple(parts)))
-        if self._is_scattered():
-            self._merge()
+        self._commit(Manifest(generation, facts, tuple(parts), self.tuning))
+        self._tidy()
         self._sweep()
 
     def _without(self, ids: Sequence[str], generation: int) -> list[Part]:
         """The parts of today, with more rows gone; those with none left are left out."""
-        if self.manifest is None or not ids:
-            return [] if self.manifest is None else list(self.manifest.parts)
-        places = self._places(ids)
+        if self._now is None:
+            return []
+        if not ids:
+            return list(self._now.manifest.parts)
+        places = self._now.places(ids)
         places = places[places >= 0]
         parts, first = [], 0
-        for number, part in enumerate(self.manifest.parts):
+        for number, part in enumerate(self._now.manifest.parts):
             inside = places[(places >= first) & (places < first + part.count)] - first
             first += part.count
             if len(inside):
-                there = self._there(number).copy()
+                there = self._now.there(number).copy()
                 there[inside] = False
                 if not there.any():
                     continue
                 part = replace(part, gone=f"{_GONE}{generation:06d}-{number}")
-                write_atomically(self.root / part.gone, np.packbits(~there).tobytes())
+                with (self.root / part.gone).open("wb") as file:  # that no manifest names yet
+                    file.write(np.packbits(~there).tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
             parts.append(part)
         return parts
 
-    def _is_scattered(self) -> bool:
-        total = sum(map(len, self._segments))
-        return len(self._segments) > _MOST_SEGMENTS or len(self) < (1 - _MOST_GONE) * total
+    def _tidy(self) -> None:
+        """Merge segments where there are many, all where too much is gone or new; tune again."""
+        manifest, counts = self._opened.manifest, self._opened.counts
+        total, largest = sum(counts), max(counts, default=0)
+        tuning = manifest.tuning
+        is_grown = (
+            tuning is not None
+            and tuning.asked != "exact"
+            and total * (1 - _MOST_BESIDE) > tuning.rows
+        )
+        is_beside = total - largest > _MOST_BESIDE * total
+        is_many = len(counts) > _MOST_SEGMENTS
+        if len(self) < (1 - _MOST_GONE) * total or (is_beside and (is_many or is_grown)):
+            self._merge(range(len(counts)))
+        elif is_many:
+            self._merge([number for number in range(len(counts)) if number != np.argmax(counts)])
+        is_lost = not any(part.fast for part in self._opened.manifest.parts)
+        if tuning is not None and (is_grown or (tuning.kind != "exact" and is_lost)):
+            self._choose(tuning.asked, tuning.target)
 
-    def _merge(self) -> None:
-        """Copy what is there into one segment."""
-        assert self.manifest is not None
-        generation = self.manifest.generation + 1
+    def _merge(self, numbers: Sequence[int]) -> None:
+        """Copy what is there of some segments into one."""
+        manifest = self._opened.manifest
+        generation = manifest.generation + 1
         name = f"{_SEGMENT}{generation:06d}"
         shutil.rmtree(self.root / name, ignore_errors=True)
-        with SegmentWriter(self.root / name, self.manifest.facts) as writer:
-            writer.write(self._blocks())
-        self._commit(Manifest(generation, self.manifest.facts, (Part(name, len(writer.ids)),)))
+        with SegmentWriter(self.root / name, manifest.facts) as writer:
+            writer.write(self._opened.blocks(numbers))
+        parts = [part for n, part in enumerate(manifest.parts) if n not in numbers]
+        if writer.ids:
+            parts.append(Part(name, len(writer.ids)))
+        self._commit(replace(manifest, generation=generation, parts=tuple(parts)))
 
-    def _blocks(self) -> Iterator[Block]:
-        for number, segment in enumerate(self._segments):
-            there = np.flatnonzero(self._there(number))
-            for start in range(0, len(there), _BATCH):
-                rows = there[start : start + _BATCH]
-                yield Block(segment.rows.take(pa.array(rows)), segment.vectors[rows])
+    def tune(self, asked: str | None = None, target: float | None = None) -> None:
+        """Choose how the index answers; see `whiten.index.tuning`.
+
+        Args:
+            asked: auto, exact, int8, ivf or hnsw; by default as before, at first auto.
+            target: recall@10; by default as before.
+        """
+        before = self.tuning
+        asked = asked or (before.asked if before else "auto")
+        target = target or (before.target if before else RECALL)
+        if before is not None and (asked, target) == (before.asked, before.target):
+            return
+        counts = self._opened.counts
+        if asked != "exact" and sum(counts) - max(counts) > _MOST_BESIDE * sum(counts):
+            self._merge(range(len(counts)))
+        self._choose(asked, target)
+        self._sweep()
+
+    def _choose(self, asked: str, target: float) -> None:
+        """For the largest segment; the others are small, and scanned."""
+        now = self._opened
+        counts, generation = now.counts, now.manifest.generation + 1
+        tuning = Tuning(asked, target, "exact", 0)
+        parts = [replace(part, fast="") for part in now.manifest.parts]
+        if counts:
+            number = int(np.argmax(counts))
+            tuning, folder = choose(
+                asked,
+                target,
+                now.segments[number].vectors,
+                now.present[number],
+                lambda kind: self.root / f"{_FAST}{generation:06d}-{kind}",
+            )
+            parts[number] = replace(parts[number], fast=folder.name if folder else "")
+        tuning = replace(tuning, rows=sum(counts))
+        self._commit(Manifest(generation, now.facts, tuple(parts), tuning))
 
     def _commit(self, manifest: Manifest) -> None:
         """From here on the change counts."""
+        for part in manifest.parts:
+            for name in filter(None, (part.name, part.fast)):
+                _sync(self.root / name)
         _sync(self.root)
         write_atomically(self.root / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode())
         _sync(self.root)
-        self._open(manifest)
+        self._open()
 
     def _sweep(self) -> None:
         """Remove what the manifest does not name; who has it open goes on reading it."""
-        assert self.manifest is not None
-        named = {name for part in self.manifest.parts for name in (part.name, part.gone)}
+        parts = self._opened.manifest.parts
+        named = {name for part in parts for name in (part.name, part.gone, part.fast)}
         for path in self.root.iterdir():
             if path.name in named or path.name in _OURS:
                 continue

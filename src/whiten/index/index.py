@@ -11,10 +11,12 @@ import pyarrow as pa
 from whiten.encoder import Embeddable, Encoder, load
 from whiten.errors import ConfigError, StoreError
 from whiten.index.collections import Images, Place, describe, open_source
+from whiten.index.folder import FolderIndex
 from whiten.index.places import open_place
 from whiten.index.rows import FILTERABLE, Backend, Facts, Match, matches
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes, synchronise
+from whiten.index.tuning import Tuning, check_kind
 from whiten.index.where import Where, parse_where
 from whiten.media import Skipped
 from whiten.store import Vectors
@@ -66,6 +68,8 @@ class Index:
         *,
         metadata: Place | None = None,
         keep: bool = False,
+        kind: str | None = None,
+        recall: float | None = None,
         show_progress: bool = False,
     ) -> Index:
         """Index a collection, or bring its index up to date; only what is new is embedded.
@@ -77,14 +81,29 @@ class Index:
             metadata: CSV or Parquet with columns to filter by, and `id` or `path`; by default the
                 other columns of the table of images.
             keep: add and update, but remove nothing.
+            kind: of search: `exact`, `int8` (exact too, by a scan of 8 bits), `ivf`, `hnsw`, or
+                `auto`, what is measured to be fast at that recall. By default as it was chosen
+                before, at first `auto`. Databases choose for themselves.
+            recall: the least recall@10 against exact search, 0.95 by default.
 
         Raises:
+            ConfigError: there is no such kind or recall.
+            MissingExtraError: FAISS is needed, and not installed.
             StoreError: the place holds something else, another model's index, or an index of other
                 images, or another process is changing it.
             NoImagesError: no image can be read.
         """
+        check_kind(kind, recall)
         index = cls(open_place(place), encoder if isinstance(encoder, Encoder) else None)
+        if not isinstance(index._backend, FolderIndex) and (kind or recall):
+            raise ConfigError(
+                f"{index.place} is a database, which searches in its own way: leave out the kind "
+                "of search and the recall"
+            )
         index._change(open_source(encoder, images), images, metadata, keep, show_progress)
+        if isinstance(index._backend, FolderIndex):
+            with index._backend.writing():
+                index._backend.tune(kind, recall)
         return index
 
     def add(
@@ -175,6 +194,11 @@ class Index:
                 f"({self.facts.model[:8]}), than {encoder.name} ({encoder.fingerprint()[:8]}): ask "
                 "with that one, or make another index"
             )
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """How it answers, and what was measured; None of a database."""
+        return self._backend.tuning if isinstance(self._backend, FolderIndex) else None
 
     def refresh(self) -> None:
         """See what other processes have changed since."""

@@ -75,10 +75,11 @@ class Segment:
         if not batches:
             return None
         rows = as_of(pa.Table.from_batches(batches), facts)
-        vectors = np.fromfile(folder / VECTORS, "<f4", len(rows) * facts.dim)
-        if len(vectors) < len(rows) * facts.dim:
+        shape = (len(rows), facts.dim)
+        path = folder / VECTORS
+        if not len(rows) or not path.is_file() or path.stat().st_size < 4 * len(rows) * facts.dim:
             return None
-        return Block(rows, vectors.reshape(len(rows), facts.dim))
+        return Block(rows, np.memmap(path, "<f4", "r", shape=shape))
 
 
 class SegmentWriter:
