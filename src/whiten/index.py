@@ -120,6 +120,11 @@ class Index:
             built._require(encoder)
             if built.state == state:
                 return built
+            if encoder.fingerprint() != built.model:  # it may ask, and not add
+                raise StoreError(
+                    f"{root} is behind its images, and {encoder.name} can only ask it: bring it up "
+                    "to date with the model that it was built with"
+                )
         root.mkdir(parents=True, exist_ok=True)
         partial = root / f".{_VECTORS}.partial"
         try:
@@ -209,7 +214,7 @@ class Index:
         ]
 
     def _require(self, encoder: Encoder) -> None:
-        if encoder.fingerprint() != self.model:
+        if not encoder.can_ask(self.model):
             raise StoreError(
                 f"{self.folder} was built with another model ({self.model[:8]}) than "
                 f"{encoder.name} ({encoder.fingerprint()[:8]}): name another index folder, or "

@@ -42,6 +42,7 @@ class StudentConfig:
         backbone_licence: licence of those weights.
         teachers: for each teacher its uri, fingerprint and licence.
         training: summary of the run.
+        compatible_with: fingerprint of the encoder of a gallery that it can search beside its own.
     """
 
     architecture: str
@@ -52,6 +53,7 @@ class StudentConfig:
     backbone_licence: str = "unknown"
     teachers: list[dict[str, str]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
+    compatible_with: str | None = None
 
 
 class StudentNet(nn.Module):
@@ -328,6 +330,7 @@ def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
         forward=net,
         licence=_joint_licence(config),
         module=net,
+        compatible_with=config.compatible_with,
     )
 
 
