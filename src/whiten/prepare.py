@@ -272,7 +272,11 @@ def _write_start(
     if spec.start == "principal" and parse_uri(spec.student).scheme != "whiten":
         if spec.backbone_lr > 0:
             store = cache.embed(features, sample, range(1), "a sample of student features")
-        net.init_projection(store.gather(sample.ids.to_pylist()))
+        vectors = store.gather(sample.ids.to_pylist())
+        net.init_projection(vectors)
+        if spec.compatible:
+            whole = open_targets(fused_path(run))[:, 0]
+            net.turn_projection(vectors, whole[items.by_id.rows(sample.ids.to_pylist())])
     state = {name: value.clone() for name, value in net.state_dict().items()}
     run.save_checkpoint(
         {"step": 0, "model": state, "optimizer": {}, "ema": state if spec.ema > 0 else {}}

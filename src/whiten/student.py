@@ -131,6 +131,25 @@ class StudentNet(nn.Module):
         self.projection.bias.zero_()
         self.projection.bias[:rank] = -rotation @ torch.from_numpy(axes.mean_).float()
 
+    @torch.no_grad()
+    def turn_projection(self, features: np.ndarray, targets: np.ndarray) -> None:
+        """Rotate the projection so that embeddings lie as near to the targets as they can.
+
+        The rotation of orthogonal Procrustes (Schönemann 1966). It leaves the similarities of the
+        embeddings alone.
+
+        Args:
+            features: (n, f) pooled features.
+            targets: (n, dim) of the same images.
+        """
+        embeddings = F.normalize(self.projection(torch.from_numpy(features)), dim=1)
+        left, _, right = torch.linalg.svd(
+            torch.from_numpy(targets).T.double() @ embeddings.double()
+        )
+        rotation = (left @ right).float()
+        self.projection.weight.copy_(rotation @ self.projection.weight)
+        self.projection.bias.copy_(rotation @ self.projection.bias)
+
 
 def build_student(
     uri: str | TeacherURI, *, dim: int = 256, pool: Pool = "auto", size: int | None = None
