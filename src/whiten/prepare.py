@@ -269,14 +269,16 @@ def _write_start(
         store = cache.embed(features, items, range(views), "student features")
         write_targets(store, items.by_id, views, None, features_path(run))
     # A student that goes on learning has its projection already.
-    if spec.start == "principal" and parse_uri(spec.student).scheme != "whiten":
+    draws_axes = spec.start == "principal" and parse_uri(spec.student).scheme != "whiten"
+    if draws_axes or spec.compatible:
         if spec.backbone_lr > 0:
             store = cache.embed(features, sample, range(1), "a sample of student features")
-        vectors = store.gather(sample.ids.to_pylist())
-        net.init_projection(vectors)
+        names = sample.ids.to_pylist()
+        vectors = store.gather(names)
+        if draws_axes:
+            net.init_projection(vectors)
         if spec.compatible:
-            whole = open_targets(fused_path(run))[:, 0]
-            net.turn_projection(vectors, whole[items.by_id.rows(sample.ids.to_pylist())])
+            net.turn_projection(vectors, open_targets(fused_path(run))[items.by_id.rows(names), 0])
     state = {name: value.clone() for name, value in net.state_dict().items()}
     run.save_checkpoint(
         {"step": 0, "model": state, "optimizer": {}, "ema": state if spec.ema > 0 else {}}
