@@ -30,6 +30,7 @@ FLOORS = [
     "objective",
     "set_similarity",
     "metrics",
+    "reranking",
     "views",
     "views_torch",
     "own_size",
