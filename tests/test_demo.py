@@ -63,6 +63,18 @@ def test_the_report_stands_alone(demo: Path) -> None:
     assert sum(name.startswith("retrievals_") for name in figures) == 3
 
 
+def test_the_asymmetric_row_is_what_evaluate_finds(demo: Path) -> None:
+    row = json.loads((demo / "results.json").read_text())[-1]
+    student, gallery = demo / "groups", f"fuse:compatible:{demo / 'groups'}"
+    found = whiten.evaluate(
+        student,
+        demo / "images" / "test",
+        gallery_encoder=gallery,
+        cache=demo / "embeddings",
+    )
+    assert found.figures["map"].value == pytest.approx(row["map"], abs=1e-3)
+
+
 def test_train_and_test_groups_are_disjoint(tmp_path: Path) -> None:
     extract_images(tmp_path)
     groups = {

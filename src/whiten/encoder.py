@@ -274,7 +274,7 @@ def _load_fused(
     if kind not in ("raw", "whitened") or not rest:
         raise ConfigError(
             f"cannot read {text!r}: write fuse:raw:URI,URI or fuse:whitened:URI,URI or "
-            "fuse:whitened:RUN"
+            "fuse:whitened:RUN, or fuse:compatible:RUN"
         )
     run = RunFolder(Path(rest))
     whitened = kind == "whitened"
@@ -301,6 +301,11 @@ def _load_fused(
 
 def _load_compatible(run: RunFolder) -> Encoder:
     """What the run's student was made compatible with: its targets, of any image."""
+    if not run.config.is_file():
+        raise ConfigError(
+            f"fuse:compatible: takes the folder of a run, and {run.root} is none: name the --out "
+            "of `whiten distill --compatible`"
+        )
     _, spec = run.read_config()
     if not spec.compatible or not run.rotation.is_file():
         raise ConfigError(
