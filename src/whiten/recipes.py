@@ -57,8 +57,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 # colour and sharpness too.
 _PUBLISHED_VIEWS = {"groups": "paper-images", "mixed": "paper-images", "views": "paper-frames"}
 
-# Weight of the regression onto the fused teachers that `--compatible` adds to a recipe; a higher one
-# brings the student little nearer and costs it more (benchmarks/compatible.py).
+# Weight of the regression onto the fused teachers that `--compatible` adds to a recipe: a higher
+# one costs the student more than its queries gain (benchmarks/compatible.py).
 COMPATIBLE = 1.0
 
 # Teachers whose whitened embeddings retrieve held-out groups with at least this mAP know the
