@@ -1,6 +1,6 @@
 """What `--compatible` costs a student and what it gives: the weight of `align`, on validation.
 
-    python benchmarks/compatible.py --work runs/compatible --out benchmarks/results/compatible.json
+    python benchmarks/compatible.py --work runs/compatible --out benchmarks/search/compatible.json
 
 Trains the demo's student on the bundled training split with several weights of the regression onto
 the fused teachers, and measures mAP on the validation split three ways: the student alone, its
@@ -67,7 +67,8 @@ def main() -> None:
                 print(json.dumps(facts), flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+        text = json.dumps({"benchmark": "compatible", "rows": rows}, indent=1)
+        options.out.write_text(text + "\n")
 
 
 def trial(

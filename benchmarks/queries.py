@@ -1,7 +1,7 @@
 """What α-query expansion and score normalisation give on the demo's images.
 
     whiten demo --out runs/demo
-    python benchmarks/queries.py --demo runs/demo --out benchmarks/results/queries.json
+    python benchmarks/queries.py --demo runs/demo --out benchmarks/search/queries.json
 
 Every image searches all others of its split. Expansion is measured by mAP over a grid of (n, α),
 score normalisation by µAP of each query's first 100 results over a grid of (top, β); its background
@@ -165,11 +165,11 @@ def main() -> None:
                 f"gain {100 * low:.1f} to {100 * high:.1f}",
                 file=sys.stderr,
             )
-    text = json.dumps({"benchmark": "queries", "rows": rows}, indent=1)
+        text = json.dumps({"benchmark": "queries", "rows": rows}, indent=1)
+        if options.out:  # after each model: the fused teachers take their time
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(text + "\n")
     print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":
