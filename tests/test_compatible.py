@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from helpers import TEACHER, write_groups
 from whiten.encoder import Encoder, Part
 from whiten.evaluate import evaluate
 from whiten.losses import alignment_loss
-from whiten.media import find_items
+from whiten.media import Items, Skipped, find_items
 from whiten.recipes import COMPATIBLE, RECIPES, complete
 from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec
@@ -102,6 +104,36 @@ def test_who_can_ask(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert whiten.load(again.root).can_ask(fingerprint)
     other, _ = distil(images, tmp_path / "other", monkeypatch, shrinkage=0.5)
     assert not whiten.load(other.root).can_ask(fingerprint)
+
+
+def test_one_model_on_both_sides_is_as_ever(images: Path) -> None:
+    alone = evaluate(TEACHER, images)
+    both = evaluate(TEACHER, images, gallery_encoder=TEACHER)
+    assert both.figures == alone.figures and both.query_ids == alone.query_ids
+    asked = evaluate(TEACHER, images, queries=images, gallery_encoder=TEACHER)
+    assert asked.figures == evaluate(TEACHER, images, queries=images).figures
+
+
+def test_what_one_side_cannot_read_is_left_out(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["whiten.evaluate"]
+    write, calls = module.write_embeddings, []
+
+    def loses_one(encoder: Encoder, items: Items, *args: Any, **options: Any) -> Any:
+        calls.append(encoder)
+        if len(calls) < 2:
+            return write(encoder, items, *args, **options)
+        kept, _ = write(encoder, [i for i in items if i.id != "b/2.png"], *args, **options)
+        return kept, [Skipped("b/2.png", "of another kind")]
+
+    monkeypatch.setattr(module, "write_embeddings", loses_one)
+    found = evaluate(TEACHER, images, gallery_encoder=TEACHER)
+    assert (found.gallery_size, len(found.query_ids)) == (15, 15)
+    assert [skip.id for skip in found.skipped] == ["b/2.png"]
+    monkeypatch.undo()
+    (images / "b" / "2.png").unlink()
+    assert found.figures == evaluate(TEACHER, images).figures
 
 
 def test_a_student_that_learns_on_without_it_leaves_the_gallery(

@@ -146,7 +146,7 @@ def evaluate(
         who, searching = kept, vectors
         if host is not model:
             who, searching, more = _embed_to_disk(model, kept, cache, show_progress)
-            if more:  # a query is what both could read
+            if more:  # what both could read searches, and is searched
                 rows = kept.by_id.rows(who.ids.to_pylist())
                 kept, vectors, skipped = who, vectors[rows], [*skipped, *more]
         task = folder_task(kept)
