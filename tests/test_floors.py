@@ -32,6 +32,7 @@ FLOORS = [
     "objective",
     "set_similarity",
     "metrics",
+    "reranking",
     "views",
     "views_torch",
     "own_size",

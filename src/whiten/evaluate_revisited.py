@@ -79,7 +79,7 @@ def evaluate_revisited_set(
         StoreError: the store of distractors was made by another model or in another way.
     """
     data = read_set(Path(root), protocol)
-    if len(encoder.parts) > 1:
+    if len(encoder.parts) > 1 or encoder.rotation is not None:
         raise ConfigError(f"{protocol} is measured for one model at a time: name one, not fuse:")
     part = encoder.parts[0]
     scales = MULTI if multi_scale else SINGLE

@@ -72,6 +72,11 @@ class RunFolder:
         return self.whiteners / f"{number}.safetensors"
 
     @property
+    def rotation(self) -> Path:
+        """Where the PCA of the fused teachers is, if the student has learnt from it."""
+        return self.whiteners / "fused.safetensors"
+
+    @property
     def choices(self) -> Path:
         """How the whitenings were chosen; there is none where nothing was left to choose."""
         return self.whiteners / "choices.json"

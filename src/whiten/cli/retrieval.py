@@ -15,6 +15,7 @@ def evaluate(
     /,
     *,
     queries: Path | None = None,
+    gallery_encoder: str | None = None,
     whitener: Path | None = None,
     whiten_on: Path | None = None,
     whiten_dim: int = 256,
@@ -32,10 +33,12 @@ def evaluate(
 
     Args:
         encoder: a teacher's URI, a student's folder, or fuse:raw:URI,URI and
-            fuse:whitened:URI,URI or fuse:whitened:RUN.
+            fuse:whitened:URI,URI or fuse:whitened:RUN, or fuse:compatible:RUN.
         gallery: a folder with a subfolder a group, a table with columns path,group, or the root
             of a published benchmark.
         queries: likewise; by default each image searches all the others.
+        gallery_encoder: embeds the gallery, where queries have another encoder: fuse:compatible:RUN
+            for the student of a run that was made with --compatible.
         whitener: file of a whitening for the embeddings of a single model.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
@@ -55,7 +58,7 @@ def evaluate(
     from whiten.evaluate import evaluate as run
 
     options = Options(multi_scale, distractors, similarity, omit_normalisation, report)
-    name = find_protocol(gallery, protocol, options, queries)
+    name = find_protocol(gallery, protocol, options, queries, gallery_encoder)
     model = load(
         encoder,
         whitener=whitener,
@@ -66,7 +69,14 @@ def evaluate(
     )
     outcome: Outcome
     if name is None:
-        outcome = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
+        outcome = run(
+            model,
+            gallery,
+            queries=queries,
+            gallery_encoder=gallery_encoder,
+            cache=embeddings,
+            show_progress=True,
+        )
     else:
         outcome = PROTOCOLS[name](model, gallery, options, embeddings, True)
     if as_json:

@@ -188,7 +188,7 @@ class Index:
         Raises:
             StoreError: the index was made with another one.
         """
-        if encoder.fingerprint() != self.facts.model:
+        if not encoder.can_ask(self.facts.model):
             raise StoreError(
                 f"{self.place} was made with another model, {self.facts.name} "
                 f"({self.facts.model[:8]}), than {encoder.name} ({encoder.fingerprint()[:8]}): ask "
