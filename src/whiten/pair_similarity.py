@@ -39,6 +39,9 @@ class PairSimilarity(Protocol):
     rounding: float
 
     def __len__(self) -> int: ...
+    def part(self, count: int) -> PairSimilarity:
+        """Of the first `count` items alone."""
+
     def load(self, rows: slice | Rows) -> Any:
         """Items made ready for `product`."""
 
@@ -82,6 +85,9 @@ class VectorSimilarity:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def part(self, count: int) -> VectorSimilarity:
+        return VectorSimilarity(self.vectors[:count])
 
     def load(self, rows: slice | Rows) -> Vectors:
         part = self._read(rows)
@@ -152,6 +158,10 @@ class SetSimilarity:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def part(self, count: int) -> SetSimilarity:
+        lengths = self.lengths[:count]
+        return SetSimilarity(self.frames[: lengths.sum()], lengths)
 
     def load(self, rows: slice | Rows) -> tuple[Vectors, Rows]:
         wanted = np.arange(len(self))[rows]

@@ -8,6 +8,7 @@ and take pairs for independent draws, which pairs that share an image are not qu
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,11 +16,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from whiten.dedup.pixels import same_picture
 from whiten.dedup.sources import Collection
 from whiten.embed import embed, store_folder
 from whiten.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.media import Items, name_codes
+from whiten.near_duplicates import Forest, range_search
 from whiten.pair_similarity import Doubles, PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.progress import progress
 from whiten.protocols.video_task import count_frames, video_of
@@ -30,7 +33,8 @@ from whiten.whitening import normalize_rows
 COPIES = ViewPlan(scale=(0.7, 1.0), ratio=1.1, flip=0.0, jitter=0.15, grayscale=0.0)
 CONFIDENCE = 0.95
 SHARE = 0.1  # of the images, as many as are taken to have a near-duplicate
-LIKELY = 0.25  # the quantile of views' similarities above which different images count as copies
+ASKED = 0.9  # the share of views' pairs that are more alike than where pixels begin to be asked
+_MOST_ASKED = 5000  # pairs
 MOST = 20_000  # images whose pairs are counted
 _VIEWED = 1000  # of them, shown in views too
 _VIEWS = 2
@@ -53,8 +57,7 @@ class Calibration:
         precision_low: its lower bound, at 95 % confidence.
         recall: share of the pairs of the same thing that lie above the threshold.
         same, different: pairs that were looked at.
-        likely_copies: pairs of different images that look as alike as views of one do, and were
-            left out as copies.
+        copies: pairs of images, among those of the same thing, whose pixels agree too.
         images: that the pairs are of.
     """
 
@@ -66,7 +69,7 @@ class Calibration:
     recall: float
     same: int
     different: int
-    likely_copies: int
+    copies: int
     images: int
 
     def line(self, what: str = "image") -> str:
@@ -77,12 +80,11 @@ class Calibration:
                 f"groups, of {self.images:,} {what}s"
             )
         else:
-            left_out = f", {self.likely_copies:,} likely copies among them left out"
             basis = (
                 f"estimated from {self.same:,} pairs of views of one {what} and "
-                f"{self.different:,} of different {what}s, of {self.images:,} {what}s"
-                f"{left_out if self.likely_copies else ''}, taking one {what} in "
-                f"{round(1 / SHARE)} to have a copy"
+                f"{self.different:,} of different {what}s, of {self.images:,} {what}s; "
+                f"{self.copies:,} pairs whose pixels agree count as copies, and one {what} in "
+                f"{round(1 / SHARE)} at least is taken to have one"
             )
         return (
             f"threshold {self.threshold:.4f}: precision {self.precision:.3f}, at 95 % confidence "
@@ -163,27 +165,21 @@ def _by_views(
     viewed = _sample(rows, _VIEWED)
     views = max(_VIEWS, -(-_LEAST_VIEWS // len(viewed)))
     pool, labels = _with_views(collection, rows, viewed, min(views, 8), encoder, show_progress)
-    same, different = count_pairs(pool, np.arange(len(pool)), labels)
-    above, others = _from_above(same), _from_above(different)
-    # Different images that are as alike as views of one are copies that the collection has, as
-    # long as there are no more of them than one an image.
-    cut = int(np.flatnonzero(above >= (1 - LIKELY) * above[0])[-1])
-    likely = int(others[cut])
-    if likely * (len(rows) - 1) > others[0]:
-        raise ConfigError(
-            f"the model cannot tell copies from other {collection.what}s: {likely:,} of "
-            f"{others[0]:,} different pairs are as alike as three in four views of one are; use "
-            "another student, or give --threshold"
-        )
-    false = np.maximum(others - likely, 0)
-    total = int(others[0]) - likely
-    duplicates, pairs = SHARE / 2 * n, n * (n - 1) / 2
-    hits, errors = above / above[0], false / total
-    precision = _share(duplicates * hits, pairs * errors)
+    every = np.arange(len(pool))
+    own = _from_above(count_pairs(pool, every, labels)[0])
+    cut = _edge(int(np.flatnonzero(own >= ASKED * own[0])[-1]))
+    labels, copies = _with_copies(collection, pool.part(len(rows)), rows, labels, cut)
+    same, different = count_pairs(pool, every, labels)
+    above, false = _from_above(same), _from_above(different)
+    # The pairs that a search of the collection will find: those of copies, and mistakes.
+    there = max(SHARE / 2 * n, copies * (n / len(rows)) ** 2)
+    hits, errors = above / above[0], false / false[0]
+    pairs = n * (n - 1) / 2
+    precision = _share(there * hits, pairs * errors)
     side = (1 - CONFIDENCE) / 2  # of both rates
     low = _share(
-        duplicates * _lower(above, above[0] - above, side),
-        pairs * (1 - _lower(total - false, false, side)),
+        there * _lower(above, above[0] - above, side),
+        pairs * (1 - _lower(false[0] - false, false, side)),
     )
     best = _lowest(low, target)
     if best is None:
@@ -200,10 +196,31 @@ def _by_views(
         float(low[best]),
         float(hits[best]),
         int(above[0]),
-        total,
-        likely,
+        int(false[0]),
+        copies,
         len(rows),
     )
+
+
+def _with_copies(
+    collection: Collection, whole: PairSimilarity, rows: Rows, labels: Rows, least: float
+) -> tuple[Rows, int]:
+    """Labels that copies share, and how many pairs of copies there are.
+
+    A collection that is searched for copies has some: they must not count as mistakes. The model
+    is not asked which they are, but pixels.
+    """
+    pictures = [collection.pictures[i] for i in collection.first.tolist()]
+    # As many of the most alike pairs as can be looked at; what is less alike counts as different.
+    found: list[tuple[float, int, int]] = []
+    for one, other, values in range_search(whole, least):
+        found += zip(values.tolist(), rows[one].tolist(), rows[other].tolist(), strict=True)
+        found = heapq.nlargest(_MOST_ASKED, found)
+    forest = Forest(len(pictures))
+    copies = [(i, j) for _, i, j in found if same_picture(pictures[i], pictures[j])]
+    if copies:
+        forest.join(*np.array(copies).T)
+    return forest.roots(labels), len(copies)
 
 
 def _with_views(

@@ -1,0 +1,65 @@
+"""Whether two pictures are the same but for size, compression, light and a little cropping.
+
+Pixels are asked where a model has been: what both say is a copy is one, whatever the model confuses
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from whiten.errors import ImageError
+from whiten.media import decode_scaled, read_bytes
+
+SAME = 0.97  # correlation of the pixels from which two pictures are the same
+_SIDE = 24  # pixels
+_CUTS = (1.0, 0.94, 0.88, 0.82)  # of each side
+
+
+def same_picture(path: str, other: str) -> bool:
+    """Whether one of two images is the other one, or a part of at least two thirds of it.
+
+    Correlation (Pearson's, over all three channels) of small versions is invariant to brightness
+    and contrast; all crops of one at a few sizes and places are tried against the other one whole.
+    """
+    try:
+        images = [_small(path), _small(other)]
+    except ImageError:
+        return False
+    wholes = [_standard(image) for image in images]
+    return any(
+        float((_crops(images[number]) @ wholes[1 - number]).max()) >= SAME for number in (0, 1)
+    )
+
+
+def _small(path: str) -> Image.Image:
+    """Whatever its aspect: copies keep theirs nearly."""
+    image, _ = decode_scaled(read_bytes(path), min_side=4 * _SIDE)
+    return image.resize((2 * _SIDE, 2 * _SIDE), Image.Resampling.BOX)
+
+
+def _crops(image: Image.Image) -> npt.NDArray[np.float32]:
+    full = float(image.width)
+    rows = []
+    for part in _CUTS:
+        free = full * (1 - part)
+        offsets = [0.0] if part == 1 else [0.0, free / 2, free]
+        for left in offsets:
+            for top in offsets:
+                box = (left, top, left + full * part, top + full * part)
+                rows.append(_standard(image, box))
+    return np.stack(rows)
+
+
+def _standard(
+    image: Image.Image, box: tuple[float, float, float, float] | None = None
+) -> npt.NDArray[np.float32]:
+    """Pixels with mean 0 and length 1; all 0 of a plain area."""
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box)
+    pixels = np.asarray(small, np.float32).reshape(-1)
+    pixels = pixels - pixels.mean()
+    length = float(np.linalg.norm(pixels))
+    unit: npt.NDArray[np.float32] = pixels / length if length > 0 else pixels
+    return unit
