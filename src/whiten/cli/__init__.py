@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from whiten.allocator import keep_freed_memory
-from whiten.cli import data, dedup, models, retrieval, runs  # noqa: F401 - they add verbs
+from whiten.cli import compact, data, dedup, models, retrieval, runs  # noqa: F401
 from whiten.cli.app import app
 from whiten.config_file import with_config
 from whiten.terminal import one_line_endings, show_warning

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +16,15 @@ import pyarrow.parquet as pq
 
 from whiten.encoder import Encoder, embed_cached
 from whiten.errors import ConfigError, NoImagesError
-from whiten.media import Item, Items, Skipped, display_path, find_or_extract, name_codes
+from whiten.media import Items, Skipped, find_or_extract, name_codes
 from whiten.media.svd import FRAMES_TABLE
 from whiten.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.progress import progress
 from whiten.protocols.gallery import write_embeddings
 from whiten.protocols.video_task import count_frames, video_of
-from whiten.shards import read_columns
 from whiten.spec import fingerprint
 from whiten.store import Store
-
-_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+from whiten.stored_rows import is_store, mapped_rows, real_path, stored_items, write_stored
 
 
 @dataclass(frozen=True)
@@ -104,11 +101,6 @@ def open_collection(
                 yield _of_videos(items, skipped, table, encoder, file, folder, show_progress)
 
 
-def is_store(source: Path) -> bool:
-    """Whether a folder holds embeddings and not images."""
-    return source.is_dir() and next(source.glob("part-*.parquet"), None) is not None
-
-
 def _of_images(
     items: Items, encoder: Encoder, file: IO[bytes], cache: Path, show_progress: bool
 ) -> Collection:
@@ -135,7 +127,7 @@ def _of_images(
         pictures=[os.fsdecode(path) for path in known.paths.to_pylist()],
         copy_of=row_of,
         hashes=hashes.filter(pa.array(is_left)).to_pylist(),
-        similarity=VectorSimilarity(_mapped(file, encoder.dim)),
+        similarity=VectorSimilarity(mapped_rows(file, encoder.dim)),
         items=kept,
         skipped=list({skip.id: skip for skip in skipped}.values()),
         folder=cache,
@@ -156,17 +148,9 @@ def _of_store(store: Store, encoder: Encoder | None, file: IO[bytes], cache: Pat
             f"{store.folder} holds frames of videos: name the folder of videos, or of frames, that "
             "it was made from"
         )
-    if not len(items):
-        raise NoImagesError(f"{store.folder} holds no whole image (view 0): embed images again")
     hashes, code, first = _contents(store, items)
     wanted = items.take(first)
-    for names, _, vectors in store.blocks(view=0):
-        rows = wanted.by_id.rows(names)
-        for row, vector in zip(rows.tolist(), vectors, strict=True):
-            if row >= 0:
-                file.seek(row * vector.nbytes)
-                file.write(vector.tobytes())
-    file.flush()
+    write_stored(store, wanted, file)
     paths = [os.fsdecode(path) for path in items.paths.to_pylist()]
     return Collection(
         what="image",
@@ -176,24 +160,11 @@ def _of_store(store: Store, encoder: Encoder | None, file: IO[bytes], cache: Pat
         pictures=paths,
         copy_of=code,
         hashes=hashes.to_pylist(),
-        similarity=VectorSimilarity(_mapped(file, store.dim)),
+        similarity=VectorSimilarity(mapped_rows(file, store.dim)),
         items=wanted,
         skipped=store.skipped,
         folder=cache,
     )
-
-
-def stored_items(store: Store) -> Items:
-    """The whole images of a store, by id, with their files as they lay when they were embedded."""
-
-    def rows() -> Iterator[Item]:
-        for shard in store.shards:
-            table = read_columns(shard.path, ["id", "path", "group", "view", "frame_ms"])
-            for row in table.to_pylist():
-                if row["view"] == 0:
-                    yield Item(row["id"], real_path(row["path"]), row["group"], row["frame_ms"])
-
-    return Items.of(rows()).sorted()
 
 
 def _of_videos(
@@ -225,7 +196,7 @@ def _of_videos(
         pictures=[os.fsdecode(path) for path in shown.paths.to_pylist()],
         copy_of=np.arange(len(counts)),
         hashes=[""] * len(counts),
-        similarity=SetSimilarity(_mapped(file, encoder.dim), lengths),
+        similarity=SetSimilarity(mapped_rows(file, encoder.dim), lengths),
         items=kept,
         skipped=[
             *skipped,
@@ -241,17 +212,3 @@ def _contents(store: Store, items: Items) -> tuple[pa.Array, Rows, Rows]:
     hashes = store.content_hashes(items.by_id)
     code = name_codes(hashes)
     return hashes, code, np.unique(code, return_index=True)[1]
-
-
-def _mapped(file: IO[bytes], dim: int) -> np.memmap:
-    file.flush()
-    count = os.fstat(file.fileno()).st_size // (4 * dim)
-    return np.memmap(file, np.float32, "r", shape=(count, dim))
-
-
-def real_path(shown: str) -> str:
-    r"""The file that `display_path` shows: where \\xNN stands for a byte, with that byte."""
-    if os.path.lexists(shown):
-        return shown
-    path = os.fsdecode(_ESCAPED.sub(lambda m: bytes.fromhex(m[1].decode()), os.fsencode(shown)))
-    return path if os.path.lexists(path) and display_path(path) == shown else shown
