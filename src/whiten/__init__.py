@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from whiten.fusion import fuse
     from whiten.index import Index
     from whiten.losses import distillation_loss
+    from whiten.near_duplicates import near_duplicates
     from whiten.whitening import Whitener
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "fuse",
     "load",
     "metrics",
+    "near_duplicates",
 ]
 
 _HOMES = {
@@ -52,6 +54,7 @@ _HOMES = {
     "evaluate_videos": "whiten.evaluate_videos",
     "fuse": "whiten.fusion",
     "load": "whiten.encoder",
+    "near_duplicates": "whiten.near_duplicates",
 }
 
 

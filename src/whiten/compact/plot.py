@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from whiten.compact.table import NEIGHBOURS, Costs
-from whiten.plot_style import KINDS, QUIET, TEACHERS, styled
+from whiten.compact.table import NEIGHBOURS, Cost, Costs
+from whiten.plot_style import TEACHERS, short, styled
 from whiten.report import write_whole
 
 
@@ -24,9 +24,9 @@ def write_plot(costs: Costs, path: Path) -> Path:
 def _draw(costs: Costs) -> Figure | None:
     figure = Figure(figsize=(6.4, 3.8))
     axis = figure.add_subplot()
-    is_map = costs.labelled > 0
     families: dict[str, str] = {}
-    for row in costs.rows:
+    sizes: dict[int, int] = {}  # bytes, and how many kinds take as many
+    for row in sorted(costs.rows, key=_height, reverse=True):
         if row.overlap is None or row.bytes is None:
             continue
         value, low, high = row.overlap.value, row.overlap.low, row.overlap.high
@@ -34,14 +34,27 @@ def _draw(costs: Costs) -> Figure | None:
             base = row.map + row.map_loss.value
             value, low, high = row.map, base - row.map_loss.high, base - row.map_loss.low
         family = row.kind.partition(":")[0]
-        colour = families.setdefault(family, [*TEACHERS, KINDS["student"][0]][len(families)])
+        colour = families.setdefault(family, TEACHERS[len(families)])
         errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        axis.errorbar(row.bytes, value, errors, fmt="o", ms=5, color=colour, ecolor=colour, lw=1)
+        axis.errorbar(row.bytes, value, errors, fmt="o", ms=4, color=colour, ecolor=colour, lw=1)
+        nth = sizes[row.bytes] = sizes.get(row.bytes, -1) + 1
         axis.annotate(
-            row.kind, (row.bytes, value), (5, -9), textcoords="offset points", size=7.5, color=QUIET
+            row.kind,
+            (row.bytes, value),
+            (6, 4 - 11 * nth),  # the best of a size above its mark, the others below
+            textcoords="offset points",
+            size=7.5,
+            color=colour,
         )
     axis.set_xscale("log", base=2)
+    axis.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)])
+    axis.minorticks_off()
+    axis.margins(x=0.1)
     axis.set_xlabel("bytes a vector")
-    axis.set_ylabel("mAP" if is_map else f"of the {NEIGHBOURS} nearest found")
-    axis.set_title(costs.name)
+    axis.set_ylabel("mAP" if costs.labelled else f"share of the {NEIGHBOURS} nearest found")
+    axis.set_title(short(costs.name, 60))
     return figure
+
+
+def _height(row: Cost) -> float:
+    return row.map or (row.overlap.value if row.overlap else 0.0)

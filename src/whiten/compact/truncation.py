@@ -50,12 +50,11 @@ class Truncation:
         return codes.astype(np.float32)
 
     def queries(self, vectors: Vectors) -> Vectors:
-        turned = (vectors - self.mean) @ self.axes.T
-        return np.asarray(normalize_rows(turned), np.float32)
+        turned = normalize_rows((vectors - self.mean) @ self.axes.T)
+        return np.asarray(turned, np.float32)
 
     def decode(self, codes: Array) -> Vectors:
-        decoded: Vectors = (self.rows(codes) * self.lengths) @ self.axes + self.mean
-        return decoded
+        return np.asarray((self.rows(codes) * self.lengths) @ self.axes + self.mean, np.float32)
 
     def state(self) -> dict[str, Array]:
         return {"mean": self.mean, "axes": self.axes, "lengths": self.lengths}
