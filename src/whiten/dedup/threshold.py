@@ -36,6 +36,7 @@ SHARE = 0.1  # of the images, as many as are taken to have a near-duplicate
 ASKED = 0.9  # the share of views' pairs that are more alike than where pixels begin to be asked
 _MOST_ASKED = 5000  # pairs
 MOST = 20_000  # images whose pairs are counted
+_FEWEST = 50
 _VIEWED = 1000  # of them, shown in views too
 _VIEWS = 2
 _LEAST_VIEWS = 2000  # few images get more views each
@@ -159,8 +160,11 @@ def _by_views(
     collection: Collection, target: float, encoder: Encoder, show_progress: bool
 ) -> Calibration:
     n = len(collection.similarity)
-    if n < 2:
-        raise ConfigError("one image alone has no duplicates: name a folder with more")
+    if n < _FEWEST:
+        raise ConfigError(
+            f"{n} different {collection.what}s are too few to choose a threshold from, "
+            f"{_FEWEST} are needed: give --threshold"
+        )
     rows = _sample(np.arange(n), MOST)
     viewed = _sample(rows, _VIEWED)
     views = max(_VIEWS, -(-_LEAST_VIEWS // len(viewed)))
