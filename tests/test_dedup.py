@@ -23,7 +23,7 @@ from helpers import write_image
 from whiten import encoder as encoder_module
 from whiten.dedup import Deduplication, deduplicate, open_collection
 from whiten.dedup.page import MOST_GROUPS, groups_page
-from whiten.dedup.pixels import same_picture
+from whiten.dedup.pixels import Pictures
 from whiten.dedup.script import deletion_script
 from whiten.dedup.writing import COLUMNS, write_results
 from whiten.encoder import load
@@ -421,16 +421,17 @@ def test_an_empty_script_runs(tmp_path: Path) -> None:
 
 
 def test_pixels_tell_copies_from_other_drawings(drawings: list[Path], tmp_path: Path) -> None:
-    right = wrong = 0
+    pictures, right, wrong = Pictures(), 0, 0
     for number, path in enumerate(drawings[:15]):
         image = Image.open(path).convert("RGB").resize((128, 128))
         edited = ImageEnhance.Brightness(image.crop((4, 4, 122, 122))).enhance(1.1)
-        edited.resize((80, 80)).save(tmp_path / "copy.jpg", quality=60)
-        right += same_picture(str(path), str(tmp_path / "copy.jpg"))
-        wrong += same_picture(str(path), str(drawings[number + 1]))
+        copy = tmp_path / f"{number}.jpg"
+        edited.resize((80, 80)).save(copy, quality=60)
+        right += pictures.same(str(path), str(copy))
+        wrong += pictures.same(str(path), str(drawings[number + 1]))
     assert right >= 13
     assert wrong == 0
-    assert not same_picture(str(drawings[0]), str(tmp_path / "none.png"))
+    assert not pictures.same(str(drawings[0]), str(tmp_path / "none.png"))
 
 
 # --- the verb ---------------------------------------------------------------------------

@@ -6,6 +6,8 @@ elsewhere.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -14,25 +16,37 @@ from whiten.errors import ImageError
 from whiten.media import decode_scaled, read_bytes
 
 SAME = 0.97  # correlation of the pixels from which two pictures are the same
-_SIDE = 20  # pixels
+_SIDE = 16  # pixels
 _CUTS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82)  # of each side
 _PLACES = 5  # of a crop, along each side
+_KEPT = 128  # images, half a megabyte each
 
 
-def same_picture(path: str, other: str) -> bool:
-    """Whether one of two images is the other one, or a part of at least two thirds of it.
+class Pictures:
+    """Compares pairs of images; the last ones asked about stay prepared."""
 
-    Correlation (Pearson's, over all three channels) of small versions is invariant to brightness
-    and contrast; all crops of one at a few sizes and places are tried against the other one whole.
-    """
+    def __init__(self) -> None:
+        self._prepared = lru_cache(_KEPT)(_prepare)
+
+    def same(self, path: str, other: str) -> bool:
+        """Whether one of two images is the other one, or a part of at least two thirds of it.
+
+        Correlation (Pearson's, over all three channels) of small versions is invariant to
+        brightness and contrast; crops of one at a few sizes and places are tried against the other
+        one whole.
+        """
+        one, two = self._prepared(path), self._prepared(other)
+        if one is None or two is None:
+            return False
+        # The whole image is the first of its crops.
+        return float(max((one @ two[0]).max(), (two @ one[0]).max())) >= SAME
+
+
+def _prepare(path: str) -> npt.NDArray[np.float32] | None:
     try:
-        images = [_small(path), _small(other)]
+        return _crops(_small(path))
     except ImageError:
-        return False
-    wholes = [_standard(image) for image in images]
-    return any(
-        float((_crops(images[number]) @ wholes[1 - number]).max()) >= SAME for number in (0, 1)
-    )
+        return None
 
 
 def _small(path: str) -> Image.Image:

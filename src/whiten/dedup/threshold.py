@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from whiten.dedup.pixels import same_picture
+from whiten.dedup.pixels import Pictures
 from whiten.dedup.sources import Collection
 from whiten.embed import embed, store_folder
 from whiten.encoder import Encoder
@@ -34,7 +34,7 @@ COPIES = ViewPlan(scale=(0.7, 1.0), ratio=1.1, flip=0.0, jitter=0.15, grayscale=
 CONFIDENCE = 0.95
 SHARE = 0.1  # of the images, as many as are taken to have a near-duplicate
 ASKED = 0.9  # the share of views' pairs that are more alike than where pixels begin to be asked
-_MOST_ASKED = 5000  # pairs
+_MOST_ASKED = 2000  # pairs
 MOST = 20_000  # images whose pairs are counted
 _FEWEST = 50
 _VIEWED = 1000  # of them, shown in views too
@@ -221,7 +221,9 @@ def _with_copies(
         found += zip(values.tolist(), rows[one].tolist(), rows[other].tolist(), strict=True)
         found = heapq.nlargest(_MOST_ASKED, found)
     forest = Forest(len(pictures))
-    copies = [(i, j) for _, i, j in found if same_picture(pictures[i], pictures[j])]
+    pixels = Pictures()
+    ordered = sorted((i, j) for _, i, j in found)
+    copies = [pair for pair in ordered if pixels.same(*(pictures[i] for i in pair))]
     if copies:
         forest.join(*np.array(copies).T)
     return forest.roots(labels), len(copies)
