@@ -242,6 +242,14 @@ def test_many_queries_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert costs.rows[1].overlap is not None and costs.rows[1].overlap.value > 0.95
 
 
+@pytest.mark.skipif(not HAS_FAISS, reason="no FAISS")
+def test_codebooks_that_know_the_images_by_heart_are_named() -> None:
+    costs = measure_costs(vectors_of(), items_of(600), ["int8", "pq:8"])
+    assert costs.remarks == costs.to_json()["remarks"]
+    assert "fitted on 2.3 vectors a centroid, and 39 are advised" in costs.remarks[0]
+    assert measure_costs(vectors_of(), items_of(600), ["int8"]).remarks == []
+
+
 def test_too_few_vectors() -> None:
     with pytest.raises(ConfigError, match="2 vectors tell nothing"):
         measure_costs(vectors_of(2), items_of(2), ["int8"])

@@ -64,4 +64,6 @@ def compact(
 
                 say(f"plot     {write_plot(found, plot)}")
             print_json(found.to_json()) if as_json else print(*found.lines(), sep="\n")
+            for remark in found.remarks:
+                say(remark)
         list_skipped(source.skipped)

@@ -14,6 +14,7 @@ from whiten import metrics
 from whiten.compact.codec import Codec, Vectors, bytes_per_vector
 from whiten.compact.folder import decoded, encode_into, sample_rows
 from whiten.compact.kinds import fit, parse_kind
+from whiten.compact.product import CENTROIDS
 from whiten.errors import ConfigError, MissingExtraError, WhitenError
 from whiten.evaluate import Figure, evaluate_task, top_k
 from whiten.media import Items
@@ -23,6 +24,7 @@ from whiten.protocols.task import Indices, Task
 
 QUERIES = 2000  # that search, at most; drawn at random
 NEIGHBOURS = 10
+ADVISED = 39  # vectors for each centroid of product quantisation, as FAISS asks for
 _BASE = "float32"
 
 Scores = npt.NDArray[np.float64]
@@ -73,7 +75,18 @@ class Costs:
     rows: list[Cost]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "remarks": self.remarks}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say beside the table."""
+        has_codebooks = any(row.overlap and row.kind.startswith("pq:") for row in self.rows)
+        if not has_codebooks or self.fitted_on >= ADVISED * CENTROIDS:
+            return []
+        return [
+            f"pq was fitted on {self.fitted_on / CENTROIDS:.1f} vectors a centroid, and {ADVISED} "
+            "are advised: it knows these images by heart, and will lose more on others"
+        ]
 
     def lines(self) -> Iterator[str]:
         """For people."""
