@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from whiten.fusion import fuse
     from whiten.index import Index
     from whiten.losses import distillation_loss
+    from whiten.near_duplicates import near_duplicates
     from whiten.student_module import load_module
     from whiten.whitening import Whitener
 
@@ -42,6 +43,7 @@ __all__ = [
     "load",
     "load_module",
     "metrics",
+    "near_duplicates",
 ]
 
 _HOMES = {
@@ -58,6 +60,7 @@ _HOMES = {
     "fuse": "whiten.fusion",
     "load": "whiten.encoder",
     "load_module": "whiten.student_module",
+    "near_duplicates": "whiten.near_duplicates",
 }
 
 

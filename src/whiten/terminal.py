@@ -56,8 +56,11 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
     out = _option(arguments, "--out")
     if verb == "distill" and out is not None and Path(out, "config.yaml").is_file():
         return f"what is done is kept, whiten distill --out {shlex.quote(out)} --resume goes on"
-    if verb in ("embed", "search", "demo") or (
-        verb == "evaluate" and _option(arguments, "--embeddings") is not None
+    is_cached = _option(arguments, "--embeddings") is not None
+    if (
+        verb in ("embed", "search", "demo")
+        or (verb in ("evaluate", "dedup", "compact") and is_cached)
+        or (verb == "dedup" and out is not None)
     ):
         return "what is done is kept, the same command goes on"
     return "nothing is broken, run the same command again"

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 from whiten.allocator import keep_freed_memory
 from whiten.cli import (  # noqa: F401 - they add their verbs
+    compact,
     data,
+    dedup,
     export,
     indexing,
     models,

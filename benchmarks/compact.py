@@ -1,0 +1,74 @@
+"""What the demo's embeddings lose in fewer bytes, and how long their codes take to search.
+
+    python benchmarks/compact.py --run demo --out benchmarks/results/compact.json
+
+The test drawings of a finished `whiten demo` by the student that was trained on groups; without
+such a run, by the untrained start of that student. Every image searches all others: mAP by the
+emoji's groups, and the exact ten nearest. Times are of all queries against the codes in memory,
+decoded block by block; with so few vectors they tell what decoding costs, and no more.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from side_by_side import Comparison, Report, arguments, take_turns
+
+from whiten.compact import default_kinds, fit, measure_costs
+from whiten.compact.folder import decoded
+from whiten.compact.running import open_embedded
+from whiten.demo import FULL, extract_images
+from whiten.encoder import load
+from whiten.errors import WhitenError
+from whiten.evaluate import top_k
+
+BASE = "float32"
+
+
+def searching(kind: str, vectors: npt.NDArray[np.float32]) -> Callable[[], object]:
+    codec = fit(kind, vectors)
+    gallery, queries = decoded(codec, codec.encode(vectors)), codec.queries(vectors)
+    return lambda: list(top_k(queries, gallery, 10))
+
+
+def compare(images: Path, model: str, cache: Path, rounds: int) -> Comparison:
+    with open_embedded(images, load(model), cache, show_progress=True) as source:
+        vectors = np.array(source.vectors)
+        kinds = default_kinds(vectors.shape[1])
+        costs = measure_costs(source.vectors, source.items, kinds, name=source.model[1])
+    actions: dict[str, Callable[[], object]] = {}
+    for kind in kinds:
+        try:
+            actions[kind] = searching(kind, vectors)
+        except WhitenError:
+            continue  # the table says why
+    setting = f"{len(vectors):,} vectors of {vectors.shape[1]} dimensions"
+    result = take_turns(setting, actions, ours=BASE, rounds=rounds)
+    result.facts = {row.kind: asdict(row) for row in costs.rows}
+    print(*costs.lines(), sep="\n", file=sys.stderr)
+    return result
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--run", type=Path, default=Path("demo"), help="a finished whiten demo")
+    options = parser.parse_args()
+    report = Report("compact embeddings", numpy=np.__version__)
+    with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
+        root = Path(folder)
+        extract_images(root / "images", 80 if options.quick else None)
+        student = options.run / "groups" / "student"
+        model = str(student) if (student / "config.json").is_file() else FULL.student
+        rounds = 1 if options.quick else 5
+        report.add(compare(root / "images" / "test", model, root / "cache", rounds))
+    report.finish(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Near-duplicates: find them, show them, and write a script that deletes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from whiten.cli.app import Json, app
+from whiten.errors import ConfigError
+from whiten.terminal import list_skipped, print_json, printable, say
+
+_SHOWN = 10  # groups that are printed where no folder takes them
+
+
+@app.command
+def dedup(
+    images: Path,
+    /,
+    *,
+    student: str | None = None,
+    threshold: float | None = None,
+    target_precision: float | None = None,
+    positives: Literal["groups", "views"] | None = None,
+    out: Path | None = None,
+    keep: Literal["best", "first"] = "best",
+    embeddings: Path | None = None,
+    csv: Annotated[Path | None, Parameter("--csv")] = None,
+    as_json: Json = False,
+) -> None:
+    """Group near-duplicates of images or videos; deletes nothing, but writes a script that does.
+
+    Args:
+        images: a folder or a table of images or of videos, or a store of embeddings.
+        student: the student's folder, or any model's URI; a store needs none.
+        threshold: cosine similarity from which two are near-duplicates; of videos, chamfer.
+        target_precision: choose the threshold so that this share of the pairs above it is right,
+            at 95 % confidence.
+        positives: what that is learnt from: groups, pairs of a group, the default for a table with
+            groups; or views, crops and changes of light of the images themselves.
+        out: a folder for groups.html, groups.csv and delete.sh.
+        keep: best, the most pixels, then bytes; or first, by path.
+        embeddings: where embeddings are kept between calls; by default OUT/embeddings.
+        csv: write the table of groups here.
+        as_json: print JSON.
+    """
+    from whiten.dedup import deduplicate, open_collection
+    from whiten.dedup.threshold import calibrate
+    from whiten.dedup.writing import write_results, write_table
+    from whiten.encoder import load
+    from whiten.near_duplicates import check_threshold
+
+    if (threshold is None) == (target_precision is None):
+        raise ConfigError("give one of --threshold and --target-precision")
+    if threshold is not None:
+        check_threshold(threshold)
+    encoder = None if student is None else load(student)
+    cache = embeddings or (None if out is None else out / "embeddings")
+    with open_collection(images, encoder, cache, show_progress=True) as collection:
+        calibration = None
+        if target_precision is not None:
+            is_table = images.is_file() and any(group for group in collection.groups)
+            calibration = calibrate(
+                collection,
+                target_precision,
+                positives=positives or ("groups" if is_table else "views"),
+                encoder=encoder,
+                show_progress=True,
+            )
+            threshold = calibration.threshold
+        assert threshold is not None
+        found = deduplicate(
+            collection, threshold, keep=keep, calibration=calibration, show_progress=True
+        )
+    written = [] if out is None else write_results(found, out)
+    if csv is not None:
+        write_table(found, csv)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(*found.lines(), sep="\n")
+        if calibration is not None:
+            print(calibration.line(found.what))
+        for group in found.groups if out is None else []:
+            if group.number > _SHOWN:
+                print(
+                    f"  … and {len(found.groups) - _SHOWN:,} more: add --out FOLDER or --csv FILE"
+                )
+                break
+            names = ", ".join(printable(member.id) for member in group.members)
+            print(f"  group {group.number}, least alike {group.lowest:.4f}: {names}")
+    for path in written:
+        say(f"wrote    {path}")
+    if written and found.copies:
+        say(f"         sh {written[-1]} says what it would delete, with --yes it deletes")
+    list_skipped(found.skipped, found.what)

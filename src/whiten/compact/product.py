@@ -1,0 +1,96 @@
+"""Product quantisation (Jégou et al., TPAMI 2011): a byte for each part of the embedding.
+
+FAISS fits and encodes; the codebooks are plain arrays, so that codes are searched and decoded
+without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from whiten.compact.codec import Array, Vectors, require_state
+from whiten.errors import ConfigError, MissingExtraError
+
+CENTROIDS = 256  # of a part: what a byte tells apart
+
+
+class Product:
+    """m bytes, each the nearest of 256 centroids of dim/m dimensions.
+
+    Args:
+        codebooks: (m, 256, dim/m) float32.
+    """
+
+    family: ClassVar[str] = "pq"
+
+    def __init__(self, codebooks: Vectors) -> None:
+        parts, _, length = codebooks.shape
+        self.kind = f"pq:{parts}"
+        self.codebooks = codebooks
+        self.width, self.dim = parts, parts * length
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
+
+    @classmethod
+    def fit(cls, sample: Vectors, parts: int) -> Product:
+        """Fit with FAISS.
+
+        Raises:
+            MissingExtraError: it is not installed.
+            ConfigError: fewer vectors than centroids, or parts of unequal length.
+        """
+        faiss = _faiss()
+        dim = sample.shape[1]
+        if dim % parts:
+            raise ConfigError(
+                f"pq:{parts} cannot cut {dim} dimensions into equal parts: use a divisor of {dim}"
+            )
+        if len(sample) < CENTROIDS:
+            raise ConfigError(
+                f"pq:{parts} needs {CENTROIDS} different vectors at least, there are {len(sample)}"
+            )
+        quantizer = faiss.ProductQuantizer(dim, parts, 8)
+        # It would print a warning below 39 samples a centroid; the measured loss says more.
+        quantizer.cp.min_points_per_centroid = 1
+        quantizer.train(np.ascontiguousarray(sample))
+        centroids = faiss.vector_to_array(quantizer.centroids)
+        return cls(centroids.reshape(parts, CENTROIDS, dim // parts).copy())
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array], dim: int, parts: int) -> Product:
+        if dim % parts:
+            raise ConfigError(f"its codebooks do not make {dim} dimensions")
+        return cls(*require_state(state, {"codebooks": (parts, CENTROIDS, dim // parts)}))
+
+    def encode(self, vectors: Vectors) -> Array:
+        codes = np.empty((len(vectors), self.width), np.uint8)
+        length = self.codebooks.shape[2]
+        for part, book in enumerate(self.codebooks):
+            own = vectors[:, part * length : (part + 1) * length]
+            # The nearest one: |x - c|² less |x|², which all have.
+            codes[:, part] = ((book**2).sum(axis=1) - 2 * (own @ book.T)).argmin(axis=1)
+        return codes
+
+    def rows(self, codes: Array) -> Vectors:
+        parts = np.arange(self.width)
+        found: Vectors = self.codebooks[parts, codes].reshape(len(codes), self.dim)
+        return found
+
+    def queries(self, vectors: Vectors) -> Vectors:
+        return vectors
+
+    def decode(self, codes: Array) -> Vectors:
+        return self.rows(codes)
+
+    def state(self) -> dict[str, Array]:
+        return {"codebooks": self.codebooks}
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("product quantisation", "faiss") from error
+    return faiss

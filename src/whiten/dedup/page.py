@@ -1,0 +1,128 @@
+"""The page of groups, side by side; it needs nothing else and can be sent on its own."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+
+from whiten.dedup.finding import Deduplication, Group, Member
+from whiten.errors import ImageError
+from whiten.media import decode_scaled, display_path, read_bytes
+from whiten.report_page import PAGE, STYLE
+
+MOST_GROUPS = 200  # with their pictures some 10 MB
+MOST_MEMBERS = 12
+_TILE = 160  # pixels
+
+_STYLE = (
+    STYLE
+    + """
+main { max-width: 76rem; }
+section { content-visibility: auto; contain-intrinsic-size: auto 260px; margin-top: 2rem; }
+section > p.low { color: var(--doubt); }
+:root { --doubt: #b45309; }
+@media (prefers-color-scheme: dark) { :root { --doubt: #f0b35a; } }
+.row { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: .5rem; min-width: 0; }
+figure.kept { border: 2px solid var(--best); }
+figure img, figure .none { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
+  background: #fff; border-radius: 6px; }
+figure .none { display: grid; place-items: center; color: #5b6472; font-size: .8rem; }
+figcaption { font-size: .8rem; line-height: 1.4; margin-top: .4rem; }
+figcaption span { color: var(--quiet); display: block; }
+"""
+)
+
+HELP = (
+    "The framed one of each group is kept. The number is the similarity to it, “same file” a "
+    "byte-identical copy. Groups whose least alike members are least alike stand first: look there "
+    "for mistakes."
+)
+
+
+def groups_page(found: Deduplication, table: str) -> str:
+    """The page's HTML; of very many groups the most doubtful ones.
+
+    Args:
+        table: name of the file that lists all of them.
+    """
+    title = escape(f"{len(found.groups):,} groups of near-duplicate {found.what}s")
+    kinds = [member.kind for group in found.groups for member in group.members]
+    facts = [
+        (f"{found.what}s compared", f"{found.count:,}"),
+        ("least similarity", f"{found.threshold:.4f}"),
+        ("kept", f"{kinds.count('kept'):,}"),
+        ("byte-identical copies", f"{kinds.count('exact'):,}"),
+        ("near-duplicates", f"{kinds.count('near'):,}"),
+        ("size of the copies", f"{sum(m.bytes for m in found.copies) / 1e6:,.1f} MB"),
+        ("could not be read", f"{len(found.skipped):,}"),
+    ]
+    listed = "</div><div>".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
+    parts = [f"<h1>{title}</h1>", f"<dl><div>{listed}</div></dl>"]
+    if found.calibration is not None:
+        parts.append(f"<p>{escape(found.calibration.line(found.what))}</p>")
+    if found.groups:
+        parts.append(f"<p>{escape(HELP)}</p>")
+    # Of the exact copies alone, for which there is nothing to doubt, the largest groups.
+    ordered = sorted(found.groups, key=lambda g: (g.lowest, -len(g.members), g.number))
+    shown = ordered[:MOST_GROUPS]
+    if len(shown) < len(found.groups):
+        parts.append(
+            f"<p>{len(shown):,} of {len(found.groups):,} groups are shown here, all of them are in "
+            f"{escape(table)}.</p>"
+        )
+    parts += [_group(group, found.threshold) for group in shown]
+    return PAGE.format(title=title, style=_STYLE, body="\n".join(parts))
+
+
+def _group(group: Group, threshold: float) -> str:
+    count = len(group.members)
+    text = f"{count:,} members, the least alike have {group.lowest:.3f}"
+    is_chain = group.lowest < threshold
+    if is_chain:
+        text += ": below the threshold, so they are linked through others"
+    if count > MOST_MEMBERS:
+        text += f"; the first {MOST_MEMBERS} are shown"
+    tiles = "".join(map(_tile, group.members[:MOST_MEMBERS]))
+    mark = ' class="low"' if is_chain else ""
+    return (
+        f"<section><h2>Group {group.number}</h2><p{mark}>{escape(text)}</p>"
+        f'<div class="row">{tiles}</div></section>'
+    )
+
+
+def _tile(member: Member) -> str:
+    kind = {
+        "kept": "<b>kept</b>",
+        "exact": "same file",
+        "near": f"{member.similarity:.4f}",
+    }[member.kind]
+    facts = f"{member.width} × {member.height}, {member.bytes / 1000:,.1f} kB"
+    if member.is_link:
+        facts += ", a link"
+    name, path = escape(member.id), escape(display_path(member.path))
+    source = thumbnail(member.picture)
+    picture = (
+        f'<img src="{source}" alt="{name}" loading="lazy">'
+        if source
+        else '<div class="none">cannot be read</div>'
+    )
+    mark = ' class="kept"' if member.is_kept else ""
+    return (
+        f'<figure{mark} title="{path}">{picture}<figcaption>{kind}<span>{name}</span>'
+        f"<span>{facts}</span></figcaption></figure>"
+    )
+
+
+def thumbnail(path: str) -> str:
+    """A small JPEG as a data URL; "" for what cannot be read."""
+    try:
+        image, _ = decode_scaled(read_bytes(path), min_side=_TILE)
+    except ImageError:
+        return ""
+    image.thumbnail((_TILE, _TILE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

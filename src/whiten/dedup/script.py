@@ -1,0 +1,120 @@
+"""The script that deletes copies: the only thing that does, and only when it is told to.
+
+It is POSIX shell, and every name in it stands in single quotes, bytes and line breaks as they are.
+"""
+
+from __future__ import annotations
+
+import os
+
+from whiten.dedup.finding import Deduplication, Member
+
+_HEADER = """#!/bin/sh
+# Deletes {copies} {what}{plural} of which another {what} is kept ({size:.1f} MB).
+# Found by `whiten dedup` at a similarity of {threshold:.4f} or more, in {groups} groups.
+#
+#   sh delete.sh         says what it would delete, and deletes nothing
+#   sh delete.sh --yes   deletes
+#
+# A copy is deleted only while both files are what they were when they were compared: each must have
+# the content hash below, the kept one first. Whatever does not is left alone and named.
+# Lines may be taken out.
+set -eu
+
+mode=dry
+case "${{1-}}" in
+    --yes) mode=delete ;;
+    '') ;;
+    *) printf 'usage: sh delete.sh [--yes]\\n' >&2; exit 2 ;;
+esac
+
+if command -v b2sum >/dev/null 2>&1; then
+    hash_of() {{ b2sum -l 128 < "$1" 2>/dev/null | cut -c 1-32; }}
+elif command -v python3 >/dev/null 2>&1; then
+    hash_of() {{ python3 -c 'import hashlib, sys
+digest = hashlib.blake2b(digest_size=16)
+for part in iter(lambda: sys.stdin.buffer.read(1 << 20), b""):
+    digest.update(part)
+print(digest.hexdigest())' < "$1"; }}
+else
+    printf 'delete.sh needs b2sum (GNU coreutils) or python3 to compare files\\n' >&2; exit 2
+fi
+
+kept=''
+kept_is_there=no
+deleted=0
+left=0
+
+# keep HASH FILE: the copies after it are of this file.
+keep() {{
+    kept=$2
+    kept_is_there=no
+    if [ -f "$2" ] && [ -r "$2" ] && [ "$(hash_of "$2")" = "$1" ]; then kept_is_there=yes; fi
+}}
+
+# copy HASH FILE: whether the file may be deleted now.
+copy() {{
+    why=''
+    if [ ! -f "$2" ]; then why='is not there'
+    elif [ "$kept_is_there" = no ]; then why='stays, the kept file is gone or has changed'
+    elif [ -L "$kept" ] && [ ! -L "$2" ]; then why='stays, the kept file is only a link'
+    elif [ ! -L "$2" ] && [ "$2" -ef "$kept" ]; then why='stays, it is the kept file itself'
+    elif [ ! -r "$2" ] || [ "$(hash_of "$2")" != "$1" ]; then why='stays, it has changed'
+    fi
+    if [ -n "$why" ]; then
+        left=$((left + 1))
+        printf '%s: %s\\n' "$2" "$why" >&2
+        return 1
+    fi
+    deleted=$((deleted + 1))
+    if [ "$mode" = dry ]; then
+        printf 'would delete %s\\n' "$2"
+        return 1
+    fi
+}}
+
+"""
+
+_FOOTER = """
+if [ "$mode" = dry ]; then
+    printf '%d would be deleted, %d left alone; add --yes to delete\\n' "$deleted" "$left"
+else
+    printf '%d deleted, %d left alone\\n' "$deleted" "$left"
+fi
+"""
+
+
+def deletion_script(found: Deduplication) -> bytes:
+    """The script's bytes; what has no known content is left out of it."""
+    copies = [member for member in found.copies if member.content_hash]
+    header = _HEADER.format(
+        copies=len(copies),
+        what=found.what,
+        plural="" if len(copies) == 1 else "s",
+        size=sum(member.bytes for member in copies) / 1e6,
+        threshold=found.threshold,
+        groups=len(found.groups),
+    )
+    lines = [header.encode()]
+    for group in found.groups:
+        lines.append(f"# group {group.number}\n".encode())
+        is_usable = False
+        for member in group.members:
+            if member.is_kept:
+                is_usable = member.content_hash != ""
+                if is_usable:
+                    lines.append(b"keep %s %s\n" % _words(member))
+            elif is_usable and member.content_hash:
+                digest, name = _words(member)
+                lines.append(b"copy %s %s && rm -- %s\n" % (digest, name, name))
+    return b"".join([*lines, _FOOTER.encode()])
+
+
+def _words(member: Member) -> tuple[bytes, bytes]:
+    path = os.fsencode(os.path.abspath(member.path))  # noqa: PTH100 - links stay links
+    return member.content_hash.encode(), quoted(path)
+
+
+def quoted(name: bytes) -> bytes:
+    """A word of shell that is these bytes."""
+    return b"'" + name.replace(b"'", b"'\\''") + b"'"

@@ -1,0 +1,214 @@
+"""What is compared: the images of a folder, its videos, or what a store holds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from whiten.encoder import Encoder, embed_cached
+from whiten.errors import ConfigError, NoImagesError
+from whiten.media import Items, Skipped, find_or_extract, name_codes
+from whiten.media.svd import FRAMES_TABLE
+from whiten.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
+from whiten.progress import progress
+from whiten.protocols.gallery import write_embeddings
+from whiten.protocols.video_task import count_frames, video_of
+from whiten.spec import fingerprint
+from whiten.store import Store
+from whiten.stored_rows import is_store, mapped_rows, real_path, stored_items, write_stored
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Images or videos, and how alike those of different content are.
+
+    Attributes:
+        what: `image` or `video`.
+        names: (n,) ids.
+        paths: (n,) of the files.
+        groups: (n,) what each shows, where that is known.
+        pictures: (n,) an image to show of each.
+        copy_of: (n,) which of `similarity`'s items has its content.
+        hashes: (n,) of the content; "" for videos, whose files are hashed when they are needed.
+        similarity: of the items of different content.
+        items: of these, what their embeddings were made from: an image each, or their frames.
+        skipped: what could not be used, and why.
+        folder: where embeddings are kept, as long as the collection is open.
+    """
+
+    what: str
+    names: list[str]
+    paths: list[str]
+    groups: list[str | None]
+    pictures: list[str]
+    copy_of: Rows
+    hashes: list[str]
+    similarity: PairSimilarity
+    items: Items
+    skipped: list[Skipped]
+    folder: Path
+
+    @property
+    def first(self) -> Rows:
+        """(m,) the first member of each of `similarity`'s items."""
+        return np.unique(self.copy_of, return_index=True)[1]
+
+
+@contextmanager
+def open_collection(
+    source: Path, encoder: Encoder | None, cache: Path | None, *, show_progress: bool = False
+) -> Iterator[Collection]:
+    """Embed what is missing and lay the vectors into a file, which is gone at the end.
+
+    Args:
+        source: a folder or table of images or of videos, or a store.
+        encoder: embeds them; for a store it may be None, and must else be the store's own.
+        cache: where embeddings and frames are kept; by default nowhere.
+
+    Raises:
+        ConfigError: no encoder for what has no embeddings, or another than a store's; a store of
+            videos' frames.
+        NoImagesError: nothing there can be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+        folder = cache or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        # It has no name, so that a kill leaves nothing behind.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if is_store(source):
+                yield _of_store(Store.open(source), encoder, file, folder)
+                return
+            if encoder is None:
+                raise ConfigError(f"{source} has no embeddings yet: add --student STUDENT")
+            place = source.resolve()
+            frames = folder / f"frames-{place.stem}-{fingerprint(str(place))[:8]}"
+            with progress("frames", enabled=show_progress) as update:
+                items, skipped = find_or_extract(source, frames, progress=update)
+            if items.frame_ms is None:
+                yield _of_images(items, encoder, file, folder, show_progress)
+            else:
+                is_made = (source / FRAMES_TABLE).is_file()
+                table = (source if is_made else frames) / FRAMES_TABLE
+                yield _of_videos(items, skipped, table, encoder, file, folder, show_progress)
+
+
+def _of_images(
+    items: Items, encoder: Encoder, file: IO[bytes], cache: Path, show_progress: bool
+) -> Collection:
+    # The first model's store knows the contents; those that are there twice are compared once.
+    store = embed_cached(encoder.parts[0].teacher, items, cache, 2, show_progress)
+    has_one = store.has(items.by_id, [0])[:, 0]
+    known = items.take(has_one)
+    if not len(known):
+        raise NoImagesError("none of the images could be read: name a folder with readable images")
+    hashes, code, first = _contents(store, known)
+    kept, skipped = write_embeddings(
+        encoder, known.take(first), file, cache=cache, show_progress=show_progress
+    )
+    skipped = [*store.skipped_of(items.by_id), *skipped]
+    # Another model may fail on an image that the first one could embed.
+    row_of = kept.by_id.rows(known.take(first).ids.to_pylist())[code]
+    is_left = row_of >= 0
+    known, row_of = known.take(is_left), row_of[is_left]
+    return Collection(
+        what="image",
+        names=known.ids.to_pylist(),
+        paths=[os.fsdecode(path) for path in known.paths.to_pylist()],
+        groups=known.groups.to_pylist(),
+        pictures=[os.fsdecode(path) for path in known.paths.to_pylist()],
+        copy_of=row_of,
+        hashes=hashes.filter(pa.array(is_left)).to_pylist(),
+        similarity=VectorSimilarity(mapped_rows(file, encoder.dim)),
+        items=kept,
+        skipped=list({skip.id: skip for skip in skipped}.values()),
+        folder=cache,
+    )
+
+
+def _of_store(store: Store, encoder: Encoder | None, file: IO[bytes], cache: Path) -> Collection:
+    if encoder is not None:
+        fingerprints = [part.teacher.fingerprint() for part in encoder.parts]
+        if fingerprints != [store.origin.fingerprint] or encoder.parts[0].whitener is not None:
+            raise ConfigError(
+                f"{store.folder} holds embeddings of {store.origin.uri}, not of {encoder.name}: "
+                "name that model, or leave --student out"
+            )
+    items = stored_items(store)
+    if items.frame_ms is not None:
+        raise ConfigError(
+            f"{store.folder} holds frames of videos: name the folder of videos, or of frames, that "
+            "it was made from"
+        )
+    hashes, code, first = _contents(store, items)
+    wanted = items.take(first)
+    write_stored(store, wanted, file)
+    paths = [os.fsdecode(path) for path in items.paths.to_pylist()]
+    return Collection(
+        what="image",
+        names=items.ids.to_pylist(),
+        paths=paths,
+        groups=items.groups.to_pylist(),
+        pictures=paths,
+        copy_of=code,
+        hashes=hashes.to_pylist(),
+        similarity=VectorSimilarity(mapped_rows(file, store.dim)),
+        items=wanted,
+        skipped=store.skipped,
+        folder=cache,
+    )
+
+
+def _of_videos(
+    frames: Items,
+    skipped: list[Skipped],
+    table: Path,
+    encoder: Encoder,
+    file: IO[bytes],
+    cache: Path,
+    show_progress: bool,
+) -> Collection:
+    kept, unread = write_embeddings(
+        encoder, frames.sorted(), file, cache=cache, show_progress=show_progress
+    )
+    counts = count_frames(kept)
+    lengths = np.fromiter(counts.values(), np.int64)
+    middles = np.cumsum(lengths) - lengths + lengths // 2
+    shown = kept.take(middles)
+    sources = {
+        row["video"]: real_path(row["source"])
+        for row in pq.read_table(table, columns=["video", "source"]).to_pylist()
+    }
+    lost = sorted({video_of(frame.id) for frame in frames} - set(counts))
+    return Collection(
+        what="video",
+        names=list(counts),
+        paths=[sources[name] for name in counts],
+        groups=shown.groups.to_pylist(),
+        pictures=[os.fsdecode(path) for path in shown.paths.to_pylist()],
+        copy_of=np.arange(len(counts)),
+        hashes=[""] * len(counts),
+        similarity=SetSimilarity(mapped_rows(file, encoder.dim), lengths),
+        items=kept,
+        skipped=[
+            *skipped,
+            *unread,
+            *(Skipped(name, "none of its frames can be read") for name in lost),
+        ],
+        folder=cache,
+    )
+
+
+def _contents(store: Store, items: Items) -> tuple[pa.Array, Rows, Rows]:
+    """Content hashes, their numbers, and the first image of each number."""
+    hashes = store.content_hashes(items.by_id)
+    code = name_codes(hashes)
+    return hashes, code, np.unique(code, return_index=True)[1]

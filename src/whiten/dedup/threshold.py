@@ -1,0 +1,347 @@
+"""A threshold for a precision that was asked for, from the user's own images.
+
+Precision is the share of pairs above the threshold that are of the same thing. It is counted on
+pairs of images whose groups are known, or else estimated from views of images (crops and changes of
+light, as copies have them) against different images. All bounds are Clopper and Pearson's (1934)
+and take pairs for independent draws, which pairs that share an image are not quite.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.dedup.pixels import Pictures
+from whiten.dedup.sources import Collection
+from whiten.embed import embed, store_folder
+from whiten.encoder import Encoder
+from whiten.errors import ConfigError
+from whiten.media import Items, name_codes
+from whiten.near_duplicates import Forest, range_search
+from whiten.pair_similarity import Doubles, PairSimilarity, Rows, SetSimilarity, VectorSimilarity
+from whiten.progress import progress
+from whiten.protocols.video_task import count_frames, video_of
+from whiten.view_plan import ViewPlan
+from whiten.whitening import normalize_rows
+
+# What copies are like: cut a little, lighter or darker. Not mirrored: that is another picture.
+COPIES = ViewPlan(scale=(0.7, 1.0), ratio=1.1, flip=0.0, jitter=0.15, grayscale=0.0)
+CONFIDENCE = 0.95
+SHARE = 0.1  # of the images, as many as are taken to have a near-duplicate
+ASKED = 0.9  # the share of views' pairs that are more alike than where pixels begin to be asked
+_MOST_ASKED = 2000  # pairs
+MOST = 20_000  # images whose pairs are counted
+_FEWEST = 50
+_VIEWED = 1000  # of them, shown in views too
+_VIEWS = 2
+_LEAST_VIEWS = 2000  # few images get more views each
+_BINS = 20_000  # of similarities from -1 to 1
+
+Counts = npt.NDArray[np.int64]
+Positives = Literal["groups", "views"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a threshold was chosen.
+
+    Attributes:
+        target: the precision that was asked for.
+        threshold: the lowest similarity at which `precision_low` is no less.
+        positives: what counts as the same: images of a `group`, or `views` of one image.
+        precision: at the threshold, counted or estimated.
+        precision_low: its lower bound, at 95 % confidence.
+        recall: share of the pairs of the same thing that lie above the threshold.
+        same, different: pairs that were looked at.
+        copies: pairs of images, among those of the same thing, whose pixels agree too.
+        images: that the pairs are of.
+    """
+
+    target: float
+    threshold: float
+    positives: Positives
+    precision: float
+    precision_low: float
+    recall: float
+    same: int
+    different: int
+    copies: int
+    images: int
+
+    def line(self, what: str = "image") -> str:
+        """For people."""
+        if self.positives == "groups":
+            basis = (
+                f"counted on {self.same:,} pairs of a group and {self.different:,} of different "
+                f"groups, of {self.images:,} {what}s"
+            )
+        else:
+            basis = (
+                f"estimated from {self.same:,} pairs of views of one {what} and "
+                f"{self.different:,} of different {what}s, of {self.images:,} {what}s; "
+                f"{self.copies:,} pairs whose pixels agree count as copies, and one {what} in "
+                f"{round(1 / SHARE)} at least is taken to have one"
+            )
+        return (
+            f"threshold {self.threshold:.4f}: precision {self.precision:.3f}, at 95 % confidence "
+            f"at least {self.precision_low:.3f}; finds {self.recall:.3f} of them; {basis}"
+        )
+
+
+def calibrate(
+    collection: Collection,
+    target: float,
+    *,
+    positives: Positives,
+    encoder: Encoder | None = None,
+    show_progress: bool = False,
+) -> Calibration:
+    """Choose the lowest threshold whose precision is at least `target`, at 95 % confidence.
+
+    Args:
+        positives: `groups`, images of a group are duplicates of each other; `views`, what is alike
+            is learnt from views of the images themselves.
+        encoder: embeds the views.
+
+    Raises:
+        ConfigError: the target is out of range or cannot be reached, no groups are known, or there
+            is no encoder to embed views.
+    """
+    if not 0 < target < 1:
+        raise ConfigError(f"the target precision must lie between 0 and 1, not be {target:g}")
+    if positives == "groups":
+        return _by_groups(collection, target)
+    if encoder is None:
+        raise ConfigError("the threshold is chosen from views of the images: add --student STUDENT")
+    return _by_views(collection, target, encoder, show_progress)
+
+
+def _by_groups(collection: Collection, target: float) -> Calibration:
+    known = [collection.groups[i] for i in collection.first.tolist()]
+    labels = name_codes(known)
+    rows = _sample(np.flatnonzero(labels >= 0), MOST)
+    if len(np.unique(labels[rows])) < 2 or len(np.unique(labels[rows])) == len(rows):
+        raise ConfigError(
+            "no two groups with two images each are known: put duplicates into a folder together, "
+            "or name a CSV with columns path,group; or add --positives views"
+        )
+    same, different = count_pairs(collection.similarity, rows, labels[rows])
+    above, false = _from_above(same), _from_above(different)
+    low = _lower(above, false, 1 - CONFIDENCE)
+    precision = above / np.maximum(above + false, 1)
+    best = _lowest(low, target)
+    if best is None:
+        top = int(low.argmax())
+        raise ConfigError(
+            f"no threshold reaches a precision of {target:g} on these groups: the best, "
+            f"{_edge(top):.4f}, has {precision[top]:.3f}, at 95 % confidence at least "
+            f"{low[top]:.3f}; ask for less, or name more groups"
+        )
+    return Calibration(
+        target,
+        _edge(best),
+        "groups",
+        float(precision[best]),
+        float(low[best]),
+        float(above[best] / above[0]),
+        int(above[0]),
+        int(false[0]),
+        0,
+        len(rows),
+    )
+
+
+def _by_views(
+    collection: Collection, target: float, encoder: Encoder, show_progress: bool
+) -> Calibration:
+    n = len(collection.similarity)
+    if n < _FEWEST:
+        raise ConfigError(
+            f"{n} different {collection.what}s are too few to choose a threshold from, "
+            f"{_FEWEST} are needed: give --threshold"
+        )
+    rows = _sample(np.arange(n), MOST)
+    viewed = _sample(rows, _VIEWED)
+    views = max(_VIEWS, -(-_LEAST_VIEWS // len(viewed)))
+    pool, labels = _with_views(collection, rows, viewed, min(views, 8), encoder, show_progress)
+    every = np.arange(len(pool))
+    own = _from_above(count_pairs(pool, every, labels)[0])
+    cut = _edge(int(np.flatnonzero(own >= ASKED * own[0])[-1]))
+    labels, copies = _with_copies(collection, pool.part(len(rows)), rows, labels, cut)
+    same, different = count_pairs(pool, every, labels)
+    above, false = _from_above(same), _from_above(different)
+    # The pairs that a search of the collection will find: those of copies, and mistakes.
+    there = max(SHARE / 2 * n, copies * (n / len(rows)) ** 2)
+    hits, errors = above / above[0], false / false[0]
+    pairs = n * (n - 1) / 2
+    precision = _share(there * hits, pairs * errors)
+    side = (1 - CONFIDENCE) / 2  # of both rates
+    low = _share(
+        there * _lower(above, above[0] - above, side),
+        pairs * (1 - _lower(false[0] - false, false, side)),
+    )
+    best = _lowest(low, target)
+    if best is None:
+        raise ConfigError(
+            f"a precision of {target:g} cannot be shown on these {collection.what}s, at most "
+            f"{low.max():.3f} at 95 % confidence: ask for less, name groups of duplicates in a "
+            "CSV, or give --threshold"
+        )
+    return Calibration(
+        target,
+        _edge(best),
+        "views",
+        float(precision[best]),
+        float(low[best]),
+        float(hits[best]),
+        int(above[0]),
+        int(false[0]),
+        copies,
+        len(rows),
+    )
+
+
+def _with_copies(
+    collection: Collection, whole: PairSimilarity, rows: Rows, labels: Rows, least: float
+) -> tuple[Rows, int]:
+    """Labels that copies share, and how many pairs of copies there are.
+
+    A collection that is searched for copies has some: they must not count as mistakes. The model
+    is not asked which they are, but pixels.
+    """
+    pictures = [collection.pictures[i] for i in collection.first.tolist()]
+    # As many of the most alike pairs as can be looked at; what is less alike counts as different.
+    found: list[tuple[float, int, int]] = []
+    for one, other, values in range_search(whole, least):
+        found += zip(values.tolist(), rows[one].tolist(), rows[other].tolist(), strict=True)
+        found = heapq.nlargest(_MOST_ASKED, found)
+    forest = Forest(len(pictures))
+    pixels = Pictures()
+    ordered = sorted((i, j) for _, i, j in found)
+    copies = [pair for pair in ordered if pixels.same(*(pictures[i] for i in pair))]
+    if copies:
+        forest.join(*np.array(copies).T)
+    return forest.roots(labels), len(copies)
+
+
+def _with_views(
+    collection: Collection,
+    rows: Rows,
+    viewed: Rows,
+    views: int,
+    encoder: Encoder,
+    show_progress: bool,
+) -> tuple[PairSimilarity, Rows]:
+    """The sampled items and views of some of them, and whose each is."""
+    similarity, numbers = collection.similarity, range(1, views + 1)
+    labels = np.concatenate([rows, np.tile(viewed, views)])
+    if isinstance(similarity, VectorSimilarity):
+        items = collection.items.take(viewed)
+        seen = _embed_views(encoder, items, numbers, collection.folder, show_progress)
+        whole = np.asarray(similarity.vectors[rows], np.float32)
+        return VectorSimilarity(np.concatenate([whole, *seen])), labels
+    assert isinstance(similarity, SetSimilarity)
+    wanted = {collection.names[i] for i in collection.first[viewed].tolist()}
+    is_wanted = [video_of(frame.id) in wanted for frame in collection.items]
+    items = collection.items.take(np.array(is_wanted))
+    seen = _embed_views(encoder, items, numbers, collection.folder, show_progress)
+    frames, lengths = similarity.load(rows)
+    counts = np.fromiter(count_frames(items).values(), np.int64)
+    joined = np.concatenate([frames, *seen])
+    return SetSimilarity(joined, np.concatenate([lengths, *[counts] * views])), labels
+
+
+def _embed_views(
+    encoder: Encoder, items: Items, numbers: range, cache: Path, show_progress: bool
+) -> list[npt.NDArray[np.float32]]:
+    """For each view (n, dim); kept apart from whole images, which depend on no plan."""
+    stores = []
+    for part in encoder.parts:
+        folder = store_folder(cache / "views", part.teacher)
+        with progress(f"views for {part.teacher.name}", enabled=show_progress) as update:
+            stores.append(
+                embed(items, part.teacher, folder, views=numbers, plan=COPIES, progress=update)
+            )
+    ids = items.ids.to_pylist()
+    found = []
+    for number in numbers:
+        parts = [
+            part.apply(store.gather(ids, number))
+            for part, store in zip(encoder.parts, stores, strict=True)
+        ]
+        found.append(normalize_rows(np.concatenate(parts, axis=1)))
+    return found
+
+
+# --- counting ---------------------------------------------------------------------------
+
+
+def count_pairs(similarity: PairSimilarity, rows: Rows, labels: Rows) -> tuple[Counts, Counts]:
+    """Pairs of one label and of different ones, by similarity in `_BINS` steps from -1 to 1.
+
+    Args:
+        rows: (m,) of the similarity.
+        labels: (m,) of these.
+    """
+    same, different = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
+    step = similarity.blocks[0].stop
+    starts = range(0, len(rows), step)
+    for start in starts:
+        one, loaded = labels[start : start + step], similarity.load(rows[start : start + step])
+        for other_start in starts[start // step :]:
+            part = slice(other_start, other_start + step)
+            values = similarity.product(loaded, similarity.load(rows[part]))
+            bins = ((values + 1) * (_BINS / 2)).astype(np.int32).clip(0, _BINS - 1)
+            is_same = one[:, None] == labels[None, part]
+            if other_start == start:  # each pair once
+                pairs = np.triu(np.ones(bins.shape, bool), 1)
+                bins, is_same = bins[pairs], is_same[pairs]
+            both = np.bincount(bins.ravel(), minlength=_BINS)
+            own = np.bincount(bins[is_same], minlength=_BINS)
+            same += own
+            different += both - own
+    return same, different
+
+
+def _sample(rows: Rows, most: int) -> Rows:
+    """As many at random, the same ones every time; precision does not depend on how many."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).permutation(rows)[:most])
+
+
+def _from_above(counts: Counts) -> Counts:
+    """Pairs in each bin or above it."""
+    total: Counts = np.cumsum(counts[::-1])[::-1]
+    return total
+
+
+def _edge(number: int) -> float:
+    """The smallest similarity of a bin."""
+    return round(number / (_BINS / 2) - 1, 4)
+
+
+def _lowest(values: Doubles, least: float) -> int | None:
+    """The first bin whose value is enough."""
+    enough = np.flatnonzero(values >= least)
+    return int(enough[0]) if len(enough) else None
+
+
+def _lower(successes: Counts, failures: Counts, level: float) -> Doubles:
+    """Clopper and Pearson's one-sided lower bound of a share; 0 without a success."""
+    from scipy.special import betaincinv
+
+    some = np.maximum(successes, 1)
+    bound: Doubles = np.where(successes > 0, betaincinv(some, failures + 1, level), 0.0)
+    return bound
+
+
+def _share(right: Doubles, wrong: Doubles) -> Doubles:
+    with np.errstate(invalid="ignore"):
+        share: Doubles = np.nan_to_num(right / (right + wrong))
+    return share

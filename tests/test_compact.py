@@ -1,0 +1,416 @@
+"""Compact embeddings: codes by hand, what they lose, and folders that notice damage."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from command_line import Captured, fails, prints
+from helpers import TEACHER, write_groups
+from whiten.compact import (
+    bytes_per_vector,
+    default_kinds,
+    fit,
+    measure_costs,
+    open_compact,
+    write_compact,
+)
+from whiten.compact.kinds import from_state
+from whiten.compact.running import open_embedded, write_kind
+from whiten.encoder import load
+from whiten.errors import ConfigError, MissingExtraError, StoreError
+from whiten.evaluate import evaluate_task, top_k
+from whiten.media import Item, Items
+from whiten.protocols.folder import folder_task
+from whiten.store import Store
+from whiten.whitening import normalize_rows
+
+Array = npt.NDArray[Any]
+MODEL = ("0123456789abcdef", "a model")
+HAS_FAISS = True
+try:
+    import faiss  # noqa: F401
+except ImportError:
+    HAS_FAISS = False
+PQ = [pytest.param("pq:8", marks=pytest.mark.skipif(not HAS_FAISS, reason="no FAISS"))]
+KINDS = ["float32", "float16", "int8", "binary", "hamming", "pca:12", *PQ]
+
+
+def vectors_of(n: int = 600, dim: int = 32, seed: int = 0, groups: int = 150) -> Array:
+    """Unit vectors in groups, off centre and of falling variance."""
+    rng = np.random.default_rng(seed)
+    spread = np.linspace(1, 0.2, dim)
+    centres = rng.standard_normal((groups, dim)) * spread + 0.3
+    vectors = centres[np.arange(n) % groups] + 0.4 * rng.standard_normal((n, dim)) * spread
+    return normalize_rows(vectors).astype(np.float32)
+
+
+def items_of(n: int, groups: int | None = 150) -> Items:
+    return Items.of(
+        Item(f"{i:05d}", f"/{i:05d}.png", None if groups is None else str(i % groups))
+        for i in range(n)
+    )
+
+
+# --- codes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "closeness"),
+    [
+        ("float32", 128, 1 - 1e-6),
+        ("float16", 64, 1 - 1e-6),
+        ("int8", 32, 0.9995),
+        ("binary", 4, 0.7),
+        ("hamming", 4, 0.7),
+        ("pca:12", 24, 0.8),
+        *[pytest.param("pq:8", 8, 0.9, marks=param.marks) for param in PQ],
+    ],
+)
+def test_size_and_closeness(kind: str, size: int, closeness: float) -> None:
+    vectors = vectors_of()
+    codec = fit(kind, vectors)
+    codes = codec.encode(vectors)
+    assert codec.kind == kind and codes.shape == (600, codec.width) and codes.dtype == codec.dtype
+    assert bytes_per_vector(codec) == codes[0].nbytes == size
+    decoded = codec.decode(codes)
+    assert decoded.dtype == np.float32 and decoded.shape == vectors.shape
+    cosines = (normalize_rows(decoded) * vectors).sum(axis=1)
+    assert closeness <= cosines.mean() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_codec_is_what_its_state_says(kind: str) -> None:
+    vectors = vectors_of()
+    codec = fit(kind, vectors)
+    again = from_state(kind, 32, codec.state())
+    codes = codec.encode(vectors[:50])
+    assert np.array_equal(again.encode(vectors[:50]), codes)
+    assert np.array_equal(again.decode(codes), codec.decode(codes))
+    scores = [c.queries(vectors[:5]) @ c.rows(codes).T for c in (codec, again)]
+    assert scores[0].dtype == np.float32 and np.array_equal(*scores)
+
+
+def test_int8_by_hand() -> None:
+    sample = np.array([[0.5, -0.254], [-1.27, 0.1]], np.float32)
+    codec = fit("int8", sample)
+    vectors = np.array([[0.5, 0.1], [9.0, -9.0]], np.float32)
+    codes = codec.encode(vectors)
+    assert codes.tolist() == [[50, 50], [127, -127]]  # beyond the sample's range it is clipped
+    np.testing.assert_allclose(codec.decode(codes), [[0.5, 0.1], [1.27, -0.254]], rtol=1e-6)
+    query = np.array([[0.6, 0.8]], np.float32)
+    expected = query @ codec.decode(codes).T
+    np.testing.assert_allclose(codec.queries(query) @ codec.rows(codes).T, expected, rtol=1e-6)
+
+
+def test_binary_by_hand() -> None:
+    vectors = vectors_of(dim=20)
+    mean = vectors.mean(axis=0)
+    bits = vectors > mean
+    codec = fit("hamming", vectors)
+    codes = codec.encode(vectors)
+    assert codes.shape == (600, 3)
+    assert np.array_equal(np.unpackbits(codes, axis=1)[:, :20].astype(bool), bits)
+    scores = codec.queries(vectors[:4]) @ codec.rows(codes).T
+    distances = (bits[:4, None] != bits[None]).sum(axis=2)
+    np.testing.assert_allclose(scores, 1 - 2 / 20 * distances, atol=1e-6)
+    asymmetric = fit("binary", vectors)
+    centred = normalize_rows(vectors[:4] - mean)
+    expected = centred @ np.where(bits, 1, -1).T / np.sqrt(20)
+    found = asymmetric.queries(vectors[:4]) @ asymmetric.rows(codes).T
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_axes_are_the_principal_ones() -> None:
+    vectors = vectors_of()
+    codec = fit("pca:12", vectors)
+    centred = (vectors - vectors.mean(axis=0)).astype(np.float64)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    strongest = axes[:, ::-1][:, :12]
+    expected = normalize_rows(centred @ strongest)
+    rows = codec.rows(codec.encode(vectors)).astype(np.float64)
+    np.testing.assert_allclose(rows @ rows.T, expected @ expected.T, atol=2e-3)
+
+
+@pytest.mark.skipif(not HAS_FAISS, reason="no FAISS")
+def test_product_codes_are_those_of_faiss() -> None:
+    import faiss
+
+    vectors = vectors_of()
+    codec = fit("pq:8", vectors)
+    index = faiss.ProductQuantizer(32, 8, 8)
+    faiss.copy_array_to_vector(codec.state()["codebooks"].reshape(-1), index.centroids)
+    codes = index.compute_codes(vectors)
+    assert (codec.encode(vectors) == codes).mean() > 0.999  # but for ties in rounding
+    np.testing.assert_array_equal(codec.decode(codes), index.decode(codes))
+
+
+def test_kinds_that_there_are_not() -> None:
+    vectors = vectors_of()
+    for kind in ("int4", "pca", "pca:0", "pca:x", "pq:", "float32:3"):
+        with pytest.raises(ConfigError, match="there is no kind"):
+            fit(kind, vectors)
+    with pytest.raises(ConfigError, match="did you mean 'binary'"):
+        fit("binray", vectors)
+    assert {"float16", "int8", "binary", "pca:128", "pq:32"} <= set(default_kinds(256))
+    assert all(300 % int(k[3:]) == 0 for k in default_kinds(300) if k.startswith("pq:"))
+
+
+@pytest.mark.skipif(not HAS_FAISS, reason="no FAISS")
+def test_product_quantisation_says_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match="cannot cut 32 dimensions into equal parts"):
+        fit("pq:5", vectors_of())
+    with pytest.raises(ConfigError, match="needs 256 different vectors"):
+        fit("pq:8", vectors_of(n=100))
+
+
+def test_without_faiss_the_others_still_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    vectors = vectors_of()
+    with pytest.raises(MissingExtraError, match=r"pip install 'whiten\[faiss\]'"):
+        fit("pq:8", vectors)
+    costs = measure_costs(vectors, items_of(600), ["float32", "int8", "pq:8"])
+    assert [row.kind for row in costs.rows] == ["float32", "int8", "pq:8"]
+    assert "pip install 'whiten[faiss]'" in costs.rows[2].unavailable
+    assert costs.rows[1].overlap is not None and costs.rows[1].overlap.value > 0.95
+    assert "whiten[faiss]" in "\n".join(costs.lines())
+
+
+# --- what is lost -----------------------------------------------------------------------
+
+
+def nearest(queries: Array, gallery: Array) -> list[set[int]]:
+    """Of each the ten nearest others."""
+    found = (rows for rows, _ in top_k(queries, gallery, 11))
+    return [set(rows[rows != own][:10].tolist()) for own, rows in enumerate(found)]
+
+
+def test_losses_are_those_of_the_evaluation() -> None:
+    vectors, items = vectors_of(), items_of(600)
+    costs = measure_costs(vectors, items, ["int8", "hamming"], name="a model")
+    assert (costs.images, costs.labelled, costs.asked, costs.dim) == (600, 600, 600, 32)
+    task = folder_task(items)
+    whole = evaluate_task(task, vectors, vectors).aps
+    by_kind = {row.kind: row for row in costs.rows}
+    for kind in ("int8", "hamming"):
+        codec = fit(kind, vectors)
+        rows = codec.rows(codec.encode(vectors))
+        asked = codec.queries(vectors)
+        aps = evaluate_task(task, asked, rows).aps
+        row = by_kind[kind]
+        assert row.map == pytest.approx(aps.mean()) and row.map_loss is not None
+        assert row.map_loss.value == pytest.approx((whole - aps).mean())
+        assert row.map_loss.low <= row.map_loss.value <= row.map_loss.high
+        shares = [
+            len(a & b) / 10
+            for a, b in zip(nearest(vectors, vectors), nearest(asked, rows), strict=True)
+        ]
+        assert row.overlap is not None and row.overlap.value == pytest.approx(np.mean(shares))
+    assert by_kind["hamming"].map_loss is not None and by_kind["hamming"].map_loss.low > 0.01
+    assert by_kind["hamming"].bytes == 4
+
+
+def test_without_groups_there_is_the_overlap_alone() -> None:
+    costs = measure_costs(vectors_of(), items_of(600, None), ["float32", "int8"])
+    assert costs.labelled == 0 and [row.map for row in costs.rows] == [None, None]
+    assert costs.rows[0].overlap is not None and costs.rows[0].overlap.value == 1
+    assert "no groups are known" in "\n".join(costs.lines())
+
+
+def test_queries_of_their_own() -> None:
+    vectors = vectors_of(n=620)
+    gallery, queries = vectors[:600], vectors[600:]
+    who = Items.of(Item(f"q{i}", f"q{i}.png", str((600 + i) % 150)) for i in range(20))
+    costs = measure_costs(gallery, items_of(600), ["float32"], queries=(who, queries))
+    expected = evaluate_task(folder_task(items_of(600), who), queries, gallery)
+    assert costs.labelled == costs.asked == 20
+    assert costs.rows[0].map == pytest.approx(expected.figures["map"].value)
+
+
+def test_many_queries_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whiten.compact.table.QUERIES", 50)
+    monkeypatch.setattr("whiten.compact.folder.SAMPLE_ROWS", 300)
+    costs = measure_costs(vectors_of(), items_of(600), ["float32", "int8"])
+    assert (costs.asked, costs.labelled, costs.fitted_on) == (50, 50, 300)
+    assert costs.rows[0].overlap is not None and costs.rows[0].overlap.value == 1
+    assert costs.rows[1].overlap is not None and costs.rows[1].overlap.value > 0.95
+
+
+@pytest.mark.skipif(not HAS_FAISS, reason="no FAISS")
+def test_codebooks_that_know_the_images_by_heart_are_named() -> None:
+    costs = measure_costs(vectors_of(), items_of(600), ["int8", "pq:8"])
+    assert costs.remarks == costs.to_json()["remarks"]
+    assert "fitted on 2.3 vectors a centroid, and 39 are advised" in costs.remarks[0]
+    assert measure_costs(vectors_of(), items_of(600), ["int8"]).remarks == []
+
+
+def test_too_few_vectors() -> None:
+    with pytest.raises(ConfigError, match="2 vectors tell nothing"):
+        measure_costs(vectors_of(2), items_of(2), ["int8"])
+
+
+# --- folders ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_searches_as_its_codes_do(kind: str, tmp_path: Path) -> None:
+    vectors, items = vectors_of(), items_of(600)
+    codec = fit(kind, vectors)
+    written = write_compact(tmp_path / "c", codec, vectors, items, MODEL)
+    opened = open_compact(tmp_path / "c")
+    assert len(opened) == len(written) == 600 and isinstance(opened.codes, np.memmap)
+    assert opened.model == MODEL and opened.codec.kind == kind
+    codes = codec.encode(vectors)
+    assert np.array_equal(opened.codes, codes)
+    np.testing.assert_array_equal(opened.decode([3, 1]), codec.decode(codes[[3, 1]]))
+    queries = vectors_of(seed=9)[:7]
+    scores = codec.queries(queries) @ codec.rows(codes).T
+    found = opened.search(queries * 3, 5)  # of any length
+    assert [[int(hit.id) for hit in hits] for hits in found] == [
+        np.argsort(-row, kind="stable")[:5].tolist() for row in scores
+    ]
+    assert found[0][0].path == f"/{found[0][0].id}.png"
+    assert found[0][0].score == pytest.approx(float(scores[0].max()), abs=1e-5)
+
+
+def test_a_folder_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    vectors = vectors_of()
+    opened = write_compact(tmp_path / "c", fit("int8", vectors), vectors, items_of(600), MODEL)
+    with pytest.raises(StoreError, match="is not empty"):
+        write_compact(tmp_path / "c", fit("int8", vectors), vectors, items_of(600), MODEL)
+    with pytest.raises(ConfigError, match="cannot search codes of 32"):
+        opened.search(vectors[:, :8])
+    with pytest.raises(ConfigError, match="k must be at least 1"):
+        opened.search(vectors[:1], 0)
+    with pytest.raises(StoreError, match="holds no compact embeddings"):
+        open_compact(tmp_path / "nowhere")
+    spoilt = vectors.copy()
+    spoilt[3, 3] = np.nan
+    with pytest.raises(ConfigError, match="NaN"):
+        write_compact(tmp_path / "d", fit("int8", vectors), spoilt, items_of(600), MODEL)
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["codes.npy", "codec.safetensors", "names.parquet", "manifest.json"]
+)
+def test_damage_is_noticed(name: str, tmp_path: Path) -> None:
+    vectors = vectors_of()
+    write_compact(tmp_path / "c", fit("int8", vectors), vectors, items_of(600), MODEL)
+    path = tmp_path / "c" / name
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in [0, len(content) - 1, *rng.integers(0, len(content), 30).tolist()]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            opened = open_compact(tmp_path / "c")
+        except StoreError as error:
+            assert "is damaged" in str(error) and "\n" not in str(error)
+        else:  # a bit that says nothing, such as padding
+            assert np.array_equal(opened.decode(slice(None)), opened.codec.decode(opened.codes))
+            assert opened.model == MODEL and opened.names["id"][599].as_py() == "00599"
+    for cut in (0, len(content) // 2):
+        path.write_bytes(content[:cut])
+        with pytest.raises(StoreError, match="is damaged"):
+            open_compact(tmp_path / "c")
+    path.unlink()
+    with pytest.raises(StoreError, match=r"holds no compact embeddings|is damaged"):
+        open_compact(tmp_path / "c")
+
+
+def test_a_run_that_was_killed_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, items = vectors_of(), items_of(600)
+    codec = fit("int8", vectors)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("whiten.compact.folder.save_sealed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_compact(tmp_path / "c", codec, vectors, items, MODEL)
+    assert not (tmp_path / "c").exists()
+    write_compact(tmp_path / "c", codec, vectors, items, MODEL)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+# --- the verb ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def images(tmp_path: Path, colour_teachers: None) -> Path:
+    return write_groups(tmp_path / "images", dict.fromkeys("abcde", 4))
+
+
+def test_the_verb_prints_a_table(images: Path, capsys: Captured, tmp_path: Path) -> None:
+    command = ("compact", images, "--student", TEACHER, "--embeddings", "cache")
+    out, _ = prints(capsys, *command, "--kinds", "float32", "int8", "pca:3", "--plot", "p.png")
+    lines = out.splitlines()
+    assert lines[0].endswith("20 vectors of 12 dimensions, fitted on 20")
+    assert "mAP by the groups of 20 queries" in lines[1]
+    assert [line.split()[:2] for line in lines[-3:]] == [
+        ["float32", "48"], ["int8", "12"], ["pca:3", "6"],
+    ]  # fmt: skip
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(prints(capsys, *command, "--kinds", "int8", "--json")[0])
+    assert [row["kind"] for row in found["rows"]] == ["int8"]
+    assert found["rows"][0]["map_loss"]["low"] <= found["rows"][0]["map_loss"]["value"]
+    # The default kinds, some of which cannot be had of so little.
+    assert "needs 256 different vectors" in prints(capsys, *command)[0] or not HAS_FAISS
+    out, _ = prints(capsys, *command, "--kinds", "float32", "--queries", images)
+    assert "20 queries" in out
+
+
+def test_the_verb_writes_codes(images: Path, capsys: Captured, tmp_path: Path) -> None:
+    command = ("compact", images, "--student", TEACHER, "--embeddings", "cache")
+    out, _ = prints(capsys, *command, "--write", "int8", "--out", "codes")
+    assert out.startswith("codes: 20 vectors as int8")
+    opened, model = open_compact("codes"), load(TEACHER)
+    opened.require(model)
+    [hits] = opened.search(model.embed(images / "c" / "2.png"), 4)
+    assert hits[0].id == "c/2.png" and hits[0].path == str(images / "c" / "2.png")
+    with pytest.raises(StoreError, match="search with that model"):
+        opened.require(load(f"{TEACHER}?seed=1"))
+    assert "is not empty" in fails(capsys, *command, "--write", "int8", "--out", "codes")
+
+
+def test_the_verb_writes_a_store_of_float16(images: Path, capsys: Captured, tmp_path: Path) -> None:
+    command = ("compact", images, "--student", TEACHER, "--embeddings", "cache")
+    prints(capsys, *command, "--write", "float16", "--out", "half")
+    half = Store.open("half")
+    [cache] = (tmp_path / "cache").iterdir()
+    whole = Store.open(cache)
+    ids = [f"{group}/{n}.png" for group in "abcde" for n in range(4)]
+    assert half.origin.dtype == "float16" and len(half) == 20
+    expected = whole.gather(ids).astype(np.float16).astype(np.float32)
+    assert np.array_equal(half.gather(ids), expected)
+    # It is a store for every verb, and needs no student.
+    out, _ = prints(capsys, "compact", "half", "--kinds", "int8")
+    assert "20 vectors of 12 dimensions" in out
+
+
+def test_float16_of_several_models_is_refused(images: Path, tmp_path: Path) -> None:
+    both = load(f"fuse:raw:{TEACHER},{TEACHER}?seed=1")
+    with open_embedded(images, both, None) as source:
+        with pytest.raises(ConfigError, match="name another kind"):
+            write_kind(source, "float16", tmp_path / "x")
+        with pytest.raises(ConfigError, match="nothing to write"):
+            write_kind(source, "float32", tmp_path / "x")
+        assert write_kind(source, "int8", tmp_path / "x") == 20
+    assert open_compact(tmp_path / "x").codec.dim == 24
+
+
+def test_mistakes_are_one_line(images: Path, capsys: Captured) -> None:
+    command = ("compact", images, "--student", TEACHER)
+    assert "there is no kind 'int4'" in fails(capsys, *command, "--kinds", "int4")
+    assert "belong together" in fails(capsys, *command, "--write", "int8")
+    assert "belong together" in fails(capsys, *command, "--out", "x")
+    assert "add --student" in fails(capsys, "compact", images)
