@@ -71,7 +71,7 @@ def test_the_gallery_s_encoder_makes_the_targets(
     np.testing.assert_allclose(vectors, targets, atol=1e-5)
     # An index and an evaluation write it to disk, a block of each part at a time.
     built = whiten.Index.build(gallery, items, tmp_path / "index")
-    np.testing.assert_allclose(built.vectors, vectors, atol=1e-5)
+    np.testing.assert_allclose(built.vectors(built.ids()), vectors, atol=1e-5)
     assert evaluate(gallery, images).figures["map"].value > 0.5
 
 
@@ -82,7 +82,7 @@ def test_one_teacher_is_rotated_too(
     run, targets = distil(images, tmp_path / "run", monkeypatch, dim=2)
     gallery = whiten.load(f"fuse:compatible:{run.root}")
     built = whiten.Index.build(gallery, find_items(images), tmp_path / "index")
-    np.testing.assert_allclose(built.vectors, targets, atol=2e-3)
+    np.testing.assert_allclose(built.vectors(built.ids()), targets, atol=2e-3)
 
 
 def test_who_can_ask(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_who_can_ask(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     others += [Encoder("two", [*student.parts, *student.parts])]
     whitener = Whitener(3).fit(np.random.default_rng(0).standard_normal((99, 5)))
     others += [Encoder("whitened", [Part(student.parts[0].teacher, whitener)])]
-    others += [Encoder("rotated", student.parts, whitener)]
+    others += [Encoder("rotated", student.parts, rotation=whitener)]
     assert not any(other.can_ask(fingerprint) for other in others)
     # Another start of the same run learns from the same gallery; another whitening is another one.
     again, _ = distil(images, tmp_path / "again", monkeypatch, epochs=2)

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whiten import __version__
+from whiten.atomic import write_atomically
 from whiten.compact.codec import Array, Codec, Vectors, bytes_per_vector
 from whiten.compact.kinds import from_state
 from whiten.encoder import Encoder
@@ -30,7 +31,6 @@ from whiten.errors import ConfigError, StoreError, WhitenError, one_line
 from whiten.evaluate import top_k
 from whiten.mapped import forget
 from whiten.media import Items, content_hash
-from whiten.run_folder import write_atomically
 from whiten.sealed import load_sealed, save_sealed
 from whiten.whitening import normalize_rows
 
