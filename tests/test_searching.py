@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,6 +19,7 @@ from whiten.encoder import Encoder, load
 from whiten.errors import ConfigError
 from whiten.hits_page import write_hits_page
 from whiten.index import Index, Match
+from whiten.media import find_items
 from whiten.searching import Answer, Question, ask, ask_for_videos, embed_paths, parse_box
 from whiten.whitening import normalize_rows
 
@@ -76,6 +78,42 @@ def test_a_threshold_and_a_filter(capsys: Captured, index: Index, images: Path) 
     assert hits == everything[:3]
     hits = json.loads(prints(capsys, *command, "--where", "group == 'b'")[0])
     assert hits == [hit for hit in everything if hit["group"] == "b"]
+
+
+# --- on the query's side ----------------------------------------------------------------
+
+
+def test_query_expansion(capsys: Captured, index: Index, images: Path, encoder: Encoder) -> None:
+    query = images / "a" / "0.png"
+    command = ("search", query, "--index", "index", "--json")
+    plain = json.loads(prints(capsys, *command)[0])
+    assert json.loads(prints(capsys, *command, "--expand", "0")[0]) == plain
+    hits = json.loads(prints(capsys, *command, "--expand", "3", "--alpha", "2")[0])
+    near = [hit for hit in plain[:3] if hit["id"] != "a/0.png"]
+    weights = np.array([hit["score"] for hit in near]) ** 2
+    vectors = index.vectors([hit["id"] for hit in near])
+    asked = normalize_rows(encoder.embed(query) + weights @ vectors)
+    gallery = index.vectors(index.ids())
+    scores = dict(zip(index.ids(), (gallery @ asked.T)[:, 0], strict=True))
+    assert {hit["id"]: hit["score"] for hit in hits} == pytest.approx(scores, abs=1e-5)
+    assert "must be at least 0" in fails(capsys, *command, "--expand=-1")
+
+
+def test_scores_against_a_background(
+    capsys: Captured, index: Index, images: Path, encoder: Encoder
+) -> None:
+    other = write_groups(Path("other"), {"x": 4, "y": 8})
+    Index.build(encoder, other, "background")
+    command = ("search", images / "a" / "0.png", "--index", "index", "--json")
+    plain = json.loads(prints(capsys, *command)[0])
+    moved = json.loads(prints(capsys, *command, "--background", "background")[0])
+    near = encoder.embed([item.path for item in find_items(other)]) @ encoder.embed(command[1])[0]
+    down = np.sort(near)[-10:].mean()
+    assert [hit["id"] for hit in moved] == [hit["id"] for hit in plain]
+    Index.build(load(f"{TEACHER}?seed=1"), other, "foreign")
+    assert "foreign is of another model" in fails(capsys, *command, "--background", "foreign")
+    for before, after in zip(plain, moved, strict=True):
+        assert after["score"] == pytest.approx(before["score"] - down, abs=1e-5)
 
 
 # --- a part of an image -----------------------------------------------------------------

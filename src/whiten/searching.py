@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from whiten.encoder import Encoder, load
-from whiten.errors import ConfigError, ImageError
+from whiten.errors import ConfigError, ImageError, StoreError
 from whiten.index import Index, Match
 from whiten.index.collections import is_store
 from whiten.media import decode, read_bytes, sample_frames
 from whiten.media.video import VIDEO_SUFFIXES
+from whiten.reranking import expand_queries, normalize_scores
 from whiten.run_folder import RunFolder
 from whiten.spec import fingerprint
 from whiten.store import Vectors
@@ -28,6 +29,8 @@ Combine = Literal["mean", "max"]
 
 _FRAMES = 60  # of a video that is searched by, a second apart
 _WIDER = 10  # times k frames are found for k videos
+_SAME = 1e-6  # from the highest similarity: the query itself
+BACKGROUND = 10  # images of the background that are most alike
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,25 @@ class Answer:
         threshold: the least score of a hit.
         where: filter on columns, see `whiten.index.where`.
         videos: list videos, each with its best frame.
+        expand: first results that a second search asks with too (α-query expansion); 0 is none.
+        alpha: weighs them by their similarity to this power.
+        background: images none of which is right; how alike the query is to them is taken off its
+            scores, so that one threshold serves all queries.
     """
 
     k: int = 10
     threshold: float | None = None
     where: str | None = None
     videos: bool = False
+    expand: int = 0
+    alpha: float = 3.0
+    background: Index | None = None
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ConfigError(f"k must be at least 1, not {self.k}")
+        if self.expand < 0 or self.alpha < 0:
+            raise ConfigError("expand and alpha must be at least 0")
 
 
 def parse_box(text: str) -> Box:
@@ -148,11 +160,42 @@ def ask(index: Index, vectors: Vectors, answer: Answer) -> list[Match]:
 
     Of several vectors the best similarity to any of them counts.
     """
-    found = index.search_vectors(vectors, answer.k, where=answer.where)
+    found = _found(index, vectors, answer.k, answer)
     hits = found[0] if len(found) == 1 else _best_of(found)[: answer.k]
     if answer.threshold is None:
         return hits
     return [hit for hit in hits if hit.score >= answer.threshold]
+
+
+def _found(index: Index, vectors: Vectors, k: int, answer: Answer) -> list[list[Match]]:
+    """The hits of each vector, as the options on the query's side make them."""
+    if answer.expand:
+        first = index.search_vectors(vectors, answer.expand, where=answer.where)
+        vectors = np.concatenate(
+            [_expanded(index, v, hits, answer) for v, hits in zip(vectors, first, strict=True)]
+        )
+    found = index.search_vectors(vectors, k, where=answer.where)
+    if answer.background is None:
+        return found
+    near = answer.background.search_vectors(vectors, BACKGROUND)
+    return [
+        _moved(hits, np.array([[hit.score for hit in alike]]))
+        for hits, alike in zip(found, near, strict=True)
+    ]
+
+
+def _expanded(index: Index, vector: Vectors, hits: Sequence[Match], answer: Answer) -> Vectors:
+    """(1, dim) the query and its first results; its own embedding adds nothing to it."""
+    others = [hit for hit in hits if hit.score < 1 - _SAME]
+    neighbours = index.vectors([hit.id for hit in others])
+    similarities = np.array([[hit.score for hit in others]], np.float32)
+    return expand_queries(vector[None], neighbours[None], similarities, alpha=answer.alpha)
+
+
+def _moved(hits: Sequence[Match], to_background: Vectors) -> list[Match]:
+    scores = np.array([[hit.score for hit in hits]], np.float32)
+    moved = normalize_scores(scores, to_background, top=BACKGROUND)[0]
+    return [replace(hit, score=float(score)) for hit, score in zip(hits, moved, strict=True)]
 
 
 def _best_of(found: Sequence[Sequence[Match]]) -> list[Match]:
@@ -170,7 +213,7 @@ def ask_for_videos(index: Index, vectors: Vectors, answer: Answer) -> list[Match
     (chamfer similarity of query to video). A frame whose best hits have none of a video counts with
     the least similarity among them, which is no less than the true one.
     """
-    found = index.search_vectors(vectors, _WIDER * answer.k, where=answer.where)
+    found = _found(index, vectors, _WIDER * answer.k, answer)
     floors = np.array([hits[-1].score if hits else 0.0 for hits in found])
     scores: dict[str, Vectors] = {}
     best: dict[str, Match] = {}
@@ -227,6 +270,11 @@ def run_search(
         vectors = _embed(encoder, question) if question.paths else None
         where = place or _default_index(student, images)
         index = Index.build(encoder, images, where, show_progress=show_progress)
+    if answer.background is not None and answer.background.facts.model != index.facts.model:
+        raise StoreError(
+            f"the background {answer.background.place} is of another model than {index.place}: "
+            "index it with the same one"
+        )
     parts = [] if vectors is None else [vectors]
     if question.ids:
         parts.append(index.vectors(list(question.ids)))

@@ -88,6 +88,9 @@ def search(
     box: str | None = None,
     combine: Literal["mean", "max"] | None = None,
     videos: bool = False,
+    expand: int = 0,
+    alpha: float = 3.0,
+    background: Path | None = None,
     as_json: Json = False,
     paths_only: bool = False,
     open_page: Annotated[bool, Parameter("--open")] = False,
@@ -108,10 +111,15 @@ def search(
         combine: how several images are one question: their mean, or the best similarity to any;
             by default the mean, and the best for the frames of a video.
         videos: list videos instead of their frames, each with its best frame.
+        expand: search again with the query and so many of its first results (α-query expansion).
+        alpha: the power of the similarity that weighs these.
+        background: index of images none of which is right; how alike they are to the query is taken
+            off the scores, so that one threshold serves all queries.
         as_json: print JSON.
         paths_only: print the paths alone, one a line.
         open_page: write a page of the hits and open it in the browser.
     """
+    from whiten.index import Index
     from whiten.searching import Answer, Question, parse_box, run_search
 
     question = Question(
@@ -119,7 +127,15 @@ def search(
     )
     hits, opened = run_search(
         question,
-        Answer(k, threshold, where, videos),
+        Answer(
+            k,
+            threshold,
+            where,
+            videos,
+            expand,
+            alpha,
+            None if background is None else Index.open(background),
+        ),
         student=student,
         images=images,
         place=index if store is None else place(index, store, "--index"),
