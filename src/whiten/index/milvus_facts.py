@@ -59,6 +59,7 @@ class MilvusFacts:
                 f"{self._place}: the collection {self._collection} is of something else: name "
                 "another one, DATABASE#NAME"
             )
+        self._client.load_collection(self._collection)
         while True:
             records = self._get([_HEAD, _SERIALS])
             if _HEAD not in records:
@@ -83,6 +84,8 @@ class MilvusFacts:
                     "again"
                 ) from error
             self._pieces = pieces
+            if self._client.has_collection(self.rows):
+                self._client.load_collection(self.rows)
             return facts
 
     def _describe(self, name: str) -> dict[str, Any]:

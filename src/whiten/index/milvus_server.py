@@ -82,10 +82,11 @@ def _is_lite(path: Path, address: Address) -> bool:
 
 
 def _connect(owner: object, address: Address, server: str, token: str) -> Client:
+    from pymilvus import MilvusClient, MilvusException
+
     # What goes wrong is raised; these would print it with a traceback, too.
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    from pymilvus import MilvusClient, MilvusException
 
     try:
         with _lock:
