@@ -8,9 +8,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 PASSWORD = "s3cret#/@"
 USER = "nobody"  # PostgreSQL does not run as root
@@ -52,23 +52,20 @@ class Server:
         assert done.returncode == 0, done.stderr
 
     def dsn(self, database: str, user: str = "postgres", password: str = PASSWORD) -> str:
-        from urllib.parse import quote
-
         return f"postgresql://{user}:{quote(password, '')}@127.0.0.1:{self.port}/{database}"
 
-    def new_database(self) -> str:
-        """The address of an empty one."""
+    def run(self, statement: str, database: str = "postgres") -> None:
         import psycopg
 
+        with psycopg.connect(self.dsn(database), autocommit=True) as connection:
+            connection.execute(statement)
+
+    def new_schema(self) -> str:
+        """The address of an empty schema, in a database that has the extension."""
         name = f"test_{secrets.token_hex(6)}"
-        with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        return self.dsn(name)
+        self.run(f"CREATE EXTENSION IF NOT EXISTS vector; CREATE SCHEMA {name}")
+        return f"{self.dsn('postgres')}?options=-csearch_path%3D{name},public"
 
     def stop(self) -> None:
         self._run("pg_ctl", "-w", "-m", "immediate", "stop")
-        for _ in range(5):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if not self.folder.exists():
-                return
-            time.sleep(0.1)
+        shutil.rmtree(self.folder, ignore_errors=True)

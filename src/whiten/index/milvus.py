@@ -187,7 +187,9 @@ class MilvusIndex:
                 self._upsert(rows, block.vectors[start : start + _BATCH])
         # Last, since vectors of rows that go may be those of rows that come.
         for start in range(0, len(gone), _BATCH):
-            self._client.delete(self._rows, ids=list(gone[start : start + _BATCH]))
+            # Not by `ids=`, which some versions of the client write without escaping quotes.
+            condition = f"id in {_literal(tuple(gone[start : start + _BATCH]))}"
+            self._client.delete(self._rows, filter=condition)
         self.facts = self._head.write(facts)
 
     def _upsert(self, rows: list[dict[str, Any]], vectors: Vectors) -> None:
