@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from whiten.errors import ConfigError
 
@@ -58,13 +58,6 @@ def read_address(text: str, scheme: str) -> Address:
 
 
 def hide_password(text: str) -> str:
-    """An address for people to see."""
+    """An address for people to see; rather too much is hidden than too little."""
     text = _SECRET.sub(r"\1***", text)
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return re.sub(r"//[^/]*@", "//***@", text)
-    user, at, host = parts.netloc.rpartition("@")
-    if not at or ":" not in user:
-        return text
-    return text.replace(f"//{parts.netloc}", f"//{user.partition(':')[0]}:***@{host}", 1)
+    return re.sub(r"(//[^/:@]*):.*@", r"\1:***@", text, flags=re.DOTALL)

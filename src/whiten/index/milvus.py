@@ -67,7 +67,7 @@ class MilvusIndex:
     # --- reading ------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        if not self._is_there():
+        if self.facts is None:
             return 0
         answer = self._client.query(self._rows, output_fields=["count(*)"])
         return int(answer[0]["count(*)"])
@@ -75,9 +75,6 @@ class MilvusIndex:
     @property
     def _rows(self) -> str:
         return self._head.rows
-
-    def _is_there(self) -> bool:
-        return self.facts is not None and self._client.has_collection(self._rows)
 
     def known(self) -> pa.Table:
         assert self.facts is not None
@@ -100,7 +97,7 @@ class MilvusIndex:
     def _some(self, fields: Sequence[str], at_once: int = MOST) -> Iterator[list[dict[str, Any]]]:
         """All rows, some at a time, in order."""
         collection = self._rows
-        for first in range(0, self._head.serials if self._is_there() else 0, at_once):
+        for first in range(0, self._head.serials, at_once):
             rows = self._client.query(
                 collection,
                 filter=f"serial >= {first} and serial < {first + at_once}",
@@ -114,7 +111,7 @@ class MilvusIndex:
         assert self.facts is not None
         found: dict[str, dict[str, Any]] = {}
         fields = [*_fields(self.facts).values(), "embedding"]
-        for start in range(0, len(ids) if self._is_there() else 0, _BATCH):
+        for start in range(0, len(ids), _BATCH):
             condition = f"id in {_literal(tuple(dict.fromkeys(ids[start : start + _BATCH])))}"
             for row in self._client.query(self._rows, filter=condition, output_fields=fields):
                 found[row["id"]] = row
@@ -140,10 +137,11 @@ class MilvusIndex:
             return [[] for _ in queries]
         fields = _fields(self.facts)
         found: list[list[Match]] = []
-        for start in range(0, len(queries), _QUERIES):
+        at_once = max(1, min(_QUERIES, MOST // k))
+        for start in range(0, len(queries), at_once):
             answers = self._client.search(
                 self._rows,
-                data=list(np.ascontiguousarray(queries[start : start + _QUERIES], np.float32)),
+                data=list(np.ascontiguousarray(queries[start : start + at_once], np.float32)),
                 anns_field="embedding",
                 filter="" if where is None else to_milvus(where, fields),
                 limit=min(k, count),
@@ -158,7 +156,7 @@ class MilvusIndex:
         return found
 
     def _search_params(self, k: int) -> dict[str, Any]:
-        is_graph = self._address.index == "hnsw"
+        is_graph = self._head.index == "hnsw"
         return {"metric_type": "IP", "params": {"ef": max(200, 2 * k)} if is_graph else {}}
 
     # --- writing ------------------------------------------------------------------------
@@ -201,19 +199,22 @@ class MilvusIndex:
     def _settle(self, facts: Facts) -> None:
         """A collection with the columns of these facts, and the rows that there are."""
         before = self.facts
-        if before is not None and before.columns != facts.columns and self._is_there():
+        if before is None or before.columns != facts.columns:
             name = self._head.new_name()
             self._create(name, facts)
-            for rows in self._some([*_fields(before).values(), "serial", "embedding"], _BATCH):
-                records = _records(as_of(_table(rows, before), facts), facts, self.place)
-                for record, row in zip(records, rows, strict=True):
-                    record["serial"], record["embedding"] = row["serial"], row["embedding"]
-                self._client.upsert(name, data=records)
-            self._head.rows = name
+            if before is not None:
+                self._copy(before, name, facts)
+            self._head.rows, self._head.index = name, self._address.index
         self.facts = self._head.write(facts)
-        if not self._is_there():
-            self._create(self._rows, facts)
         self._head.sweep()
+
+    def _copy(self, before: Facts, name: str, facts: Facts) -> None:
+        """All rows into another collection."""
+        for rows in self._some([*_fields(before).values(), "serial", "embedding"], _BATCH):
+            records = _records(as_of(_table(rows, before), facts), facts, self.place)
+            for record, row in zip(records, rows, strict=True):
+                record["serial"], record["embedding"] = row["serial"], row["embedding"]
+            self._client.upsert(name, data=records)
 
     def _create(self, name: str, facts: Facts) -> None:
         from pymilvus import DataType
@@ -246,7 +247,7 @@ class MilvusIndex:
 
 def _fields(facts: Facts) -> dict[str, str]:
     """Column -> field of the collection, whose names are limited to letters, digits and _."""
-    names = {name: name for name in COLUMNS}
+    names = {name: name for name in COLUMNS} | {"group": "group_name"}  # `group` is a word of SQL
     for number, column in enumerate(sorted(facts.columns)):
         is_name = re.fullmatch("[A-Za-z0-9_]{1,200}", column)
         names[column] = f"meta_{column}" if is_name else f"meta{number}"

@@ -25,6 +25,7 @@ class MilvusFacts:
 
     Attributes:
         rows: name of the collection that holds the rows.
+        index: `flat` or `hnsw`, of that collection.
         serials: how many serial numbers have been given to rows.
     """
 
@@ -33,8 +34,7 @@ class MilvusFacts:
         self._collection = f"{name}_facts"
         self._pieces: list[str] = []
         self._generation = 0
-        self.rows = self.new_name()
-        self.serials = 0
+        self.rows, self.index, self.serials = "", "", 0
 
     def new_name(self) -> str:
         """For a collection of rows, of which there has never been one."""
@@ -45,20 +45,18 @@ class MilvusFacts:
         """Description of the collections of this index: no other ones are ever dropped."""
         return f"rows of the whiten index {self._name}"
 
+    @property
+    def _note(self) -> str:
+        return f"facts of the whiten index {self._name}"
+
     def read(self) -> Facts | None:
         """None while there are none.
 
         Raises:
             StoreError: the collection is of something else, damaged, or of another version.
         """
-        if not self._client.has_collection(self._collection):
+        if not self._is_made():
             return None
-        fields = {field["name"] for field in self._describe(self._collection)["fields"]}
-        if not {"key", "text"} <= fields:
-            raise StoreError(
-                f"{self._place}: the collection {self._collection} is of something else: name "
-                "another one, DATABASE#NAME"
-            )
         self._client.load_collection(self._collection)
         while True:
             records = self._get([_HEAD, _SERIALS])
@@ -76,7 +74,8 @@ class MilvusFacts:
                 if len(texts) < len(pieces) and self._get([_HEAD])[_HEAD] != records[_HEAD]:
                     continue  # another process has just replaced them
                 facts = Facts.from_json(json.loads("".join(texts[name] for name in pieces)))
-                self.rows, self._generation = str(head["rows"]), int(head["generation"])
+                self.rows, self.index = str(head["rows"]), str(head["index"])
+                self._generation = int(head["generation"])
                 self.serials = int(json.loads(records[_SERIALS])["next"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StoreError(
@@ -84,8 +83,7 @@ class MilvusFacts:
                     "again"
                 ) from error
             self._pieces = pieces
-            if self._client.has_collection(self.rows):
-                self._client.load_collection(self.rows)
+            self._client.load_collection(self.rows)
             return facts
 
     def _describe(self, name: str) -> dict[str, Any]:
@@ -101,7 +99,7 @@ class MilvusFacts:
 
     def write(self, facts: Facts) -> Facts:
         """Replace the facts, and name the collection of the rows; what `read` gives from now on."""
-        if not self._client.has_collection(self._collection):
+        if not self._is_made():
             self._create()
         text = json.dumps(facts.to_json())
         texts = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
@@ -114,6 +112,7 @@ class MilvusFacts:
         head = {
             "format": FORMAT,
             "rows": self.rows,
+            "index": self.index,
             "generation": self._generation,
             "pieces": pieces,
         }
@@ -134,11 +133,26 @@ class MilvusFacts:
         record = {"key": key, "text": text, "unused": [0.0, 0.0]}
         self._client.upsert(self._collection, data=[record])
 
+    def _is_made(self) -> bool:
+        """A collection without an index is one whose making was killed."""
+        name = self._collection
+        if not self._client.has_collection(name):
+            return False
+        if self._describe(name)["description"] != self._note:
+            raise StoreError(
+                f"{self._place}: the collection {name} is of something else: name another one, "
+                "DATABASE#NAME"
+            )
+        return bool(self._client.list_indexes(name))
+
     def _create(self) -> None:
         from pymilvus import DataType
 
+        if self._client.has_collection(self._collection):
+            self._client.drop_collection(self._collection)
+
         schema = self._client.create_schema(
-            auto_id=False, enable_dynamic_field=False, description=f"facts of {self._name}"
+            auto_id=False, enable_dynamic_field=False, description=self._note
         )
         schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=200)
         schema.add_field("text", DataType.VARCHAR, max_length=65_535)
