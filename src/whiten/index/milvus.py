@@ -225,9 +225,7 @@ class MilvusIndex:
             "float": DataType.DOUBLE,
             "bool": DataType.BOOL,
         }
-        schema = self._client.create_schema(
-            auto_id=False, enable_dynamic_field=False, description=self._head.mark
-        )
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
         for column, field in _fields(facts).items():
             kind = facts.columns.get(column, "int" if column == "frame_ms" else "string")
             options: dict[str, Any] = {"max_length": _LONGEST} if kind == "string" else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+import re
 
 from whiten.errors import StoreError
 from whiten.index.milvus_server import Client
@@ -39,15 +39,6 @@ class MilvusFacts:
     def new_name(self) -> str:
         """For a collection of rows, of which there has never been one."""
         return f"{self._name}_{os.urandom(4).hex()}"
-
-    @property
-    def mark(self) -> str:
-        """Description of the collections of this index: no other ones are ever dropped."""
-        return f"rows of the whiten index {self._name}"
-
-    @property
-    def _note(self) -> str:
-        return f"facts of the whiten index {self._name}"
 
     def read(self) -> Facts | None:
         """None while there are none.
@@ -86,8 +77,8 @@ class MilvusFacts:
             self._client.load_collection(self.rows)
             return facts
 
-    def _describe(self, name: str) -> dict[str, Any]:
-        return dict(self._client.describe_collection(name))
+    def _fields(self, name: str) -> set[str]:
+        return {field["name"] for field in self._client.describe_collection(name)["fields"]}
 
     def _get(self, keys: list[str]) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -138,7 +129,7 @@ class MilvusFacts:
         name = self._collection
         if not self._client.has_collection(name):
             return False
-        if self._describe(name)["description"] != self._note:
+        if self._fields(name) != {"key", "text", "unused"}:
             raise StoreError(
                 f"{self._place}: the collection {name} is of something else: name another one, "
                 "DATABASE#NAME"
@@ -151,9 +142,7 @@ class MilvusFacts:
         if self._client.has_collection(self._collection):
             self._client.drop_collection(self._collection)
 
-        schema = self._client.create_schema(
-            auto_id=False, enable_dynamic_field=False, description=self._note
-        )
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=200)
         schema.add_field("text", DataType.VARCHAR, max_length=65_535)
         schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # every collection needs one
@@ -164,11 +153,8 @@ class MilvusFacts:
         )
 
     def sweep(self) -> None:
-        """Drop collections of rows that are in use no more."""
+        """Drop collections of rows that are in use no more, and no other ones."""
         for name in self._client.list_collections():
-            is_like = name.startswith(f"{self._name}_") and name not in (
-                self.rows,
-                self._collection,
-            )
-            if is_like and self._describe(name)["description"] == self.mark:
+            is_like = re.fullmatch(f"{self._name}_[0-9a-f]{{8}}", name) and name != self.rows
+            if is_like and {"serial", "content_hash", "stamp", "embedding"} <= self._fields(name):
                 self._client.drop_collection(name)

@@ -100,7 +100,9 @@ def _read_dsn(address: Address) -> str:
         )
     try:
         given = conninfo_to_dict(address.server)
-    except psycopg.Error as error:  # its message may show the password
+        for port in str(given.get("port", "")).split(","):
+            int(port or 0)
+    except (psycopg.Error, ValueError) as error:  # its message may show the password
         raise ConfigError(
             f"{address.place} cannot be read: write it as "
             "pgvector:postgresql://USER@HOST/DATABASE#TABLE, special characters as %XX"
