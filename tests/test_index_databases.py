@@ -9,16 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from killing import CONTEXT, start_server
 from postgres import PASSWORD, Server
 from test_index_backends import backend_of, block_of, passing
-from whiten.errors import ConfigError, MissingExtraError, StoreError, WhitenError
+from whiten.errors import ConfigError, MissingExtraError, StoreError
 from whiten.index import Index
 from whiten.index.addresses import hide_password, read_address
 from whiten.index.milvus import to_milvus
@@ -249,28 +248,6 @@ def test_a_graph_answers_nearly_all(postgres: Server) -> None:
 # --- Milvus -----------------------------------------------------------------------------
 
 
-def _hold(place: str, connection: object) -> None:
-    backend = open_place(place)
-    connection.send(len(backend))  # type: ignore[attr-defined]
-    connection.recv()  # type: ignore[attr-defined]
-
-
-def test_a_file_is_open_in_one_process_at_a_time(tmp_path: Path) -> None:
-    place = f"milvus:{tmp_path / 'index.db'}#photos"
-    write(place, facts_of(), ["a"])
-    gc.collect()
-    start_server()
-    ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=_hold, args=(place, theirs))
-    process.start()
-    assert ours.recv() == 1
-    with pytest.raises(StoreError, match="another process has it open"):
-        open_place(place)
-    ours.send("done")
-    process.join()
-    assert len(open_place(place)) == 1
-
-
 def test_a_file_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "file.db").write_text("SQLite format 3")
     (tmp_path / "folder.db").mkdir()
@@ -320,30 +297,36 @@ def test_a_text_that_milvus_cannot_keep(tmp_path: Path) -> None:
         write(place, facts_of(), ["ä" * 40_000])
 
 
-def test_a_server_is_used_as_a_file_is(tmp_path: Path) -> None:
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A Milvus server in another process: its address and its file."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", tmp_path / "data"]
+    path = tmp_path / "served.db"
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", path]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     log = subprocess.DEVNULL
     with subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
-            place = f"milvus:http://127.0.0.1:{port}#photos"
-            end = time.monotonic() + 60
-            while True:
-                try:
-                    open_place(place)
+            while server.poll() is None:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                     break
-                except WhitenError:
-                    assert time.monotonic() < end and server.poll() is None
-            index = backend_of(place, 20, price=[float(n) for n in range(20)])
-            other = Index(open_place(place))
-            assert other.ids() == index.ids() == [f"r{n}" for n in range(20)]
-            assert passing(other, "price < 2") == ["r0", "r1"]
-            index.remove(["r0"])
-            other.refresh()
-            assert len(other) == 19
-            assert index._backend.known().equals(other._backend.known())
-            assert isinstance(other._backend.known(), pa.Table)
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}", path
         finally:
-            server.terminate()
+            server.kill()
+
+
+def test_a_server_is_used_as_a_file_is(served: tuple[str, Path]) -> None:
+    address, path = served
+    place = f"milvus:{address}#photos"
+    index = backend_of(place, 20, price=[float(n) for n in range(20)])
+    other = Index(open_place(place))
+    assert other.ids() == index.ids() == [f"r{n}" for n in range(20)]
+    assert passing(other, "price < 2") == ["r0", "r1"]
+    index.remove(["r0"])
+    other.refresh()
+    assert len(other) == 19
+    assert index._backend.known().equals(other._backend.known())
+    with pytest.raises(StoreError, match="another process has it open, and Milvus Lite is for one"):
+        open_place(f"milvus:{path}#photos")
