@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -51,8 +50,8 @@ class Index:
         backend = open_place(place)
         if backend.facts is None:
             raise StoreError(
-                f"{os.fspath(place)} is not an index: make one with `whiten index IMAGES "
-                f"--student STUDENT --out {os.fspath(place)}`"
+                f"{backend.place} is not an index: make one with `whiten index IMAGES "
+                f"--student STUDENT --out {backend.place}`"
             )
         index = cls(backend, encoder)
         if encoder is not None:

@@ -51,6 +51,10 @@ def read_metadata(table: str | os.PathLike[str], items: Items) -> tuple[pa.Table
     kinds = {name: _kind(path, found.schema.field(name)) for name in names}
     at = pa.array(rows, mask=rows < 0)
     columns = {name: found[name].take(at).cast(TYPES[kind]) for name, kind in kinds.items()}
+    for name, kind in kinds.items():
+        if kind == "float":  # what is no number is a missing one
+            no_number = pc.fill_null(pc.is_nan(columns[name]), False)
+            columns[name] = pc.if_else(no_number, None, columns[name])
     return pa.table(columns), kinds
 
 

@@ -20,7 +20,8 @@ def open_place(place: str | os.PathLike[str]) -> Backend:
     """Open the place of an index, existing or to be.
 
     Args:
-        place: a folder, `milvus:URI` or `pgvector:DSN`.
+        place: a folder, `milvus:URI` or `pgvector:DSN`; a database's address may end in `#NAME`,
+            the collection or table, and that in `?index=hnsw`; see `whiten.index.addresses`.
 
     Raises:
         StoreError: something else is there, or it is damaged or cannot be reached.

@@ -131,7 +131,7 @@ class Backend(Protocol):
     """A place that an index can lie in: a folder, or a collection of a vector database.
 
     Attributes:
-        place: what opens it again.
+        place: what opens it again; for people, so that a password in it is masked.
         facts: None while nothing is there.
     """
 

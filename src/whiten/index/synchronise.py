@@ -171,10 +171,12 @@ class _Work:
             here = at >= 0
             vectors[here], is_there[here] = block.vectors[at[here]], True
         at = _index_in(digests, self._before["content_hash"])
-        here = (at >= 0) & ~is_there
-        if here.any():
-            ids = self._before["id"].take(pa.array(at[here])).to_pylist()
-            vectors[here], is_there[here] = self._backend.fetch(ids).vectors, True
+        left = np.flatnonzero((at >= 0) & ~is_there)
+        if len(left):
+            block = self._backend.fetch(self._before["id"].take(pa.array(at[left])).to_pylist())
+            # Where batches count at once, an earlier one may have put other content there.
+            same = pc.equal(block.rows["content_hash"], digests.take(pa.array(left))).to_numpy()
+            vectors[left[same]], is_there[left[same]] = block.vectors[same], True
         return vectors, is_there
 
 

@@ -7,7 +7,8 @@ parser, and never evaluated as one. A comparison with a value that is missing le
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, TypeAlias
@@ -28,6 +29,7 @@ _OPERATORS: dict[type[ast.cmpop], Operator] = {
     ast.GtE: ">=",
     ast.In: "in",
 }
+_LARGEST = 2**63 - 1
 _MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _ACCEPTED: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -110,7 +112,7 @@ def _compare(
         )
     try:
         value = ast.literal_eval(right)
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ConfigError(
             f"the filter {text!r} compares {left.id} with {ast.unparse(right)}, which is no "
             "value: put text in quotes"
@@ -119,11 +121,48 @@ def _compare(
     if not isinstance(values, list | tuple | set):
         raise ConfigError(f"the filter {text!r}: after `in` comes a list, like ['a', 'b']")
     kind = columns[left.id]
+    if kind == "bool" and operator not in ("==", "!=", "in"):
+        raise ConfigError(f"column {left.id} is true or false: compare it with == or !=")
     for one in values:
         is_other_bool = isinstance(one, bool) and kind != "bool"
         if is_other_bool or not isinstance(one, _ACCEPTED[kind]):
             raise ConfigError(f"column {left.id} holds {kind} values, {one!r} is none")
-    return Compare(left.id, operator, tuple(values) if operator == "in" else value)
+        if isinstance(one, str) and any("\ud800" <= letter <= "\udfff" for letter in one):
+            raise ConfigError(f"the filter {text!r} has {one!r}, which is not text")
+    if kind == "int":
+        return _compare_whole(left.id, operator, values)
+    if kind == "float":
+        values = [_as_float(one) for one in values]
+    return Compare(left.id, operator, tuple(values) if operator == "in" else next(iter(values)))
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _compare_whole(column: str, operator: Operator, values: Collection[int | float]) -> Where:
+    """Whole numbers of 64 bits against any numbers, said in such numbers.
+
+    Databases compare them each in its own way, and Arrow refuses to.
+    """
+    held = tuple(int(one) for one in values if abs(one) <= _LARGEST and one == int(one))
+    if operator == "in":
+        return Compare(column, "in", held)
+    if held:
+        return Compare(column, operator, held[0])
+    never = Compare(column, "in", ())
+    always = Logic("not", (never,))
+    [value] = values
+    if operator in ("==", "!="):
+        return never if operator == "==" else always
+    if abs(value) > _LARGEST:
+        return always if (value > 0) == (operator in ("<", "<=")) else never
+    if operator in ("<", "<="):
+        return Compare(column, "<=", math.floor(value))
+    return Compare(column, ">=", math.ceil(value))
 
 
 def to_arrow(where: Where) -> pc.Expression:
@@ -136,8 +175,10 @@ def to_arrow(where: Where) -> pc.Expression:
     column, value = pc.field(where.column), where.value
     if where.operator == "in":
         assert isinstance(value, tuple)
-        # Without a value there is no type to compare with, and nothing is among no values.
-        return column.isin(list(value)) if value else column != column
+        # A missing value is not among any values, nor is it not; `isin` says that it is not.
+        # Without values there is no type to compare with.
+        missing = column != column
+        return column.isin(list(value)) | missing if value else missing
     comparisons: dict[Operator, Any] = {
         "==": column.__eq__,
         "!=": column.__ne__,
