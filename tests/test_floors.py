@@ -57,6 +57,7 @@ FLOORS = [
     "datasets",
     "index",
     "searching",
+    "serve",
     "plot_style",
     "grids",
     "plots",

@@ -25,7 +25,7 @@ from whiten.teachers import Teacher, open_teacher
 from whiten.views import View, render, render_bytes
 from whiten.whitening import Whitener, normalize_rows
 
-Embeddable = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+Embeddable = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 
 _BATCH = 16
 
@@ -69,13 +69,16 @@ class Encoder:
         return fingerprint([[p.teacher.fingerprint() for p in self.parts], whiteners])
 
     def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
-        """Embed paths, PIL images or (h, w, 3) uint8 RGB arrays: (n, dim) float32, L2-normalised.
+        """Embed images: (n, dim) float32, L2-normalised.
+
+        Args:
+            images: paths, contents of files, PIL images or (h, w, 3) uint8 RGB arrays.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
         """
         inputs: Sequence[Embeddable]
-        if isinstance(images, str | os.PathLike | Image.Image):
+        if isinstance(images, str | os.PathLike | bytes | Image.Image):
             inputs = [images]
         elif isinstance(images, np.ndarray):
             inputs = list(images) if images.ndim == 4 else [images]
@@ -154,6 +157,8 @@ def _render(image: Embeddable, teacher: Teacher) -> npt.NDArray[np.uint8]:
                 f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
             )
         return render(Image.fromarray(image), View(), teacher.preprocess)
+    if isinstance(image, bytes):
+        return render_bytes(image, ViewPlan(), "", 0, teacher.preprocess)
     path = os.fspath(image)
     try:  # as a store's images are rendered, so that a query equals its copy in a gallery
         return render_bytes(read_bytes(path), ViewPlan(), path, 0, teacher.preprocess)
@@ -163,12 +168,17 @@ def _render(image: Embeddable, teacher: Teacher) -> npt.NDArray[np.uint8]:
 
 def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:
     assert teacher.lookup is not None
-    if not isinstance(image, str | os.PathLike):
+    if isinstance(image, Image.Image | np.ndarray):
         raise TeacherError(f"{teacher.uri} knows image files, not pixels: pass paths")
-    vector = teacher.lookup(content_hash(read_bytes(os.fspath(image))), 0)
+    data, name = (image, "this image") if isinstance(image, bytes) else _read_named(image)
+    vector = teacher.lookup(content_hash(data), 0)
     if vector is None:
-        raise ImageError(f"{os.fspath(image)} is not in {teacher.uri}: embed it with its model")
+        raise ImageError(f"{name} is not in {teacher.uri}: embed it with its model")
     return vector
+
+
+def _read_named(path: str | os.PathLike[str]) -> tuple[bytes, str]:
+    return read_bytes(os.fspath(path)), os.fspath(path)
 
 
 # --- opening ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from whiten.allocator import keep_freed_memory
-from whiten.cli import data, models, retrieval, runs  # noqa: F401 - they add their verbs
+from whiten.cli import data, models, retrieval, runs, serve  # noqa: F401 - they add their verbs
 from whiten.cli.app import app
 from whiten.config_file import with_config
 from whiten.terminal import one_line_endings, show_warning

@@ -110,7 +110,7 @@ def _compare(
         )
     try:
         value = ast.literal_eval(right)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:  # {[]: 1} is no value either
         raise ConfigError(
             f"the filter {text!r} compares {left.id} with {ast.unparse(right)}, which is no "
             "value: put text in quotes"

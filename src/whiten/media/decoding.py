@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from whiten.errors import ImageError
+from whiten.errors import ImageError, one_line
 
 # Whatever a file's name says: formats that Pillow decodes itself, with the size known before the
 # pixels. EPS would start another program, ICO decodes while it is opened.
@@ -99,6 +99,21 @@ def decode_scaled(
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ImageError(f"damaged: {reason}") from None
+
+
+def stored_size(data: bytes) -> tuple[int, int]:
+    """Width and height as a file's header has them, before any orientation; decodes nothing.
+
+    Raises:
+        ImageError: not an image, or its header is damaged.
+    """
+    try:
+        with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            return opened.size
+    except UnidentifiedImageError:
+        raise ImageError("not an image, or of an unknown format") from None
+    except Exception as error:
+        raise ImageError(f"damaged: {one_line(error)}") from None
 
 
 def _refuse_large(size: tuple[int, int]) -> None:

@@ -1,0 +1,106 @@
+"""From an address to a running service, and to its end."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from whiten.errors import ConfigError, one_line
+
+_CONNECTIONS = 1000  # at once; more are told to come back
+_IDLE_SECONDS = 30  # that a connection is kept open between requests
+_ENDING_SECONDS = 10  # that requests have to be answered after the service was told to end
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address before anything heavy is loaded.
+
+    Raises:
+        ConfigError: the port is taken, or the host is not this machine.
+    """
+    if not 0 <= port < 1 << 16:
+        raise ConfigError(f"port {port} does not exist: name one from 1 to 65535, or 0 for any")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+            made.listen(2048)
+        except BaseException:
+            made.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ConfigError(
+            f"cannot listen on {host} port {port} ({reason}): choose another with --port or --host"
+        ) from error
+    return made
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where a browser on this machine finds it."""
+    host, port = listening.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        host = "::1" if address.version == 6 else "127.0.0.1"
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def is_loopback(listening: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
+class _Server(uvicorn.Server):
+    """Ends in order at the first signal, and at once at the second; tells nobody else of them."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        ending = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in ending}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM; what was asked before is answered.
+
+    Args:
+        ready: called once requests are answered.
+    """
+    # What a client sends wrongly is its own affair, and is told to it.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=_ENDING_SECONDS,
+        proxy_headers=False,
+        ws="none",
+    )
+    server = _Server(config, ready)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
