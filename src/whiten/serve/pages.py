@@ -27,7 +27,14 @@ class Page:
 
 @cache
 def search_page() -> Page:
-    return _page((resources.files("whiten.serve") / "page.html").read_text("utf-8"))
+    """One file, put together of three."""
+    here = resources.files("whiten.serve")
+    html, style, script = ((here / f"page.{kind}").read_text("utf-8") for kind in _PARTS)
+    html = html.replace("<style></style>", f"<style>\n{style}</style>")
+    return _page(html.replace("<script></script>", f"<script>\n{script}</script>"))
+
+
+_PARTS = ("html", "css", "js")
 
 
 def reference_page(openapi: Mapping[str, Any]) -> Page:
