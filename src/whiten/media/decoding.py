@@ -91,6 +91,7 @@ def decode_scaled(
         box = _upright_box(image.size, size, orientation)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
+            image.info = {}  # still tells how to turn it, and `upright_rgb` would, once more
         return image, box
     except ImageError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class LiveIndex:
         self._index = index
         self._clock = clock
         self._lock = threading.Lock()
-        self._seen = clock()
+        self._seen = -math.inf
 
     def _fresh(self) -> Index:
         """The index as it is now; the lock must be held."""
