@@ -74,7 +74,10 @@ def parse_where(text: str, columns: Mapping[str, str]) -> Where:
         raise ConfigError(
             f"cannot read the filter {text!r}: write it like price < 10 and group == 'shoes'"
         ) from error
-    return _read(tree, text, columns)
+    try:
+        return _read(tree, text, columns)
+    except RecursionError as error:
+        raise ConfigError(f"the filter {text[:80]!r}… is nested too deeply") from error
 
 
 def _read(node: ast.expr, text: str, columns: Mapping[str, str]) -> Where:
@@ -110,7 +113,7 @@ def _compare(
         )
     try:
         value = ast.literal_eval(right)
-    except (ValueError, TypeError, RecursionError) as error:  # {[]: 1} is no value either
+    except (ValueError, TypeError) as error:  # {[]: 1} is no value either
         raise ConfigError(
             f"the filter {text!r} compares {left.id} with {ast.unparse(right)}, which is no "
             "value: put text in quotes"
