@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from helpers import TEACHER, draw, write_groups
+from service import Serve, TestClient, as_bytes
 from whiten.index import Index
-
-pytest.importorskip("fastapi", reason="needs pip install 'whiten[serve]'")
-from fastapi.testclient import TestClient
-
 from whiten.serve import Settings, create_app
 
 GROUPS = {"a": 3, "b": 3, "c": 3, "d": 3}
-Serve = Callable[..., TestClient]
-
-
-def as_bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture

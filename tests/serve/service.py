@@ -1,7 +1,8 @@
-"""A service in a process of its own."""
+"""A service in this process, or in one of its own."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -9,8 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+
+from fastapi.testclient import TestClient
+from PIL import Image
+
+Serve = Callable[..., TestClient]
+
+
+def as_bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 class Service:
@@ -20,14 +33,16 @@ class Service:
         url: with a slash at its end.
     """
 
-    def __init__(self, index: Path, *options: object, code: Path, token: str = "") -> None:
+    def __init__(
+        self, index: Path, *options: object, code: Path, token: str = "", port: int | None = 0
+    ) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), *sys.path])}
         environment.pop("WHITEN_TOKEN", None)
         if token:
             environment["WHITEN_TOKEN"] = token
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "whiten.cli", "serve", str(index), "--port", "0"),
+                *(sys.executable, "-m", "whiten.cli", "serve", str(index), "--port", str(port)),
                 *map(str, options),
             ],
             stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Serve
+from service import Serve
 from whiten.encoder import Encoder
 from whiten.errors import ConfigError, ImageError
 from whiten.index import Index

@@ -14,8 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from conftest import Serve, as_bytes
 from helpers import draw
+from service import Serve, as_bytes
 
 MAX_UPLOAD, MAX_PIXELS = 300_000, 1_000_000
 

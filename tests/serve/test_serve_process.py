@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -36,6 +37,7 @@ def test_from_start_to_end(index: Index, drawing: bytes, tmp_path: Path, number:
         httpx.get(service.url)
 
 
+@pytest.mark.slow
 def test_what_was_asked_before_the_end_is_answered(
     index: Index, drawing: bytes, tmp_path: Path
 ) -> None:
@@ -65,6 +67,7 @@ def test_what_was_asked_before_the_end_is_answered(
         assert service.lines[-1] == "stopped" and len(service.lines) == 2
 
 
+@pytest.mark.slow
 def test_a_token_and_raw_sockets(index: Index, tmp_path: Path) -> None:
     """What no client library would send is answered or cut off, and the service goes on."""
     with Service(Path(index.place), code=tmp_path / "code", token="rose-17") as service:
@@ -99,6 +102,7 @@ def test_a_token_and_raw_sockets(index: Index, tmp_path: Path) -> None:
         assert len(service.lines) == 2, service.lines
 
 
+@pytest.mark.slow
 def test_an_upload_that_never_ends(index: Index, tmp_path: Path) -> None:
     with Service(Path(index.place), "--timeout", 0.5, code=tmp_path / "code") as service:
         port = int(service.url.rsplit(":", 1)[1].strip("/"))
@@ -120,15 +124,15 @@ def test_a_port_that_is_taken(index: Index, capsys: Captured) -> None:
     ("options", "message"),
     [
         (["--port", "70000"], "port 70000 does not exist"),
-        (["--host", "no such host"], "cannot listen on no such host"),
+        (["--host", "no such host", "--port", "0"], "cannot listen on no such host"),
         (["--root", "/none"], "/none is not a folder"),
         (["--token-file", "/none"], "cannot read the token in /none"),
-        (["--max-upload", "0"], "max_upload must be above 0"),
-        (["--timeout", "-1"], "timeout must be above 0"),
+        (["--port", "0", "--max-upload", "0"], "max_upload must be above 0"),
+        (["--port", "0", "--timeout", "-1"], "timeout must be above 0"),
     ],
 )
 def test_mistakes(index: Index, capsys: Captured, options: list[str], message: str) -> None:
-    assert message in fails(capsys, "serve", index.place, "--port", "0", *options)
+    assert message in fails(capsys, "serve", index.place, *options)
 
 
 def test_no_index(colour_teachers: None, tmp_path: Path, capsys: Captured) -> None:
@@ -143,6 +147,7 @@ def test_an_empty_token_is_refused(
     assert "the token must be" in fails(capsys, "serve", index.place, "--port", "0")
 
 
+@pytest.mark.slow
 def test_open_to_others_without_a_token_is_warned_of(index: Index, tmp_path: Path) -> None:
     place = Path(index.place)
     with Service(place, "--host", "0.0.0.0", code=tmp_path / "code") as service:
@@ -178,6 +183,7 @@ def test_without_the_extra(index: Index) -> None:
         "from whiten import cli\n"
         f"cli.main(['serve', {index.place!r}])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=path)
     assert done.returncode == 2
     assert done.stderr == f"whiten: {MissingExtraError('serving an index', 'serve')}\n"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import Serve, as_bytes
 from helpers import draw, write_image
+from service import Serve, as_bytes
 from whiten.index import Index
 from whiten.serve import live
 
