@@ -114,3 +114,9 @@ class Browser:
         levels = ("WARNING", "SEVERE")
         log = self.driver.get_log("browser")
         return [json.dumps(entry["message"]) for entry in log if entry["level"] in levels]
+
+
+def upload(page: Browser, path: Path) -> None:
+    page.find("#file").send_keys(str(path))
+    page.wait(lambda: page.text("#named") == path.name)
+    page.settled()

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 Serve = Callable[..., TestClient]
+EVIL = "<img src=x onerror=document.title='broken'>"  # the name of an image
 
 
 def as_bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

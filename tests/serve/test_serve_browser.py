@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,66 +11,11 @@ import httpx2 as httpx
 import pytest
 from PIL import Image
 
-from chromium import Browser
-from helpers import TEACHER, draw, write_factory
-from service import Service, as_bytes
-from whiten.index import Index
+from chromium import Browser, upload
+from helpers import draw
+from service import EVIL, Service, as_bytes
 
 pytestmark = pytest.mark.slow
-
-EVIL = "<img src=x onerror=document.title='broken'>"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawings large enough to draw on, two of them side by side in one, and their index."""
-    root = tmp_path_factory.mktemp("browser")
-    write_factory(root / "code")
-    for seed, group in enumerate("abcdefgh"):
-        for n in range(4):
-            path = root / "images" / group / f"{n}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw(seed, n, 240).save(path)
-    wide = Image.new("RGB", (480, 240))
-    wide.paste(draw(0, 9, 240), (0, 0))
-    wide.paste(draw(3, 9, 240), (240, 0))
-    wide.save(root / "images" / "wide.png")
-    wide.save(root / "query.png")
-    draw(1, 9, 240).save(root / "b.png")
-    draw(2, 8, 240).save(root / "images" / f"{EVIL}.png")
-    rows = [f"{group}/{n}.png,{n}" for group in "abcdefgh" for n in range(4)]
-    (root / "prices.csv").write_text("\n".join(["id,price", *rows]))
-    sys.path.insert(0, str(root / "code"))
-    try:
-        Index.build(TEACHER, root / "images", root / "index", metadata=root / "prices.csv")
-    finally:
-        sys.path.remove(str(root / "code"))
-        sys.modules.pop("colour_teachers", None)
-    return root
-
-
-@pytest.fixture(scope="module")
-def service(folder: Path) -> Iterator[Service]:
-    with Service(folder / "index", "--max-upload", 2, code=folder / "code") as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
-
-
-@pytest.fixture
-def page(chromium: Browser, service: Service) -> Browser:
-    chromium.open(service.url)
-    return chromium
-
-
-def upload(page: Browser, path: Path) -> None:
-    page.find("#file").send_keys(str(path))
-    page.wait(lambda: page.text("#named") == path.name)
-    page.settled()
 
 
 def expected(service: Service, path: Path | None = None, **data: object) -> list[str]:
@@ -85,7 +28,7 @@ def expected(service: Service, path: Path | None = None, **data: object) -> list
 def test_the_first_look(page: Browser) -> None:
     assert len(page.hits()) == 24
     assert page.text("#status").startswith("24 of 34")
-    assert page.text("#about") == f"34 images, model {TEACHER}"
+    assert page.text("#about") == "34 images, model colour_teachers:make"
     page.find("#others").click()
     page.settled()
     assert len(page.hits()) == 24
@@ -277,125 +220,6 @@ def test_names_are_text(page: Browser, service: Service) -> None:
     assert page.hits()[0][0] == f"{EVIL}.png"
     assert page.text("#named") == f"{EVIL}.png"
     assert page.driver.title == "Visual search"
-
-
-def test_keys_alone(page: Browser, folder: Path) -> None:
-    from selenium.webdriver import Keys
-
-    reached = []
-    for _ in range(7):
-        page.driver.switch_to.active_element.send_keys(Keys.TAB)
-        reached.append(page.run("const e = document.activeElement; return e.id || e.tagName"))
-    assert reached[:4] == ["file", "least", "SUMMARY", "others"]
-    assert reached[4] == "BUTTON"
-    first = page.hits()[2][0]
-    page.driver.switch_to.active_element.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    assert page.run("return document.activeElement.dataset.id") == page.hits()[0][0]
-    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
-    page.driver.switch_to.active_element.send_keys(Keys.ENTER)
-    page.wait(lambda: page.text("#named") == first)
-    outline = "return getComputedStyle(document.querySelector('label[for=file]')).outlineStyle"
-    page.run("document.getElementById('file').focus()")
-    assert page.run(outline) == "solid"
-
-
-def test_what_a_screen_reader_is_told(page: Browser, folder: Path) -> None:
-    upload(page, folder / "b.png")
-    unnamed = page.run("""
-        return [...document.querySelectorAll("input, button, img, section, dialog, [role=group]")]
-          .filter((e) => !(e.labels?.length || e.textContent.trim() || e.hasAttribute("alt")
-            || e.ariaLabel || e.getAttribute("aria-labelledby"))).map((e) => e.outerHTML);
-    """)
-    assert unnamed == []
-    assert page.find("#status").get_attribute("aria-live") == "polite"
-    assert page.find("html").get_attribute("lang") == "en"
-    assert page.find("#hits").get_attribute("aria-busy") is None
-
-
-def luminance(colour: str) -> float:
-    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark(page: Browser, folder: Path, scheme: str) -> None:
-    """Text stands out from what is behind it, 4.5 to 1 (WCAG AA)."""
-    page.scheme(scheme)
-    try:
-        upload(page, folder / "b.png")
-        page.run("document.getElementById('error').hidden = false")
-        pairs = page.run("""
-            return ["body", "header p", "#status", "#hits button", ".name", "label.main", "#draw",
-                ".quiet", "summary", "#error p", "#again", "footer a"].map((selector) => {
-              const element = document.querySelector(selector);
-              let behind = element;
-              const colour = (e) => getComputedStyle(e).backgroundColor;
-              while (colour(behind) === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
-              return [selector, getComputedStyle(element).color, colour(behind)];
-            });
-        """)
-        for selector, ink, ground in pairs:
-            dark, light = sorted([luminance(ink), luminance(ground)])
-            assert (light + 0.05) / (dark + 0.05) >= 4.5, (selector, ink, ground)
-        assert (luminance(pairs[0][2]) < 0.1) == (scheme == "dark")
-    finally:
-        page.scheme("")
-
-
-def test_on_a_phone(page: Browser, service: Service, folder: Path) -> None:
-    page.phone(True)
-    try:
-        page.open(service.url)
-        upload(page, folder / "query.png")
-        page.wait(lambda: page.find("#draw").is_displayed())
-        assert page.run("return document.documentElement.scrollWidth") == 390
-        columns = page.run("return getComputedStyle(hits).gridTemplateColumns.split(' ').length")
-        assert columns == 3
-        small = page.run("""
-            return [...document.querySelectorAll("button, .button, input[type=range]")]
-              .filter((e) => e.checkVisibility())
-              .map((e) => [e.textContent, e.getBoundingClientRect().height])
-              .filter(([_, height]) => height < 32);
-        """)
-        assert small == []
-        whole = page.hits()
-        page.find("#draw").click()
-        page.wait(lambda: page.hits() != whole)
-        # A finger on the corner makes the box larger, one beside it scrolls.
-        corner = page.run(
-            "const r = corner.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]"
-        )
-        before = page.hits()
-        touch(page, corner, (corner[0] + 80, corner[1] + 10))
-        page.wait(lambda: page.hits() != before)
-        assert page.run("return now.box[2] > 0.6 && now.box[0] === 0.25")
-    finally:
-        page.phone(False)
-
-
-def touch(page: Browser, start: tuple[float, float], end: tuple[float, float]) -> None:
-    for kind, points in (("Start", [start]), ("Move", [end]), ("Move", [end]), ("End", [])):
-        page.driver.execute_cdp_cmd(
-            "Input.dispatchTouchEvent",
-            {"type": f"touch{kind}", "touchPoints": [{"x": x, "y": y} for x, y in points]},
-        )
-
-
-def test_nothing_is_fetched_from_elsewhere(page: Browser, service: Service, folder: Path) -> None:
-    page.complaints()
-    upload(page, folder / "b.png")
-    page.find("#draw").click()
-    page.settled()
-    names = page.run("return performance.getEntriesByType('resource').map((e) => e.name)")
-    assert len(names) > 5
-    assert {name.startswith((service.url, f"blob:{service.url}", "data:")) for name in names} == {
-        True
-    }
-    assert page.complaints() == []
-    page.driver.get(service.url + "docs")
-    assert "GET/search" in page.text("main").replace(" ", "")
-    assert page.complaints() == []
 
 
 def test_a_token_is_asked_for(chromium: Browser, folder: Path) -> None:

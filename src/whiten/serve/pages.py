@@ -50,7 +50,7 @@ def reference_page(openapi: Mapping[str, Any]) -> Page:
         f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}: the interface</title><style>{_STYLE}</style></head>
+<title>{title}: the interface</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head>
 <body><main><h1>{title}: the interface</h1>
 <p>{escape(openapi["info"]["description"])} Refusals are JSON with a <code>detail</code> that says
 why; 503 comes with <code>Retry-After</code>. The same for programs:
