@@ -28,8 +28,11 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 1 << 16:
         raise ConfigError(f"port {port} does not exist: name one from 1 to 65535, or 0 for any")
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        # Without the protocol asyncio would not see that it is TCP, and leave Nagle's algorithm on:
+        # an answer's body then waits 40 ms for its head to be acknowledged.
+        made = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(address)
