@@ -134,3 +134,14 @@ def test_nothing_is_fetched_from_elsewhere(page: Browser, service: Service, fold
     page.driver.get(service.url + "docs")
     assert "GET/search" in page.text("main").replace(" ", "")
     assert page.complaints() == []
+
+
+def test_a_refusal_is_seen_from_below(page: Browser, folder: Path) -> None:
+    upload(page, folder / "b.png")
+    page.find("summary").click()
+    page.find("#where").send_keys("shoe == 1")
+    page.run("scrollTo(0, document.documentElement.scrollHeight)")
+    page.find("#more button").click()
+    page.wait(lambda: page.find("#error").is_displayed())
+    top, bottom = page.run("const r = error.getBoundingClientRect(); return [r.top, r.bottom]")
+    assert top >= 0 and bottom <= page.run("return innerHeight")

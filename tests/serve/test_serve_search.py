@@ -174,6 +174,24 @@ def test_changes_of_others_are_seen(
     assert client.get("/index").json()["images"] == 12
 
 
+def test_an_index_that_is_damaged_and_mended(
+    serve: Serve, index: Index, drawing: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.0)
+    client = serve()
+    manifest = Path(index.place) / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-30])
+    for path in ("/healthz", "/items", "/item?id=a/0.png", "/search?id=a/0.png", "/index"):
+        answer = client.get(path)
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1", path
+        assert answer.json() == {"detail": "the index cannot be read at present"}
+    assert client.post("/search", files={"image": ("x", drawing)}).status_code == 503
+    manifest.write_bytes(whole)
+    assert client.get("/healthz").status_code == 200
+    assert len(ids(client.get("/search?id=a/0.png&k=12"))) == 12
+
+
 def test_metrics_count_what_was_done(serve: Serve, drawing: bytes) -> None:
     client = serve()
     for _ in range(3):
@@ -210,7 +228,7 @@ def test_about_health_and_description(serve: Serve) -> None:
     docs = client.get("/docs").text
     for path in paths:
         assert path in docs
-    assert "threshold" in docs and "≥ -1.0, ≤ 1.0" in docs
+    assert "threshold" in docs and "≥ -1, ≤ 1" in docs and "as multipart/form-data" in docs
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

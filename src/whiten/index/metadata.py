@@ -86,6 +86,4 @@ def _kind(path: Path, field: pa.Field) -> str:
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_null)
     if any(is_one(kind) for is_one in tests):
         return "string"
-    raise ConfigError(
-        f"{path} has a column {field.name!r} of type {kind}: make it numbers or text"
-    )
+    raise ConfigError(f"{path} has a column {field.name!r} of type {kind}: make it numbers or text")

@@ -36,6 +36,7 @@ from whiten.serve.queries import (
 )
 from whiten.serve.settings import Settings
 
+FORM = "multipart/form-data"
 _SEARCHES = 32  # that share a pass over the vectors
 _MOST_LISTED = 1000
 
@@ -150,7 +151,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         )
 
     @app.post("/search", summary="Images that are like one that is sent, or named")
-    async def search(query: Annotated[SearchSent, Form()]) -> Hits:
+    async def search(query: Annotated[SearchSent, Form(media_type=FORM)]) -> Hits:
         return await hits(query, query)
 
     @app.get("/search", summary="Images that are like one that is named")
@@ -158,7 +159,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         return await hits(query, query)
 
     @app.post("/embed", summary="The embedding of an image that is sent, or named")
-    async def embed(query: Annotated[Sent, Form()]) -> Embedding:
+    async def embed(query: Annotated[Sent, Form(media_type=FORM)]) -> Embedding:
         vector = await embedder.vector(query)
         return Embedding(dim=len(vector), embedding=vector.tolist())
 

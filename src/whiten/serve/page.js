@@ -119,6 +119,7 @@ function fail(error) {
   el.error.querySelector("p").textContent = error instanceof Refused ? error.message
     : `Something went wrong in this page: ${error.message}`;
   el.error.hidden = false;
+  el.error.scrollIntoView({ block: "nearest" });
 }
 
 // --- the hits -----------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def _operation(
 
 def _type(schema: Mapping[str, Any]) -> str:
     one = next((s for s in schema.get("anyOf", []) if s.get("type") != "null"), schema)
-    limits = [f"{sign} {one[key]}" for key, sign in _LIMITS.items() if key in one]
+    limits = [f"{sign} {one[key]:,g}" for key, sign in _LIMITS.items() if key in one]
     default = schema.get("default")
     said = [one.get("type", ""), *limits, *([f"default {default}"] if default else [])]
     if one.get("contentMediaType") or one.get("format") == "binary":

@@ -53,7 +53,7 @@ class Sent(Named):
 
     image: Annotated[
         UploadFile | None,
-        Field(description="an image file; what it is is told from its content alone"),
+        Field(description="an image file, whatever type is declared"),
     ] = None
 
 
