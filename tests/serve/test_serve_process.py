@@ -110,6 +110,11 @@ def test_an_upload_that_never_ends(index: Index, tmp_path: Path) -> None:
             raw.sendall(b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n")
             raw.sendall(b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b")
             assert raw.recv(1 << 16).startswith(b"HTTP/1.1 408 ")
+        for head in (b"", b"GET / HTTP/1.1\r\nHo", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET"):
+            with socket.create_connection(("127.0.0.1", port), 20) as raw:
+                raw.sendall(head)
+                while raw.recv(1 << 16):  # until it is closed: an answer, or nothing
+                    pass
         assert httpx.get(service.url + "healthz").status_code == 200
 
 

@@ -67,5 +67,9 @@ def serve(
         if not is_loopback(listening) and settings.token is None:
             say("whiten: warning: everyone who reaches this port can search; set WHITEN_TOKEN")
         url = url_of(listening)
-        run(service, listening, lambda: say(f"serving {len(opened)} images on {url}"))
+
+        def ready() -> None:
+            say(f"serving {len(opened)} images on {url}")
+
+        run(service, listening, ready, timeout=timeout)
         say("stopped")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -11,11 +13,11 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from whiten.errors import ConfigError, one_line
 
 _CONNECTIONS = 1000  # at once; more are told to come back
-_IDLE_SECONDS = 30  # that a connection is kept open between requests
 _ENDING_SECONDS = 10  # that requests have to be answered after the service was told to end
 
 
@@ -62,6 +64,47 @@ def is_loopback(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
+class _Protocol(H11Protocol):
+    """Closes a connection whose client does not get done with a request's head.
+
+    uvicorn waits for it for ever, and only so many connections can be open.
+    """
+
+    seconds = 30.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_waiting():
+            self._arm()
+        else:
+            self._disarm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._disarm()
+
+    def _is_waiting(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.seconds, self._close)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close(self) -> None:
+        if self._is_waiting() and not self.transport.is_closing():
+            self.transport.close()
+
+
 class _Server(uvicorn.Server):
     """Ends in order at the first signal, and at once at the second; tells nobody else of them."""
 
@@ -84,22 +127,27 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> None:
+def run(
+    app: FastAPI, listening: socket.socket, ready: Callable[[], None], *, timeout: float
+) -> None:
     """Serve until SIGINT or SIGTERM; what was asked before is answered.
 
     Args:
         ready: called once requests are answered.
+        timeout: seconds in which the head of a request must arrive, the first one and the next.
     """
     # What a client sends wrongly is its own affair, and is told to it.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         app,
+        http=type("Protocol", (_Protocol,), {"seconds": timeout}),
+        loop="asyncio",
         log_config=None,
         log_level="critical",
         access_log=False,
         server_header=False,
         limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_keep_alive=math.ceil(timeout),
         timeout_graceful_shutdown=_ENDING_SECONDS,
         proxy_headers=False,
         ws="none",
