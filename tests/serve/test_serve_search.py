@@ -150,6 +150,18 @@ def test_images_are_made_small(serve: Serve, index: Index, images: Path) -> None
     assert changed.status_code == 200 and changed.headers["x-image-width"] == "20"
 
 
+def test_a_photograph_that_lies_is_shown_upright(serve: Serve, index: Index, images: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it
+    Image.linear_gradient("L").resize((801, 403)).save(images / "a" / "lying.jpg", exif=exif)
+    Index.build(index.encoder, images, index.place)
+    answer = serve().get("/image", params={"id": "a/lying.jpg", "size": 100})
+    shown = Image.open(io.BytesIO(answer.content))
+    assert shown.size == (50, 100)
+    assert shown.getpixel((45, 50))[0] < 40 < 200 < shown.getpixel((5, 50))[0]
+    assert (answer.headers["x-image-width"], answer.headers["x-image-height"]) == ("403", "801")
+
+
 def test_an_indexed_file_that_is_gone_or_is_no_image_any_more(serve: Serve, images: Path) -> None:
     client = serve()
     (images / "a" / "0.png").unlink()
