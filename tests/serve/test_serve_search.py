@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from helpers import draw, write_image
-from service import Serve, as_bytes
+from helpers import TEACHER, draw, write_image
+from service import Serve, TestClient, as_bytes
 from whiten.index import Index
-from whiten.serve import live
+from whiten.serve import create_app, live
 
 
 def ids(answer) -> list[str]:  # type: ignore[no-untyped-def]
@@ -160,6 +160,21 @@ def test_a_photograph_that_lies_is_shown_upright(serve: Serve, index: Index, ima
     assert shown.size == (50, 100)
     assert shown.getpixel((45, 50))[0] < 40 < 200 < shown.getpixel((5, 50))[0]
     assert (answer.headers["x-image-width"], answer.headers["x-image-height"]) == ("403", "801")
+
+
+def test_a_folder_that_was_indexed_by_a_relative_path(
+    colour_teachers: None, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    index = Index.build(TEACHER, "images", "relative")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    index = Index.open(tmp_path / "relative", index.encoder)
+    assert index.items(["a/0.png"])[0].path == "images/a/0.png"
+    with TestClient(create_app(index), base_url="http://localhost") as client:
+        assert client.get("/image", params={"id": "a/0.png"}).status_code == 200
+        boxed = client.get("/search", params={"id": "a/0.png", "box": "0,0,32,32", "k": 1})
+        assert ids(boxed) == ["a/0.png"]
 
 
 def test_an_indexed_file_that_is_gone_or_is_no_image_any_more(serve: Serve, images: Path) -> None:

@@ -182,15 +182,15 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         id: Annotated[str, Query()],  # noqa: A002
         size: Annotated[int, Query(ge=SIZES[0], le=SIZES[1])] = 320,
     ) -> Response:
-        found = await run_sync(live.item, id)
-        content = await run_sync(_stamp, found.path)
+        path = await run_sync(live.file, id)
+        content = await run_sync(_stamp, path)
         tag = f'"{content}-{size}"'
         headers = {"ETag": tag, "Cache-Control": "private, max-age=60", "Vary": "Authorization"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         try:
             data, (width, height) = await run_sync(
-                thumbnails.get, found.path, content, size, limiter=embedder.decoders
+                thumbnails.get, path, content, size, limiter=embedder.decoders
             )
         except ImageError as error:  # its file is gone, or is a video
             raise RefusedError(404, f"the image of {id[:200]!r} cannot be shown: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -117,6 +118,18 @@ class LiveIndex:
                 return index.items([name])[0]
             except (StoreError, ValueError):  # text that is no UTF-8 names nothing
                 raise UnknownImageError(name) from None
+
+    def file(self, name: str) -> str:
+        """Where the file of an indexed image is; raises UnknownImageError where it is not there.
+
+        A folder that was indexed by a relative path is found from any working directory.
+        """
+        item = self.item(name)
+        if not os.path.isabs(item.path) and not os.path.exists(item.path):
+            for source in self.facts.sources:
+                if os.path.isfile(found := os.path.join(source, item.id)):
+                    return found
+        return item.path
 
     def vector(self, name: str) -> Vectors:
         """(dim,) of an indexed image; raises UnknownImageError where it is not there."""

@@ -143,7 +143,7 @@ class Embedder:
         if query.path:
             return read_bytes(allowed_path(query.path, self._roots))
         assert query.id is not None
-        return read_bytes(self._live.item(query.id).path)
+        return read_bytes(self._live.file(query.id))
 
     def _embed(self, images: Sequence[Embeddable]) -> list[Vectors | Exception]:
         """In the one thread that the model is used in."""
