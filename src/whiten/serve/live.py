@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from whiten.errors import ConfigError, StoreError, one_line
 from whiten.index import Index, Match
 from whiten.index.rows import FILTERABLE, Facts, matches
 from whiten.index.where import Where, parse_where
+from whiten.media import stamp_of
 from whiten.store import Vectors
 
 REFRESH_SECONDS = 1.0
@@ -125,9 +127,10 @@ class LiveIndex:
         A folder that was indexed by a relative path is found from any working directory.
         """
         item = self.item(name)
-        if not os.path.isabs(item.path) and not os.path.exists(item.path):
+        if not Path(item.path).is_absolute() and stamp_of(item.path) is None:
             for source in self.facts.sources:
-                if os.path.isfile(found := os.path.join(source, item.id)):
+                found = os.path.join(source, item.id)
+                if stamp_of(found) is not None:
                     return found
         return item.path
 
