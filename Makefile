@@ -1,6 +1,8 @@
 # Two commands for a fresh machine with Python 3.11 or later and make:
 #   make demo   its own .venv, installation, the whole way on the bundled images
 #   make test   the same .venv, the whole suite
+# `make browser` installs Debian's Chromium, which the tests of the search page want (as root; without
+# it they are skipped),
 # and `make docs`, which builds the documentation into site/
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BENCHMARKS := $(filter-out quality target_distributions whitening_choice, $(basename $(notdir \
 	$(shell grep -l "arguments(__doc__)" benchmarks/*.py))))
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check browser bench docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/whiten demo
@@ -24,6 +26,10 @@ check: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+browser:
+	apt-get update
+	apt-get install --yes chromium chromium-driver
 
 bench: .venv/dev-installed
 	$(PIP) install --quiet --editable ".[bench]"

@@ -61,10 +61,10 @@ def test_paths_pixels_and_pil_agree(tmp_path: Path) -> None:
     encoder = load(TEACHER)
     image = draw(5)
     path = write_image(tmp_path / "5.png", 5)
-    vectors = encoder.embed([path, str(path), image, np.asarray(image)])
-    assert vectors.shape == (4, 12)
+    vectors = encoder.embed([path, str(path), path.read_bytes(), image, np.asarray(image)])
+    assert vectors.shape == (5, 12)
     np.testing.assert_array_equal(vectors, np.broadcast_to(vectors[0], vectors.shape))
-    for single in (path, str(path), image, np.asarray(image)):
+    for single in (path, str(path), path.read_bytes(), image, np.asarray(image)):
         np.testing.assert_allclose(encoder.embed(single), vectors[:1], atol=1e-6)
     stack = np.stack([np.asarray(image)] * 3)
     np.testing.assert_allclose(encoder.embed(stack), vectors[:3], atol=1e-6)
@@ -124,10 +124,13 @@ def test_stored_embeddings_know_files_alone(images: Path, tmp_path: Path) -> Non
     stored = load(f"store:{tmp_path / 'store'}")
     path = images / "a" / "0.png"
     np.testing.assert_allclose(stored.embed(path), load(TEACHER).embed(path), atol=1e-6)
+    np.testing.assert_array_equal(stored.embed(path.read_bytes()), stored.embed(path))
     with pytest.raises(TeacherError, match="knows image files, not pixels"):
         stored.embed(draw(0))
     with pytest.raises(ImageError, match=r"other\.png is not in store:"):
         stored.embed(write_image(tmp_path / "other.png", 99))
+    with pytest.raises(ImageError, match=r"this image is not in store:"):
+        stored.embed((tmp_path / "other.png").read_bytes())
 
 
 # --- fusion -----------------------------------------------------------------------------

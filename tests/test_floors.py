@@ -67,6 +67,7 @@ FLOORS = [
     "index",
     "searching",
     "hits_page",
+    "serve",
     "plot_style",
     "grids",
     "plots",

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from whiten.errors import ImageError
-from whiten.media import decode, decode_scaled, decoding, read_bytes, reading
+from whiten.media import decode, decode_scaled, decoding, read_bytes, reading, upright_rgb
 
 
 def smooth(width: int = 48, height: int = 36, seed: int = 0) -> Image.Image:
@@ -125,6 +125,7 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     decoded, picture = decode_scaled(data, min_side=None)
     assert picture == (0, 0, 64, 40)
     assert distance(decoded, upright) < 4
+    assert distance(upright_rgb(decoded), upright) < 4  # it is not turned once more
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,10 @@ class Encoder:
         return is_plain and last.teacher.compatible_with == gallery
 
     def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
-        """Embed paths, PIL images or (h, w, 3) uint8 RGB arrays: (n, dim) float32, L2-normalised.
+        """Embed images: (n, dim) float32, L2-normalised.
+
+        Args:
+            images: paths, contents of files, PIL images or (h, w, 3) uint8 RGB arrays.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
@@ -158,12 +161,17 @@ def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:
 
 def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:
     assert teacher.lookup is not None
-    if not isinstance(image, str | os.PathLike):
+    if isinstance(image, Image.Image | np.ndarray):
         raise TeacherError(f"{teacher.uri} knows image files, not pixels: pass paths")
-    vector = teacher.lookup(content_hash(read_bytes(os.fspath(image))), 0)
+    data, name = (image, "this image") if isinstance(image, bytes) else _read_named(image)
+    vector = teacher.lookup(content_hash(data), 0)
     if vector is None:
-        raise ImageError(f"{os.fspath(image)} is not in {teacher.uri}: embed it with its model")
+        raise ImageError(f"{name} is not in {teacher.uri}: embed it with its model")
     return vector
+
+
+def _read_named(path: str | os.PathLike[str]) -> tuple[bytes, str]:
+    return read_bytes(os.fspath(path)), os.fspath(path)
 
 
 # --- opening ----------------------------------------------------------------------------

@@ -14,15 +14,15 @@ from whiten.media import read_bytes, upright_rgb
 from whiten.view_plan import ViewPlan
 from whiten.views import Preprocess, View, render, render_bytes
 
-Embeddable = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
-"""A file's path, a PIL image, or an (h, w, 3) uint8 RGB array."""
+Embeddable = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A file's path or content, a PIL image, or an (h, w, 3) uint8 RGB array."""
 
 BATCH = 16  # images that are embedded at once
 
 
 def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
     """One image as a list of one; an (n, h, w, 3) array as n images."""
-    if isinstance(images, str | os.PathLike | Image.Image):
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
         return [images]
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
@@ -43,6 +43,8 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
                 f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
             )
         return render(Image.fromarray(image), View(), preprocess)
+    if isinstance(image, bytes):
+        return render_bytes(image, ViewPlan(), "", 0, preprocess)
     path = os.fspath(image)
     try:  # as a store's images are rendered, so that a query equals its copy in a gallery
         return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)

@@ -20,6 +20,7 @@ from whiten.cli import (  # noqa: F401 - they add their verbs
     models,
     retrieval,
     runs,
+    serve,
 )
 from whiten.cli.app import app
 from whiten.config_file import with_config

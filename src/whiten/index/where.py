@@ -76,7 +76,10 @@ def parse_where(text: str, columns: Mapping[str, str]) -> Where:
         raise ConfigError(
             f"cannot read the filter {text!r}: write it like price < 10 and group == 'shoes'"
         ) from error
-    return _read(tree, text, columns)
+    try:
+        return _read(tree, text, columns)
+    except RecursionError as error:
+        raise ConfigError(f"the filter {text[:80]!r}… is nested too deeply") from error
 
 
 def _read(node: ast.expr, text: str, columns: Mapping[str, str]) -> Where:

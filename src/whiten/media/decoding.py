@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from whiten.errors import ImageError
+from whiten.errors import ImageError, one_line
 
 try:
     import simplejpeg
@@ -100,6 +100,7 @@ def decode_scaled(
         box = _upright_box(image.size, size, orientation)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
+            image.info = {}  # still tells how to turn it, and `upright_rgb` would, once more
         return image, box
     except ImageError:
         raise
@@ -124,6 +125,21 @@ def _decode_fast(opened: Image.Image, data: bytes) -> Image.Image | None:
     except (ValueError, RuntimeError):
         return None
     return Image.fromarray(pixels) if pixels.shape == (height, width, 3) else None
+
+
+def stored_size(data: bytes) -> tuple[int, int]:
+    """Width and height as a file's header has them, before any orientation; decodes nothing.
+
+    Raises:
+        ImageError: not an image, or its header is damaged.
+    """
+    try:
+        with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            return opened.size
+    except UnidentifiedImageError:
+        raise ImageError("not an image, or of an unknown format") from None
+    except Exception as error:
+        raise ImageError(f"damaged: {one_line(error)}") from None
 
 
 def _refuse_large(size: tuple[int, int]) -> None:

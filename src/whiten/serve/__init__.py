@@ -1,0 +1,16 @@
+"""An index as a service: an HTTP interface and one page. It sends nothing, it only answers."""
+
+from whiten.errors import MissingExtraError
+
+try:
+    import fastapi  # noqa: F401
+    import prometheus_client  # noqa: F401
+    import python_multipart  # noqa: F401
+    import uvicorn  # noqa: F401
+except ImportError:
+    raise MissingExtraError("serving an index", "serve") from None
+
+from whiten.serve.app import create_app
+from whiten.serve.settings import Settings
+
+__all__ = ["Settings", "create_app"]

@@ -1,0 +1,95 @@
+"""Who is answered: the host that was asked for, the page that asks, the token; and safe headers."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from whiten.serve.settings import Settings
+
+# What is open without a token: nothing of the index is in them.
+OPEN = frozenset(["/", "/docs", "/openapi.json", "/healthz"])
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Guard:
+    """Refuses requests before anything of them is read.
+
+    A page of another site can make its reader's browser ask a service on this machine. It cannot
+    read the answer, as no origin is ever allowed to, unless it makes its own name point here (DNS
+    rebinding): so a request must name a host that is this one. And it cannot make the service work
+    either, as a browser says where a request comes from.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._hosts = {host.lower().rstrip(".") for host in settings.hosts}
+        self._token = None if settings.token is None else settings.token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        await (refusal or self._app)(scope, receive, send_safely)
+
+    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            return _refuse(421, "this service has another name: start it with --allow-host NAME")
+        origin = headers.get("origin")
+        is_foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
+        is_cross_site = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if is_foreign or (is_cross_site and headers.get("sec-fetch-mode") != "navigate"):
+            return _refuse(403, "pages of other sites are not answered")
+        if self._token is not None and path not in OPEN and not self._is_known(headers):
+            return _refuse(
+                401, "send the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            )
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a Host header is an address, or one of the names that are allowed."""
+        name = host.lower()
+        if name.startswith("["):
+            name = name[1:].partition("]")[0]
+        elif name.count(":") == 1:
+            name = name.partition(":")[0]
+        if name.rstrip(".") in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True  # whoever rebinds a name has the browser send that name
+
+    def _is_known(self, headers: Headers) -> bool:
+        assert self._token is not None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        sent = token.strip().encode("latin-1", "replace")
+        return scheme.lower() == "bearer" and hmac.compare_digest(sent, self._token)
+
+
+def _refuse(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": message}, status, headers)

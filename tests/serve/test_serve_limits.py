@@ -1,0 +1,311 @@
+"""Who is answered, how many at once, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import Serve
+from whiten.encoder import Encoder
+from whiten.errors import ConfigError, ImageError
+from whiten.index import Index
+from whiten.serve import Settings
+from whiten.serve.batching import Batcher, BusyError
+from whiten.serve.live import LiveIndex, Question
+from whiten.serve.settings import allowed_names, read_token
+
+# --- who --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1", "127.0.0.1:8000", "[::1]"),
+        *("[::1]:8000", "192.168.1.5:80", "images.example", "Images.Example:443"),
+    ],
+)
+def test_hosts_that_are_this_service(serve: Serve, host: str) -> None:
+    client = serve(hosts=("localhost", "images.example"))
+    assert client.get("/items", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "localhost.evil.example", "evil.example:8000", "127.0.0.1.evil.example"),
+        *("", "2130706433", "0x7f.1", "a:b:c", "[evil.example]", "images.example.evil"),
+    ],
+)
+def test_hosts_that_are_not(serve: Serve, host: str) -> None:
+    """A name that somebody points at this address (DNS rebinding) is not answered."""
+    client = serve(hosts=("localhost", "images.example"))
+    answer = client.get("/items", headers={"Host": host})
+    assert answer.status_code == 421
+    assert "--allow-host" in answer.json()["detail"]
+    assert client.get("/", headers={"Host": host}).status_code == 421
+
+
+def test_pages_of_other_sites_are_not_answered(serve: Serve, drawing: bytes) -> None:
+    client = serve()
+    files = {"image": ("x", drawing)}
+    for origin in ("http://evil.example", "null", "http://localhost:9999", "http://localhost.evil"):
+        answer = client.post("/search", files=files, headers={"Origin": origin})
+        assert answer.status_code == 403
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    own = client.post("/search", files=files, headers={"Origin": "http://localhost"})
+    assert own.status_code == 200
+    assert not [name for name in own.headers if name.startswith("access-control")]
+    embedded = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    assert client.get("/image?id=a/0.png", headers=embedded).status_code == 403
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/items", "/image?id=a/0.png", "/nothing"])
+def test_every_answer_has_safe_headers(serve: Serve, path: str) -> None:
+    headers = serve().get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "DENY"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["cache-control"] in ("no-store", "private, max-age=60")
+
+
+def test_a_token(serve: Serve) -> None:
+    client = serve(token="rose-17")
+    for path in ("/items", "/search?id=a/0.png", "/image?id=a/0.png", "/metrics", "/index", "/x"):
+        for header in (None, "Bearer", "Bearer rose-1", "Bearer rose-177", "Basic rose-17", "\xff"):
+            headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+            answer = client.get(path, headers=headers)
+            assert answer.status_code == 401, (path, header)
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert "rose" not in answer.text
+    assert client.post("/search", data={"id": "a/0.png"}).status_code == 401
+    known = {"Authorization": "Bearer rose-17"}
+    assert client.get("/items", headers=known).json()["total"] == 12
+    assert client.get("/items", headers={"Authorization": "bearer  rose-17"}).status_code == 200
+    for path in ("/", "/docs", "/healthz", "/openapi.json"):
+        assert client.get(path).status_code == 200
+
+
+def test_where_the_token_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WHITEN_TOKEN", raising=False)
+    assert read_token(None) is None
+    monkeypatch.setenv("WHITEN_TOKEN", "from-outside")
+    assert read_token(None) == "from-outside"
+    (tmp_path / "token").write_text("from-a-file\n")
+    assert read_token(tmp_path / "token") == "from-a-file"
+    with pytest.raises(ConfigError, match="cannot read the token"):
+        read_token(tmp_path / "none")
+    assert "rose" not in repr(Settings(token="rose-17"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"token": ""}, "the token must be"),
+        ({"token": "two words"}, "the token must be"),
+        ({"token": "grün"}, "the token must be"),
+        ({"max_upload": 0}, "max_upload must be above 0, not 0"),
+        ({"timeout": float("nan")}, "timeout must be above 0, not nan"),
+        ({"max_pixels": 10**9}, "max_pixels must be at most 200,000,000"),
+        ({"roots": (Path("/none"),)}, "/none is not a folder"),
+    ],
+)
+def test_settings_that_cannot_be_meant(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_host_that_is_listened_on_is_a_name() -> None:
+    assert {"localhost", "here.example", "there.example"} <= set(
+        allowed_names("here.example", ("there.example",))
+    )
+
+
+def test_roots_that_are_links(serve: Serve, images: Path, tmp_path: Path) -> None:
+    """A root may be a link itself, and links inside of it may lead to another root."""
+    (tmp_path / "root").symlink_to(images / "a")
+    (images / "a" / "over").symlink_to(images / "b")
+    alone = serve(roots=(tmp_path / "root",))
+    assert alone.get("/search", params={"path": "0.png"}).status_code == 200
+    assert alone.get("/search", params={"path": "over/0.png"}).status_code == 403
+    both = serve(roots=(tmp_path / "root", images / "b"))
+    hits = both.get("/search", params={"path": "over/0.png", "k": 1}).json()["hits"]
+    assert hits[0]["id"] == "b/0.png"
+
+
+def test_without_roots_there_are_no_paths(serve: Serve, images: Path) -> None:
+    answer = serve().get("/search", params={"path": str(images / "a" / "0.png")})
+    assert answer.status_code == 403
+    assert "reads no files by path" in answer.json()["detail"]
+
+
+# --- how many and how long ----------------------------------------------------------------
+
+
+class Slow:
+    """An encoder's `embed` that waits to be let go."""
+
+    def __init__(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        self.sizes: list[int] = []
+        embed = encoder.embed
+
+        def wait(images):  # type: ignore[no-untyped-def]
+            self.sizes.append(len(images))
+            assert self.go.wait(20)
+            return embed(images)
+
+        monkeypatch.setattr(encoder, "embed", wait)
+
+
+def test_more_than_may_wait_are_told_to_come_back(
+    serve: Serve, index: Index, drawing: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(index.encoder, monkeypatch)
+    client = serve(waiting=3, batch=2)
+
+    def post(_: int):  # type: ignore[no-untyped-def]
+        return client.post("/search", files={"image": ("x", drawing)}, data={"k": 1})
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = [pool.submit(post, number) for number in range(12)]
+        while sum(answer.done() for answer in answers) < 7:  # 3 that wait, 2 in a batch
+            time.sleep(0.01)
+        # What needs no embedding is answered meanwhile.
+        assert client.get("/search", params={"id": "a/0.png"}).status_code == 200
+        assert client.get("/healthz").status_code == 200
+        slow.go.set()
+        done = [answer.result() for answer in answers]
+    busy = [answer for answer in done if answer.status_code == 503]
+    assert len(busy) == 7
+    assert {answer.headers["retry-after"] for answer in busy} == {"1"}
+    assert "try again" in busy[0].json()["detail"]
+    rest = [answer for answer in done if answer.status_code == 200]
+    assert {answer.json()["hits"][0]["id"][0] for answer in rest} == {"b"}
+    assert max(slow.sizes) == 2 and sum(slow.sizes) == 5
+    assert post(0).status_code == 200
+
+
+def test_an_answer_that_takes_too_long(
+    serve: Serve, index: Index, drawing: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(index.encoder, monkeypatch)
+    client = serve(timeout=0.3)
+    answer = client.post("/search", files={"image": ("x", drawing)})
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert "no answer within 0.3 seconds" in answer.json()["detail"]
+    slow.go.set()
+    assert client.post("/search", files={"image": ("x", drawing)}).status_code == 200
+
+
+def test_an_error_of_ours_is_an_answer_and_the_next_one_is_right(
+    serve: Serve, index: Index, drawing: bytes, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    client = serve()
+    with monkeypatch.context() as broken:
+        broken.setattr(index.encoder, "embed", lambda images: 1 / 0)
+        answer = client.post("/search", files={"image": ("x", drawing)})
+    assert answer.status_code == 500
+    assert answer.json() == {"detail": "an error of the service; its log has more"}
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "ZeroDivisionError" in caplog.text
+    assert client.post("/search", files={"image": ("x", drawing)}).status_code == 200
+
+
+def test_one_bad_image_spoils_no_batch(
+    serve: Serve, index: Index, drawing: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(index.encoder, monkeypatch)
+    client = serve(batch=8)
+    bad = drawing[:-40]
+
+    def post(data: bytes) -> int:
+        return client.post("/search", files={"image": ("x", data)}).status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(post, data) for data in (drawing, drawing, bad, drawing, bad)]
+        time.sleep(0.5)
+        slow.go.set()
+        assert [answer.result() for answer in answers] == [200, 200, 415, 200, 415]
+    assert max(slow.sizes) > 1
+
+
+# --- batches and the index ------------------------------------------------------------------
+
+
+def test_a_batcher_answers_in_order_and_together() -> None:
+    go, calls = threading.Event(), []
+
+    def double(numbers: Sequence[int]) -> list[int | Exception]:
+        calls.append(list(numbers))
+        assert go.wait(10)
+        return [ImageError("three") if n == 3 else 2 * n for n in numbers]
+
+    async def ask() -> list[int | BaseException]:
+        batcher: Batcher[int, int] = Batcher("test", double, batch=4, waiting=6)
+        asked = [asyncio.ensure_future(batcher.ask(0))]
+        await asyncio.sleep(0.1)  # is being answered, so that the others wait
+        asked += [asyncio.ensure_future(batcher.ask(n)) for n in range(1, 7)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(BusyError):
+            await batcher.ask(9)
+        asked[2].cancel()
+        await asyncio.sleep(0.01)
+        go.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        batcher.close()
+        return answers
+
+    answers = asyncio.run(ask())
+    assert isinstance(answers[2], asyncio.CancelledError)
+    assert isinstance(answers[3], ImageError)
+    assert [answers[n] for n in (0, 1, 4, 5, 6)] == [0, 2, 8, 10, 12]
+    assert calls == [[0], [1, 3, 4], [5, 6]]
+
+
+def test_a_batcher_survives_what_it_calls() -> None:
+    def fail(numbers: Sequence[int]) -> list[int | Exception]:
+        if 0 in numbers:
+            raise MemoryError("none left")
+        return list(numbers)
+
+    async def ask() -> int:
+        batcher: Batcher[int, int] = Batcher("test", fail, batch=4, waiting=6)
+        with pytest.raises(MemoryError):
+            await batcher.ask(0)
+        answer = await batcher.ask(5)
+        batcher.close()
+        return answer
+
+    assert asyncio.run(ask()) == 5
+
+
+def test_searches_together_are_searches_alone(index: Index) -> None:
+    live = LiveIndex(index)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((6, 12)).astype(np.float32)
+    wheres = [None, "group == 'a'", "group == 'a'", None, "price < 99999999999999999999999", None]
+    asked = [
+        Question(vector, k, live.read_where(where or ""))
+        for vector, k, where in zip(vectors, (1, 2, 5, 12, 3, 3), wheres, strict=True)
+    ]
+    together = live.search(asked)
+    assert isinstance(together[4], ConfigError)
+    for number in (0, 1, 2, 3, 5):
+        [alone] = index.search_vectors(
+            vectors[number : number + 1], asked[number].k, where=wheres[number]
+        )
+        found = together[number]
+        assert isinstance(found, list)
+        assert [match.id for match in found] == [match.id for match in alone]
