@@ -161,7 +161,7 @@ def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:
 
 def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:
     assert teacher.lookup is not None
-    if isinstance(image, Image.Image | np.ndarray):
+    if not isinstance(image, str | os.PathLike | bytes):
         raise TeacherError(f"{teacher.uri} knows image files, not pixels: pass paths")
     data, name = (image, "this image") if isinstance(image, bytes) else _read_named(image)
     vector = teacher.lookup(content_hash(data), 0)

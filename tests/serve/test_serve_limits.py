@@ -301,8 +301,7 @@ def test_searches_together_are_searches_alone(index: Index) -> None:
         for vector, k, where in zip(vectors, (1, 2, 5, 12, 3, 3), wheres, strict=True)
     ]
     together = live.search(asked)
-    assert isinstance(together[4], ConfigError)
-    for number in (0, 1, 2, 3, 5):
+    for number in range(6):
         [alone] = index.search_vectors(
             vectors[number : number + 1], asked[number].k, where=wheres[number]
         )
