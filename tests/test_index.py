@@ -115,6 +115,17 @@ def test_a_model_without_a_uri_has_to_be_named(encoder: Encoder, images: Path, p
     assert Index.open(place, both).search(draw(0), k=1)[0][0].id == "a/0.png"
 
 
+def test_an_index_is_opened_from_anywhere(
+    encoder: Encoder, images: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = Index.build(encoder, Path("images"), place)
+    assert paths_of(built) == [item.path for item in find_items(images)]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert Index.build(encoder, images, place).changes == Changes(unchanged=6)
+    check_vectors(Index.open(place), encoder)
+
+
 # --- bringing it up to date -------------------------------------------------------------
 
 

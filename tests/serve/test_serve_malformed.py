@@ -182,7 +182,7 @@ BAD_FIELDS = [
         {"where": where}
         for where in (
             *("price <", "nothing == 1", "price == 'ten'", "__import__('os')", "price.real > 1"),
-            *("price == {[]: 1}", "price < 99999999999999999999999999", "(" * 500, "not " * 600),
+            *("price == {[]: 1}", "(" * 500, "not " * 600),
             *(
                 "price in 5",
                 "id in [1]",

@@ -6,6 +6,7 @@ that is indexed already, under whatever name, has its vector.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -191,10 +192,18 @@ def _columns(source: Source, facts: Facts, metadata: pa.Table | None) -> pa.Tabl
     """The rows that the index should have, their content hashes still unknown."""
     items = source.items
     table = items.table().append_column("stamp", pa.array(source.stamps(), pa.large_string()))
+    table = table.set_column(table.schema.get_field_index("path"), "path", _absolute(items.paths))
     for name in facts.columns:
         assert metadata is not None
         table = table.append_column(name, metadata[name])
     return as_of(table, facts)
+
+
+def _absolute(paths: pa.Array) -> pa.Array:
+    """An index is opened from anywhere."""
+    if pc.all(pc.starts_with(paths, os.fsencode(os.sep))).as_py():
+        return paths
+    return pa.array([os.path.abspath(path) for path in paths.to_pylist()], paths.type)  # noqa: PTH100 - links stay
 
 
 def _nothing(facts: Facts) -> pa.Table:
