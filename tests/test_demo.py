@@ -21,6 +21,8 @@ NAMES = [
     "student, label-free, raw teachers",
     "student, label-free",
     "student, groups",
+    "fused gallery",
+    "student, groups, in fused gallery",
 ]
 
 
@@ -35,6 +37,7 @@ def test_results_hold_every_row_with_every_figure(demo: Path) -> None:
     rows = json.loads((demo / "results.json").read_text())
     assert [row["name"] for row in rows] == NAMES
     kinds = ["teacher"] * 2 + ["fusion-raw", "fusion-whitened"] + ["student"] * 5
+    kinds += ["fusion-whitened", "asymmetric"]
     assert [row["kind"] for row in rows] == kinds
     for row in rows:
         low, high = row["map_ci"]
@@ -43,7 +46,9 @@ def test_results_hold_every_row_with_every_figure(demo: Path) -> None:
         assert row["params"] > 1e6
         assert row["macs"] > 1e6
         assert row["ms_per_image"] > 0
-    assert rows[-1]["dim"] == 256
+    assert [row["dim"] for row in rows[-4:]] == [256, 32, 32, 32]
+    # A query of the asymmetric search costs what the student costs.
+    assert rows[-1]["ms_per_image"] == rows[-3]["ms_per_image"] < rows[-2]["ms_per_image"]
     assert rows[2]["dim"] == rows[0]["dim"] + rows[1]["dim"]
     assert rows[2]["macs"] == rows[0]["macs"] + rows[1]["macs"]
 
@@ -56,6 +61,18 @@ def test_the_report_stands_alone(demo: Path) -> None:
     assert {"results.png", "similarities.png", "spectra.png", "wins.png", "loss.png"} <= figures
     assert {"accuracy_latency.png"} <= figures
     assert sum(name.startswith("retrievals_") for name in figures) == 3
+
+
+def test_the_asymmetric_row_is_what_evaluate_finds(demo: Path) -> None:
+    row = json.loads((demo / "results.json").read_text())[-1]
+    student, gallery = demo / "groups", f"fuse:compatible:{demo / 'groups'}"
+    found = whiten.evaluate(
+        student,
+        demo / "images" / "test",
+        gallery_encoder=gallery,
+        cache=demo / "embeddings",
+    )
+    assert found.figures["map"].value == pytest.approx(row["map"], abs=1e-3)
 
 
 def test_train_and_test_groups_are_disjoint(tmp_path: Path) -> None:
@@ -97,7 +114,7 @@ def test_the_demo_s_student_searches(demo: Path, capsys: pytest.CaptureFixture[s
     hits = json.loads(capsys.readouterr().out)
     assert hits[0]["path"] == str(query)
     assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
-    assert whiten.load(student).dim == 256
+    assert whiten.load(student).dim == 32
 
 
 @pytest.mark.parametrize("content", ["photo.jpg", "demo.json"])

@@ -201,6 +201,8 @@ def test_whitening_keeps_a_cache(images: Path, tmp_path: Path) -> None:
         (f"fuse:whitened:{TEACHER}", "add --whiten-on IMAGES"),
         (f"fuse:{TEACHER}", "write fuse:raw:URI,URI or"),
         ("fuse:raw:", "write fuse:raw:URI,URI or"),
+        ("fuse:compatible:", "or fuse:compatible:RUN"),
+        ("fuse:compatible:nowhere", "folder of a run, and nowhere is none"),
         ("fuse:raw:tmi:x", "did you mean 'timm'"),
         ("python:", "names no model"),
     ],

@@ -1,12 +1,11 @@
-"""Indexes: built, extended, opened, searched, refused; and the page of hits."""
+"""Indexes in folders: built, brought up to date, opened, filtered, searched, refused."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,11 @@ import pytest
 from helpers import TEACHER, draw, write_groups, write_image
 from whiten.embed import embed
 from whiten.encoder import Encoder, load
-from whiten.errors import ConfigError, ImageError, NoImagesError, StoreError
-from whiten.index import Index, Match
+from whiten.errors import ConfigError, NoImagesError, StoreError
+from whiten.index import Changes, Index
+from whiten.index.folder import FolderIndex
 from whiten.media import find_items
-from whiten.searching import Found, search_folder, write_hits_page
+from whiten.store import Store
 
 
 @pytest.fixture
@@ -32,8 +32,13 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def index(encoder: Encoder, images: Path, tmp_path: Path) -> Index:
-    return Index.build(encoder, find_items(images), tmp_path / "index")
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def index(encoder: Encoder, images: Path, place: Path) -> Index:
+    return Index.build(encoder, images, place)
 
 
 def count_embedded(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -50,117 +55,420 @@ def count_embedded(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[in
     return counts
 
 
-def test_an_image_finds_itself_first(index: Index, encoder: Encoder, images: Path) -> None:
+def paths_of(index: Index) -> list[str]:
+    return [item.path for item in index.items(index.ids())]
+
+
+def check_vectors(index: Index, encoder: Encoder) -> None:
+    """Every image has its own embedding."""
+    expected = encoder.embed(paths_of(index))
+    np.testing.assert_allclose(index.vectors(index.ids()), expected, atol=1e-6)
+
+
+# --- searching --------------------------------------------------------------------------
+
+
+def test_an_image_finds_itself_first(index: Index, images: Path) -> None:
     assert len(index) == 6
     for item in find_items(images):
-        [hits] = index.search(encoder, item.path, k=3)
-        assert hits[0].id == item.id
-        assert hits[0].path == item.path
+        [hits] = index.search(item.path, k=3)
+        assert (hits[0].id, hits[0].path, hits[0].group) == (item.id, item.path, item.group)
         assert hits[0].score == pytest.approx(1, abs=1e-5)
-        assert [hit.id.split("/")[0] for hit in hits] == [item.group] * 3
+        assert [hit.group for hit in hits] == [item.group] * 3
         assert hits[0].score >= hits[1].score >= hits[2].score
 
 
-def test_several_queries_and_more_hits_than_images(index: Index, encoder: Encoder) -> None:
-    results = index.search(encoder, [draw(0), draw(1)], k=99)
+def test_several_queries_and_more_hits_than_images(index: Index) -> None:
+    results = index.search([draw(0), draw(1)], k=99)
     assert [len(hits) for hits in results] == [6, 6]
     assert [hits[0].id for hits in results] == ["a/0.png", "b/0.png"]
 
 
-def test_k_must_be_positive(index: Index, encoder: Encoder) -> None:
+def test_what_cannot_be_asked(index: Index) -> None:
     with pytest.raises(ConfigError, match="k must be at least 1, not 0"):
-        index.search(encoder, draw(0), k=0)
+        index.search(draw(0), k=0)
+    with pytest.raises(ConfigError, match=r"must be \(n, 12\), as the index is, not \(1, 5\)"):
+        index.search_vectors(np.ones((1, 5), np.float32))
+    with pytest.raises(ConfigError, match="there is no column 'grp'; did you mean 'group'"):
+        index.search(draw(0), where="grp == 'a'")
 
 
-def test_open_finds_what_was_built(index: Index, encoder: Encoder, images: Path) -> None:
-    opened = Index.open(index.folder)
-    assert opened.ids == [item.id for item in find_items(images)] == index.ids
-    assert opened.paths == index.paths
-    assert opened.model == encoder.fingerprint()
-    np.testing.assert_allclose(opened.vectors, encoder.embed(opened.paths), atol=1e-6)
+def test_an_opened_index_opens_its_model(index: Index, encoder: Encoder, place: Path) -> None:
+    opened = Index.open(place)
+    assert opened.ids() == index.ids()
+    assert opened.facts == index.facts
+    assert opened.facts.model == encoder.fingerprint()
+    assert opened.search(draw(1), k=2) == index.search(draw(1), k=2)
+    check_vectors(opened, encoder)
 
 
-def test_unreadable_images_are_listed(encoder: Encoder, images: Path, tmp_path: Path) -> None:
-    (images / "a" / "broken.png").write_bytes(b"no image")
-    built = Index.build(encoder, find_items(images), tmp_path / "index")
-    assert [skip.id for skip in built.skipped] == ["a/broken.png"]
-    assert [skip.id for skip in Index.open(built.folder).skipped] == ["a/broken.png"]
-    assert len(built) == 6
+def test_a_model_without_a_uri_has_to_be_named(encoder: Encoder, images: Path, place: Path) -> None:
+    both = Encoder("both", [*encoder.parts, *load(f"{TEACHER}?seed=1&dim=7").parts])
+    (images / "b" / "broken.png").write_bytes(b"no image")
+    built = Index.build(both, images, place)
+    kept, vectors, skipped = both.embed_items(find_items(images))
+    assert built.ids() == [item.id for item in kept]
+    assert [skip.id for skip in built.skipped] == [skip.id for skip in skipped] == ["b/broken.png"]
+    np.testing.assert_array_equal(built.vectors(built.ids()), vectors)
+    with pytest.raises(ConfigError, match="made with both, which no single URI opens"):
+        Index.open(place).search(draw(0))
+    assert Index.open(place, both).search(draw(0), k=1)[0][0].id == "a/0.png"
 
 
-def test_extending_embeds_new_images_only(
-    index: Index, encoder: Encoder, images: Path, monkeypatch: pytest.MonkeyPatch
+# --- bringing it up to date -------------------------------------------------------------
+
+
+def test_nothing_changed_is_nothing_done(
+    index: Index, encoder: Encoder, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in place.iterdir() if path.name != ".lock"}
+    monkeypatch.setattr("whiten.index.sources.read_bytes", lambda path: pytest.fail(path))
+    again = Index.build(encoder, images, place)
+    assert again.changes == Changes(unchanged=6)
+    after = {path: path.stat().st_mtime_ns for path in place.iterdir() if path.name != ".lock"}
+    assert after == before
+
+
+def test_only_what_is_new_is_embedded(
+    index: Index, encoder: Encoder, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = count_embedded(encoder, monkeypatch)
     write_image(images / "c" / "0.png", seed=2)
-    write_image(images / "c" / "1.png", seed=2, variant=1)
-    extended = Index.build(encoder, find_items(images), index.folder)
+    write_image(images / "a" / "1.png", seed=50)  # other content under an old name
+    (images / "b" / "0.png").rename(images / "b" / "moved.png")
+    shutil.copy(images / "b" / "1.png", images / "b" / "copy.png")
+    (images / "b" / "2.png").unlink()
+    (images / "a" / "broken.png").write_bytes(b"no image")
+    changed = Index.build(encoder, images, place)
     assert sum(counts) == 2
-    assert len(extended) == 8
-    assert extended.search(encoder, draw(2), k=1)[0][0].id == "c/0.png"
+    assert changed.changes.skipped[0].id == "a/broken.png"
+    changed.changes.skipped.clear()
+    assert changed.changes == Changes(added=3, updated=1, removed=2, embedded=2, unchanged=3)
+    assert sorted(changed.ids()) == [
+        *("a/0.png", "a/1.png", "a/2.png"),
+        *("b/1.png", "b/copy.png", "b/moved.png", "c/0.png"),
+    ]
+    check_vectors(changed, encoder)
+    assert Index.build(encoder, images, place).changes.unchanged == 7
 
 
-def test_a_changed_image_is_updated(index: Index, encoder: Encoder, images: Path) -> None:
-    changed = write_image(images / "a" / "1.png", seed=50)
+def test_touched_files_are_read_and_not_embedded(
+    index: Index, encoder: Encoder, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = count_embedded(encoder, monkeypatch)
     later = time.time() + 10
-    os.utime(changed, (later, later))
-    updated = Index.build(encoder, find_items(images), index.folder)
-    assert len(updated) == 6
-    [[hit]] = updated.search(encoder, draw(50), k=1)
-    assert hit.id == "a/1.png"
-    assert hit.score == pytest.approx(1, abs=1e-5)
+    os.utime(images / "a" / "0.png", (later, later))
+    assert Index.build(encoder, images, place).changes == Changes(updated=1, unchanged=5)
+    assert Index.build(encoder, images, place).changes == Changes(unchanged=6)
+    moved = images.rename(images.with_name("moved"))
+    again = Index.build(encoder, moved, place)
+    assert again.changes.updated == 6 and not counts
+    assert paths_of(again) == [item.path for item in find_items(moved)]
 
 
-def test_a_deleted_image_is_found_no_more(index: Index, encoder: Encoder, images: Path) -> None:
-    (images / "a" / "0.png").unlink()
-    updated = Index.build(encoder, find_items(images), index.folder)
-    assert "a/0.png" not in updated.ids
-    assert len(updated) == 5
+def test_what_cannot_be_read_is_told_each_time_and_tried_when_it_changes(
+    encoder: Encoder, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = images / "a" / "broken.png"
+    bad.write_bytes(b"no image")
+    assert [skip.id for skip in Index.build(encoder, images, place).skipped] == ["a/broken.png"]
+    with monkeypatch.context() as patch:
+        patch.setattr("whiten.index.sources.read_bytes", lambda path: pytest.fail(path))
+        again = Index.build(encoder, images, place)
+    assert [skip.id for skip in again.changes.skipped] == ["a/broken.png"]
+    draw(9).save(bad)
+    mended = Index.build(encoder, images, place)
+    assert mended.changes.added == 1 and not mended.skipped
 
 
-def test_another_model_is_refused(index: Index, images: Path) -> None:
-    other = load(f"{TEACHER}?seed=1")
-    for use in (
-        lambda: index.search(other, draw(0)),
-        lambda: Index.build(other, find_items(images), index.folder),
+def test_an_image_that_can_no_longer_be_read_stays(
+    index: Index, encoder: Encoder, images: Path, place: Path
+) -> None:
+    (images / "a" / "0.png").write_bytes(b"")
+    again = Index.build(encoder, images, place)
+    assert len(again) == 6
+    assert [(skip.id, skip.reason) for skip in again.skipped] == [("a/0.png", "empty file")]
+
+
+def test_nothing_readable(encoder: Encoder, tmp_path: Path, place: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x.png").write_bytes(b"no image")
+    with pytest.raises(NoImagesError, match=r"none of 1 images could be indexed, first 'x\.png': "):
+        Index.build(encoder, tmp_path / "images", place)
+
+
+def test_add_and_remove(index: Index, encoder: Encoder, tmp_path: Path, place: Path) -> None:
+    more = tmp_path / "more"
+    for number in range(2):
+        write_image(more / "c" / f"{number}.png", seed=30 + number)
+    assert index.add(more) == Changes(added=2, embedded=2)
+    assert len(index) == 8
+    assert index.remove(["a/0.png", "c/1.png"]).removed == 2
+    check_vectors(Index.open(place), encoder)
+    assert index.ids() == ["a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png", "c/0.png"]
+    assert "a/0.png" not in {hit.id for hit in index.search(draw(0), k=9)[0]}
+    with pytest.raises(StoreError, match=r"has no image 'a/0\.png'"):
+        index.remove(["a/1.png", "a/0.png"])
+    assert len(index) == 6
+    with pytest.raises(StoreError, match=r"is of 2 collections.*--add"):
+        Index.build(encoder, more, place)
+
+
+def test_another_collection_does_not_push_out_the_first(
+    index: Index, encoder: Encoder, tmp_path: Path, place: Path
+) -> None:
+    more = write_groups(tmp_path / "more", {"c": 2})
+    with pytest.raises(StoreError, match=r"index is of .*images, not of .*more: .*--add"):
+        Index.build(encoder, more, place)
+    assert len(Index.open(place)) == 6
+
+
+def test_many_changes_are_merged(index: Index, encoder: Encoder, images: Path, place: Path) -> None:
+    for number in range(12):
+        write_image(images / "d" / f"{number}.png", seed=20 + number)
+        index = Index.build(encoder, images, place)
+    assert len(index) == 18
+    assert len(list(place.glob("segment-*"))) <= 8
+    index.remove([f"d/{number}.png" for number in range(10)])
+    assert len(list(place.glob("segment-*"))) == 1 and not list(place.glob("gone-*"))
+    check_vectors(Index.open(place), encoder)
+
+
+def test_an_open_index_goes_on_and_sees_changes_when_asked(
+    index: Index, encoder: Encoder, images: Path, place: Path
+) -> None:
+    reader = Index.open(place)
+    write_image(images / "c" / "0.png", seed=2)
+    Index.build(encoder, images, place)
+    index.remove([name for name in Index.open(place).ids() if name.startswith("b/")])
+    assert len(reader) == 6 and reader.search(draw(1), k=1)[0][0].id == "b/0.png"
+    reader.refresh()
+    assert len(reader) == 4 and reader.search(draw(2), k=1)[0][0].id == "c/0.png"
+
+
+def test_one_writer_at_a_time(index: Index, place: Path) -> None:
+    with (
+        FolderIndex(place).writing(),
+        pytest.raises(StoreError, match=r"another process is changing .*: wait until it is done"),
     ):
-        with pytest.raises(StoreError, match=r"built with another model .* another index folder"):
+        index.remove(["a/0.png"])
+
+
+# --- killed -----------------------------------------------------------------------------
+
+
+def test_a_killed_build_goes_on_where_it_was(
+    encoder: Encoder, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whiten.index.synchronise.CHUNK", 2)
+    counts = count_embedded(encoder, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderIndex, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Index.build(encoder, images, place)
+    assert sum(counts) == 6
+    with pytest.raises(StoreError, match="is not an index"):
+        Index.open(place)
+    [staged] = place.glob("segment-*")
+    rows = (staged / "rows.arrows").read_bytes()
+    (staged / "rows.arrows").write_bytes(rows[: len(rows) - len(rows) // 4])  # cut in a batch
+    built = Index.build(encoder, images, place)
+    assert 6 < sum(counts) < 12
+    assert [item.id for item in find_items(images)] == built.ids()
+    check_vectors(built, encoder)
+    assert [path.name for path in place.iterdir() if path.is_dir()] == ["segment-000001"]
+
+
+def test_the_staged_rows_of_another_model_are_not_taken(
+    encoder: Encoder, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderIndex, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Index.build(load(f"{TEACHER}?seed=1"), images, place)
+    check_vectors(Index.build(encoder, images, place), encoder)
+
+
+# --- of a store -------------------------------------------------------------------------
+
+
+def test_a_store_is_indexed_without_its_model(
+    encoder: Encoder, images: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whiten.embed.SHARD_ROWS", 4)
+    embed(find_items(images), encoder.parts[0].teacher, tmp_path / "store", views=(0, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("whiten.index.collections.load", lambda *_: pytest.fail("opened a model"))
+        built = Index.build(None, tmp_path / "store", place)
+        assert built.changes == Changes(added=6, embedded=6)
+        assert Index.build(None, tmp_path / "store", place).changes == Changes(unchanged=6)
+    check_vectors(built, encoder)
+    assert built.facts.model == encoder.fingerprint()
+    assert Index.open(place).search(draw(1), k=1)[0][0].id == "b/0.png"
+    shutil.rmtree(images / "b")
+    folder = tmp_path / "smaller"
+    embed(find_items(images), encoder.parts[0].teacher, folder)
+    folder.replace(tmp_path / "other")
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "other").replace(tmp_path / "store")
+    assert Index.build(None, tmp_path / "store", place).changes.removed == 3
+
+
+# --- metadata and filters ---------------------------------------------------------------
+
+
+@pytest.fixture
+def priced(images: Path) -> Path:
+    """A table of the images with columns of the user's own."""
+    rows = ["path,group,price,colour"]
+    for number, item in enumerate(find_items(images)):
+        price = "" if number == 5 else str(10 * number)
+        rows.append(f"images/{item.id},{item.group},{price},{'red' if number % 2 else 'blue'}")
+    table = images.parent / "table.csv"
+    table.write_text("\n".join(rows) + "\n")
+    return table
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        ("price < 20", [0, 1]),
+        ("20 <= price <= 30", [2, 3]),
+        ("price >= 30 and colour == 'blue'", [4]),
+        ("price == 0 or not colour == 'blue'", [0, 1, 3, 5]),
+        ("colour in ['red', 'green'] and group != 'a'", [3, 5]),
+        ("group not in ['a']", [3, 4, 5]),
+        ("price in []", []),
+        ("price > -1", [0, 1, 2, 3, 4]),  # nothing is known of the last one
+        ("not price > -1", []),
+    ],
+)
+def test_filters(
+    encoder: Encoder, priced: Path, place: Path, where: str, numbers: list[int]
+) -> None:
+    built = Index.build(encoder, priced, place)
+    assert built.facts.columns == {"price": "int", "colour": "string"}
+    [hits] = built.search(draw(0), k=9, where=where)
+    assert sorted(hit.id for hit in hits) == [built.ids()[number] for number in numbers]
+    for hit in hits:
+        assert hit.metadata["colour"] == ("red" if built.ids().index(hit.id) % 2 else "blue")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("price <", "cannot read the filter"),
+        ("price = 3", "cannot read the filter"),
+        ("price", "where a comparison belongs"),
+        ("price < 'x'", "column price holds int values, 'x' is none"),
+        ("price < True", "column price holds int values, True is none"),
+        ("cost < 3", "there is no column 'cost'"),
+        ("price is 3", "compare with == != < <= > >= or in"),
+        ("price < colour", "compares price with colour, which is no value: put text in quotes"),
+        ("colour in 'red'", "after `in` comes a list"),
+        ("3 < 4", "compares no column"),
+        ("__import__('os').system('true') == 0", "compares no column"),
+    ],
+)
+def test_wrong_filters(
+    encoder: Encoder, priced: Path, place: Path, where: str, message: str
+) -> None:
+    built = Index.build(encoder, priced, place)
+    with pytest.raises(ConfigError) as caught:
+        built.search(draw(0), where=where)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_metadata_changes_without_embedding(
+    encoder: Encoder, priced: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Index.build(encoder, priced, place)
+    counts = count_embedded(encoder, monkeypatch)
+    priced.write_text(priced.read_text().replace(",30,red", ",31,red").replace("colour", "tone"))
+    again = Index.build(encoder, priced, place)
+    assert not counts and again.facts.columns == {"price": "int", "tone": "string"}
+    [hits] = again.search(draw(0), where="price == 31")
+    assert [hit.metadata for hit in hits] == [{"price": 31, "tone": "red"}]
+
+
+def test_a_table_of_metadata(encoder: Encoder, images: Path, place: Path, tmp_path: Path) -> None:
+    table = tmp_path / "sizes.csv"
+    table.write_text("id,wide\na/0.png,true\nb/0.png,false\n")
+    built = Index.build(encoder, images, place, metadata=table)
+    assert [hit.id for hit in built.search(draw(5), where="wide == True")[0]] == ["a/0.png"]
+    for text, message in (
+        ("name,wide\nx,1\n", "has no column 'id' or 'path'"),
+        ("id,wide\na/0.png,1\na/0.png,2\n", "lists 'a/0.png' twice"),
+        ("id,wide\nx,1\n", "describes none of these images; its first is x"),
+        ("id,score\na/0.png,1\n", "has a column 'score', which is taken"),
+        ("", "cannot read"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            Index.build(encoder, images, place, metadata=table)
+    assert len(Index.open(place).search(draw(5), where="wide in [True, False]")[0]) == 2
+
+
+# --- refused ----------------------------------------------------------------------------
+
+
+def test_another_model_is_refused(index: Index, images: Path, place: Path) -> None:
+    other = load(f"{TEACHER}?seed=1")
+    for use in (lambda: Index.open(place, other), lambda: Index.build(other, images, place)):
+        with pytest.raises(StoreError, match=r"was made with another model, .* than "):
             use()
-    assert Index.open(index.folder).model == index.model
+    assert Index.open(place).facts == index.facts
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "names.arrow", "vectors.npy"])
+def parts(place: Path) -> list[Path]:
+    return [place / "manifest.json", *place.glob("segment-*/*"), *place.glob("gone-*")]
+
+
+@pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "short", "null"])
-def test_damage_is_reported(index: Index, name: str, damage: str) -> None:
-    path = index.folder / name
-    content = {"garbage": b"\xff\x00garbage", "short": path.read_bytes()[:-20], "null": b"null"}
+def test_damage_is_reported(index: Index, place: Path, number: int, damage: str) -> None:
+    index.remove("a/0.png")
+    assert len(parts(place)) == 4
+    path = parts(place)[number]
+    content = {"garbage": b"\xff\x00garbage", "short": path.read_bytes()[:-1], "null": b"null"}
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(content.get(damage, b""))
-    with pytest.raises(StoreError, match=r"is damaged|is not an index") as caught:
-        Index.open(index.folder)
-    assert str(index.folder) in str(caught.value)
+    with pytest.raises(StoreError, match=r"is damaged|is not an index|missing") as caught:
+        Index.open(place)
+    assert str(place) in str(caught.value)
 
 
-def test_parts_must_fit(index: Index) -> None:
-    manifest = json.loads((index.folder / "manifest.json").read_text())
-    manifest["count"] -= 1
-    (index.folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(StoreError, match="its parts do not fit"):
-        Index.open(index.folder)
+def test_another_format_is_refused(index: Index, place: Path) -> None:
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(StoreError, match="has index format 2, this version reads 3: delete it"):
+        Index.open(place)
 
 
-@pytest.mark.parametrize("foreign", ["notes.txt", "config.yaml"])
+@pytest.mark.parametrize("foreign", ["notes.txt", "config.yaml", "embeddings"])
 def test_a_foreign_folder_is_left_alone(
-    encoder: Encoder, images: Path, tmp_path: Path, foreign: str
+    encoder: Encoder, images: Path, place: Path, foreign: str
 ) -> None:
-    folder = tmp_path / "mine"
-    (folder / "embeddings").mkdir(parents=True)  # a run has such a folder too
-    (folder / foreign).write_text("mine")
+    place.mkdir()
+    (place / foreign).write_text("mine")
     with pytest.raises(StoreError, match="holds something else than an index"):
-        Index.build(encoder, find_items(images), folder)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["embeddings", foreign])
+        Index.build(encoder, images, place)
+    assert [path.name for path in place.iterdir()] == [foreign]
+
+
+def test_names_that_are_not_text(encoder: Encoder, images: Path, place: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        draw(7).save(images.parent / "plain.png")
+        (images.parent / "plain.png").rename(images / "a" / name)
+    except OSError:
+        pytest.skip("the file system takes text names only")
+    built = Index.build(encoder, images, place)
+    [[hit]] = built.search(draw(7), k=1)
+    assert hit.path == str(images / "a" / name)
+    assert hit.id == r"a/caf\xe9.png"
 
 
 def test_models_that_share_no_image(encoder: Encoder, images: Path, tmp_path: Path) -> None:
@@ -168,166 +476,6 @@ def test_models_that_share_no_image(encoder: Encoder, images: Path, tmp_path: Pa
         embed(find_items(images / part), encoder.parts[0].teacher, tmp_path / f"store{number}")
     stored = [load(f"store:{tmp_path / f'store{number}'}") for number in range(2)]
     both = Encoder("both", [one.parts[0] for one in stored])
-    with pytest.raises(NoImagesError, match="none of 6 images could be embedded by all 2 models"):
-        Index.build(both, find_items(images), tmp_path / "index")
-    assert [path.name for path in (tmp_path / "index").iterdir()] == ["embeddings"]
-
-
-def test_another_format_is_refused(index: Index) -> None:
-    manifest = json.loads((index.folder / "manifest.json").read_text())
-    (index.folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
-    with pytest.raises(StoreError, match="has index format 1, this version reads 2: delete it"):
-        Index.open(index.folder)
-
-
-def test_an_unchanged_collection_is_not_opened(
-    index: Index, encoder: Encoder, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = {path: path.stat().st_mtime_ns for path in index.folder.iterdir()}
-    monkeypatch.setattr("whiten.embed.read_bytes", lambda path: pytest.fail(f"opened {path}"))
-    assert Index.build(encoder, find_items(images), index.folder).ids == index.ids
-    assert {path: path.stat().st_mtime_ns for path in index.folder.iterdir()} == before
-
-
-def test_a_moved_collection_is_opened_once(
-    index: Index, encoder: Encoder, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved = images.rename(images.with_name("moved"))
-    counts = count_embedded(encoder, monkeypatch)
-    opened = Index.build(encoder, find_items(moved), index.folder)
-    assert opened.paths == [item.path for item in find_items(moved)]
-    assert not counts
-    monkeypatch.setattr("whiten.embed.read_bytes", lambda path: pytest.fail(f"opened {path}"))
-    assert Index.build(encoder, find_items(moved), index.folder).paths == opened.paths
-
-
-def test_a_kill_while_files_are_replaced_mixes_nothing(
-    index: Index, encoder: Encoder, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (images / "a" / "0.png").rename(images / "b" / "9.png")  # as many as before, in another order
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("whiten.index._write_names", killed)
-        with pytest.raises(KeyboardInterrupt):
-            Index.build(encoder, find_items(images), index.folder)
-    with pytest.raises(StoreError, match="is not an index"):
-        Index.open(index.folder)
-    rebuilt = Index.build(encoder, find_items(images), index.folder)
-    assert rebuilt.ids == [item.id for item in find_items(images)]
-    np.testing.assert_allclose(rebuilt.vectors, encoder.embed(rebuilt.paths), atol=1e-6)
-
-
-def test_names_that_are_not_text(encoder: Encoder, images: Path, tmp_path: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.png")
-    try:
-        draw(7).save(tmp_path / "plain.png")
-        (tmp_path / "plain.png").rename(images / "a" / name)
-    except OSError:
-        pytest.skip("the file system takes text names only")
-    built = Index.build(encoder, find_items(images), tmp_path / "index")
-    [[hit]] = built.search(encoder, draw(7), k=1)
-    assert hit.path == str(images / "a" / name)
-    assert hit.id == r"a/caf\xe9.png"
-
-
-def test_two_models_side_by_side(encoder: Encoder, images: Path, tmp_path: Path) -> None:
-    other = load(f"{TEACHER}?seed=1&dim=7")
-    both = Encoder("both", [*encoder.parts, *other.parts])
-    (images / "b" / "broken.png").write_bytes(b"no image")
-    built = Index.build(both, find_items(images), tmp_path / "index")
-    kept, vectors, skipped = both.embed_items(find_items(images))
-    assert built.ids == [item.id for item in kept]
-    assert [skip.id for skip in built.skipped] == [skip.id for skip in skipped] == ["b/broken.png"]
-    np.testing.assert_array_equal(built.vectors, vectors)
-
-
-def test_a_killed_build_goes_on(encoder: Encoder, images: Path, tmp_path: Path) -> None:
-    built = Index.build(encoder, find_items(images), tmp_path / "index")
-    (built.folder / "manifest.json").rename(built.folder / ".manifest.json.partial")
-    assert len(Index.build(encoder, find_items(images), built.folder)) == 6
-
-
-def test_nothing_readable(encoder: Encoder, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "x.png").write_bytes(b"no image")
-    with pytest.raises(NoImagesError, match="none of 1 images could be read"):
-        Index.build(encoder, find_items(tmp_path / "images"), tmp_path / "index")
-
-
-# --- searching a folder -----------------------------------------------------------------
-
-
-def test_search_folder(encoder: Encoder, images: Path, tmp_path: Path) -> None:
-    query = images / "b" / "1.png"
-    found = search_folder(query, TEACHER, images, index=tmp_path / "index", k=2)
-    assert found.matches[0].id == "b/1.png"
-    assert len(found.matches) == 2
-    assert found.index == tmp_path / "index"
-    write_image(images / "b" / "new.png", seed=1, variant=1)
-    again = search_folder(query, TEACHER, images, index=tmp_path / "index", k=9)
-    assert {match.id for match in again.matches[:2]} == {"b/1.png", "b/new.png"}
-
-
-def test_search_folder_needs_a_place_for_the_index(encoder: Encoder, images: Path) -> None:
-    with pytest.raises(ConfigError, match="add --index FOLDER"):
-        search_folder(images / "a" / "0.png", TEACHER, images)
-
-
-def test_search_folder_names_an_unreadable_query(encoder: Encoder, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"cannot read .*gone\.png: no such file"):
-        search_folder(tmp_path / "gone.png", TEACHER, tmp_path, index=tmp_path / "index")
-    assert not (tmp_path / "index").exists()
-
-
-class Page(HTMLParser):
-    """Sources of the images, and the text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.sources: list[str] = []
-        self.tags: set[str] = set()
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.sources += [value or "" for name, value in attrs if name == "src"]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_the_page_of_hits_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    query = write_image(tmp_path / "<b>&query.png", seed=1)
-    near = write_image(tmp_path / "near.png", seed=2)
-    matches = [
-        Match("<script>alert(1)</script>.png", str(near), 0.98765),
-        Match("gone.png", str(tmp_path / "gone.png"), 0.5),
-    ]
-    written = write_hits_page(query, Found(matches, [], tmp_path))
-    html = written.read_text(encoding="utf-8")
-    page = Page(html)
-    assert "script" not in page.tags and "b" not in page.tags
-    assert "<b>&query.png" in page.text
-    assert "<script>alert(1)</script>.png" in page.text
-    assert "0.988" in page.text and "0.500" in page.text
-    assert len(page.sources) == 3
-    assert [source[:23] for source in page.sources[:2]] == ["data:image/jpeg;base64,"] * 2
-    assert page.sources[2] == ""  # gone since
-    assert not re.search(r"https?://|url\(|@import", html)
-
-
-def test_a_query_whose_name_is_not_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    query = tmp_path / os.fsdecode(b"caf\xe9.png")
-    draw(1).save(tmp_path / "plain.png")
-    try:
-        (tmp_path / "plain.png").rename(query)
-    except OSError:
-        pytest.skip("the file system takes text names only")
-    page = write_hits_page(query, Found([], [], tmp_path)).read_text(encoding="utf-8")
-    assert r"caf\xe9.png" in page
+    with pytest.raises(NoImagesError, match="none of 6 images could be indexed"):
+        Index.build(both, images, tmp_path / "index")
+    assert len(Store.open(tmp_path / "store0")) == 3

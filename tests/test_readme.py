@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -78,6 +79,7 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "whiten.cli", *words],
             cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=300,

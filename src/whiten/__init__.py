@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from whiten.fusion import fuse
     from whiten.index import Index
     from whiten.losses import distillation_loss
+    from whiten.student_module import load_module
     from whiten.whitening import Whitener
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate_videos",
     "fuse",
     "load",
+    "load_module",
     "metrics",
 ]
 
@@ -55,6 +57,7 @@ _HOMES = {
     "evaluate_videos": "whiten.evaluate_videos",
     "fuse": "whiten.fusion",
     "load": "whiten.encoder",
+    "load_module": "whiten.student_module",
 }
 
 

@@ -112,13 +112,18 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def find_protocol(
-    root: Path, asked: str | None, options: Options, queries: Path | None
+    root: Path,
+    asked: str | None,
+    options: Options,
+    queries: Path | None,
+    gallery_encoder: str | None = None,
 ) -> str | None:
     """The benchmark that was asked for, or that the folder is for; None for plain folders.
 
     Raises:
         ConfigError: there is no such benchmark, the folder is for several, or for none and options
-            of one were given; or queries, of which benchmarks have their own.
+            of one were given; or queries, of which benchmarks have their own, or an encoder of the
+            gallery alone.
     """
     if asked is not None and asked not in PROTOCOLS:
         raise ConfigError(
@@ -128,6 +133,8 @@ def find_protocol(
     name = asked or _recognise(root)
     if name is not None and queries is not None:
         raise ConfigError(f"{name} has queries of its own: leave out --queries")
+    if name is not None and gallery_encoder is not None:
+        raise ConfigError(f"{name} is measured with one encoder: leave out --gallery-encoder")
     if foreign := options.foreign(_OPTIONS[name] if name else ()):
         takers = [taker for taker in PROTOCOLS if not options.foreign(_OPTIONS[taker])]
         raise ConfigError(

@@ -12,6 +12,12 @@ def model_card(config: StudentConfig) -> str:
     )
     training = "\n".join(f"- {name}: {value}" for name, value in config.training.items())
     origin = config.training.get("origin", "distilled with whiten")
+    gallery = (
+        f"- Its queries search a gallery embedded by `fuse:compatible:RUN` of its run too "
+        f"(fingerprint `{config.compatible_with[:12]}`)\n"
+        if config.compatible_with
+        else ""
+    )
     height, width = config.preprocess.size
     return f"""# {config.architecture} student, {config.dim} dimensions
 
@@ -27,7 +33,7 @@ embeddings = student.embed(["photo.jpg"])  # (1, {config.dim}) float32, rows L2-
 - Input: {width}x{height} px, {config.preprocess.fit}, {config.preprocess.interpolation}
 - Backbone: `{config.backbone}` ({config.backbone_licence})
 - Compare embeddings by their dot product.
-
+{gallery}
 ## Teachers
 
 | model | licence of its weights | fingerprint |

@@ -2,8 +2,9 @@
 
 Three networks of different families, tasks and input conventions teach one EfficientNet-Lite0
 at 64 px. First without labels, on the backbone's frozen features, from raw and from whitened
-teachers at equal budget; then with groups as positive pairs, the whole network. Train and test
-groups are disjoint, and the choices below were made on the validation split.
+teachers at equal budget; then with groups as positive pairs, the whole network, which can also
+search a gallery of its teachers. Train and test groups are disjoint, and the choices below were
+made on the validation split.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from whiten.atomic import write_atomically
 from whiten.distill import distill
 from whiten.encoder import Encoder, Part, load
 from whiten.errors import RunError
 from whiten.media import find_items
 from whiten.report import Kind, ReportData, Row, write_report
-from whiten.run_folder import RunFolder, write_atomically
+from whiten.run_folder import RunFolder
 from whiten.run_report import (
+    GALLERY,
     START,
     START_WHITENED,
     Assessed,
     assess,
+    assess_asymmetric,
     read_choices,
     retrieval_grids,
     teacher_pictures,
@@ -61,7 +65,7 @@ FULL = DemoPlan(
     student="demo:efficientnet-lite0?size=64&fit=squash",
     groups=None,
     label_free={"backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
-    grouped={"lr": 2e-3, "epochs": 4, "batch_size": 128},
+    grouped={"compatible": True, "lr": 2e-3, "epochs": 4, "batch_size": 128},
 )
 
 QUICK = DemoPlan(
@@ -69,7 +73,14 @@ QUICK = DemoPlan(
     student="demo:efficientnet-lite0?size=32&fit=squash",
     groups=24,
     label_free={"backbone_lr": 0.0, "epochs": 2, "batch_size": 32, "whiten_dim": 16},
-    grouped={"backbone_lr": 0.1, "epochs": 1, "batch_size": 16, "whiten_dim": 16},
+    grouped={
+        "compatible": True,
+        "dim": 32,
+        "backbone_lr": 0.1,
+        "epochs": 1,
+        "batch_size": 16,
+        "whiten_dim": 16,
+    },
 )
 
 
@@ -125,6 +136,9 @@ def run_demo(
     ):
         student = load(folder.student)
         assessed.append(assess(student, "student", name, test, cache, show_progress))
+    fused = load(f"fuse:compatible:{grouped.root}")
+    gallery = assess(fused, "fusion-whitened", GALLERY, test, cache, show_progress)
+    assessed += [gallery, assess_asymmetric(assessed[-1], gallery)]
     rows = [one.row for one in assessed]
     write_atomically(
         out / "results.json", json.dumps([asdict(row) for row in rows], indent=2).encode()

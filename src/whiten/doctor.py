@@ -21,6 +21,7 @@ EXTRAS = {
     "openclip": ("openclip: models", ("open_clip",)),
     "hf": ("hf: models", ("transformers",)),
     "video": ("videos", ("av",)),
+    "fast": ("JPEG files in less time", ("simplejpeg",)),
 }
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pyarrow", "lightning-fabric", "pillow")
 

@@ -17,9 +17,9 @@ from whiten.inputs import Embeddable as Embeddable
 from whiten.media import Item, Items, Skipped, content_hash, find_items, read_bytes
 from whiten.progress import progress
 from whiten.run_folder import RunFolder
-from whiten.spec import fingerprint, parse_uri
+from whiten.spec import parse_uri
 from whiten.store import Store, Vectors, embedded_by_all
-from whiten.targets import fit_whitener
+from whiten.targets import fit_whitener, fused_fingerprint
 from whiten.teachers import Teacher, open_teacher
 from whiten.whitening import Whitener, normalize_rows
 
@@ -48,17 +48,37 @@ class Encoder:
         name: for tables.
         dim: dimension of the embedding.
         parts: the models.
+        uri: what `load` opens it by; "" where it takes more than that.
+        rotation: PCA of the concatenated parts, to fewer dimensions.
     """
 
-    def __init__(self, name: str, parts: Sequence[Part]) -> None:
+    def __init__(
+        self, name: str, parts: Sequence[Part], uri: str = "", rotation: Whitener | None = None
+    ) -> None:
         self.name = name
         self.parts = list(parts)
-        self.dim = sum(part.dim for part in parts)
+        self.uri = uri
+        self.rotation = rotation
+        width = sum(part.dim for part in parts)
+        self.dim = width if rotation is None else len(rotation.projection_)
 
     def fingerprint(self) -> str:
-        """Changes when any weights, preprocessing or whitening change."""
-        whiteners = [None if p.whitener is None else p.whitener.fingerprint() for p in self.parts]
-        return fingerprint([[p.teacher.fingerprint() for p in self.parts], whiteners])
+        """Changes when any weights, preprocessing, whitening or the rotation change."""
+        models = [part.teacher.fingerprint() for part in self.parts]
+        return fused_fingerprint(models, [part.whitener for part in self.parts], self.rotation)
+
+    def can_ask(self, gallery: str) -> bool:
+        """Whether its embeddings are queries for a gallery.
+
+        Args:
+            gallery: fingerprint of the encoder that embedded it: this one, or the one that this
+                student was made compatible with.
+        """
+        if gallery == self.fingerprint():
+            return True
+        [*others, last] = self.parts
+        is_plain = not others and last.whitener is None and self.rotation is None
+        return is_plain and last.teacher.compatible_with == gallery
 
     def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
         """Embed paths, PIL images or (h, w, 3) uint8 RGB arrays: (n, dim) float32, L2-normalised.
@@ -69,7 +89,7 @@ class Encoder:
         inputs = listed(images)
         if not len(inputs):
             return np.zeros((0, self.dim), np.float32)
-        return self._join([part.apply(_embed_part(part.teacher, inputs)) for part in self.parts])
+        return self.join([part.apply(_embed_part(part.teacher, inputs)) for part in self.parts])
 
     def embed_items(
         self,
@@ -95,7 +115,7 @@ class Encoder:
             ]
             usable, skipped = embedded_by_all(Items.of(items), stores)
             ids = usable.ids.to_pylist()
-            vectors = self._join(
+            vectors = self.join(
                 [
                     part.apply(store.gather(ids))
                     for part, store in zip(self.parts, stores, strict=True)
@@ -103,8 +123,13 @@ class Encoder:
             )
         return usable, vectors, skipped
 
-    def _join(self, blocks: Sequence[Vectors]) -> Vectors:
-        joined = blocks[0] if len(blocks) == 1 else normalize_rows(np.concatenate(blocks, axis=1))
+    def join(self, blocks: Sequence[Vectors]) -> Vectors:
+        """The embedding, (n, dim), of what each part made of the same images, (n, part.dim)."""
+        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+        if self.rotation is not None:
+            joined = self.rotation.transform(joined)
+        if len(blocks) > 1 or self.rotation is not None:
+            joined = normalize_rows(joined)
         return joined.astype(np.float32, copy=False)
 
 
@@ -112,7 +137,7 @@ def embed_cached(
     teacher: Teacher, items: Sequence[Item], cache: Path, workers: int, show_progress: bool
 ) -> Store:
     """Embed whole images into the cache's store of this teacher, as far as they are missing."""
-    with progress(f"embed {teacher.name}", enabled=show_progress) as update:
+    with progress(f"embed {teacher.name}", enabled=show_progress, unit="images") as update:
         exact, half = (store_folder(cache, teacher, precision=p) for p in ("32", "bf16"))
         # What a bf16 run has cached is taken as it is; anything else would embed twice.
         folder = half if half.exists() and not exact.exists() else exact
@@ -158,7 +183,9 @@ def load(
     Args:
         model: a teacher's URI; a student's folder, or the folder of the run that made it;
             `fuse:raw:URI,URI,…` or `fuse:whitened:URI,URI,…` for the concatenation of several;
-            `fuse:raw:RUN` or `fuse:whitened:RUN` for the teachers of a run, with its whiteners.
+            `fuse:raw:RUN` or `fuse:whitened:RUN` for the teachers of a run, with its whiteners;
+            `fuse:compatible:RUN` for the same, rotated and cut to the dimension of a student that
+            was distilled with `compatible`, whose queries can search such a gallery.
         whitener: a file that `Whitener.save` wrote, for the embeddings of a single model.
         whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`.
         whiten_dim: axes that this whitening keeps.
@@ -184,7 +211,7 @@ def load(
         text = f"whiten:{run.student}"
     if whitener is None:
         teacher = open_teacher(text).on_best_device()
-        return Encoder(teacher.name, [Part(teacher)])
+        return Encoder(teacher.name, [Part(teacher)], _lasting(text))
     fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
     teacher = open_teacher(text).on_best_device()
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
@@ -218,10 +245,12 @@ def _load_fused(
     cache: Path | None,
 ) -> Encoder:
     _, kind, rest = (*text.split(":", 2), "", "")[:3]
+    if kind == "compatible" and rest:
+        return _load_compatible(RunFolder(Path(rest)))
     if kind not in ("raw", "whitened") or not rest:
         raise ConfigError(
             f"cannot read {text!r}: write fuse:raw:URI,URI or fuse:whitened:URI,URI or "
-            "fuse:whitened:RUN"
+            "fuse:whitened:RUN, or fuse:compatible:RUN"
         )
     run = RunFolder(Path(rest))
     whitened = kind == "whitened"
@@ -243,7 +272,41 @@ def _load_fused(
                 f"{text} must know what to fit its whitening on: add --whiten-on IMAGES"
             )
     names = " + ".join(part.teacher.name for part in parts)
-    return Encoder(f"{names}, whitened" if whitened else names, parts)
+    uri = "" if whitened and not saved else _lasting(text)
+    return Encoder(f"{names}, whitened" if whitened else names, parts, uri)
+
+
+def _lasting(text: str) -> str:
+    """A model's URI that opens it from any working directory, where that is its one file."""
+    scheme, _, place = text.rpartition(":")
+    if (
+        scheme in ("", "whiten", "onnx", "fuse:raw", "fuse:whitened", "fuse:compatible")
+        and Path(place).exists()
+    ):
+        return f"{scheme or 'whiten'}:{os.path.abspath(place)}"  # noqa: PTH100 - links stay
+    return text
+
+
+def _load_compatible(run: RunFolder) -> Encoder:
+    """What the run's student was made compatible with: its targets, of any image."""
+    if not run.config.is_file():
+        raise ConfigError(
+            f"fuse:compatible: takes the folder of a run, and {run.root} is none: name the --out "
+            "of `whiten distill --compatible`"
+        )
+    _, spec = run.read_config()
+    if not spec.compatible or not run.rotation.is_file():
+        raise ConfigError(
+            f"the student of {run.root} cannot search its teachers' gallery: distil with "
+            "--compatible, to the end"
+        )
+    rotation = Whitener.load(run.rotation)
+    parts = [Part(open_teacher(uri).on_best_device()) for uri in spec.teachers]
+    for number, part in enumerate(parts if spec.whiten else []):
+        part.whitener = Whitener.load(run.whitener(number))
+        _require_fitted_on(part.teacher, part.whitener, str(run.whitener(number)))
+    names = " + ".join(part.teacher.name for part in parts)
+    return Encoder(f"{names}, compatible", parts, _lasting(f"fuse:compatible:{run.root}"), rotation)
 
 
 def split_uris(text: str) -> list[str]:

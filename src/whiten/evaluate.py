@@ -22,7 +22,7 @@ from whiten import metrics
 from whiten.encoder import Encoder, load
 from whiten.errors import ConfigError
 from whiten.mapped import forget
-from whiten.media import Skipped, find_items
+from whiten.media import Item, Items, Skipped, find_items
 from whiten.progress import announce
 from whiten.protocols.folder import folder_task
 from whiten.protocols.gallery import similarity_blocks, write_embeddings
@@ -116,6 +116,7 @@ def evaluate(
     gallery: str | os.PathLike[str],
     *,
     queries: str | os.PathLike[str] | None = None,
+    gallery_encoder: Encoder | str | os.PathLike[str] | None = None,
     cache: Path | None = None,
     show_progress: bool = False,
 ) -> Evaluation:
@@ -125,26 +126,30 @@ def evaluate(
         encoder: an `Encoder`, or what `whiten.load` takes.
         gallery: a folder with a subfolder a group, or a table with columns `path,group`.
         queries: likewise; by default each gallery image searches all the others.
+        gallery_encoder: embeds the gallery, where it is not the queries' encoder (asymmetric
+            search): `fuse:compatible:RUN` for a student that was made compatible with it.
         cache: where embeddings are kept between calls; by default nowhere.
 
     Raises:
-        ConfigError: fewer than two groups, or nothing to find.
+        ConfigError: fewer than two groups, nothing to find, or encoders that do not go together.
     """
     items = find_items(gallery, announce if show_progress else None)
     asked = None if queries is None else find_items(queries)
     folder_task(items, asked)  # refuses what has nothing to find before anything is embedded
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-    # It has no name, so that a kill leaves nothing behind.
-    with tempfile.TemporaryFile(dir=cache) as file:
-        kept, skipped = write_embeddings(
-            model, items, file, cache=cache, show_progress=show_progress
-        )
-        vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), model.dim))
+    host = model
+    if gallery_encoder is not None:
+        host = gallery_encoder if isinstance(gallery_encoder, Encoder) else load(gallery_encoder)
+        _require_compatible(model, host)
+    kept, vectors, skipped = _embed_to_disk(host, items, cache, show_progress)
     if asked is None:
+        who, searching = kept, vectors
+        if host is not model:
+            who, searching, more = _embed_to_disk(model, kept, cache, show_progress)
+            if more:  # what both could read searches, and is searched
+                rows = kept.by_id.rows(who.ids.to_pylist())
+                kept, vectors, skipped = who, vectors[rows], [*skipped, *more]
         task = folder_task(kept)
-        searching, who = vectors, kept
     else:
         who, searching, more = model.embed_items(
             asked,
@@ -155,7 +160,31 @@ def evaluate(
         task = folder_task(kept, who)
         skipped = [*skipped, *more]
     rows = who.by_id.rows([item.id for item in task.queries])
-    return evaluate_task(task, searching, vectors, rows=rows, name=model.name, skipped=skipped)
+    name = model.name if host is model else f"{model.name} against {host.name}"
+    return evaluate_task(task, searching, vectors, rows=rows, name=name, skipped=skipped)
+
+
+def _embed_to_disk(
+    encoder: Encoder, items: Sequence[Item], cache: Path | None, show_progress: bool
+) -> tuple[Items, Vectors, list[Skipped]]:
+    """The items that could be embedded, their (n, dim) embeddings, mapped, and the others."""
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+    # The file has no name, so that a kill leaves nothing behind.
+    with tempfile.TemporaryFile(dir=cache) as file:
+        kept, skipped = write_embeddings(
+            encoder, items, file, cache=cache, show_progress=show_progress
+        )
+        vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), encoder.dim))
+    return kept, vectors, skipped
+
+
+def _require_compatible(encoder: Encoder, gallery: Encoder) -> None:
+    if not encoder.can_ask(gallery.fingerprint()):
+        raise ConfigError(
+            f"{encoder.name} cannot search what {gallery.name} embeds, their spaces are not the "
+            "same: distil it with --compatible, and name fuse:compatible:RUN of that run"
+        )
 
 
 def evaluate_task(

@@ -79,7 +79,7 @@ def evaluate_revisited_set(
         StoreError: the store of distractors was made by another model or in another way.
     """
     data = read_set(Path(root), protocol)
-    if len(encoder.parts) > 1:
+    if len(encoder.parts) > 1 or encoder.rotation is not None:
         raise ConfigError(f"{protocol} is measured for one model at a time: name one, not fuse:")
     part = encoder.parts[0]
     scales = MULTI if multi_scale else SINGLE
@@ -169,7 +169,7 @@ class _Embedder:
             return render_own_size(data, box=None if boxes is None else boxes[item.id])
 
         model = self.whole if boxes is None else self.cropped
-        with progress(f"embed {label}", enabled=self.show_progress) as update:
+        with progress(f"embed {label}", enabled=self.show_progress, unit="images") as update:
             folder = store_folder(self.folder / label, model)
             return embed(items, model, folder, progress=update, render=render)
 

@@ -272,4 +272,5 @@ def _fitted_as_published(encoder: Encoder, omit_normalisation: bool) -> Encoder:
             fitted = dataclasses.replace(fitted, mean=(0.0,) * 3, std=(1.0,) * 3, white=1.0)
         return dataclasses.replace(teacher, preprocess=fitted)
 
-    return Encoder(encoder.name, [Part(refit(p.teacher), p.whitener) for p in encoder.parts])
+    parts = [Part(refit(part.teacher), part.whitener) for part in encoder.parts]
+    return Encoder(encoder.name, parts, rotation=encoder.rotation)

@@ -326,6 +326,44 @@ def average_precision_at(ranks: Ranks, k: int) -> float:
     return ap_from_ranks(ranks[ranks < k], min(len(ranks), k))
 
 
+def micro_average_precision(
+    scores: npt.NDArray[Any], labels: npt.NDArray[Any], *, n_positives: int | None = None
+) -> float:
+    """µAP: average precision of all queries' pairs ranked in one list by their scores.
+
+    Unlike mAP it asks that scores of different queries can be compared: one threshold for all
+    (Law-To et al., CIVR 2007; measure of the 2021 Image Similarity Challenge, Douze et al. 2021).
+    Pairs of equal score are one step of the precision-recall curve, in no order.
+
+    Args:
+        scores: of the pairs, of any shape; pairs that are left out count as not found.
+        labels: 0 or 1 of the same shape, whether a pair is right.
+        n_positives: right pairs in all, with those that are left out; by default those here.
+
+    Returns:
+        0 to 1; 0 where there is nothing to find.
+
+    Raises:
+        ConfigError: shapes that do not fit, NaN, or fewer positives in all than here.
+    """
+    values, right = np.asarray(scores).ravel(), np.asarray(labels).ravel().astype(bool)
+    if np.shape(scores) != np.shape(labels) or np.isnan(values).any():
+        raise ConfigError(
+            f"scores {np.shape(scores)} and labels {np.shape(labels)} must have one shape and no "
+            "NaN in them"
+        )
+    total = int(right.sum()) if n_positives is None else n_positives
+    if total < right.sum():
+        raise ConfigError(f"{right.sum()} pairs are right, n_positives={total} cannot be all")
+    if not right.any():
+        return 0.0
+    order = np.argsort(-values, kind="stable")
+    values, found = values[order], np.cumsum(right[order])
+    ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)  # of runs of equal scores
+    steps = np.diff(found[ends], prepend=0)
+    return float((steps * found[ends] / (ends + 1)).sum() / total)
+
+
 def bootstrap_interval(
     values: npt.NDArray[Any], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:

@@ -21,6 +21,7 @@ KINDS = {
     "fusion-raw": ("#E69F00", "s"),
     "fusion-whitened": ("#0072B2", "D"),
     "student": ("#009E73", "^"),
+    "asymmetric": ("#CC79A7", "v"),
 }
 TEACHERS = [
     "#332288", "#CC6677", "#44AA99", "#C2A83E", "#882255",

@@ -42,7 +42,7 @@ class Result(Protocol):
     """What the figures need of a line of the result table."""
 
     name: str
-    kind: Literal["teacher", "fusion-raw", "fusion-whitened", "student"]
+    kind: Literal["teacher", "fusion-raw", "fusion-whitened", "student", "asymmetric"]
     map: float
     map_ci: tuple[float, float]
     params: int | None

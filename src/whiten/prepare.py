@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from whiten.atomic import write_atomically
 from whiten.choosing import GROUPS, Choice
 from whiten.devices import best_device, resolve_precision
 from whiten.embed import embed, store_folder
@@ -24,11 +25,17 @@ from whiten.media import Items, find_items
 from whiten.pairs import resolve_source
 from whiten.progress import announce, progress
 from whiten.recipes import DECIDED, complete
-from whiten.run_folder import RunFolder, write_atomically
+from whiten.run_folder import RunFolder
 from whiten.spec import DistillSpec, parse_uri
 from whiten.store import Store, embedded_by_all
 from whiten.student import StudentNet, backbone_as_teacher, build_student
-from whiten.targets import fit_whiteners, write_fused_targets, write_targets
+from whiten.targets import (
+    fit_whiteners,
+    fused_fingerprint,
+    open_targets,
+    write_fused_targets,
+    write_targets,
+)
 from whiten.teachers import Teacher, open_teacher
 from whiten.training_set import (
     facts_path,
@@ -64,6 +71,9 @@ def prepare(
             f"use --dim {config.dim}"
         )
 
+    if spec.compatible:
+        _require_room(spec, len(items), sum(_axes(spec, teacher.dim) for teacher in teachers))
+
     # With teachers online only the whitening is fitted on cached embeddings, of whole images.
     teacher_views = range(1) if spec.teachers_online else range(views)
     stores = [cache.embed(teacher, items, teacher_views, teacher.name) for teacher in teachers]
@@ -90,7 +100,7 @@ def prepare(
     if show_progress:
         announce(why)
 
-    _write_targets(run, spec, stores, items, views, whiteners)
+    rotation = _write_targets(run, spec, stores, items, views, whiteners)
     _write_start(run, spec, backbone_as_teacher(net, config), net, items, views, cache)
     table = items.table().append_column("content_hash", stores[0].content_hashes(items.by_id))
     pq.write_table(table, items_path(run))
@@ -101,6 +111,7 @@ def prepare(
         "recipe": why,
         "teachers": described,
         "skipped": [[s.id, s.reason] for s in skipped],
+        "compatible_with": _gallery(described, whiteners, rotation) if spec.compatible else None,
     }
     # Written last: its presence says that all the rest is there.
     write_atomically(facts_path(run), json.dumps(facts).encode())
@@ -126,7 +137,7 @@ class _Cache:
             seed=spec.view_seed,
             augment=spec.augment,
         )
-        with progress(f"embed {label}", enabled=self.show_progress) as update:
+        with progress(f"embed {label}", enabled=self.show_progress, unit="images") as update:
             store = embed(
                 items,
                 teacher.to(self.device),
@@ -202,15 +213,46 @@ def _write_targets(
     items: Items,
     views: int,
     whiteners: Sequence[Whitener | None],
-) -> None:
-    """What the student learns from, in the order of the items; nothing if teachers run online."""
+) -> Whitener | None:
+    """What the student learns from, in the order of the items; nothing if teachers run online.
+
+    Returns:
+        The PCA of the fused teachers, if the student learns from that.
+    """
     if spec.teachers_online:
-        return
+        return None
     paths = [target_path(run, number) for number in range(len(stores))]
     for store, whitener, path in zip(stores, whiteners, paths, strict=True):
         write_targets(store, items.by_id, views, whitener, path)
-    if spec.align or spec.queue:
-        write_fused_targets(paths, spec.dim, fused_path(run), run.whiteners / "fused.safetensors")
+    if not (spec.align or spec.queue):
+        return None
+    if spec.compatible:
+        _require_room(spec, len(items), sum(open_targets(path).shape[2] for path in paths))
+    return write_fused_targets(paths, spec.dim, fused_path(run), run.rotation)
+
+
+def _axes(spec: DistillSpec, dim: int) -> int:
+    """Most axes that a teacher of this dimension can be whitened to."""
+    return min(dim, spec.whiten_dim) if spec.whiten and isinstance(spec.whiten_dim, int) else dim
+
+
+def _require_room(spec: DistillSpec, images: int, width: int) -> None:
+    """Refuse a student with more dimensions than the gallery that it shall search can have."""
+    most = min(width, images - 1)
+    if spec.dim > most:
+        raise ConfigError(
+            f"--compatible: {images} images and teachers that are fused in {width} dimensions give "
+            f"a gallery of at most {most}, dim={spec.dim} does not fit: use --dim {most} or fewer"
+        )
+
+
+def _gallery(
+    teachers: Sequence[dict[str, str]],
+    whiteners: Sequence[Whitener | None],
+    rotation: Whitener | None,
+) -> str:
+    """Fingerprint of `fuse:compatible:RUN`, the encoder of the gallery."""
+    return fused_fingerprint([t["fingerprint"] for t in teachers], whiteners, rotation)
 
 
 def _write_start(
@@ -228,10 +270,16 @@ def _write_start(
         store = cache.embed(features, items, range(views), "student features")
         write_targets(store, items.by_id, views, None, features_path(run))
     # A student that goes on learning has its projection already.
-    if spec.start == "principal" and parse_uri(spec.student).scheme != "whiten":
+    draws_axes = spec.start == "principal" and parse_uri(spec.student).scheme != "whiten"
+    if draws_axes or spec.compatible:
         if spec.backbone_lr > 0:
             store = cache.embed(features, sample, range(1), "a sample of student features")
-        net.init_projection(store.gather(sample.ids.to_pylist()))
+        names = sample.ids.to_pylist()
+        vectors = store.gather(names)
+        if draws_axes:
+            net.init_projection(vectors)
+        if spec.compatible:
+            net.turn_projection(vectors, open_targets(fused_path(run))[items.by_id.rows(names), 0])
     state = {name: value.clone() for name, value in net.state_dict().items()}
     run.save_checkpoint(
         {"step": 0, "model": state, "optimizer": {}, "ema": state if spec.ema > 0 else {}}

@@ -19,15 +19,31 @@ def announce(text: str) -> None:
 
 
 @contextmanager
-def progress(description: str, *, enabled: bool = True) -> Iterator[Update]:
-    """Yield a function that shows how far the work is."""
+def progress(description: str, *, enabled: bool = True, unit: str = "") -> Iterator[Update]:
+    """Yield a function that shows how far the work is.
+
+    Args:
+        unit: of what is counted, `images`; with it the speed is shown.
+    """
     if not enabled:
         yield lambda done, total, **figures: None
     elif sys.stderr.isatty():
         with _bar(description) as update:
-            yield update
+            yield _with_speed(update, unit)
     else:
-        yield _lines(description)
+        yield _with_speed(_lines(description), unit)
+
+
+def _with_speed(show: Update, unit: str) -> Update:
+    start = time.monotonic()
+
+    def update(done: int, total: int, **figures: str) -> None:
+        if unit:
+            speed = done / max(time.monotonic() - start, 1e-3)
+            figures[unit] = f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s"
+        show(done, total, **figures)
+
+    return update
 
 
 @contextmanager

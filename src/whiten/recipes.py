@@ -57,6 +57,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 # colour and sharpness too.
 _PUBLISHED_VIEWS = {"groups": "paper-images", "mixed": "paper-images", "views": "paper-frames"}
 
+# Weight of the regression onto the fused teachers that `--compatible` adds to a recipe: a higher
+# one costs the student more than its queries gain (benchmarks/compatible.py).
+COMPATIBLE = 1.0
+
 # Teachers whose whitened embeddings retrieve held-out groups with at least this mAP know the
 # domain. Those of the comparison have 0.4 to 0.5 as they come and 0.96 after fine-tuning.
 KNOWN = 0.7
@@ -119,12 +123,18 @@ def complete(
         chosen["augment"] = _PUBLISHED_VIEWS[source]
     if is_untrained:
         chosen["start"] = "random"  # principal axes of random features mean nothing
+    if spec.compatible:
+        chosen["align"] = COMPATIBLE
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}
     full = dataclasses.replace(spec, **{**chosen, **given})
     weights = {term: getattr(full, term) for term in TERMS if getattr(full, term) > 0}
     if not weights:
         raise ConfigError(f"all weights are 0: give one of {', '.join(TERMS)} a weight")
-    cached_only = [term for term in ("align", "queue") if term in weights]
+    if spec.compatible and "align" not in weights:
+        raise ConfigError("--compatible learns by align: leave out --align 0, or --compatible")
+    cached_only: list[str] = [term for term in ("align", "queue") if term in weights]
+    if spec.compatible:
+        cached_only = ["compatible"]
     if cached_only and spec.teachers_online:
         raise ConfigError(f"--{cached_only[0]} needs cached teachers: leave out --teachers-online")
     terms = " + ".join(

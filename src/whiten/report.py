@@ -19,7 +19,7 @@ import numpy.typing as npt
 from whiten.report_page import PAGE, RETRIEVALS_HELP, SECTIONS, STYLE, TABLE_HELP
 
 Array = npt.NDArray[Any]
-Kind = Literal["teacher", "fusion-raw", "fusion-whitened", "student"]
+Kind = Literal["teacher", "fusion-raw", "fusion-whitened", "student", "asymmetric"]
 
 TABLE_WIDTH = 110  # columns of a terminal
 
@@ -29,9 +29,10 @@ class Row:
     """One line of the result table.
 
     Attributes:
+        kind: asymmetric is a student that searches a gallery of its teachers' embeddings.
         map: mean average precision, 0 to 1, with its interval `map_ci`; NaN if not measured.
         recall_at_1: share of the queries whose first hit is right, 0 to 1.
-        params, macs, ms_per_image: what the encoder costs; None where it is not known.
+        params, macs, ms_per_image: what the encoder of a query costs; None where it is not known.
         dim: length of an embedding.
     """
 

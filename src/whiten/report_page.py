@@ -98,6 +98,7 @@ td[class]::before { content: ""; display: inline-block; width: .65em; height: .6
 td.fusion-raw::before { background: #e69f00; }
 td.fusion-whitened::before { background: #0072b2; }
 td.student::before { background: #009e73; }
+td.asymmetric::before { background: #cc79a7; }
 b { color: var(--best); font-weight: 700; }
 pre { margin: 0; padding: 1rem; font: .88rem/1.7 ui-monospace, Menlo, Consolas, monospace; }
 @media (max-width: 40rem) { main { padding: 1.5rem 1rem 3rem; } h1 { font-size: 1.5rem; }

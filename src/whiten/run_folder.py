@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from whiten import __version__
+from whiten.atomic import partial_of, write_atomically
 from whiten.errors import ConfigError, RunError, one_line
 from whiten.media import content_hash
 from whiten.spec import DistillSpec
@@ -69,6 +70,11 @@ class RunFolder:
     def whitener(self, number: int) -> Path:
         """Where the whitener of the n-th teacher is."""
         return self.whiteners / f"{number}.safetensors"
+
+    @property
+    def rotation(self) -> Path:
+        """Where the PCA of the fused teachers is, if the student has learnt from it."""
+        return self.whiteners / "fused.safetensors"
 
     @property
     def choices(self) -> Path:
@@ -145,7 +151,7 @@ class RunFolder:
 
     def _is_empty(self) -> bool:
         """Whether nothing is there but what a run leaves that was killed in its first moment."""
-        left = {_partial(self.config).name}
+        left = {partial_of(self.config).name}
         return not self.root.is_dir() or {path.name for path in self.root.iterdir()} <= left
 
     def _clear(self) -> None:
@@ -171,7 +177,7 @@ class RunFolder:
         """
         import torch
 
-        partial = _partial(self.checkpoint)
+        partial = partial_of(self.checkpoint)
         try:
             self.checkpoint.parent.mkdir(exist_ok=True)
             with partial.open("wb") as file:
@@ -239,21 +245,6 @@ class RunFolder:
                 if _is_step(record):
                     records.append(record)
         return records
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename; what cannot be written leaves nothing."""
-    partial = _partial(path)
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
 
 
 def _is_step(record: Any) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from whiten.encoder import Encoder, Part, fit_on, load
-from whiten.evaluate import Evaluation, evaluate_task, measure_cost, top_k
+from whiten.evaluate import Cost, Evaluation, evaluate_task, measure_cost, top_k
 from whiten.media import Item, Items, find_items
 from whiten.protocols.folder import folder_task
 from whiten.report import Hit, Kind, ReportData, Retrieval, Row, Similarities, write_report
@@ -27,6 +27,10 @@ HITS_SHOWN = 8
 # Rows of a student before any training: what a distillation has to beat.
 START = "student's start"
 START_WHITENED = "student's start, whitened"
+
+# Rows of asymmetric search: the teachers' gallery, and a student that searches it.
+GALLERY = "fused gallery"
+IN_GALLERY = ", in fused gallery"
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,31 @@ def assess(
     task = folder_task(kept)
     queries = vectors[kept.by_id.rows([item.id for item in task.queries])]
     evaluation = evaluate_task(task, queries, vectors, name=name, skipped=skipped)
-    cost = measure_cost(encoder)
+    return Assessed(_row(evaluation, kind, measure_cost(encoder)), kept, vectors, evaluation)
+
+
+def assess_asymmetric(student: Assessed, gallery: Assessed) -> Assessed:
+    """The student's queries in a gallery that a compatible encoder embedded.
+
+    Args:
+        student, gallery: of the same items.
+    """
+    rows = gallery.items.by_id.rows(student.items.ids.to_pylist())
+    both = np.flatnonzero(rows >= 0)
+    items, queries = student.items.take(both), student.vectors[both]
+    task = folder_task(items)
+    asking = items.by_id.rows([item.id for item in task.queries])
+    evaluation = evaluate_task(
+        task, queries, gallery.vectors[rows[both]], rows=asking, name=student.row.name + IN_GALLERY
+    )
+    cost = Cost(student.row.params, student.row.macs, student.row.ms_per_image)
+    return Assessed(_row(evaluation, "asymmetric", cost), items, queries, evaluation)
+
+
+def _row(evaluation: Evaluation, kind: Kind, cost: Cost) -> Row:
     figures = evaluation.figures
-    row = Row(
-        name=name,
+    return Row(
+        name=evaluation.name,
         kind=kind,
         map=figures["map"].value,
         map_ci=(figures["map"].low, figures["map"].high),
@@ -58,9 +83,8 @@ def assess(
         params=cost.params,
         macs=cost.macs,
         ms_per_image=cost.ms_per_image,
-        dim=encoder.dim,
+        dim=evaluation.dim,
     )
-    return Assessed(row, kept, vectors, evaluation)
 
 
 def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
@@ -164,8 +188,12 @@ def report_run(
             assess(encoder, kind, name, items, cache, show_progress)
             for encoder, kind, name in run_encoders(run)
         ]
-        data.rows = [a.row for a in assessed]
         data.retrievals = {a.row.name: retrieval_grids(a) for a in assessed[-1:]}
+        if spec.compatible:
+            fused = load(f"fuse:compatible:{run.root}")
+            gallery = assess(fused, "fusion-whitened", GALLERY, items, cache, show_progress)
+            assessed += [gallery, assess_asymmetric(assessed[-1], gallery)]
+        data.rows = [a.row for a in assessed]
         data.facts.append(("test images", f"{len(items):,} in {test}"))
         data.notes = verdicts(data.rows)
     else:
@@ -235,6 +263,16 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
             f"The best student ({student.name}) {relation} the whitened fusion of all teachers: "
             f"{100 * student.map:.1f} against {100 * white.map:.1f}{cost}."
         )
+    named = {row.name: row for row in rows}
+    for row in rows:
+        if row.kind == "asymmetric":
+            student, gallery = named[row.name.removesuffix(IN_GALLERY)], named[GALLERY]
+            notes.append(
+                f"In the gallery of the teachers ({gallery.dim} dimensions) the queries of "
+                f"{student.name} have {100 * row.map:.1f}, those of the teachers "
+                f"{100 * gallery.map:.1f}; the student in a gallery of its own "
+                f"{100 * student.map:.1f}."
+            )
     for row in rows:
         if row.kind == "student" and row.name not in starts:
             behind = [start.name for start in starts.values() if start.map > row.map]

@@ -230,6 +230,9 @@ class DistillSpec:
     """Weight of the distillation of similarities between different things."""
     align: float | None = None
     """Weight of the cosine regression onto the fused teacher space."""
+    compatible: bool = False
+    """The student's queries can search a gallery of the teachers: it also regresses their fused
+    embeddings, cut to its own dim, whose encoder is fuse:compatible:RUN. Gives align a weight."""
     queue: float | None = None
     """Weight of the distillation of similarities to cached teacher embeddings."""
     fusion: str | None = None

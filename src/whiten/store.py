@@ -153,7 +153,7 @@ class Store:
             ids, views = shard.ids, shard.views
             if view is not None and view not in views:
                 continue
-            vectors = self._vectors(shard)
+            vectors = self.vectors(shard)
             if view is not None:
                 keep = [i for i, v in enumerate(views) if v == view]
                 ids, views, vectors = [ids[i] for i in keep], [view] * len(keep), vectors[keep]
@@ -213,7 +213,8 @@ class Store:
         rows = images.rows([skip.id for skip in skipped])
         return [skip for skip, row in zip(skipped, rows, strict=True) if row >= 0]
 
-    def _vectors(self, shard: Shard) -> Vectors:
+    def vectors(self, shard: Shard) -> Vectors:
+        """All embeddings of a shard: (rows, dim) float32."""
         column = read_columns(shard.path, ["embedding"])["embedding"]
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors: Vectors = flat.reshape(-1, self.dim).astype(np.float32)

@@ -42,6 +42,7 @@ class StudentConfig:
         backbone_licence: licence of those weights.
         teachers: for each teacher its uri, fingerprint and licence.
         training: summary of the run.
+        compatible_with: fingerprint of the encoder of a gallery that it can search beside its own.
     """
 
     architecture: str
@@ -52,6 +53,7 @@ class StudentConfig:
     backbone_licence: str = "unknown"
     teachers: list[dict[str, str]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
+    compatible_with: str | None = None
 
 
 class StudentNet(nn.Module):
@@ -128,6 +130,25 @@ class StudentNet(nn.Module):
         self.projection.weight[:rank] = rotation
         self.projection.bias.zero_()
         self.projection.bias[:rank] = -rotation @ torch.from_numpy(axes.mean_).float()
+
+    @torch.no_grad()
+    def turn_projection(self, features: np.ndarray, targets: np.ndarray) -> None:
+        """Rotate the projection so that embeddings lie as near to the targets as they can.
+
+        The rotation of orthogonal Procrustes (Schönemann 1966). It leaves the similarities of the
+        embeddings alone.
+
+        Args:
+            features: (n, f) pooled features.
+            targets: (n, dim) of the same images.
+        """
+        embeddings = F.normalize(self.projection(torch.from_numpy(features)), dim=1)
+        left, _, right = torch.linalg.svd(
+            torch.from_numpy(targets).T.double() @ embeddings.double()
+        )
+        rotation = (left @ right).float()
+        self.projection.weight.copy_(rotation @ self.projection.weight)
+        self.projection.bias.copy_(rotation @ self.projection.bias)
 
 
 def build_student(
@@ -325,6 +346,7 @@ def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
         forward=net,
         licence=_joint_licence(config),
         module=net,
+        compatible_with=config.compatible_with,
     )
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from whiten.choosing import DIMS, SHRINKAGES, Choice, choose, fit_chosen, sample_rows
 from whiten.mapped import forget
 from whiten.media import Items, NameIndex
+from whiten.spec import fingerprint
 from whiten.store import Store, Vectors
 from whiten.whitening import SAMPLES_PER_DIM, Whitener, normalize_rows
 
@@ -112,10 +113,13 @@ def write_targets(
             forget(out.array)
 
 
-def write_fused_targets(paths: Sequence[Path], dim: int, path: Path, whitener_path: Path) -> None:
+def write_fused_targets(
+    paths: Sequence[Path], dim: int, path: Path, whitener_path: Path
+) -> Whitener:
     """Concatenate all teachers' targets and rotate them to `dim` dimensions by PCA.
 
-    The rotation is saved: with it, the student can search a gallery of the teachers' embeddings.
+    The rotation is returned and saved: with it, the student can search a gallery of the teachers'
+    embeddings.
     """
     sources = [open_targets(source) for source in paths]
     items, views = sources[0].shape[:2]
@@ -137,6 +141,21 @@ def write_fused_targets(paths: Sequence[Path], dim: int, path: Path, whitener_pa
             fused = normalize_rows(rotation.transform(block))
             out.array[part, :, : fused.shape[1]] = fused.reshape(-1, views, fused.shape[1])
             forget(out.array[part])
+    return rotation
+
+
+def fused_fingerprint(
+    models: Sequence[str], whiteners: Sequence[Whitener | None], rotation: Whitener | None = None
+) -> str:
+    """Identity of fused embeddings: changes when any model, whitening or the rotation changes.
+
+    Args:
+        models: fingerprints.
+        whiteners: of each model.
+        rotation: of the concatenated embeddings.
+    """
+    facts = [list(models), [None if w is None else w.fingerprint() for w in whiteners]]
+    return fingerprint(facts if rotation is None else [*facts, rotation.fingerprint()])
 
 
 def open_targets(path: Path) -> npt.NDArray[np.float32]:

@@ -241,7 +241,13 @@ class TrainingSet:
             "seed": spec.seed,
             "skipped": self.facts["skipped"],
         }
-        return dataclasses.replace(config, teachers=self.facts["teachers"], training=training)
+        return dataclasses.replace(
+            config,
+            teachers=self.facts["teachers"],
+            training=training,
+            # A student that goes on learning without --compatible leaves its gallery.
+            compatible_with=self.facts.get("compatible_with"),
+        )
 
     def remove(self) -> None:
         """Delete the targets, which are as large as the embeddings and can be made again."""

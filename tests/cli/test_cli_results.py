@@ -66,7 +66,7 @@ def test_search(capsys: Captured, images: Path) -> None:
     assert (hits[0]["id"], hits[0]["path"]) == ("b/2.png", str(query))
     assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
     line = fails(capsys, *command[:3], f"{TEACHER}?seed=1", *command[4:])
-    assert "built with another model" in line
+    assert "made with another model" in line
 
 
 def test_search_opens_a_page(

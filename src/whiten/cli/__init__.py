@@ -11,7 +11,14 @@ import warnings
 from collections.abc import Sequence
 
 from whiten.allocator import keep_freed_memory
-from whiten.cli import data, export, models, retrieval, runs  # noqa: F401 - they add their verbs
+from whiten.cli import (  # noqa: F401 - they add their verbs
+    data,
+    export,
+    indexing,
+    models,
+    retrieval,
+    runs,
+)
 from whiten.cli.app import app
 from whiten.config_file import with_config
 from whiten.terminal import one_line_endings, show_warning

@@ -56,7 +56,7 @@ def embed(
             images, beside, workers=workers, progress=update, tell=say
         )
     model = open_teacher(teacher).on_best_device()
-    with progress(f"embed {model.name}") as update:
+    with progress(f"embed {model.name}", unit="images") as update:
         store = embed_items(
             items,
             model,

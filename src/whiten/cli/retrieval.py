@@ -1,12 +1,8 @@
-"""Retrieval: measure it, and search."""
+"""Measure retrieval."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
 from whiten.terminal import list_skipped, print_json, say
@@ -19,6 +15,7 @@ def evaluate(
     /,
     *,
     queries: Path | None = None,
+    gallery_encoder: str | None = None,
     whitener: Path | None = None,
     whiten_on: Path | None = None,
     whiten_dim: int = 256,
@@ -36,10 +33,12 @@ def evaluate(
 
     Args:
         encoder: a teacher's URI, a student's folder, or fuse:raw:URI,URI and
-            fuse:whitened:URI,URI or fuse:whitened:RUN.
+            fuse:whitened:URI,URI or fuse:whitened:RUN, or fuse:compatible:RUN.
         gallery: a folder with a subfolder a group, a table with columns path,group, or the root
             of a published benchmark.
         queries: likewise; by default each image searches all the others.
+        gallery_encoder: embeds the gallery, where queries have another encoder: fuse:compatible:RUN
+            for the student of a run that was made with --compatible.
         whitener: file of a whitening for the embeddings of a single model.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
@@ -59,7 +58,7 @@ def evaluate(
     from whiten.evaluate import evaluate as run
 
     options = Options(multi_scale, distractors, similarity, omit_normalisation, report)
-    name = find_protocol(gallery, protocol, options, queries)
+    name = find_protocol(gallery, protocol, options, queries, gallery_encoder)
     model = load(
         encoder,
         whitener=whitener,
@@ -70,7 +69,14 @@ def evaluate(
     )
     outcome: Outcome
     if name is None:
-        outcome = run(model, gallery, queries=queries, cache=embeddings, show_progress=True)
+        outcome = run(
+            model,
+            gallery,
+            queries=queries,
+            gallery_encoder=gallery_encoder,
+            cache=embeddings,
+            show_progress=True,
+        )
     else:
         outcome = PROTOCOLS[name](model, gallery, options, embeddings, True)
     if as_json:
@@ -80,45 +86,3 @@ def evaluate(
     for remark in outcome.remarks:
         say(remark)
     list_skipped(outcome.skipped)
-
-
-@app.command
-def search(
-    query: Path,
-    /,
-    *,
-    student: str,
-    images: Annotated[Path, Parameter("--in")],
-    index: Path | None = None,
-    k: int = 10,
-    as_json: Json = False,
-    paths_only: bool = False,
-    open_page: Annotated[bool, Parameter("--open")] = False,
-) -> None:
-    """Search a folder of images by an image.
-
-    Args:
-        query: the image to look for.
-        student: the student's folder, or any model's URI.
-        images: where to search: a folder or a table of paths.
-        index: where the index is kept; by default beside the student's run, one for each folder.
-        k: how many hits.
-        as_json: print JSON.
-        paths_only: print the paths alone, one a line.
-        open_page: write a page of the hits and open it in the browser.
-    """
-    from whiten.searching import search_folder, write_hits_page
-
-    found = search_folder(query, student, images, index=index, k=k, show_progress=True)
-    if as_json:
-        print_json([asdict(match) for match in found.matches])
-    else:
-        for match in found.matches:
-            print(match.path if paths_only else f"{match.score:.4f}  {match.path}")
-    if open_page:
-        import webbrowser
-
-        page = write_hits_page(query, found)
-        say(f"page     {page}")
-        webbrowser.open(page.as_uri())
-    list_skipped(found.skipped)

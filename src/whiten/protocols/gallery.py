@@ -19,7 +19,6 @@ from whiten.mapped import forget
 from whiten.media import Item, Items, Skipped
 from whiten.metrics import BLOCK_ROWS
 from whiten.store import Store, Vectors, embedded_by_all
-from whiten.whitening import normalize_rows
 
 BLOCK_BYTES = 32 << 20  # of similarities that exist at once, and of embeddings that are mapped
 _JOINED = 4096  # rows of several models' embeddings that are put side by side at once
@@ -59,7 +58,7 @@ def write_embeddings(
                 "images that each of them can read"
             )
         file.write(header(len(kept)))
-        if len(stores) == 1:
+        if len(stores) == 1 and encoder.rotation is None:
             _write_part(encoder.parts[0], stores[0], kept, file)
         else:
             _write_joined(encoder, stores, kept, file)
@@ -85,7 +84,7 @@ def _write_part(part: Part, store: Store, items: Items, file: IO[bytes]) -> None
 
 
 def _write_joined(encoder: Encoder, stores: Sequence[Store], items: Items, file: IO[bytes]) -> None:
-    """Write the parts' embeddings side by side, each with equal weight."""
+    """Write what the encoder makes of the parts' embeddings."""
     with ExitStack() as open_files:
         files = [open_files.enter_context(tempfile.TemporaryFile()) for _ in stores]
         for part, store, own in zip(encoder.parts, stores, files, strict=True):
@@ -97,7 +96,7 @@ def _write_joined(encoder: Encoder, stores: Sequence[Store], items: Items, file:
                 np.frombuffer(own.read(4 * n * part.dim), np.float32).reshape(n, part.dim)
                 for part, own in zip(encoder.parts, files, strict=True)
             ]
-            file.write(normalize_rows(np.concatenate(blocks, axis=1)).tobytes())
+            file.write(encoder.join(blocks).tobytes())
 
 
 def similarity_blocks(queries: Vectors, gallery: Vectors) -> Iterator[tuple[int, Vectors]]:

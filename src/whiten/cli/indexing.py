@@ -1,0 +1,150 @@
+"""Indexes: make one, keep it up to date, and search it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from whiten.cli.app import Json, app
+from whiten.terminal import list_skipped, print_json, say
+
+
+@app.command
+def index(
+    images: Path | None = None,
+    /,
+    *,
+    student: str | None = None,
+    out: Path | None = None,
+    store: str | None = None,
+    metadata: Path | None = None,
+    add: bool = False,
+    remove: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    kind: Literal["auto", "exact", "int8", "ivf", "hnsw"] | None = None,
+    recall: float | None = None,
+    as_json: Json = False,
+) -> None:
+    """Make an index, or bring it up to date: only new and changed images are embedded.
+
+    Args:
+        images: a folder, a table of paths, or a store of embeddings.
+        student: the student's folder, or any model's URI; not needed for a store.
+        out: the index's folder.
+        store: instead, a vector database: milvus:URI or pgvector:DSN.
+        metadata: CSV or Parquet with columns to filter by, and id or path; by default the other
+            columns of the table of images.
+        add: add these images to the index, and remove none.
+        remove: ids of images to take out.
+        kind: of search: exact, int8 (exact too), ivf, hnsw, or what is measured to be fast; by
+            default as before, at first auto.
+        recall: the least recall@10 against exact search, at first 0.95.
+        as_json: print JSON.
+    """
+    from dataclasses import asdict
+
+    from whiten.searching import change_index
+
+    changed = change_index(
+        place(out, store, "--out"),
+        images=images,
+        student=student,
+        metadata=metadata,
+        add=add,
+        remove=remove or (),
+        kind=kind,
+        recall=recall,
+    )
+    tuning = changed.tuning
+    if as_json:
+        how = None if tuning is None else asdict(tuning)
+        facts = {"place": changed.place, "images": len(changed), **asdict(changed.changes)}
+        print_json(facts | {"search": how})
+        return
+    done = changed.changes
+    print(
+        f"{changed.place}: {len(changed):,} images; {done.added:,} added ({done.embedded:,} images "
+        f"embedded), {done.updated:,} updated, {done.removed:,} removed"
+    )
+    for line in tuning.lines() if tuning is not None else ():
+        print(line)
+    list_skipped(done.skipped)
+
+
+@app.command
+def search(
+    queries: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    /,
+    *,
+    ids: Annotated[list[str] | None, Parameter("--id", consume_multiple=True)] = None,
+    student: str | None = None,
+    images: Annotated[Path | None, Parameter("--in")] = None,
+    index: Path | None = None,
+    store: str | None = None,
+    k: Annotated[int, Parameter(("--k", "-k"))] = 10,
+    threshold: float | None = None,
+    where: str | None = None,
+    box: str | None = None,
+    combine: Literal["mean", "max"] | None = None,
+    videos: bool = False,
+    as_json: Json = False,
+    paths_only: bool = False,
+    open_page: Annotated[bool, Parameter("--open")] = False,
+) -> None:
+    """Search an index, or a folder of images, by images.
+
+    Args:
+        queries: what to look for: images, of which several are one question, or a video.
+        ids: images of the index to look for, by id.
+        student: the student's folder, or any model's URI; by default what the index was made with.
+        images: a folder or a table of paths to search; its index is brought up to date first.
+        index: the index's folder; with --in by default beside the student's run.
+        store: instead, a vector database: milvus:URI or pgvector:DSN.
+        k: how many hits.
+        threshold: the least score of a hit.
+        where: filter on columns of the index: price < 10 and group in ['shoes', 'bags']
+        box: x,y,w,h in pixels of the one image; only this part of it counts.
+        combine: how several images are one question: their mean, or the best similarity to any;
+            by default the mean, and the best for the frames of a video.
+        videos: list videos instead of their frames, each with its best frame.
+        as_json: print JSON.
+        paths_only: print the paths alone, one a line.
+        open_page: write a page of the hits and open it in the browser.
+    """
+    from whiten.searching import Answer, Question, parse_box, run_search
+
+    question = Question(
+        tuple(queries or ()), tuple(ids or ()), None if box is None else parse_box(box), combine
+    )
+    hits, opened = run_search(
+        question,
+        Answer(k, threshold, where, videos),
+        student=student,
+        images=images,
+        place=index if store is None else place(index, store, "--index"),
+        show_progress=True,
+    )
+    if as_json:
+        print_json([hit.to_json() for hit in hits])
+    else:
+        for hit in hits:
+            print(hit.path if paths_only else f"{hit.score:.4f}  {hit.path}")
+    if open_page:
+        import webbrowser
+
+        from whiten.hits_page import write_hits_page
+
+        page = write_hits_page(question.paths, hits)
+        say(f"page     {page}")
+        webbrowser.open(page.as_uri())
+    list_skipped(opened.changes.skipped)
+
+
+def place(folder: Path | None, store: str | None, option: str) -> Path | str:
+    """Where an index lies: one of the two must say so."""
+    from whiten.errors import ConfigError
+
+    if (folder is None) == (store is None):
+        raise ConfigError(f"say where the index lies: {option} FOLDER, or --store milvus:URI")
+    return folder if folder is not None else store or ""

@@ -1,0 +1,101 @@
+"""Which collection an index is of: opened, checked against what is there, and described."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import pyarrow as pa
+
+from whiten.encoder import Encoder, load
+from whiten.errors import ConfigError, StoreError
+from whiten.index.metadata import has_metadata, read_metadata
+from whiten.index.rows import TYPES, Facts
+from whiten.index.sources import ImageSource, Source, StoreSource
+from whiten.media import Item, Items, find_items
+from whiten.store import Store
+
+Place: TypeAlias = str | os.PathLike[str]
+Images: TypeAlias = Place | Sequence[Item]
+
+
+def open_source(encoder: Encoder | str | None, images: Images) -> Source:
+    """Open a folder, a table, items, or a store of embeddings, which needs no encoder."""
+    if isinstance(images, str | os.PathLike) and is_store(images):
+        return StoreSource(Store.open(images))
+    if encoder is None:
+        raise ConfigError("images need a model that embeds them: name it with --student")
+    model = encoder if isinstance(encoder, Encoder) else load(encoder)
+    found = find_items(images) if isinstance(images, str | os.PathLike) else Items.of(images)
+    return ImageSource(model, found)
+
+
+def is_store(images: Place) -> bool:
+    """Whether a folder holds embeddings, not images."""
+    return any(Path(images).glob("part-*.parquet"))
+
+
+def describe(
+    source: Source,
+    images: Images,
+    metadata: Place | None,
+    before: Facts | None,
+    place: str,
+    keep: bool,
+) -> tuple[Facts, pa.Table | None]:
+    """What an index is to be from now on.
+
+    Args:
+        images: where the source comes from.
+        metadata: table of the user's columns; by default the source's own.
+        before: what the index is; None where there is none yet.
+        place: of the index, for messages.
+        keep: whether the collection is added to what is there.
+
+    Returns:
+        The facts, and the (n,) columns of the user in the order of the source's items.
+
+    Raises:
+        StoreError: the index is another model's, or of other images.
+        ConfigError: the metadata cannot be read.
+    """
+    if before is not None and before.model != source.model:
+        raise StoreError(
+            f"{place} was made with another model, {before.name} ({before.model[:8]}), than "
+            f"{source.name} ({source.model[:8]}): name another place, or delete this index"
+        )
+    origin = str(Path(images).resolve()) if isinstance(images, str | os.PathLike) else None
+    sources = _sources(origin, [] if before is None else before.sources, place, keep)
+    columns = dict(before.columns) if before is not None and keep else {}
+    if metadata is None and isinstance(images, str | os.PathLike) and has_metadata(images):
+        metadata = images
+    held: dict[str, pa.ChunkedArray] = {}
+    if metadata is not None:
+        table, own = read_metadata(metadata, source.items)
+        columns |= own
+        held = {name: table[name] for name in own}
+    for name, kind in columns.items():  # what was added before had more to say
+        held.setdefault(name, pa.nulls(len(source.items), TYPES[kind]))
+    facts = Facts(source.model, source.uri, source.name, source.dim, sources, columns)
+    return facts, pa.table(held) if held else None
+
+
+def _sources(origin: str | None, before: list[str], place: str, keep: bool) -> list[str]:
+    """Of the index from now on; one is not to push out another one's images unasked."""
+    if origin is None:
+        return before
+    if keep:
+        return before if origin in before else [*before, origin]
+    if len(before) > 1:
+        raise StoreError(
+            f"{place} is of {len(before)} collections, so that what {origin} lacks may belong to "
+            "another one: bring it up to date with --add, take images out with --remove"
+        )
+    if before and before != [origin] and Path(before[0]).exists():  # else it was moved
+        raise StoreError(
+            f"{place} is of {before[0]}, not of {origin}: add these images with --add, or name "
+            "another place"
+        )
+    return [origin]

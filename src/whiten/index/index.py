@@ -1,0 +1,273 @@
+"""Build, open, change and search an index, wherever it lies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from whiten.encoder import Embeddable, Encoder, load
+from whiten.errors import ConfigError, StoreError
+from whiten.index.collections import Images, Place, describe, open_source
+from whiten.index.folder import FolderIndex
+from whiten.index.places import open_place
+from whiten.index.rows import FILTERABLE, Backend, Facts, Match, matches
+from whiten.index.sources import Source
+from whiten.index.synchronise import Changes, synchronise
+from whiten.index.tuning import Tuning, check_kind
+from whiten.index.where import Where, parse_where
+from whiten.media import Skipped
+from whiten.store import Vectors
+
+
+class Index:
+    """Vectors of a collection, searched by image; made with one encoder, and asked with it.
+
+    Attributes:
+        changes: what the last `build`, `add` or `remove` did.
+    """
+
+    def __init__(self, backend: Backend, encoder: Encoder | None = None) -> None:
+        self._backend = backend
+        self._encoder = encoder
+        self.changes = Changes()
+
+    # --- opening ------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, place: Place, encoder: Encoder | None = None) -> Index:
+        """Open an index.
+
+        Args:
+            place: a folder, `milvus:URI` or `pgvector:DSN`.
+            encoder: that queries are embedded with; by default the one it was made with, opened
+                when it is first needed.
+
+        Raises:
+            StoreError: none is there, it is damaged, or the encoder is another model.
+        """
+        backend = open_place(place)
+        if backend.facts is None:
+            raise StoreError(
+                f"{os.fspath(place)} is not an index: make one with `whiten index IMAGES "
+                f"--student STUDENT --out {os.fspath(place)}`"
+            )
+        index = cls(backend, encoder)
+        if encoder is not None:
+            index.require(encoder)
+        return index
+
+    @classmethod
+    def build(
+        cls,
+        encoder: Encoder | str | None,
+        images: Images,
+        place: Place,
+        *,
+        metadata: Place | None = None,
+        keep: bool = False,
+        kind: str | None = None,
+        recall: float | None = None,
+        show_progress: bool = False,
+    ) -> Index:
+        """Index a collection, or bring its index up to date; only what is new is embedded.
+
+        Args:
+            encoder: an `Encoder`, or what `whiten.load` takes; may be None for a store.
+            images: a folder, a table of paths, items, or a store of embeddings.
+            place: where the index lies or shall lie: a folder, `milvus:URI` or `pgvector:DSN`.
+            metadata: CSV or Parquet with columns to filter by, and `id` or `path`; by default the
+                other columns of the table of images.
+            keep: add and update, but remove nothing.
+            kind: of search: `exact`, `int8` (exact too, by a scan of 8 bits), `ivf`, `hnsw`, or
+                `auto`, what is measured to be fast at that recall. By default as it was chosen
+                before, at first `auto`. Databases choose for themselves.
+            recall: the least recall@10 against exact search, 0.95 by default.
+
+        Raises:
+            ConfigError: there is no such kind or recall.
+            MissingExtraError: FAISS is needed, and not installed.
+            StoreError: the place holds something else, another model's index, or an index of other
+                images, or another process is changing it.
+            NoImagesError: no image can be read.
+        """
+        check_kind(kind, recall)
+        index = cls(open_place(place), encoder if isinstance(encoder, Encoder) else None)
+        if not isinstance(index._backend, FolderIndex) and (kind or recall):
+            raise ConfigError(
+                f"{index.place} is a database, which searches in its own way: leave out the kind "
+                "of search and the recall"
+            )
+        index._change(open_source(encoder, images), images, metadata, keep, show_progress)
+        if isinstance(index._backend, FolderIndex):
+            with index._backend.writing():
+                index._backend.tune(kind, recall)
+        return index
+
+    def add(
+        self,
+        images: Images,
+        *,
+        metadata: Place | None = None,
+        show_progress: bool = False,
+    ) -> Changes:
+        """Index more images, or update some; see `build`."""
+        self._change(open_source(self.encoder, images), images, metadata, True, show_progress)
+        return self.changes
+
+    def remove(self, ids: Sequence[str] | str) -> Changes:
+        """Take images out, by id.
+
+        Raises:
+            StoreError: an id is not there; nothing is removed then.
+        """
+        gone = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
+        with self._backend.writing():
+            self._backend.fetch(gone)  # refuses what is not there
+            self._backend.write(self.facts, gone, ())
+        self.changes = Changes(removed=len(gone), unchanged=len(self))
+        return self.changes
+
+    def _change(
+        self,
+        source: Source,
+        images: Images,
+        metadata: Place | None,
+        keep: bool,
+        show_progress: bool,
+    ) -> None:
+        with self._backend.writing():
+            before = self._backend.facts
+            facts, table = describe(source, images, metadata, before, self.place, keep)
+            self.changes = synchronise(
+                self._backend, source, facts, table, keep=keep, show_progress=show_progress
+            )
+
+    # --- what is there ------------------------------------------------------------------
+
+    @property
+    def facts(self) -> Facts:
+        """What it was made with."""
+        assert self._backend.facts is not None
+        return self._backend.facts
+
+    @property
+    def place(self) -> str:
+        """Where it lies."""
+        return self._backend.place
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Images that could not be read, and why."""
+        return self.facts.skips
+
+    @property
+    def encoder(self) -> Encoder:
+        """That queries are embedded with.
+
+        Raises:
+            ConfigError: a single URI does not open it: pass it to `Index.open`.
+            StoreError: what its URI opens now is another model.
+        """
+        if self._encoder is None:
+            if not self.facts.uri:
+                raise ConfigError(
+                    f"{self.place} was made with {self.facts.name}, which no single URI opens: "
+                    "name the model with --student"
+                )
+            encoder = load(self.facts.uri)
+            self.require(encoder)
+            self._encoder = encoder
+        return self._encoder
+
+    def require(self, encoder: Encoder) -> None:
+        """Refuse the queries of another model.
+
+        Raises:
+            StoreError: the index was made with another one.
+        """
+        if not encoder.can_ask(self.facts.model):
+            raise StoreError(
+                f"{self.place} was made with another model, {self.facts.name} "
+                f"({self.facts.model[:8]}), than {encoder.name} ({encoder.fingerprint()[:8]}): ask "
+                "with that one, or make another index"
+            )
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """How it answers, and what was measured; None of a database."""
+        return self._backend.tuning if isinstance(self._backend, FolderIndex) else None
+
+    def refresh(self) -> None:
+        """See what other processes have changed since."""
+        self._backend.refresh()
+
+    def __len__(self) -> int:
+        return len(self._backend)
+
+    def ids(self) -> list[str]:
+        """Of all images."""
+        return [name for page in self._backend.pages(1 << 16) for name in page["id"].to_pylist()]
+
+    def items(self, ids: Sequence[str]) -> list[Match]:
+        """What is known of images; their score is 1.
+
+        Raises:
+            StoreError: an id is not there.
+        """
+        rows = self._backend.fetch(ids).rows
+        return matches(rows, np.ones(len(rows)), self.facts.columns)
+
+    def vectors(self, ids: Sequence[str]) -> Vectors:
+        """(n, dim) embeddings of images, float32, L2-normalised.
+
+        Raises:
+            StoreError: an id is not there.
+        """
+        return self._backend.fetch(ids).vectors
+
+    def pages(self, size: int = 1000) -> Iterator[pa.Table]:
+        """All rows in order, some at a time; their columns are `facts.schema()`."""
+        return self._backend.pages(size)
+
+    # --- searching ----------------------------------------------------------------------
+
+    def search(
+        self,
+        queries: Sequence[Embeddable] | Embeddable,
+        k: int = 10,
+        *,
+        where: str | Where | None = None,
+    ) -> list[list[Match]]:
+        """For each query its k nearest images, best first.
+
+        Args:
+            queries: paths, PIL images, or (h, w, 3) uint8 RGB arrays.
+            where: a filter such as `price < 10 and group == "shoes"`, see `whiten.index.where`.
+
+        Raises:
+            ImageError: a query cannot be read.
+            ConfigError: k is below 1, or the filter cannot be read.
+            StoreError: the encoder is another model than the index was made with.
+        """
+        return self.search_vectors(self.encoder.embed(queries), k, where=where)
+
+    def search_vectors(
+        self, queries: Vectors, k: int = 10, *, where: str | Where | None = None
+    ) -> list[list[Match]]:
+        """`search` with (n, dim) embeddings of the index's own model, or of one that goes with it.
+
+        Raises:
+            ConfigError: k is below 1, the filter cannot be read, or the dimension is another.
+        """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, not {k}")
+        if queries.ndim != 2 or queries.shape[1] != self.facts.dim:
+            raise ConfigError(
+                f"queries must be (n, {self.facts.dim}), as the index is, not {queries.shape}"
+            )
+        if isinstance(where, str):
+            where = parse_where(where, FILTERABLE | self.facts.columns)
+        return self._backend.search(queries, k, where)

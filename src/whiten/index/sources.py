@@ -1,0 +1,156 @@
+"""Where an index's vectors come from: images and an encoder, or a store of embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from whiten.encoder import Encoder
+from whiten.errors import ImageError, NoImagesError
+from whiten.index.rows import write_stamp
+from whiten.media import (
+    Item,
+    Items,
+    Skipped,
+    content_hash,
+    decode,
+    ordered_map,
+    read_bytes,
+    stamp_of,
+)
+from whiten.shards import read_columns
+from whiten.spec import fingerprint
+from whiten.store import Store, Vectors
+
+_WORKERS = 4  # that read files
+_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What became of some images.
+
+    Attributes:
+        rows: (n,) which of those that were asked for were embedded.
+        vectors: (n, dim) float32, L2-normalised.
+        skipped: the others, and why.
+    """
+
+    rows: npt.NDArray[np.int64]
+    vectors: Vectors
+    skipped: list[Skipped]
+
+
+class Source(Protocol):
+    """A collection that can be indexed.
+
+    Attributes:
+        items: with unique ids.
+        model, uri, name, dim: of the encoder, as in `Facts`.
+    """
+
+    items: Items
+    model: str
+    uri: str
+    name: str
+    dim: int
+
+    def stamps(self) -> list[str]:
+        """Of each item's file: equal while it is the same; "" where it is gone."""
+
+    def hashes(self, items: Items) -> list[str | Skipped]:
+        """Content hash of each, or why it cannot be read."""
+
+    def embed(self, items: Items, show_progress: bool) -> Embedded:
+        """Embed some of them; best when they stand together in `items`."""
+
+
+class ImageSource:
+    """Images, embedded as they are asked for."""
+
+    def __init__(self, encoder: Encoder, items: Items) -> None:
+        self.encoder = encoder
+        self.items = items
+        self.model = encoder.fingerprint()
+        self.uri = encoder.uri
+        self.name = encoder.name
+        self.dim = encoder.dim
+
+    def stamps(self) -> list[str]:
+        return [write_stamp(stamp_of(item.path)) for item in self.items]
+
+    def hashes(self, items: Items) -> list[str | Skipped]:
+        return list(ordered_map(_hash, items, workers=_WORKERS, ahead=_AHEAD))
+
+    def embed(self, items: Items, show_progress: bool) -> Embedded:
+        try:
+            kept, vectors, skipped = self.encoder.embed_items(items, show_progress=show_progress)
+        except NoImagesError:  # of these; others may be readable
+            none = np.zeros((0, self.dim), np.float32)
+            return Embedded(np.zeros(0, np.int64), none, [_why_not(item) for item in items])
+        return Embedded(items.by_id.rows(kept.ids.to_pylist()), vectors, skipped)
+
+
+def _hash(item: Item) -> str | Skipped:
+    try:
+        return content_hash(read_bytes(item.path))
+    except ImageError as error:
+        return Skipped(item.id, str(error))
+
+
+def _why_not(item: Item) -> Skipped:
+    try:
+        decode(read_bytes(item.path))
+    except ImageError as error:
+        return Skipped(item.id, str(error))
+    return Skipped(item.id, "the model cannot embed it")
+
+
+class StoreSource:
+    """The whole images (view 0) of a store; nothing is embedded, and no model is opened."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        origin = store.origin
+        self.model = fingerprint([[origin.fingerprint], [None]])  # as of an encoder of one part
+        self.uri, self.name, self.dim = origin.uri, origin.uri, origin.dim
+        tables = []
+        for number, shard in enumerate(store.shards):
+            seen = store.seen(shard)
+            table = read_columns(shard.path).drop_columns("embedding")
+            stamps = [write_stamp(seen[name].stamp) for name in table["id"].to_pylist()]
+            more = {
+                "stamp": pa.array(stamps, pa.string()),
+                "shard": pa.array(np.full(len(table), number)),
+                "row": pa.array(np.arange(len(table))),
+            }
+            for name, column in more.items():
+                table = table.append_column(name, column)
+            tables.append(table.filter(pc.equal(table["view"], 0)))
+        self._rows = pa.concat_tables(tables).sort_by("id")
+        self.items = Items.from_table(self._rows)
+
+    def stamps(self) -> list[str]:
+        columns = (self._rows["stamp"].to_pylist(), self._rows["content_hash"].to_pylist())
+        return [stamp or f"#{digest}" for stamp, digest in zip(*columns, strict=True)]
+
+    def hashes(self, items: Items) -> list[str | Skipped]:
+        hashes: list[str | Skipped] = self._of(items)["content_hash"].to_pylist()
+        return hashes
+
+    def embed(self, items: Items, show_progress: bool) -> Embedded:
+        rows = self._of(items)
+        shards, inside = rows["shard"].to_numpy(), rows["row"].to_numpy()
+        vectors = np.empty((len(items), self.dim), np.float32)
+        for number in np.unique(shards):
+            here = shards == number
+            vectors[here] = self.store.vectors(self.store.shards[number])[inside[here]]
+        return Embedded(np.arange(len(items)), vectors, [])
+
+    def _of(self, items: Items) -> pa.Table:
+        return self._rows.take(pa.array(self.items.by_id.rows(items.ids.to_pylist())))

@@ -1,0 +1,212 @@
+"""Bring an index up to date with a collection: embed only what was never seen before.
+
+What a file's stamp and place say is the same is not read. Otherwise its content decides: content
+that is indexed already, under whatever name, has its vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from whiten.errors import NoImagesError
+from whiten.index.rows import Backend, Block, Facts, as_of
+from whiten.index.sources import Source
+from whiten.media import NameIndex, Skipped
+from whiten.store import Vectors
+
+CHUNK = 4096  # images that are looked at, embedded and written at once
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass
+class Changes:
+    """What bringing an index up to date has done, in numbers of images.
+
+    Attributes:
+        added: new ones.
+        updated: those with other content, another place or other metadata than before.
+        removed: those that are gone.
+        embedded: of the added and updated, those that had to pass through the model.
+        unchanged: those that were left alone.
+        skipped: those that cannot be read, and why; what was indexed of them before stays.
+    """
+
+    added: int = 0
+    updated: int = 0
+    removed: int = 0
+    embedded: int = 0
+    unchanged: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def synchronise(
+    backend: Backend,
+    source: Source,
+    facts: Facts,
+    metadata: pa.Table | None = None,
+    *,
+    keep: bool = False,
+    show_progress: bool = False,
+) -> Changes:
+    """Change an index until it holds a collection.
+
+    Args:
+        backend: open for writing.
+        source: the collection.
+        facts: of the index from now on; what is skipped is noted in them.
+        metadata: (n,) the user's columns, in the order of the source's items.
+        keep: whether what the collection does not have stays.
+
+    Raises:
+        NoImagesError: nothing can be read, and the index is empty.
+    """
+    work = _Work(backend, source, facts, metadata)
+    gone = [] if keep else work.gone()
+    facts.skipped[:] = work.skipped_before(keep)
+    if len(work.touched) or gone or backend.facts != facts:
+        backend.write(facts, gone, work.blocks(show_progress))
+    if not len(backend):
+        first = f", first {facts.skipped[0][0]!r}: {facts.skipped[0][1]}" if facts.skipped else ""
+        raise NoImagesError(
+            f"none of {len(source.items)} images could be indexed{first}; name a folder with "
+            "readable images"
+        )
+    work.changes.removed = len(gone)
+    work.changes.skipped = facts.skips
+    return work.changes
+
+
+class _Work:
+    """One change: which images are touched, and where a vector is to be had.
+
+    Attributes:
+        touched: rows of the source's items that have to be looked at.
+        changes: what has been done so far.
+    """
+
+    def __init__(
+        self, backend: Backend, source: Source, facts: Facts, metadata: pa.Table | None
+    ) -> None:
+        self._backend, self._source, self._facts = backend, source, facts
+        self._before = as_of(backend.known(), facts) if backend.facts else _nothing(facts)
+        self._staged = backend.staged(facts)
+        self._now = _columns(source, facts, metadata)
+        found = NameIndex(self._before["id"].combine_chunks()).rows(self._now["id"].to_pylist())
+        self._is_known = found >= 0
+        is_same = self._is_known.copy()
+        is_same[is_same] = _equal(
+            self._now.filter(pa.array(is_same)), self._before.take(pa.array(found[is_same]))
+        )
+        skipped = {name: stamp for name, _, stamp in (backend.facts or facts).skipped}
+        stamps = zip(self._now["id"].to_pylist(), self._now["stamp"].to_pylist(), strict=True)
+        is_skipped = np.array([bool(s) and skipped.get(name) == s for name, s in stamps], bool)
+        self.touched = np.flatnonzero(~is_same & ~is_skipped)
+        self.changes = Changes(unchanged=int(is_same.sum()))
+
+    def gone(self) -> list[str]:
+        """Ids that are indexed and that the collection does not have."""
+        rows = self._source.items.by_id.rows(self._before["id"].to_pylist())
+        gone: list[str] = self._before["id"].filter(pa.array(rows < 0)).to_pylist()
+        return gone
+
+    def skipped_before(self, keep: bool) -> list[tuple[str, str, str]]:
+        """What could not be read the last time, and was not touched since."""
+        old = self._backend.facts.skipped if self._backend.facts else []
+        rows = self._source.items.by_id.rows([name for name, _, _ in old])
+        touched = set(self.touched.tolist())
+        return [
+            skip
+            for skip, row in zip(old, rows.tolist(), strict=True)
+            if (keep if row < 0 else row not in touched)
+        ]
+
+    def blocks(self, show_progress: bool) -> Iterator[Block]:
+        """The touched images that can be read, with their vectors; counts and notes the others."""
+        for start in range(0, len(self.touched), CHUNK):
+            rows = self.touched[start : start + CHUNK]
+            items = self._source.items.take(rows)
+            hashes = self._source.hashes(items)
+            for row, found in zip(rows, hashes, strict=True):
+                if isinstance(found, Skipped):
+                    self._skip(row, found)
+            is_read = np.array([isinstance(found, str) for found in hashes], bool)
+            digests = pa.array(
+                [h if isinstance(h, str) else None for h in hashes], pa.large_string()
+            )
+            vectors, is_there = self._seen_before(digests)
+            new = np.flatnonzero(is_read & ~is_there)
+            if len(new):
+                embedded = self._source.embed(items.take(new), show_progress)
+                here = new[embedded.rows]
+                vectors[here], is_there[here] = embedded.vectors, True
+                reasons = items.by_id.rows([skip.id for skip in embedded.skipped])
+                for row, skip in zip(reasons, embedded.skipped, strict=True):
+                    self._skip(rows[row], skip)
+                self.changes.embedded += len(here)
+            done = np.flatnonzero(is_there)
+            self.changes.updated += int(self._is_known[rows[done]].sum())
+            self.changes.added += int((~self._is_known[rows[done]]).sum())
+            table = self._now.take(pa.array(rows[done]))
+            at = table.schema.get_field_index("content_hash")
+            field_ = table.schema.field(at)
+            yield Block(table.set_column(at, field_, digests.take(pa.array(done))), vectors[done])
+
+    def _skip(self, row: int, skip: Skipped) -> None:
+        stamp = self._now["stamp"][int(row)].as_py()
+        self._facts.skipped.append((skip.id, skip.reason, stamp))
+
+    def _seen_before(self, digests: pa.Array) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+        """(n, dim) vectors of content that is indexed or staged, and (n,) which have one."""
+        vectors = np.empty((len(digests), self._facts.dim), np.float32)
+        is_there = np.zeros(len(digests), bool)
+        for block in self._staged:
+            at = _index_in(digests, block.rows["content_hash"])
+            here = at >= 0
+            vectors[here], is_there[here] = block.vectors[at[here]], True
+        at = _index_in(digests, self._before["content_hash"])
+        here = (at >= 0) & ~is_there
+        if here.any():
+            ids = self._before["id"].take(pa.array(at[here])).to_pylist()
+            vectors[here], is_there[here] = self._backend.fetch(ids).vectors, True
+        return vectors, is_there
+
+
+def _index_in(values: pa.Array, column: pa.ChunkedArray) -> Rows:
+    """Where each value first stands in a column; -1 for null and for what is not there."""
+    found = pc.index_in(values, value_set=column, skip_nulls=True).fill_null(-1)
+    rows: Rows = found.to_numpy(zero_copy_only=False).astype(np.int64)
+    return rows
+
+
+def _columns(source: Source, facts: Facts, metadata: pa.Table | None) -> pa.Table:
+    """The rows that the index should have, their content hashes still unknown."""
+    items = source.items
+    table = items.table().append_column("stamp", pa.array(source.stamps(), pa.large_string()))
+    for name in facts.columns:
+        assert metadata is not None
+        table = table.append_column(name, metadata[name])
+    return as_of(table, facts)
+
+
+def _nothing(facts: Facts) -> pa.Table:
+    return facts.schema().empty_table()
+
+
+def _equal(now: pa.Table, before: pa.Table) -> npt.NDArray[np.bool_]:
+    """(n,) which rows say the same; nobody knows the hash of what now lies there."""
+    same = np.ones(len(now), bool)
+    for name in now.schema.names:
+        if name != "content_hash":
+            ours, theirs = now[name], before[name]
+            is_equal = pc.equal(ours, theirs).fill_null(False)
+            is_equal = pc.or_(is_equal, pc.and_(ours.is_null(), theirs.is_null()))
+            same &= is_equal.to_numpy(zero_copy_only=False)
+    stamped: npt.NDArray[np.bool_] = pc.not_equal(now["stamp"], "").to_numpy()
+    return same & stamped

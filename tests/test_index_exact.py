@@ -1,0 +1,164 @@
+"""Exact search answers as a stable sort of all similarities does, by vectors and by codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from index_helpers import clustered
+from whiten.errors import StoreError
+from whiten.index import codes, exact
+from whiten.index.codes import CodedSegment, can_multiply, write_codes
+from whiten.index.exact import Mask, Nearest, exact_search
+from whiten.store import Vectors
+
+Found = list[tuple[npt.NDArray[np.int64], Vectors]]
+Search = Callable[[Vectors, Vectors, int, Mask | None], Found]
+
+
+def sorted_search(queries: Vectors, vectors: Vectors, k: int, allowed: Mask | None) -> Found:
+    found = []
+    for similarities in queries @ vectors.T:
+        order = np.argsort(-similarities, kind="stable")
+        order = (order if allowed is None else order[allowed[order]])[:k]
+        found.append((order, similarities[order]))
+    return found
+
+
+@pytest.fixture
+def by_codes(tmp_path: Path) -> Search:
+    if not can_multiply():
+        pytest.skip("torch multiplies no int8 matrices here")
+
+    def search(queries: Vectors, vectors: Vectors, k: int, allowed: Mask | None) -> Found:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        write_codes(folder, vectors)
+        segment = CodedSegment(folder, *vectors.shape)
+        found = segment.search(queries, k, lambda rows: vectors[rows], allowed)
+        assert found is not None
+        return found
+
+    return search
+
+
+@pytest.fixture(params=["vectors", "codes"])
+def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Search:
+    for module, name in ((exact, "BLOCK_ROWS"), (codes, "_ROWS")):
+        monkeypatch.setattr(module, name, 500)  # several blocks, for there are few rows
+    if request.param == "codes":
+        monkeypatch.setattr(codes, "_MOST", 10**6)  # never give up
+        found: Search = request.getfixturevalue("by_codes")
+        return found
+    return exact_search
+
+
+def integers(count: int, dim: int = 8, seed: int = 0) -> Vectors:
+    """Vectors whose products are exact, and often equal."""
+    found: Vectors = np.random.default_rng(seed).integers(-2, 3, (count, dim)).astype(np.float32)
+    return found
+
+
+def check(found: Found, expected: Found) -> None:
+    assert len(found) == len(expected)
+    for (rows, scores), (own_rows, own_scores) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(rows, own_rows)
+        np.testing.assert_array_equal(scores, own_scores)
+
+
+@pytest.mark.parametrize("k", [1, 10, 100, 2999, 5000])
+@pytest.mark.parametrize("count", [1, 3, 70])
+def test_ties_stand_in_the_order_of_rows(search: Search, k: int, count: int) -> None:
+    vectors, queries = integers(3000), integers(count, seed=1)
+    expected = sorted_search(queries, vectors, k, None)
+    check(search(queries, vectors, k, None), expected)
+    assert k > 1500 or len(np.unique(expected[0][1])) < max(2, k)  # there are ties
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.05, 0.5, 1.0])
+def test_masked_rows_are_no_answers(search: Search, part: float) -> None:
+    vectors, queries = integers(3000), integers(5, seed=1)
+    allowed = np.random.default_rng(2).random(3000) < part
+    check(search(queries, vectors, 20, allowed), sorted_search(queries, vectors, 20, allowed))
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "equal", "best last"])
+def test_orders_that_hurt(search: Search, order: str) -> None:
+    vectors, queries = integers(4000), integers(6, seed=1)
+    ascending = vectors[np.argsort(vectors @ queries[0], kind="stable")]
+    vectors = {
+        "ascending": ascending,  # every block beats the bar
+        "descending": ascending[::-1].copy(),
+        "equal": np.repeat(vectors[:1], 4000, axis=0),
+        "best last": np.concatenate([-np.abs(vectors), np.abs(vectors[:50])]),
+    }[order]
+    check(search(queries, vectors, 30, None), sorted_search(queries, vectors, 30, None))
+
+
+def test_queries_beyond_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "QUERIES", 4)
+    vectors, queries = integers(1000), integers(11, seed=1)
+    check(exact_search(queries, vectors, 7), sorted_search(queries, vectors, 7, None))
+
+
+def test_no_rows() -> None:
+    [(rows, scores)] = exact_search(integers(1), integers(0), 5)
+    assert rows.shape == scores.shape == (0,)
+
+
+def test_a_bar_keeps_what_is_kept_small() -> None:
+    nearest = Nearest(2, 3)
+    random = np.random.default_rng(0)
+    for start in range(0, 100_000, 1000):
+        nearest.show(random.random((1000, 2), np.float32).T, start)
+        assert len(nearest) <= 2 * 8 * 2 * 3 + 2 * 1000
+
+
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_codes_find_the_same_among_real_numbers(by_codes: Search, count: int, shift: float) -> None:
+    """Also of vectors that all point the same way, as embeddings often do."""
+    vectors = clustered(20_000, 64) + np.float32(shift)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[7 : 7 + count] + 0.05 * clustered(count, 64, seed=5)
+    expected = exact_search(queries, vectors, 50)
+    found = by_codes(queries, vectors, 50, None)
+    for (rows, scores), (own_rows, own_scores) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(scores, own_scores, atol=1e-6)
+        assert (rows == own_rows).mean() > 0.9  # the others are equal but for rounding
+
+
+def test_codes_of_outliers(by_codes: Search) -> None:
+    """One large coordinate, rows of zeros: the bound is loose, the answer the same."""
+    vectors = clustered(2000, 16)
+    vectors[:5] = 0
+    vectors[5, 3] = 50
+    queries = np.eye(16, dtype=np.float32)[[3, 4]]
+    expected = exact_search(queries, vectors, 3)
+    for (rows, _), (own, _) in zip(by_codes(queries, vectors, 3, None), expected, strict=True):
+        np.testing.assert_array_equal(rows, own)
+
+
+def test_codes_give_up_where_all_are_alike(tmp_path: Path) -> None:
+    if not can_multiply():
+        pytest.skip("torch multiplies no int8 matrices here")
+    vectors = np.repeat(clustered(1, 16), 50_000, axis=0)
+    write_codes(tmp_path / "codes", vectors)
+    segment = CodedSegment(tmp_path / "codes", *vectors.shape)
+    assert segment.search(vectors[:1], 5, lambda rows: vectors[rows], None) is None
+
+
+@pytest.mark.parametrize("name", ["codes.i8", "frame.npy"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "short", "garbage"])
+def test_damaged_codes_are_refused(tmp_path: Path, name: str, damage: str) -> None:
+    write_codes(tmp_path / "codes", clustered(100, 16))
+    path = tmp_path / "codes" / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"empty": b"", "short": content[:-9], "garbage": b"garbage"}[damage])
+    with pytest.raises(StoreError, match=r"codes is damaged \(.+\): index again with --kind exact"):
+        CodedSegment(tmp_path / "codes", 100, 16)

@@ -1,0 +1,265 @@
+"""Searching as the command line asks: images, ids, videos, boxes, thresholds; the page of hits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clips import segments, write_video
+from command_line import Captured, fails, prints
+from helpers import TEACHER, draw, write_groups, write_image
+from whiten.encoder import Encoder, load
+from whiten.errors import ConfigError
+from whiten.hits_page import write_hits_page
+from whiten.index import Index, Match
+from whiten.searching import Answer, Question, ask, ask_for_videos, embed_paths, parse_box
+from whiten.whitening import normalize_rows
+
+
+@pytest.fixture
+def encoder(colour_teachers: None) -> Encoder:
+    return load(TEACHER)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_groups(tmp_path / "images", {"a": 3, "b": 3})
+
+
+@pytest.fixture
+def index(encoder: Encoder, images: Path, tmp_path: Path) -> Index:
+    return Index.build(encoder, images, tmp_path / "index")
+
+
+# --- by several images ------------------------------------------------------------------
+
+
+def test_mean_and_best_of_several(
+    capsys: Captured, index: Index, images: Path, encoder: Encoder
+) -> None:
+    paths = [images / "a" / "0.png", images / "b" / "0.png"]
+    vectors = encoder.embed(paths)
+    gallery = index.vectors(index.ids())
+    command = ("search", *paths, "--index", "index", "--json")
+    for combine, scores in (
+        ("mean", gallery @ normalize_rows(vectors.mean(axis=0, keepdims=True))[0]),
+        ("max", (gallery @ vectors.T).max(axis=1)),
+    ):
+        hits = json.loads(prints(capsys, *command, "--combine", combine)[0])
+        assert [hit["score"] for hit in hits] == pytest.approx(sorted(scores)[::-1], abs=1e-5)
+        found = {hit["id"]: hit["score"] for hit in hits}
+        assert [found[name] for name in index.ids()] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert json.loads(prints(capsys, *command)[0])[0]["score"] < 0.99  # the mean
+
+
+def test_by_id_needs_no_model(
+    capsys: Captured, index: Index, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whiten.index.index.load", lambda *_: pytest.fail("opened a model"))
+    out, _ = prints(capsys, "search", "--id", "b/1.png", "--index", "index", "-k", "2")
+    lines = out.splitlines()
+    assert lines[0] == f"1.0000  {images / 'b' / '1.png'}" and len(lines) == 2
+    assert "has no image 'x'" in fails(capsys, "search", "--id", "x", "--index", "index")
+
+
+def test_a_threshold_and_a_filter(capsys: Captured, index: Index, images: Path) -> None:
+    command = ("search", images / "a" / "0.png", "--index", "index", "--json")
+    everything = json.loads(prints(capsys, *command)[0])
+    bar = everything[2]["score"]
+    hits = json.loads(prints(capsys, *command, "--threshold", str(bar))[0])
+    assert hits == everything[:3]
+    hits = json.loads(prints(capsys, *command, "--where", "group == 'b'")[0])
+    assert hits == [hit for hit in everything if hit["group"] == "b"]
+
+
+# --- a part of an image -----------------------------------------------------------------
+
+
+def test_a_box_is_that_part_alone(capsys: Captured, index: Index, tmp_path: Path) -> None:
+    """Two drawings side by side: each half finds its own."""
+    both = Image.new("RGB", (64, 32))
+    for number in range(2):
+        both.paste(draw(number), (32 * number, 0))
+    both.save(tmp_path / "both.png")
+    for box, name in (
+        ("0,0,32,32", "a/0.png"),
+        ("32,0,32,32", "b/0.png"),
+        ("32,0,99,99", "b/0.png"),
+    ):
+        command = ("search", tmp_path / "both.png", "--index", "index", "--json", "--box", box)
+        hit = json.loads(prints(capsys, *command)[0])[0]
+        assert hit["id"] == name and hit["score"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ("1,2,3", "a box is x,y,w,h in pixels"),
+        ("1,2,3,x", "a box is x,y,w,h in pixels"),
+        ("0,0,0,5", "is empty"),
+        ("40,0,5,5", "lies outside of"),
+        ("-9,0,9,5", "lies outside of"),
+    ],
+)
+def test_boxes_that_are_none(
+    capsys: Captured, index: Index, images: Path, box: str, message: str
+) -> None:
+    query = images / "a" / "0.png"
+    assert message in fails(capsys, "search", query, "--index", "index", f"--box={box}")
+
+
+def test_a_box_is_of_one_image() -> None:
+    for question in ({"ids": ["x"]}, {"paths": [Path("a"), Path("b")]}, {"paths": [Path("a.mp4")]}):
+        with pytest.raises(ConfigError, match="a box is a part of one image"):
+            Question(**question, box=parse_box("0,0,1,1"))  # type: ignore[arg-type]
+
+
+# --- videos -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frames(colour_teachers: None, tmp_path: Path, capsys: Captured) -> Path:
+    """An index of the frames of three videos; the second is of the same scene as the first."""
+    parts = segments("bikes")[:2] + segments("bigbuckbunny")[:1]
+    for name, part in zip(("one", "two", "other"), parts, strict=True):
+        write_video(tmp_path / "videos" / f"{name}.mp4", part)
+    prints(capsys, "frames", tmp_path / "videos", "--out", tmp_path / "frames")
+    prints(capsys, "index", tmp_path / "frames", "--student", TEACHER, "--out", "index")
+    return tmp_path / "videos"
+
+
+def test_a_video_finds_its_frames_and_videos(capsys: Captured, frames: Path) -> None:
+    command = ("search", frames / "one.mp4", "--index", "index", "--json")
+    hits = json.loads(prints(capsys, *command, "-k", "3")[0])
+    assert hits[0]["id"].split("/")[0] == "one" and hits[0]["score"] > 0.99
+    assert all(hit["frame_ms"] % 1000 == 0 for hit in hits)
+    videos = json.loads(prints(capsys, *command, "--videos")[0])
+    assert videos[0]["id"].startswith("one/") and len(videos) == 3
+    index = Index.open("index")
+    vectors = embed_paths(index.encoder, [frames / "one.mp4"])
+    for hit in videos:  # chamfer similarity of the query to the video
+        name = hit["id"].split("/")[0]
+        own = index.vectors([one for one in index.ids() if one.startswith(f"{name}/")])
+        assert hit["score"] == pytest.approx((vectors @ own.T).max(axis=1).mean(), abs=1e-5)
+
+
+def test_a_broken_video(capsys: Captured, frames: Path) -> None:
+    (frames / "broken.mp4").write_bytes(b"no video")
+    line = fails(capsys, "search", frames / "broken.mp4", "--index", "index")
+    assert "cannot read" in line and "broken.mp4" in line
+
+
+def test_videos_that_no_hit_shows_are_bounded(index: Index) -> None:
+    """With few hits a video's missing frames count with the least score among the hits."""
+    vectors = index.vectors(["a/0.png", "b/0.png"])
+    [first, second] = ask_for_videos(index, vectors, Answer(k=2))
+    assert {first.group, second.group} == {"a", "b"}
+    assert ask(index, vectors, Answer(k=1))[0].score == pytest.approx(1, abs=1e-5)
+
+
+# --- what cannot be asked ---------------------------------------------------------------
+
+
+def test_mistakes(capsys: Captured, index: Index, images: Path) -> None:
+    query = images / "a" / "0.png"
+    for message, arguments in (
+        ("nothing to look for", ("--index", "index")),
+        ("nothing to search: add --in IMAGES, or --index FOLDER", (query,)),
+        ("name it with --student", (query, "--in", images, "--index", "index")),
+        ("no is not an index: make one with `whiten index", (query, "--index", "no")),
+        ("k must be at least 1", (query, "--index", "index", "-k", "0")),
+        ("there is no column 'x'", (query, "--index", "index", "--where", "x < 3")),
+        ("say where the index lies", (query, "--index", "index", "--store", "milvus:x")),
+        ("milvus: names no database: write milvus:ADDRESS", (query, "--store", "milvus:")),
+    ):
+        assert message in fails(capsys, "search", *arguments)
+
+
+def test_an_unreadable_query_costs_no_indexing(encoder: Encoder, capsys: Captured) -> None:
+    write_groups(Path("more"), {"a": 2})
+    options = ("--student", TEACHER, "--in", "more", "--index", "new")
+    assert "cannot read gone.png: no such file" in fails(capsys, "search", "gone.png", *options)
+    assert not Path("new").exists()
+
+
+def test_index_on_the_command_line(capsys: Captured, encoder: Encoder, images: Path) -> None:
+    command = ("index", images, "--student", TEACHER, "--out", "idx")
+    out, _ = prints(capsys, *command)
+    assert out == "idx: 6 images; 6 added (6 images embedded), 0 updated, 0 removed\n"
+    (images / "a" / "0.png").unlink()
+    (images / "a" / "broken.png").write_bytes(b"no image")
+    out, err = prints(capsys, "index", images, "--out", "idx")  # it knows its model
+    assert "5 images; 0 added (0 images embedded), 0 updated, 1 removed" in out
+    assert "broken.png" in err
+    facts = json.loads(prints(capsys, "index", "--out", "idx", "--remove", "b/0.png", "--json")[0])
+    assert (facts["images"], facts["removed"]) == (4, 1)
+    for message, arguments in (
+        ("say where the index lies", (images, "--student", TEACHER)),
+        ("say what to do", ("--out", "idx")),
+        ("say what to do", (images, "--out", "idx", "--remove", "x")),
+        ("is not an index", (images, "--out", "new")),
+        ("has no image 'b/0.png'", ("--out", "idx", "--remove", "b/0.png")),
+        ("made with another model", (images, "--student", f"{TEACHER}?seed=1", "--out", "idx")),
+        ("is of", (images / "b", "--out", "idx")),
+    ):
+        assert message in fails(capsys, "index", *arguments)
+
+
+# --- the page of hits -------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Sources of the images, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.sources += [value or "" for name, value in attrs if name == "src"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_of_hits_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    query = write_image(tmp_path / "<b>&query.png", seed=1)
+    near = write_image(tmp_path / "near.png", seed=2)
+    matches = [
+        Match("<script>alert(1)</script>.png", str(near), 0.98765),
+        Match("gone.png", str(tmp_path / "gone.png"), 0.5),
+    ]
+    written = write_hits_page([query], matches)
+    html = written.read_text(encoding="utf-8")
+    page = Page(html)
+    assert "script" not in page.tags and "b" not in page.tags
+    assert "<b>&query.png" in page.text
+    assert "<script>alert(1)</script>.png" in page.text
+    assert "0.988" in page.text and "0.500" in page.text
+    assert len(page.sources) == 3
+    assert [source[:23] for source in page.sources[:2]] == ["data:image/jpeg;base64,"] * 2
+    assert page.sources[2] == ""  # gone since
+    assert not re.search(r"https?://|url\(|@import", html)
+
+
+def test_a_query_whose_name_is_not_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    query = tmp_path / os.fsdecode(b"caf\xe9.png")
+    draw(1).save(tmp_path / "plain.png")
+    try:
+        (tmp_path / "plain.png").rename(query)
+    except OSError:
+        pytest.skip("the file system takes text names only")
+    page = write_hits_page([query], []).read_text(encoding="utf-8")
+    assert r"caf\xe9.png" in page
