@@ -44,7 +44,9 @@ FP32_AIM, BEST_AIM, END_TO_END_AIM = 2.0, 5.0, 3.0
 BATCH = 16
 WIDTH, HEIGHT = 1152, 896  # 1.03 megapixels
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-TEACHERS = ("demo:mobilenetv2", "demo:efficientnet-lite2")
+# As the demo has them.
+TEACHERS = ("demo:mobilenetv2?size=128&fit=squash", "demo:efficientnet-lite2?size=128&fit=squash")
+LITE = "demo:efficientnet-lite0?size=64&fit=squash"
 RESNET = "timm:resnet18?pretrained=0&size=224"
 EAGER, OURS_EAGER = "eager torch, float32", "eager torch, float32, as whiten runs it"
 
@@ -184,8 +186,7 @@ def compare_teachers(student: Student, batch: int, rounds: int) -> Comparison:
     for name, model in models.items():
         pixels = _pixels(model.preprocess, batch)
         rivals[name] = lambda model=model, pixels=pixels: model.embed(pixels)
-    sizes = ", ".join(f"{n} {models[n].preprocess.size[0]} px" for n in TEACHERS)
-    setting = f"teachers ({sizes}) and {student.name}, batch {batch}"
+    setting = f"the demo's teachers and {student.name}, batch {batch}"
     timed = take_turns(setting, rivals, ours=TEACHERS[0], rounds=rounds)
     medians = timed.medians()
     kept = [n for n in student.exported if not refused(student, n)]
@@ -267,7 +268,7 @@ def main() -> None:
         images = folder / "images"
         extract_images(images, 12 if options.quick else None)
         trained = options.demo and options.demo / "groups" / "student"
-        first = trained or new_student("demo:efficientnet-lite0?size=64", 256, folder / "lite0")
+        first = trained or new_student(LITE, 256, folder / "lite0")
         second = new_student(RESNET, 512, folder / "resnet18")
         name = "the demo's student" if trained else "the demo's network, untrained projection"
         students = [

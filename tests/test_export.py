@@ -315,3 +315,20 @@ def test_json(capsys: Captured, student: Path, tmp_path: Path) -> None:
     assert (variant["format"], variant["precision"]) == ("onnx", "fp32")
     assert variant["parity"]["lowest_cosine"] > 0.9999
     assert facts["measured"]["torch"]["speed"]["16"] > 0
+
+
+def test_the_same_student_gives_the_same_files(
+    done: Exports, student: Path, images: Path, tmp_path: Path
+) -> None:
+    again = export(
+        student,
+        tmp_path / "again",
+        formats=["onnx", "openvino"],  # TorchScript numbers its classes
+        precisions=["fp32", "fp16", "int8"],
+        images=images,
+        int8_floor=-1,
+        int8_loss=1,
+    )
+    files = {(v.format, v.precision): v.files for v in done.manifest.variants}
+    for variant in again.manifest.variants:
+        assert variant.files == files[variant.format, variant.precision]

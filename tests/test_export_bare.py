@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -99,6 +100,9 @@ def check_verbs(python: str, prelude: str, folder: Path, work: Path, path: str =
     found = run(python, code, "search", files[8], *options, path=path)
     assert found.splitlines()[0] == str(files[8])
     assert len(found.splitlines()) == 10
+    run(python, code, "index", images, "--student", model, "--out", work / "named", path=path)
+    found = run(python, code, "search", files[8], "--index", work / "named", "--json", path=path)
+    assert json.loads(found)[0]["path"] == str(files[8])
     told = run(python, code, "evaluate", model, images, path=path)
     assert "18 queries, 18 images" in told
     # What it says of a model that needs torch is one line too.

@@ -94,15 +94,15 @@ class Builder:
         if name == "torchscript":
             shape = self._manifest.preprocess.size
             files = write_torchscript(self._deployed, shape, path, metadata)
-        elif name == "openvino":
-            # The half weights of bf16 are more exact than what it computes with.
-            graph = self._int8 if precision == "int8" else self._fp32
-            files = write_openvino(graph, path, metadata, halves=precision in ("fp16", "bf16"))
         else:
-            graph = {"int8": lambda: self._int8, "fp16": lambda: to_fp16(self._fp32)}.get(
-                precision, lambda: self._fp32
-            )()
-            files = write_onnx(graph, path, metadata)
+            graph = self._int8 if precision == "int8" else self._fp32
+            if name == "openvino":
+                # The half weights of bf16 are more exact than what it computes with.
+                halves = precision in ("fp16", "bf16")
+                files = write_openvino(graph, path, metadata, halves=halves)
+            else:
+                graph = to_fp16(graph) if precision == "fp16" else graph
+                files = write_onnx(graph, path, metadata)
         hashes = {file.name: hash_file(file) for file in files}
         size = sum(file.stat().st_size for file in files)
         return Variant(name, precision, hashes, size)

@@ -19,7 +19,7 @@ from whiten.export.images import Sample, draw_images, sample_images
 from whiten.export.parity import Truth, compare, find_truth, reason_to_refuse
 from whiten.export.speed import measure_speeds
 from whiten.export.table import TORCH, lines, remarks_on, title
-from whiten.exported import MANIFEST, Manifest, Variant, manifest_text, open_variant
+from whiten.exported import MANIFEST, Manifest, manifest_text, open_variant
 from whiten.media import Skipped, find_items
 from whiten.progress import progress
 from whiten.run_folder import RunFolder
@@ -116,32 +116,25 @@ def export(
             variants=[],
         )
         models = {TORCH: teacher}
-        variants: list[Variant] = []
         with Builder(source, manifest, sample.calibration) as builder:
             for number, (name, precision) in enumerate(wanted):
                 update(number, len(wanted))
                 variant = builder.write(folder, name, precision)
-                models[title(variant)] = open_variant(folder, manifest, variant)
-                parity = compare(reference, _embed(models[title(variant)], sample), truth)
+                model = models[title(variant)] = open_variant(folder, manifest, variant)
+                parity = compare(reference, _embed(model, sample), truth)
                 reason = reason_to_refuse(
                     precision, parity, by=truth.by, int8_floor=int8_floor, int8_loss=int8_loss
                 )
                 if reason:
                     raise TeacherError(f"{title(variant)} is refused: {reason}")
-                variants.append(replace(variant, parity=asdict(parity)))
+                manifest.variants.append(replace(variant, parity=asdict(parity)))
             # What is slower than fp32 says so, also where fp32 is not kept.
             for name in {name for name, _ in wanted if (name, "fp32") not in wanted}:
                 plain = builder.write(builder.scratch, name, "fp32")
                 models[title(plain)] = open_variant(builder.scratch, manifest, plain)
             speeds = measure_speeds(models)
         update(len(wanted), len(wanted))
-        manifest = replace(
-            manifest,
-            variants=[
-                replace(v, speed=speeds[title(v)], remarks=remarks_on(v, speeds)) for v in variants
-            ],
-            measured=_facts(sample, truth, speeds),
-        )
+        manifest = _timed(manifest, sample, truth, speeds)
         (folder / MANIFEST).write_text(manifest_text(manifest), "utf-8")
         card = export_card(manifest, _student_card(source))
         (folder / "README.md").write_text(card, "utf-8", errors="backslashreplace")
@@ -172,16 +165,26 @@ def _embed(model: Teacher, sample: Sample) -> Vectors:
     return np.concatenate([model.embed(sample.pixels[i : i + _BATCH]) for i in batches])
 
 
-def _facts(sample: Sample, truth: Truth, speeds: Mapping[str, Mapping[str, float]]) -> Any:
-    return {
-        "torch": {"speed": speeds[TORCH], "map": truth.map},
-        "map_by": truth.by,
-        "held_out": 0 if sample.is_drawn else len(sample.items),
-        "drawn": len(sample.items) if sample.is_drawn else 0,
-        "calibration": len(sample.calibration),
-        "threads": threads(),
-        "cpu": _cpu_name(),
-    }
+def _timed(
+    manifest: Manifest, sample: Sample, truth: Truth, speeds: Mapping[str, Mapping[str, float]]
+) -> Manifest:
+    """With the speeds, what they mean, and what all figures were measured on."""
+    return replace(
+        manifest,
+        variants=[
+            replace(v, speed=dict(speeds[title(v)]), remarks=remarks_on(v, speeds))
+            for v in manifest.variants
+        ],
+        measured={
+            "torch": {"speed": dict(speeds[TORCH]), "map": truth.map},
+            "map_by": truth.by,
+            "held_out": 0 if sample.is_drawn else len(sample.items),
+            "drawn": len(sample.items) if sample.is_drawn else 0,
+            "calibration": len(sample.calibration),
+            "threads": threads(),
+            "cpu": _cpu_name(),
+        },
+    )
 
 
 def _cpu_name() -> str:

@@ -221,6 +221,11 @@ def write_openvino(
     """`path` and the weights beside it; `halves` stores these as fp16."""
     ov = import_openvino()
     found = ov.Core().read_model(model.SerializeToString())
+    for number, node in enumerate(found.get_ordered_ops()):
+        # Nodes without a name are named by a count of all nodes that the process has made: the
+        # same student would have another file, and so another fingerprint, each time.
+        if node.get_friendly_name().startswith(f"{node.get_type_name()}_"):
+            node.set_friendly_name(f"{node.get_type_name()}_{number}")
     for name, value in metadata.items():
         found.set_rt_info(value, [METADATA, name])
     ov.save_model(found, str(path), compress_to_fp16=halves)
