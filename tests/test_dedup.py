@@ -263,6 +263,22 @@ def test_a_store_needs_no_student(
         pass
 
 
+def test_a_file_that_is_gone_is_not_kept(
+    copied: tuple[Path, dict[str, str]], tmp_path: Path, capsys: Captured
+) -> None:
+    folder, _ = copied
+    prints(capsys, "embed", folder, "--teacher", TEACHER, "--out", "store")
+    (folder / "00-copy.jpg").unlink()
+    with open_collection(tmp_path / "store", None, None) as collection:
+        found = deduplicate(collection, 0.97, keep="first")
+    [group] = (g for g in found.groups if any(m.id == "00.webp" for m in g.members))
+    assert [(m.id, m.is_kept, m.bytes > 0) for m in group.members] == [
+        ("00.webp", True, True), ("00-copy.jpg", False, False),
+    ]  # fmt: skip
+    script = write_results(found, tmp_path / "out")[2]
+    assert b"00-copy.jpg: is not there" in shell(script, "--yes", cwd=tmp_path).stderr
+
+
 def test_several_models_together(copied: tuple[Path, dict[str, str]]) -> None:
     folder, origin = copied
     both = encoder_module.load(f"fuse:raw:{TEACHER},{TEACHER}?size=24")

@@ -17,7 +17,8 @@ from scipy.stats import beta
 from command_line import Captured, fails, prints
 from helpers import TEACHER
 from whiten.dedup import Collection, threshold
-from whiten.dedup.threshold import calibrate, count_pairs
+from whiten.dedup.counting import count_pairs
+from whiten.dedup.threshold import calibrate
 from whiten.errors import ConfigError
 from whiten.media import Item, Items
 from whiten.pair_similarity import VectorSimilarity

@@ -223,11 +223,16 @@ class _Files:
         }
 
     def rank(self, file: int) -> tuple[Any, ...]:
-        """The smallest is kept; a link never instead of a file, which it may point to."""
+        """The smallest is kept.
+
+        Never a file that is gone, as a store's may be; nor a link instead of a file, which it may
+        point to.
+        """
         facts, path = self._facts[file], os.fsencode(self._collection.paths[file])
+        worth = (facts.bytes == 0, facts.is_link)
         if self._keep == "first":
-            return (facts.is_link, path)
-        return (facts.is_link, -facts.width * facts.height, -facts.bytes, path)
+            return (*worth, path)
+        return (*worth, -facts.width * facts.height, -facts.bytes, path)
 
     def same(self, file: int, other: int) -> bool:
         """Whether two files have the same content."""

@@ -28,8 +28,10 @@ case "${{1-}}" in
     *) printf 'usage: sh delete.sh [--yes]\\n' >&2; exit 2 ;;
 esac
 
-if command -v b2sum >/dev/null 2>&1; then
-    hash_of() {{ b2sum -l 128 < "$1" 2>/dev/null | cut -c 1-32; }}
+# BLAKE2b of 128 bits; that of nothing tells whether this b2sum can do it.
+hash_by_b2sum() {{ b2sum -l 128 2>/dev/null | cut -c 1-32; }}
+if [ "$(hash_by_b2sum < /dev/null)" = cae66941d9efbd404e4d88758ea67670 ]; then
+    hash_of() {{ hash_by_b2sum < "$1"; }}
 elif command -v python3 >/dev/null 2>&1; then
     hash_of() {{ python3 -c 'import hashlib, sys
 digest = hashlib.blake2b(digest_size=16)

@@ -16,6 +16,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from whiten.dedup.counting import (
+    count_pairs,
+    edge,
+    first_enough,
+    from_above,
+    lower_bound,
+    sample,
+    share_of,
+)
 from whiten.dedup.pixels import Pictures
 from whiten.dedup.sources import Collection
 from whiten.embed import embed, store_folder
@@ -23,7 +32,7 @@ from whiten.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.media import Items, name_codes
 from whiten.near_duplicates import Forest, range_search
-from whiten.pair_similarity import Doubles, PairSimilarity, Rows, SetSimilarity, VectorSimilarity
+from whiten.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.progress import progress
 from whiten.protocols.video_task import count_frames, video_of
 from whiten.view_plan import ViewPlan
@@ -40,9 +49,7 @@ _FEWEST = 50
 _VIEWED = 1000  # of them, shown in views too
 _VIEWS = 2
 _LEAST_VIEWS = 2000  # few images get more views each
-_BINS = 20_000  # of similarities from -1 to 1
 
-Counts = npt.NDArray[np.int64]
 Positives = Literal["groups", "views"]
 
 
@@ -124,27 +131,27 @@ def calibrate(
 def _by_groups(collection: Collection, target: float) -> Calibration:
     known = [collection.groups[i] for i in collection.first.tolist()]
     labels = name_codes(known)
-    rows = _sample(np.flatnonzero(labels >= 0), MOST)
+    rows = sample(np.flatnonzero(labels >= 0), MOST)
     if len(np.unique(labels[rows])) < 2 or len(np.unique(labels[rows])) == len(rows):
         raise ConfigError(
             "no two groups with two images each are known: put duplicates into a folder together, "
             "or name a CSV with columns path,group; or add --positives views"
         )
     same, different = count_pairs(collection.similarity, rows, labels[rows])
-    above, false = _from_above(same), _from_above(different)
-    low = _lower(above, false, 1 - CONFIDENCE)
+    above, false = from_above(same), from_above(different)
+    low = lower_bound(above, false, 1 - CONFIDENCE)
     precision = above / np.maximum(above + false, 1)
-    best = _lowest(low, target)
+    best = first_enough(low, target)
     if best is None:
         top = int(low.argmax())
         raise ConfigError(
             f"no threshold reaches a precision of {target:g} on these groups: the best, "
-            f"{_edge(top):.4f}, has {precision[top]:.3f}, at 95 % confidence at least "
+            f"{edge(top):.4f}, has {precision[top]:.3f}, at 95 % confidence at least "
             f"{low[top]:.3f}; ask for less, or name more groups"
         )
     return Calibration(
         target,
-        _edge(best),
+        edge(best),
         "groups",
         float(precision[best]),
         float(low[best]),
@@ -165,27 +172,27 @@ def _by_views(
             f"{n} different {collection.what}s are too few to choose a threshold from, "
             f"{_FEWEST} are needed: give --threshold"
         )
-    rows = _sample(np.arange(n), MOST)
-    viewed = _sample(rows, _VIEWED)
+    rows = sample(np.arange(n), MOST)
+    viewed = sample(rows, _VIEWED)
     views = max(_VIEWS, -(-_LEAST_VIEWS // len(viewed)))
     pool, labels = _with_views(collection, rows, viewed, min(views, 8), encoder, show_progress)
     every = np.arange(len(pool))
-    own = _from_above(count_pairs(pool, every, labels)[0])
-    cut = _edge(int(np.flatnonzero(own >= ASKED * own[0])[-1]))
+    own = from_above(count_pairs(pool, every, labels)[0])
+    cut = edge(int(np.flatnonzero(own >= ASKED * own[0])[-1]))
     labels, copies = _with_copies(collection, pool.part(len(rows)), rows, labels, cut)
     same, different = count_pairs(pool, every, labels)
-    above, false = _from_above(same), _from_above(different)
+    above, false = from_above(same), from_above(different)
     # The pairs that a search of the collection will find: those of copies, and mistakes.
     there = max(SHARE / 2 * n, copies * (n / len(rows)) ** 2)
     hits, errors = above / above[0], false / false[0]
     pairs = n * (n - 1) / 2
-    precision = _share(there * hits, pairs * errors)
+    precision = share_of(there * hits, pairs * errors)
     side = (1 - CONFIDENCE) / 2  # of both rates
-    low = _share(
-        there * _lower(above, above[0] - above, side),
-        pairs * (1 - _lower(false[0] - false, false, side)),
+    low = share_of(
+        there * lower_bound(above, above[0] - above, side),
+        pairs * (1 - lower_bound(false[0] - false, false, side)),
     )
-    best = _lowest(low, target)
+    best = first_enough(low, target)
     if best is None:
         raise ConfigError(
             f"a precision of {target:g} cannot be shown on these {collection.what}s, at most "
@@ -194,7 +201,7 @@ def _by_views(
         )
     return Calibration(
         target,
-        _edge(best),
+        edge(best),
         "views",
         float(precision[best]),
         float(low[best]),
@@ -276,72 +283,3 @@ def _embed_views(
         ]
         found.append(normalize_rows(np.concatenate(parts, axis=1)))
     return found
-
-
-# --- counting ---------------------------------------------------------------------------
-
-
-def count_pairs(similarity: PairSimilarity, rows: Rows, labels: Rows) -> tuple[Counts, Counts]:
-    """Pairs of one label and of different ones, by similarity in `_BINS` steps from -1 to 1.
-
-    Args:
-        rows: (m,) of the similarity.
-        labels: (m,) of these.
-    """
-    same, different = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
-    step = similarity.blocks[0].stop
-    starts = range(0, len(rows), step)
-    for start in starts:
-        one, loaded = labels[start : start + step], similarity.load(rows[start : start + step])
-        for other_start in starts[start // step :]:
-            part = slice(other_start, other_start + step)
-            values = similarity.product(loaded, similarity.load(rows[part]))
-            bins = ((values + 1) * (_BINS / 2)).astype(np.int32).clip(0, _BINS - 1)
-            is_same = one[:, None] == labels[None, part]
-            if other_start == start:  # each pair once
-                pairs = np.triu(np.ones(bins.shape, bool), 1)
-                bins, is_same = bins[pairs], is_same[pairs]
-            both = np.bincount(bins.ravel(), minlength=_BINS)
-            own = np.bincount(bins[is_same], minlength=_BINS)
-            same += own
-            different += both - own
-    return same, different
-
-
-def _sample(rows: Rows, most: int) -> Rows:
-    """As many at random, the same ones every time; precision does not depend on how many."""
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng(0).permutation(rows)[:most])
-
-
-def _from_above(counts: Counts) -> Counts:
-    """Pairs in each bin or above it."""
-    total: Counts = np.cumsum(counts[::-1])[::-1]
-    return total
-
-
-def _edge(number: int) -> float:
-    """The smallest similarity of a bin."""
-    return round(number / (_BINS / 2) - 1, 4)
-
-
-def _lowest(values: Doubles, least: float) -> int | None:
-    """The first bin whose value is enough."""
-    enough = np.flatnonzero(values >= least)
-    return int(enough[0]) if len(enough) else None
-
-
-def _lower(successes: Counts, failures: Counts, level: float) -> Doubles:
-    """Clopper and Pearson's one-sided lower bound of a share; 0 without a success."""
-    from scipy.special import betaincinv
-
-    some = np.maximum(successes, 1)
-    bound: Doubles = np.where(successes > 0, betaincinv(some, failures + 1, level), 0.0)
-    return bound
-
-
-def _share(right: Doubles, wrong: Doubles) -> Doubles:
-    with np.errstate(invalid="ignore"):
-        share: Doubles = np.nan_to_num(right / (right + wrong))
-    return share

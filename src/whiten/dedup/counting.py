@@ -1,0 +1,78 @@
+"""Pairs counted by their similarity, and what the counts can show."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.pair_similarity import Doubles, PairSimilarity, Rows
+
+BINS = 20_000  # of similarities from -1 to 1
+
+Counts = npt.NDArray[np.int64]
+
+
+def count_pairs(similarity: PairSimilarity, rows: Rows, labels: Rows) -> tuple[Counts, Counts]:
+    """Pairs of one label and of different ones, by similarity in `BINS` steps from -1 to 1.
+
+    Args:
+        rows: (m,) of the similarity.
+        labels: (m,) of these.
+    """
+    same, different = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+    step = similarity.blocks[0].stop
+    starts = range(0, len(rows), step)
+    for start in starts:
+        one, loaded = labels[start : start + step], similarity.load(rows[start : start + step])
+        for other_start in starts[start // step :]:
+            part = slice(other_start, other_start + step)
+            values = similarity.product(loaded, similarity.load(rows[part]))
+            bins = ((values + 1) * (BINS / 2)).astype(np.int32).clip(0, BINS - 1)
+            is_same = one[:, None] == labels[None, part]
+            if other_start == start:  # each pair once
+                pairs = np.triu(np.ones(bins.shape, bool), 1)
+                bins, is_same = bins[pairs], is_same[pairs]
+            both = np.bincount(bins.ravel(), minlength=BINS)
+            own = np.bincount(bins[is_same], minlength=BINS)
+            same += own
+            different += both - own
+    return same, different
+
+
+def sample(rows: Rows, most: int) -> Rows:
+    """As many at random, the same ones every time; precision does not depend on how many."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).permutation(rows)[:most])
+
+
+def from_above(counts: Counts) -> Counts:
+    """Pairs in each bin or above it."""
+    total: Counts = np.cumsum(counts[::-1])[::-1]
+    return total
+
+
+def edge(number: int) -> float:
+    """The smallest similarity of a bin."""
+    return round(number / (BINS / 2) - 1, 4)
+
+
+def first_enough(values: Doubles, least: float) -> int | None:
+    """The first bin whose value is enough."""
+    enough = np.flatnonzero(values >= least)
+    return int(enough[0]) if len(enough) else None
+
+
+def lower_bound(successes: Counts, failures: Counts, level: float) -> Doubles:
+    """Clopper and Pearson's one-sided lower bound of a share; 0 without a success."""
+    from scipy.special import betaincinv
+
+    some = np.maximum(successes, 1)
+    bound: Doubles = np.where(successes > 0, betaincinv(some, failures + 1, level), 0.0)
+    return bound
+
+
+def share_of(right: Doubles, wrong: Doubles) -> Doubles:
+    with np.errstate(invalid="ignore"):
+        share: Doubles = np.nan_to_num(right / (right + wrong))
+    return share
