@@ -311,3 +311,13 @@ def test_a_damaged_choice_is_refused(tmp_path: Path, vectors: np.ndarray, key: s
 
 def test_facts_stay(tmp_path: Path, vectors: np.ndarray) -> None:
     assert tuned(tmp_path / "index", vectors[:500], "ivf").facts == facts()
+
+
+def test_ids_are_found_by_scans_and_by_a_table(tmp_path: Path, vectors: np.ndarray) -> None:
+    index = make(tmp_path / "index", vectors[:100])
+    write(index, [block(vectors[200:203])], ["50"])  # 0 to 2 have other vectors now
+    asked = ["2", "50", "99", "2", "none", "0"]
+    for _ in range(5):
+        places = index._opened.places(asked)
+        assert places.tolist() == [102, -1, 99, 102, -1, 100]
+    np.testing.assert_array_equal(index.fetch(["0", "3", "0"]).vectors, vectors[[200, 3, 200]])

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from whiten.errors import NoImagesError
 from whiten.index.rows import Backend, Block, Facts, as_of
 from whiten.index.sources import Source
-from whiten.media import NameIndex, Skipped
+from whiten.media import Skipped
 from whiten.store import Vectors
 
 CHUNK = 4096  # images that are looked at, embedded and written at once
@@ -99,7 +99,7 @@ class _Work:
         self._before = as_of(backend.known(), facts) if backend.facts else _nothing(facts)
         self._staged = backend.staged(facts)
         self._now = _columns(source, facts, metadata)
-        found = NameIndex(self._before["id"].combine_chunks()).rows(self._now["id"].to_pylist())
+        found = _index_in(self._now["id"], self._before["id"])
         self._is_known = found >= 0
         is_same = self._is_known.copy()
         is_same[is_same] = _equal(
@@ -113,7 +113,7 @@ class _Work:
 
     def gone(self) -> list[str]:
         """Ids that are indexed and that the collection does not have."""
-        rows = self._source.items.by_id.rows(self._before["id"].to_pylist())
+        rows = _index_in(self._before["id"], self._now["id"])
         gone: list[str] = self._before["id"].filter(pa.array(rows < 0)).to_pylist()
         return gone
 
@@ -181,7 +181,7 @@ class _Work:
         return vectors, is_there
 
 
-def _index_in(values: pa.Array, column: pa.ChunkedArray) -> Rows:
+def _index_in(values: pa.Array | pa.ChunkedArray, column: pa.ChunkedArray) -> Rows:
     """Where each value first stands in a column; -1 for null and for what is not there."""
     found = pc.index_in(values, value_set=column, skip_nulls=True).fill_null(-1)
     rows: Rows = found.to_numpy(zero_copy_only=False).astype(np.int64)
