@@ -240,6 +240,35 @@ def test_the_nearest_are_those_of_a_plain_product(place: str) -> None:
         np.testing.assert_allclose([hit.score for hit in hits], row[order], atol=1e-6)
 
 
+def test_the_same_ten_as_in_a_folder(encoder: Encoder, tmp_path: Path, place: str) -> None:
+    images = write_groups(tmp_path / "images", {f"group {n}": 4 for n in range(15)})
+    exact = Index.build(encoder, images, tmp_path / "exact")
+    index = Index.build(encoder, images, place)
+    queries = exact.vectors(exact.ids())
+    for where in (None, "group >= 'group 3' and not group == 'group 7'"):
+        pairs = zip(
+            exact.search_vectors(queries, where=where),
+            index.search_vectors(queries, where=where),
+            strict=True,
+        )
+        for expected, found in pairs:
+            assert [hit.id for hit in found] == [hit.id for hit in expected]
+            np.testing.assert_allclose(
+                [hit.score for hit in found], [hit.score for hit in expected], atol=1e-6
+            )
+
+
+def test_the_equally_near_stand_in_order(place: str) -> None:
+    facts = Facts("model", "", "random", 8)
+    block = block_of(facts, sorted(f"r{n}" for n in range(50)))
+    block.vectors[5:45] = block.vectors[5]
+    backend = open_place(place)
+    with backend.writing():
+        backend.write(facts, (), [block])
+    [hits] = Index(backend).search_vectors(block.vectors[5:6], 10)
+    assert [hit.id for hit in hits] == block.rows["id"].to_pylist()[5:15]
+
+
 def test_k_larger_than_what_is_there(place: str) -> None:
     index = backend_of(place, 5)
     assert [len(hits) for hits in index.search_vectors(np.ones((2, 8), np.float32), 99)] == [5, 5]

@@ -123,41 +123,50 @@ class MilvusIndex:
         return Block(_table(rows, self.facts), vectors.reshape(len(rows), self.facts.dim))
 
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
-        """See `Backend.search`; those that are equally near stand in the order of their ids, but
-        where some of them have to be left out, which ones is up to Milvus.
+        """See `Backend.search`; those that are equally near stand in the order of their ids.
 
         Raises:
             StoreError: k is above 16,384, and so is the number of rows.
         """
         assert self.facts is not None
-        count = len(self)
-        if min(k, count) > MOST:
+        k = min(k, len(self)) if k > MOST else k
+        if k > MOST:
             raise StoreError(f"{self.place}: Milvus answers at most {MOST} rows: ask for fewer")
-        if not count:
-            return [[] for _ in queries]
         fields = _fields(self.facts)
         found: list[list[Match]] = []
-        at_once = max(1, min(_QUERIES, MOST // k))
+        at_once = max(1, min(_QUERIES, MOST // (k + 8)))
         for start in range(0, len(queries), at_once):
-            answers = self._client.search(
-                self._rows,
-                data=list(np.ascontiguousarray(queries[start : start + at_once], np.float32)),
-                anns_field="embedding",
-                filter="" if where is None else to_milvus(where, fields),
-                limit=min(k, count),
-                output_fields=list(fields.values()),
-                search_params=self._search_params(k),
-            )
-            for hits in answers:
-                best = sorted(hits, key=lambda hit: (-hit["distance"], hit["id"]))
+            some = np.ascontiguousarray(queries[start : start + at_once], np.float32)
+            for hits in self._nearest(some, k, where, fields):
+                best = sorted(hits, key=lambda hit: (-hit["distance"], hit["id"]))[:k]
                 scores = np.array([hit["distance"] for hit in best], np.float32)
                 rows = _table([hit["entity"] for hit in best], self.facts)
                 found.append(matches(rows, scores, self.facts.columns))
         return found
 
-    def _search_params(self, k: int) -> dict[str, Any]:
+    def _nearest(
+        self, queries: Vectors, k: int, where: Where | None, fields: Mapping[str, str]
+    ) -> list[list[dict[str, Any]]]:
+        """At least k hits of each, and so many that no other is as near as the last of the k."""
+        limit = min(k + 8, MOST)
+        while True:
+            answers: list[list[dict[str, Any]]] = self._client.search(
+                self._rows,
+                data=list(queries),
+                anns_field="embedding",
+                filter="" if where is None else to_milvus(where, fields),
+                limit=limit,
+                output_fields=list(fields.values()),
+                search_params=self._search_params(limit),
+            )
+            ties = (len(a) == limit and a[k - 1]["distance"] == a[-1]["distance"] for a in answers)
+            if limit == MOST or not any(ties):
+                return answers
+            limit = min(2 * limit, MOST)
+
+    def _search_params(self, limit: int) -> dict[str, Any]:
         is_graph = self._head.index == "hnsw"
-        return {"metric_type": "IP", "params": {"ef": max(200, 2 * k)} if is_graph else {}}
+        return {"metric_type": "IP", "params": {"ef": max(200, 2 * limit)} if is_graph else {}}
 
     # --- writing ------------------------------------------------------------------------
 
