@@ -145,6 +145,21 @@ def test_a_student_that_learns_on_without_it_leaves_the_gallery(
     assert whiten.load(later.root).parts[0].teacher.compatible_with is None
 
 
+def test_a_finished_student_is_turned_towards_the_gallery(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = distil(images, tmp_path / "plain", monkeypatch, compatible=False)
+    still = {"student": f"whiten:{plain.student}", "lr": 1e-9}
+    turned, targets = distil(images, tmp_path / "turned", monkeypatch, **still)
+    paths = [item.path for item in find_items(images)]
+    before, after = (whiten.load(run.root).embed(paths) for run in (plain, turned))
+    np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-4)
+    assert (after * targets).sum() > (before * targets).sum()
+    assert whiten.load(turned.root).can_ask(
+        whiten.load(f"fuse:compatible:{turned.root}").fingerprint()
+    )
+
+
 def test_turning_the_start_brings_it_nearer_and_changes_no_similarity() -> None:
     net, _ = build_student(STUDENT, dim=6)
     generator = np.random.default_rng(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -14,6 +17,16 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     return unit
+
+
+def test_the_documentation_s_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "search.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [example] = [block for block in blocks if "whiten.reranking" in block]
+    names: dict[str, np.ndarray] = {}
+    exec(example, names)
+    assert (names["expanded"].shape, names["comparable"].shape) == ((20, 64), (20, 10))
+    assert 0 < float(capsys.readouterr().out) < 1
 
 
 # --- expansion --------------------------------------------------------------------------

@@ -276,7 +276,7 @@ def _kind_legend(figure: Figure, kinds: Sequence[str], *, markers: bool) -> None
             handles[kind.replace("fusion-", "teachers fused, ")] = (
                 dot if markers else Patch(color=colour)
             )
-    _legend(figure, handles, columns=4)
+    _legend(figure, handles, columns=5)
 
 
 def _legend(figure: Figure, handles: Mapping[str, Any], *, columns: int) -> None:
