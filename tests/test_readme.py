@@ -73,6 +73,8 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
         verbs
     )
     for command in commands:
+        if command.startswith("whiten serve "):
+            continue  # it does not end by itself; tests/serve starts it
         words = shlex.split(command, comments=True)[1:]
         if words[0] == "distill":
             words += SMALLER.split()
