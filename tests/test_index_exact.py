@@ -49,6 +49,7 @@ def by_codes(tmp_path: Path) -> Search:
 def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Search:
     for module, name in ((exact, "BLOCK_ROWS"), (codes, "_ROWS")):
         monkeypatch.setattr(module, name, 500)  # several blocks, for there are few rows
+    monkeypatch.setattr(exact, "_SHARED_BYTES", 4000)
     if request.param == "codes":
         monkeypatch.setattr(codes, "_MOST", 10**6)  # never give up
         found: Search = request.getfixturevalue("by_codes")
