@@ -13,7 +13,7 @@ import whiten
 from command_line import Captured, fails, prints
 from exporting import DIM, write_student
 from helpers import write_groups
-from whiten.errors import ConfigError, TeacherError
+from whiten.errors import ConfigError, StoreError, TeacherError
 from whiten.evaluate import evaluate
 from whiten.export import Exports, export
 from whiten.export.images import split
@@ -91,6 +91,20 @@ def test_embeddings_are_those_of_torch(done: Exports, student: Path, images: Pat
         np.testing.assert_array_equal(whiten.load(uri).embed(files), found)
         np.testing.assert_allclose(model.embed(files[7]), found[7:8], atol=1e-5)
         assert whiten.load(uri).parts[0].teacher.fingerprint() == model.fingerprint()
+
+
+def test_fp32_asks_what_torch_has_indexed(
+    done: Exports, student: Path, images: Path, tmp_path: Path
+) -> None:
+    whiten.Index.build(str(student), images, tmp_path / "index")
+    query = find_items(images)[5]
+    exported = whiten.load(f"onnx:{done.folder}?precision=fp32")
+    asking = whiten.Index.open(tmp_path / "index", exported)
+    assert asking.search(query.path, k=1)[0][0].id == query.id
+    with pytest.raises(StoreError, match="was made with another model"):
+        whiten.Index.open(tmp_path / "index", whiten.load(f"onnx:{done.folder}?precision=int8"))
+    with pytest.raises(StoreError, match="was made with another model"):
+        asking.add(images)  # it asks, and does not add
 
 
 def test_the_most_exact_precision_is_the_default(done: Exports) -> None:

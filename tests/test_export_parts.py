@@ -354,7 +354,9 @@ def test_the_students_card_is_carried_over_a_level_lower() -> None:
         "threads": 1,
         "cpu": "a CPU",
     }
-    manifest = Manifest("s", 8, Preprocess(), "pixels", "MIT", 1, "abc", [variant], measured)
+    manifest = Manifest(
+        "s", 8, Preprocess(), "pixels", "MIT", 1, "abc", [variant], measured=measured
+    )
     card = export_card(manifest, "# Title\n\n```sh\n# no heading\n```\n\n## Part\n")
     assert card.endswith("### Title\n\n```sh\n# no heading\n```\n\n#### Part\n")
     assert "(n, 224, 224, 3) uint8 RGB" in card

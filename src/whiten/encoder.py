@@ -78,7 +78,7 @@ class Encoder:
             return True
         [*others, last] = self.parts
         is_plain = not others and last.whitener is None and self.rotation is None
-        return is_plain and last.teacher.compatible_with == gallery
+        return is_plain and gallery in last.teacher.compatible_with
 
     def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
         """Embed images: (n, dim) float32, L2-normalised.

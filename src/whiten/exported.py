@@ -71,6 +71,9 @@ class Manifest:
         params: number of parameters.
         source_fingerprint: of the student in torch, as stores of its embeddings hold it.
         variants: what was exported.
+        gallery: fingerprint of the encoder that the student in torch is; what it embedded fp32,
+            being as good as equal, can search too.
+        compatible_with: of the encoder of a gallery that the student was distilled to search.
         measured: on which images and which machine, and torch's own figures.
     """
 
@@ -82,6 +85,8 @@ class Manifest:
     params: int
     source_fingerprint: str
     variants: list[Variant]
+    gallery: str = ""
+    compatible_with: str | None = None
     measured: dict[str, Any] = field(default_factory=dict)
 
 
@@ -254,7 +259,13 @@ def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = ""
         params=manifest.params,
         framework="numpy",
         takes_pixels=manifest.input == "pixels",
+        compatible_with=_galleries(manifest, variant),
     )
+
+
+def _galleries(manifest: Manifest, variant: Variant) -> tuple[str, ...]:
+    own = manifest.gallery if variant.precision == "fp32" else None
+    return tuple(gallery for gallery in (own, manifest.compatible_with) if gallery)
 
 
 def _run(run: Run, name: str, inputs: Arrays) -> Arrays:

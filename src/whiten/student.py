@@ -346,7 +346,7 @@ def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
         forward=net,
         licence=_joint_licence(config),
         module=net,
-        compatible_with=config.compatible_with,
+        compatible_with=(config.compatible_with,) if config.compatible_with else (),
     )
 
 

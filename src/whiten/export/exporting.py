@@ -25,6 +25,7 @@ from whiten.progress import progress
 from whiten.run_folder import RunFolder
 from whiten.store import Vectors
 from whiten.student import as_teacher, load_student
+from whiten.targets import fused_fingerprint
 from whiten.teachers import Teacher
 from whiten.teachers.runtimes import threads
 
@@ -114,6 +115,8 @@ def export(
             params=teacher.params or 0,
             source_fingerprint=teacher.fingerprint(),
             variants=[],
+            gallery=fused_fingerprint([teacher.fingerprint()], [None]),
+            compatible_with=config.compatible_with,
         )
         models = {TORCH: teacher}
         with Builder(source, manifest, sample.calibration) as builder:

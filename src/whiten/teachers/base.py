@@ -63,7 +63,7 @@ class Teacher:
             where they hold whole images only.
         readout: which of the network's outputs is the embedding, where the user chose one (a
             pooling, a tensor); "" is the network's own.
-        compatible_with: for a student, the fingerprint of the encoder of a gallery that its
+        compatible_with: for a student, the fingerprints of the encoders of galleries that its
             embeddings can search beside their own.
     """
 
@@ -83,7 +83,7 @@ class Teacher:
     plan: str = ""
     framework: Literal["torch", "numpy"] = "torch"
     takes_pixels: bool = False
-    compatible_with: str | None = None
+    compatible_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.module is not None:
