@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from whiten.errors import ConfigError, MissingExtraError, StoreError, one_line
@@ -21,6 +24,9 @@ _SECONDS = 10.0  # to wait for a server
 _users: Counter[str] = Counter()  # open clients of each file
 _writers: set[tuple[str, str]] = set()
 _lock = threading.Lock()
+# Clients whose owners are gone. The collector finds that out anywhere, inside of a lock of gRPC's
+# or ours too, so that it only puts them here: that is safe wherever it happens.
+_left: SimpleQueue[tuple[Any, str]] = SimpleQueue()
 
 
 class Client:
@@ -88,14 +94,35 @@ def _connect(owner: object, address: Address, server: str, token: str) -> Client
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
+    _start_closing()
     try:
         with _lock:
             client = MilvusClient(server, token=token, timeout=_SECONDS)
             _users[server] += 1
     except (MilvusException, ValueError, OSError) as error:
         raise StoreError(f"{address.place}: {_why_not(address, server, error)}") from error
-    weakref.finalize(owner, _disconnect, client, server)
+    weakref.finalize(owner, _left.put, (client, server))
     return Client(client, address.place)
+
+
+@cache
+def _start_closing() -> None:
+    """Close what is left behind, in a thread of its own, and the rest at the end."""
+    atexit.register(_close_rest)  # after the finalizers, which are registered later
+    threading.Thread(target=_close_left, name="whiten-milvus", daemon=True).start()
+
+
+def _close_left() -> None:
+    while True:
+        client, server = _left.get()
+        with suppress(Exception):  # of a server that is gone, too
+            _disconnect(client, server)
+
+
+def _close_rest() -> None:
+    with suppress(Exception):  # at last that nothing is left
+        while True:
+            _disconnect(*_left.get_nowait())
 
 
 def _disconnect(client: Any, server: str) -> None:
