@@ -255,6 +255,8 @@ def compare(
                 "same_as_argsort": same(some, vectors, asks(some)),
                 "whole_way_peak_mb": round(peak_bytes(ways["exact"]) / 1e6, 1),
             }
+            if "int8" in ways:
+                comparison.facts["int8_is"] = known["int8"]
             report.add(comparison)
     single = asks(queries[:1].copy())
     for kind in single.keys() - {"exact"}:
