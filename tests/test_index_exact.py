@@ -30,9 +30,11 @@ def sorted_search(queries: Vectors, vectors: Vectors, k: int, allowed: Mask | No
 
 
 @pytest.fixture
-def by_codes(tmp_path: Path) -> Search:
+def by_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     if not can_multiply():
         pytest.skip("torch multiplies no int8 matrices here")
+
+    monkeypatch.setattr(codes, "_FEWEST", 1)
 
     def search(queries: Vectors, vectors: Vectors, k: int, allowed: Mask | None) -> Found:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -149,7 +151,7 @@ def test_codes_give_up_where_all_are_alike(tmp_path: Path) -> None:
     vectors = np.repeat(clustered(1, 16), 50_000, axis=0)
     write_codes(tmp_path / "codes", vectors)
     segment = CodedSegment(tmp_path / "codes", *vectors.shape)
-    assert segment.search(vectors[:1], 5, lambda rows: vectors[rows], None) is None
+    assert segment.search(vectors[:8], 5, lambda rows: vectors[rows], None) is None
 
 
 @pytest.mark.parametrize("name", ["codes.i8", "frame.npy"])

@@ -31,6 +31,7 @@ _TOP = 127
 _ROWS = 16384  # of a product
 _SAMPLE = 65536  # rows that the centre is computed from
 _ROUNDING = 1e-5  # of float32 products, relative to the norms: ten times what was ever seen
+_FEWEST = 4  # queries; for fewer a scan of the vectors is bound by memory, and as fast
 _MOST = 64  # candidates for each answer; where there are more, a scan of the vectors is faster
 
 Gather = Callable[[Rows], Vectors]
@@ -58,11 +59,7 @@ def multiply(queries: Codes, codes: Codes) -> npt.NDArray[np.int32]:
     """(q, d) and (n, d) int8 -> (q, n) int32 products."""
     import torch
 
-    if len(queries) == 1:  # a column goes six times as fast as a row
-        column = torch.from_numpy(np.ascontiguousarray(queries.T))
-        product = torch._int_mm(torch.from_numpy(codes), column).T
-    else:
-        product = torch._int_mm(torch.from_numpy(queries), torch.from_numpy(codes).T)
+    product = torch._int_mm(torch.from_numpy(queries), torch.from_numpy(codes).T)
     found: npt.NDArray[np.int32] = product.numpy()
     return found
 
@@ -138,6 +135,8 @@ class CodedSegment:
             gather: the vectors of rows.
             allowed: (n,) rows that may be answers; None is all.
         """
+        if len(queries) < _FEWEST:
+            return None
         turned = queries @ self._rotation
         steps = np.abs(turned).max(1) / _TOP
         steps[steps == 0] = 1
