@@ -20,7 +20,7 @@ TOKEN = "WHITEN_MILVUS_TOKEN"  # environment variable: a token, or `user:passwor
 _SECONDS = 10.0  # to wait for a server
 _users: Counter[str] = Counter()  # open clients of each file
 _writers: set[tuple[str, str]] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()  # the collector of garbage may disconnect in the midst of connecting
 
 
 class Client:
@@ -90,9 +90,10 @@ def _connect(owner: object, address: Address, server: str, token: str) -> Client
 
     try:
         with _lock:
+            _users[server] += 1  # first, so that nobody else ends the server
             client = MilvusClient(server, token=token, timeout=_SECONDS)
-            _users[server] += 1
     except (MilvusException, ValueError, OSError) as error:
+        _users[server] -= 1
         raise StoreError(f"{address.place}: {_why_not(address, server, error)}") from error
     weakref.finalize(owner, _disconnect, client, server)
     return Client(client, address.place)
