@@ -97,9 +97,10 @@ def _connect(owner: object, address: Address, server: str, token: str) -> Client
     _start_closing()
     try:
         with _lock:
+            _users[server] += 1  # first, so that nobody else ends the server
             client = MilvusClient(server, token=token, timeout=_SECONDS)
-            _users[server] += 1
     except (MilvusException, ValueError, OSError) as error:
+        _users[server] -= 1
         raise StoreError(f"{address.place}: {_why_not(address, server, error)}") from error
     weakref.finalize(owner, _left.put, (client, server))
     return Client(client, address.place)
