@@ -1,6 +1,6 @@
 """What the demo's embeddings lose in fewer bytes, and how long their codes take to search.
 
-    python benchmarks/compact.py --run demo --out benchmarks/results/compact.json
+    python benchmarks/compact.py --out benchmarks/results/compact.json
 
 The test drawings of a finished `whiten demo` by the student that was trained on groups; without
 such a run, by the untrained start of that student. Every image searches all others: mAP by the
@@ -57,7 +57,7 @@ def compare(images: Path, model: str, cache: Path, rounds: int) -> Comparison:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--run", type=Path, default=Path("demo"), help="a finished whiten demo")
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a finished whiten demo")
     options = parser.parse_args()
     report = Report("compact embeddings", numpy=np.__version__)
     with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
