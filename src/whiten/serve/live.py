@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +15,6 @@ from whiten.errors import ConfigError, StoreError, one_line
 from whiten.index import Index, Match
 from whiten.index.rows import FILTERABLE, Facts, matches
 from whiten.index.where import Where, parse_where
-from whiten.media import stamp_of
 from whiten.store import Vectors
 
 REFRESH_SECONDS = 1.0
@@ -122,17 +119,8 @@ class LiveIndex:
                 raise UnknownImageError(name) from None
 
     def file(self, name: str) -> str:
-        """Where the file of an indexed image is; raises UnknownImageError where it is not there.
-
-        A folder that was indexed by a relative path is found from any working directory.
-        """
-        item = self.item(name)
-        if not Path(item.path).is_absolute() and stamp_of(item.path) is None:
-            for source in self.facts.sources:
-                found = os.path.join(source, item.id)
-                if stamp_of(found) is not None:
-                    return found
-        return item.path
+        """Where the file of an indexed image is; raises UnknownImageError where it is not there."""
+        return self.item(name).path
 
     def vector(self, name: str) -> Vectors:
         """(dim,) of an indexed image; raises UnknownImageError where it is not there."""
