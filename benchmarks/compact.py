@@ -57,7 +57,7 @@ def compare(images: Path, model: str, cache: Path, rounds: int) -> Comparison:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument(
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of `whiten demo`")
         "--run", type=Path, default=Path("runs/demo"), help="a finished whiten demo"
     )
     options = parser.parse_args()
