@@ -58,8 +58,6 @@ def compare(images: Path, model: str, cache: Path, rounds: int) -> Comparison:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of `whiten demo`")
-        "--run", type=Path, default=Path("runs/demo"), help="a finished whiten demo"
-    )
     options = parser.parse_args()
     report = Report("compact embeddings", numpy=np.__version__)
     with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
