@@ -83,7 +83,7 @@ class Clusters:
         found: list[str | Skipped] = items.ids.to_pylist()
         return found
 
-    def embed(self, items: Items, show_progress: bool) -> Embedded:
+    def embed(self, items: Items) -> Embedded:
         random = np.random.default_rng(int(items.ids[0].as_py()))
         vectors = self._centres[random.integers(0, len(self._centres), len(items))]
         vectors += SPREAD * directions(random, len(items), self.dim)

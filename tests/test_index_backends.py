@@ -464,7 +464,7 @@ class Slow:
     def hashes(self, items) -> list[str]:  # type: ignore[no-untyped-def]
         return [f"#{item.id}" for item in items]
 
-    def embed(self, items, show_progress: bool):  # type: ignore[no-untyped-def]
+    def embed(self, items):  # type: ignore[no-untyped-def]
         from whiten.index.sources import Embedded
 
         with self._log.open("a") as log:

@@ -66,7 +66,7 @@ class Source(Protocol):
     def hashes(self, items: Items) -> list[str | Skipped]:
         """Content hash of each, or why it cannot be read."""
 
-    def embed(self, items: Items, show_progress: bool) -> Embedded:
+    def embed(self, items: Items) -> Embedded:
         """Embed some of them; best when they stand together in `items`."""
 
 
@@ -87,9 +87,9 @@ class ImageSource:
     def hashes(self, items: Items) -> list[str | Skipped]:
         return list(ordered_map(_hash, items, workers=_WORKERS, ahead=_AHEAD))
 
-    def embed(self, items: Items, show_progress: bool) -> Embedded:
+    def embed(self, items: Items) -> Embedded:
         try:
-            kept, vectors, skipped = self.encoder.embed_items(items, show_progress=show_progress)
+            kept, vectors, skipped = self.encoder.embed_items(items)
         except NoImagesError:  # of these; others may be readable
             none = np.zeros((0, self.dim), np.float32)
             return Embedded(np.zeros(0, np.int64), none, [_why_not(item) for item in items])
@@ -143,7 +143,7 @@ class StoreSource:
         hashes: list[str | Skipped] = self._of(items)["content_hash"].to_pylist()
         return hashes
 
-    def embed(self, items: Items, show_progress: bool) -> Embedded:
+    def embed(self, items: Items) -> Embedded:
         rows = self._of(items)
         shards, inside = rows["shard"].to_numpy(), rows["row"].to_numpy()
         vectors = np.empty((len(items), self.dim), np.float32)

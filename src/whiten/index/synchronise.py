@@ -19,9 +19,10 @@ from whiten.errors import NoImagesError
 from whiten.index.rows import Backend, Block, Facts, as_of
 from whiten.index.sources import Source
 from whiten.media import Skipped
+from whiten.progress import progress
 from whiten.store import Vectors
 
-CHUNK = 4096  # images that are looked at, embedded and written at once
+CHUNK = 1024  # images that are embedded and written at once: at most this work is lost by a kill
 
 Rows = npt.NDArray[np.int64]
 
@@ -130,34 +131,38 @@ class _Work:
 
     def blocks(self, show_progress: bool) -> Iterator[Block]:
         """The touched images that can be read, with their vectors; counts and notes the others."""
-        for start in range(0, len(self.touched), CHUNK):
-            rows = self.touched[start : start + CHUNK]
-            items = self._source.items.take(rows)
-            hashes = self._source.hashes(items)
-            for row, found in zip(rows, hashes, strict=True):
-                if isinstance(found, Skipped):
-                    self._skip(row, found)
-            is_read = np.array([isinstance(found, str) for found in hashes], bool)
-            digests = pa.array(
-                [h if isinstance(h, str) else None for h in hashes], pa.large_string()
-            )
-            vectors, is_there = self._seen_before(digests)
-            new = np.flatnonzero(is_read & ~is_there)
-            if len(new):
-                embedded = self._source.embed(items.take(new), show_progress)
-                here = new[embedded.rows]
-                vectors[here], is_there[here] = embedded.vectors, True
-                reasons = items.by_id.rows([skip.id for skip in embedded.skipped])
-                for row, skip in zip(reasons, embedded.skipped, strict=True):
-                    self._skip(rows[row], skip)
-                self.changes.embedded += len(here)
-            done = np.flatnonzero(is_there)
-            self.changes.updated += int(self._is_known[rows[done]].sum())
-            self.changes.added += int((~self._is_known[rows[done]]).sum())
-            table = self._now.take(pa.array(rows[done]))
-            at = table.schema.get_field_index("content_hash")
-            field_ = table.schema.field(at)
-            yield Block(table.set_column(at, field_, digests.take(pa.array(done))), vectors[done])
+        total = len(self.touched)
+        with progress("index", enabled=show_progress, unit="images") as update:
+            for start in range(0, total, CHUNK):
+                rows = self.touched[start : start + CHUNK]
+                yield self._block(rows)
+                update(start + len(rows), total)
+
+    def _block(self, rows: Rows) -> Block:
+        items = self._source.items.take(rows)
+        hashes = self._source.hashes(items)
+        for row, found in zip(rows, hashes, strict=True):
+            if isinstance(found, Skipped):
+                self._skip(row, found)
+        is_read = np.array([isinstance(found, str) for found in hashes], bool)
+        digests = pa.array([h if isinstance(h, str) else None for h in hashes], pa.large_string())
+        vectors, is_there = self._seen_before(digests)
+        new = np.flatnonzero(is_read & ~is_there)
+        if len(new):
+            embedded = self._source.embed(items.take(new))
+            here = new[embedded.rows]
+            vectors[here], is_there[here] = embedded.vectors, True
+            reasons = items.by_id.rows([skip.id for skip in embedded.skipped])
+            for row, skip in zip(reasons, embedded.skipped, strict=True):
+                self._skip(rows[row], skip)
+            self.changes.embedded += len(here)
+        done = np.flatnonzero(is_there)
+        self.changes.updated += int(self._is_known[rows[done]].sum())
+        self.changes.added += int((~self._is_known[rows[done]]).sum())
+        table = self._now.take(pa.array(rows[done]))
+        at = table.schema.get_field_index("content_hash")
+        field_ = table.schema.field(at)
+        return Block(table.set_column(at, field_, digests.take(pa.array(done))), vectors[done])
 
     def _skip(self, row: int, skip: Skipped) -> None:
         stamp = self._now["stamp"][int(row)].as_py()
