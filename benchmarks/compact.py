@@ -24,9 +24,9 @@ from whiten.compact import default_kinds, fit, measure_costs
 from whiten.compact.folder import decoded
 from whiten.compact.running import open_embedded
 from whiten.demo import FULL, extract_images
-from whiten.encoder import load
 from whiten.errors import WhitenError
 from whiten.evaluate import top_k
+from whiten.opening import load
 
 BASE = "float32"
 

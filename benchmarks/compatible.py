@@ -21,9 +21,10 @@ from side_by_side import arguments
 from trials import PRETRAINED, WEAK
 
 from whiten.distill import distill
-from whiten.encoder import Encoder, load
+from whiten.encoder import Encoder
 from whiten.evaluate import evaluate_task
 from whiten.media import Item, find_items
+from whiten.opening import load
 from whiten.protocols.folder import folder_task
 from whiten.run_folder import RunFolder
 from whiten.whitening import Whitener

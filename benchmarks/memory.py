@@ -132,10 +132,10 @@ def stage(name: str, root: Path, dim: int) -> dict[str, Any]:
     """Run one stage in this process and tell how far its memory rose."""
     from whiten.distill import distill
     from whiten.embed import embed
-    from whiten.encoder import load
     from whiten.evaluate import evaluate
     from whiten.index import Index
     from whiten.media import find_items
+    from whiten.opening import load
     from whiten.store import Store
     from whiten.targets import fit_whitener
     from whiten.teachers import open_teacher

@@ -47,7 +47,7 @@ from trials import (
 )
 
 from whiten.allocator import keep_freed_memory
-from whiten.encoder import load
+from whiten.opening import load
 from whiten.whitening import Whitener, normalize_rows
 
 

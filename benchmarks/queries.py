@@ -24,8 +24,9 @@ from emoji import average_precisions, load_split
 from quality import interval
 from side_by_side import arguments
 
-from whiten.encoder import Encoder, load
+from whiten.encoder import Encoder
 from whiten.metrics import micro_average_precision
+from whiten.opening import load
 from whiten.reranking import expand_queries, normalize_scores
 
 MODELS = {

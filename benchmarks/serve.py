@@ -137,9 +137,9 @@ def send(url: str, requests: Sequence[Request], clients: int, count: int) -> Loa
 
 def build_index(root: Path, size: int) -> None:
     """Photographs with their true vectors, and as many random ones as it takes."""
-    from whiten.encoder import load
     from whiten.index import Index
     from whiten.index.rows import Block
+    from whiten.opening import load
 
     (root / "served_model.py").write_text(FACTORY)
     sys.path.insert(0, str(root))

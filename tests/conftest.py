@@ -1,8 +1,9 @@
-"""What several test files share: one thread, and small folders of images."""
+"""What several test files share: one thread, small folders of images, and a database."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from helpers import write_factory
+from postgres import Server
 
 torch.set_num_threads(1)
 
@@ -49,3 +51,11 @@ def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_factory(tmp_path / "code")
     monkeypatch.syspath_prepend(tmp_path / "code")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    server = Server()
+    yield server
+    gc.collect()  # connections are let go of with the last index that uses them
+    server.stop()

@@ -23,10 +23,10 @@ from whiten.compact import (
 )
 from whiten.compact.kinds import from_state
 from whiten.compact.running import open_embedded, write_kind
-from whiten.encoder import load
 from whiten.errors import ConfigError, MissingExtraError, StoreError
 from whiten.evaluate import evaluate_task, top_k
 from whiten.media import Item, Items
+from whiten.opening import load
 from whiten.protocols.folder import folder_task
 from whiten.store import Store
 from whiten.whitening import normalize_rows

@@ -15,10 +15,11 @@ import whiten
 from command_line import Captured, fails, prints
 from helpers import TEACHER, draw, write_groups, write_image
 from whiten.embed import embed
-from whiten.encoder import Encoder, Part, fit_on, load, split_uris
+from whiten.encoder import Encoder, Part
 from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
 from whiten.evaluate import evaluate
 from whiten.media import find_items
+from whiten.opening import fit_on, load, split_uris
 from whiten.teachers import open_teacher
 from whiten.whitening import Whitener, normalize_rows
 

@@ -11,12 +11,13 @@ import pytest
 from torch import nn
 
 from helpers import TEACHER, write_groups, write_image
-from whiten.encoder import Encoder, Part, load
+from whiten.encoder import Encoder, Part
 from whiten.errors import ConfigError
 from whiten.evaluate import evaluate, evaluate_task, measure_cost, score_revisited, top_k
 from whiten.mapped import forget
 from whiten.media import Item
 from whiten.metrics import bootstrap_interval, revisited
+from whiten.opening import load
 from whiten.protocols.folder import folder_task
 from whiten.protocols.gallery import similarity_blocks
 from whiten.protocols.task import Task

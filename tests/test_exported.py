@@ -19,10 +19,10 @@ from PIL import Image
 from command_line import Captured, fails, prints
 from exporting import DIM, write_student
 from helpers import draw, write_groups
-from whiten.encoder import load
 from whiten.errors import ConfigError, ImageError, MissingExtraError, TeacherError
 from whiten.export.building import Builder
 from whiten.exported import Exported, Manifest, manifest_text, open_variant
+from whiten.opening import load
 from whiten.spec import fingerprint
 from whiten.store import Store
 from whiten.student import as_teacher, load_student

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import whiten.distill  # noqa: F401 - for sys.modules
 from whiten import cli
 from whiten.config_file import with_config
-from whiten.encoder import split_uris
 from whiten.errors import ConfigError, RunError, WhitenError
+from whiten.opening import split_uris
 from whiten.run_folder import RunFolder
 from whiten.spec import SCHEMES, DistillSpec, TeacherURI, parse_uri
 from whiten.teachers import open_teacher

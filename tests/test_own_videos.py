@@ -13,11 +13,11 @@ from clips import write_video
 from command_line import fails
 from helpers import TEACHER, draw, write_image
 from whiten import cli, grids
-from whiten.encoder import load
 from whiten.errors import ConfigError
 from whiten.evaluate import PER_QUERY, evaluate
 from whiten.evaluate_videos import VideoEvaluation, evaluate_videos
 from whiten.media import find_items
+from whiten.opening import load
 from whiten.protocols.video_ranking import VideoSearch
 from whiten.protocols.videos import videos_task
 

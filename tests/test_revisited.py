@@ -12,11 +12,11 @@ import pytest
 from command_line import STUDENT, Captured, fails, prints
 from helpers import TEACHER
 from miniature import write_distractors, write_revisited
-from whiten.encoder import load
 from whiten.errors import ConfigError, NoImagesError, StoreError
 from whiten.evaluate import Figure
 from whiten.evaluate_revisited import blocks_of, evaluate_revisited_set, score_settings
 from whiten.metrics import bootstrap_interval, revisited
+from whiten.opening import load
 from whiten.own_size import render_own_size
 from whiten.protocols.ground_truth import GroundTruth, read_truth
 from whiten.protocols.revisited import distractor_list, read_distractors

@@ -11,11 +11,11 @@ import pytest
 from clips import write_lines
 from helpers import TEACHER, write_image
 from whiten import metrics
-from whiten.encoder import load
 from whiten.errors import ConfigError, NoImagesError, WhitenError
 from whiten.evaluate_videos import SVD_FIGURES, VideoEvaluation, evaluate_videos
 from whiten.media import find_items, find_videos
 from whiten.media.svd import read_svd
+from whiten.opening import load
 from whiten.protocols import video_ranking
 from whiten.protocols.svd import svd_task
 from whiten.protocols.video_ranking import VideoSearch

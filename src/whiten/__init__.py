@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from whiten import metrics
     from whiten.choosing import choose_whitening
     from whiten.distill import distill
-    from whiten.encoder import Encoder, load
+    from whiten.encoder import Encoder
     from whiten.errors import WhitenError
     from whiten.evaluate import evaluate
     from whiten.evaluate_videos import evaluate_videos
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from whiten.index import Index
     from whiten.losses import distillation_loss
     from whiten.near_duplicates import near_duplicates
+    from whiten.opening import load
     from whiten.student_module import load_module
     from whiten.whitening import Whitener
 
@@ -58,7 +59,7 @@ _HOMES = {
     "evaluate": "whiten.evaluate",
     "evaluate_videos": "whiten.evaluate_videos",
     "fuse": "whiten.fusion",
-    "load": "whiten.encoder",
+    "load": "whiten.opening",
     "load_module": "whiten.student_module",
     "near_duplicates": "whiten.near_duplicates",
 }

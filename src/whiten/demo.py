@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from whiten.atomic import write_atomically
 from whiten.distill import distill
-from whiten.encoder import Encoder, Part, load
+from whiten.encoder import Encoder, Part
 from whiten.errors import RunError
 from whiten.media import find_items
+from whiten.opening import load
 from whiten.report import Kind, ReportData, Row, write_report
 from whiten.run_folder import RunFolder
 from whiten.run_report import (

@@ -93,7 +93,7 @@ def embed(
     plan: ViewPlan | None = None,
     precision: str | None = None,
     dtype: str = "float32",
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress | None = None,
     render: Render | None = None,
 ) -> Store:
@@ -112,7 +112,7 @@ def embed(
         precision: `32`, or `bf16` for devices that compute in it. By default what an existing store
             was computed in, else 32; with `auto`, else bf16 where it is faster.
         dtype: `float32`, or `float16` for half the disk space.
-        workers: threads that decode.
+        workers: threads that decode; by default one for each core.
         progress: told after every batch.
         render: shows whole images otherwise than in the size of `teacher.preprocess`, each alone
             in its batch, as sizes may differ; the teacher's `readout` must say how.

@@ -61,6 +61,11 @@ class RunError(WhitenError):
     """A run folder is in the way, or a training run cannot go on."""
 
 
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What the reader of a record raises where its file is cut off, is no UTF-8 or JSON, lacks keys,
+has values of other types, or a thousand open brackets."""
+
+
 def nearest(word: object, choices: Iterable[str], n: int = 3) -> str:
     """`; did you mean 'a' or 'b'?` for the likeliest intended choices, or an empty string."""
     found = difflib.get_close_matches(str(word), list(choices), n=n, cutoff=0.5)

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten import metrics
-from whiten.encoder import Encoder, load
+from whiten.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.mapped import forget
 from whiten.media import Item, Items, Skipped, find_items
+from whiten.opening import load
 from whiten.progress import announce
 from whiten.protocols.folder import folder_task
 from whiten.protocols.gallery import similarity_blocks, write_embeddings

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten import metrics
-from whiten.encoder import Encoder, Part, load
+from whiten.encoder import Encoder, Part
 from whiten.errors import ConfigError, nearest
 from whiten.evaluate import PER_QUERY, Evaluation, Figure
 from whiten.media import MAX_FRAMES, Items
 from whiten.media.svd import read_svd
+from whiten.opening import load
 from whiten.progress import progress
 from whiten.protocols.gallery import write_embeddings
 from whiten.protocols.svd import svd_task

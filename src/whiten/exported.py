@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import ConfigError, TeacherError, WhitenError, nearest, one_line
-from whiten.inputs import BATCH, Embeddable, listed, show
+from whiten.errors import DAMAGED, ConfigError, TeacherError, WhitenError, nearest, one_line
+from whiten.inputs import Embeddable, embed_inputs, listed
 from whiten.spec import TeacherURI, check_types, fingerprint
 from whiten.teachers.base import Teacher, hash_file
 from whiten.teachers.runtimes import RUNTIMES, Arrays, Run
@@ -133,13 +133,7 @@ class Exported:
         Raises:
             ImageError: an image cannot be read; the message names it.
         """
-        inputs = listed(images)
-        out = np.empty((len(inputs), self.dim), np.float32)
-        for start in range(0, len(inputs), BATCH):
-            part = slice(start, start + BATCH)
-            shown = [show(image, self.teacher.preprocess) for image in inputs[part]]
-            out[part] = self.teacher.embed(np.stack(shown))
-        return out
+        return embed_inputs(self.teacher, listed(images))
 
 
 # --- the folder -------------------------------------------------------------------------
@@ -179,15 +173,7 @@ def read_manifest(root: Path) -> Manifest:
         raise TeacherError(
             f"{root} is no exported student, it lacks {MANIFEST}: write one with `whiten export`"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-        ConfigError,
-    ) as error:
+    except (*DAMAGED, ConfigError) as error:
         raise TeacherError(f"{root} is damaged ({one_line(error)}): export it again") from error
     return manifest
 

@@ -1,23 +1,26 @@
-"""What may be handed to a model as images, and how the model is shown them: whole."""
+"""What may be handed to a model as images, and how the model is shown them: whole, in batches."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from whiten.errors import ImageError
-from whiten.media import read_bytes, upright_rgb
+from whiten.media import ordered_map, read_bytes, upright_rgb
+from whiten.teachers.base import Teacher
 from whiten.view_plan import ViewPlan
 from whiten.views import Preprocess, View, render, render_bytes
 
 Embeddable = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A file's path or content, a PIL image, or an (h, w, 3) uint8 RGB array."""
 
-BATCH = 16  # images that are embedded at once
+_BATCH = 16  # images that are embedded at once
 
 
 def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
@@ -27,6 +30,24 @@ def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
     return images
+
+
+def embed_inputs(teacher: Teacher, images: Sequence[Embeddable]) -> npt.NDArray[np.float32]:
+    """Embed images: (n, dim) float32, L2-normalised.
+
+    Threads decode the next ones while the model is at work.
+
+    Raises:
+        ImageError: an image cannot be read; the message names it.
+    """
+    look = partial(show, preprocess=teacher.preprocess)
+    # A single query is answered sooner without a thread.
+    shown = ordered_map(look, images, ahead=2 * _BATCH) if len(images) > 1 else map(look, images)
+    out = np.empty((len(images), teacher.dim), np.float32)
+    for start in range(0, len(images), _BATCH):
+        pixels = np.stack(list(islice(shown, _BATCH)))
+        out[start : start + len(pixels)] = teacher.embed(pixels)
+    return out
 
 
 def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:

@@ -24,7 +24,7 @@ import yaml
 
 from whiten import __version__
 from whiten.atomic import partial_of, write_atomically
-from whiten.errors import ConfigError, RunError, one_line
+from whiten.errors import DAMAGED, ConfigError, RunError, one_line
 from whiten.media import content_hash
 from whiten.spec import DistillSpec
 
@@ -99,16 +99,7 @@ class RunFolder:
                 f"{self.root} is not a run folder: start one with "
                 f"`whiten distill … --out {self.root}`"
             ) from None
-        except (
-            OSError,
-            ValueError,  # not UTF-8
-            RecursionError,  # a thousand open brackets
-            yaml.YAMLError,
-            AttributeError,
-            KeyError,
-            TypeError,
-            ConfigError,
-        ) as error:
+        except (*DAMAGED, yaml.YAMLError, ConfigError) as error:
             raise RunError(
                 f"{self.config} is damaged ({one_line(error)}): restore it, or start again with "
                 "--overwrite"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from whiten.encoder import Encoder, Part, fit_on, load
+from whiten.encoder import Encoder, Part
 from whiten.evaluate import Cost, Evaluation, evaluate_task, measure_cost, top_k
 from whiten.media import Item, Items, find_items
+from whiten.opening import fit_on, load
 from whiten.protocols.folder import folder_task
 from whiten.report import Hit, Kind, ReportData, Retrieval, Row, Similarities, write_report
 from whiten.run_folder import RunFolder

@@ -1,64 +1,25 @@
-"""One search as a person asks for it: by images, videos, ids or a part of an image."""
+"""One search as a person asks for it: a question, and how much is wanted for an answer."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
 
-from whiten.encoder import Encoder, load
-from whiten.errors import ConfigError, ImageError, StoreError
+from whiten.errors import ConfigError, StoreError
 from whiten.index import Index, Match
-from whiten.index.collections import is_store
-from whiten.media import decode, read_bytes, sample_frames
-from whiten.media.video import VIDEO_SUFFIXES
+from whiten.opening import load
+from whiten.questions import Question, combined
 from whiten.reranking import expand_queries, normalize_scores
 from whiten.run_folder import RunFolder
 from whiten.spec import fingerprint
 from whiten.store import Vectors
-from whiten.whitening import normalize_rows
 
-Box: TypeAlias = tuple[int, int, int, int]
-Combine = Literal["mean", "max"]
-
-_FRAMES = 60  # of a video that is searched by, a second apart
 _WIDER = 10  # times k frames are found for k videos
 _SAME = 1e-6  # from the highest similarity: the query itself
 BACKGROUND = 10  # images of the background that are most alike
-
-
-@dataclass(frozen=True)
-class Question:
-    """What to look for; all that is given is one question.
-
-    Attributes:
-        paths: images, or videos, of which a frame a second is taken.
-        ids: images of the index.
-        box: left, top, width and height of the part that counts, in pixels of the only image.
-        combine: several images are one mean vector, or an image's best similarity to any of them
-            counts. By default the mean, with a video the best.
-    """
-
-    paths: Sequence[Path] = ()
-    ids: Sequence[str] = ()
-    box: Box | None = None
-    combine: Combine | None = None
-
-    def __post_init__(self) -> None:
-        if not self.paths and not self.ids:
-            raise ConfigError("nothing to look for: name an image, or --id of one in the index")
-        if self.box is not None and (self.ids or len(self.paths) != 1 or self.is_of_video):
-            raise ConfigError("a box is a part of one image: name just that one")
-
-    @property
-    def is_of_video(self) -> bool:
-        return any(_is_video(path) for path in self.paths)
 
 
 @dataclass(frozen=True)
@@ -89,70 +50,6 @@ class Answer:
             raise ConfigError(f"k must be at least 1, not {self.k}")
         if self.expand < 0 or self.alpha < 0:
             raise ConfigError("expand and alpha must be at least 0")
-
-
-def parse_box(text: str) -> Box:
-    """`x,y,w,h` as numbers.
-
-    Raises:
-        ConfigError: it is something else, or empty.
-    """
-    try:
-        left, top, width, height = (int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"a box is x,y,w,h in pixels, like 40,20,200,150, not {text!r}"
-        ) from error
-    if width < 1 or height < 1:
-        raise ConfigError(f"the box {text} is empty: width and height must be at least 1")
-    return left, top, width, height
-
-
-def embed_paths(encoder: Encoder, paths: Sequence[Path], box: Box | None = None) -> Vectors:
-    """Embed images, or a part of an image, and the frames of videos: (n, dim)."""
-    if box is not None:
-        return encoder.embed(cut(paths[0], box))
-    if not any(_is_video(path) for path in paths):
-        return encoder.embed(list(paths))
-    parts = [_embed_video(encoder, p) if _is_video(p) else encoder.embed(p) for p in paths]
-    return np.concatenate(parts)
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _embed_video(encoder: Encoder, path: Path) -> Vectors:
-    try:
-        frames = [frame for _, frame in islice(sample_frames(path), _FRAMES)]
-    except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
-    return encoder.embed(frames)
-
-
-def cut(path: Path, box: Box) -> Image.Image:
-    """The part of an upright image that a box shows, as far as it lies inside.
-
-    Raises:
-        ImageError: the image cannot be read, or the box lies outside of it.
-    """
-    try:
-        image = decode(read_bytes(os.fspath(path)))
-    except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
-    left, top, width, height = box
-    inside = (
-        max(left, 0),
-        max(top, 0),
-        min(left + width, image.width),
-        min(top + height, image.height),
-    )
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        raise ImageError(
-            f"the box {','.join(map(str, box))} lies outside of {path}, which has {image.width} × "
-            f"{image.height} pixels"
-        )
-    return image.crop(inside)
 
 
 def ask(index: Index, vectors: Vectors, answer: Answer) -> list[Match]:
@@ -230,9 +127,6 @@ def ask_for_videos(index: Index, vectors: Vectors, answer: Answer) -> list[Match
     return [hit for hit in hits if hit.score >= least]
 
 
-# --- as the command line asks ----------------------------------------------------------
-
-
 def run_search(
     question: Question,
     answer: Answer,
@@ -263,11 +157,11 @@ def run_search(
         if place is None:
             raise ConfigError("nothing to search: add --in IMAGES, or --index FOLDER")
         index = Index.open(place, encoder)
-        vectors = _embed(index.encoder, question) if question.paths else None
+        vectors = question.embed(index.encoder) if question.paths else None
     else:
         if encoder is None or student is None:
             raise ConfigError("images need a model that embeds them: name it with --student")
-        vectors = _embed(encoder, question) if question.paths else None
+        vectors = question.embed(encoder) if question.paths else None
         where = place or _default_index(student, images)
         index = Index.build(encoder, images, where, show_progress=show_progress)
     if answer.background is not None and answer.background.facts.model != index.facts.model:
@@ -278,61 +172,8 @@ def run_search(
     parts = [] if vectors is None else [vectors]
     if question.ids:
         parts.append(index.vectors(list(question.ids)))
-    asked = _combined(np.concatenate(parts), question)
+    asked = combined(np.concatenate(parts), question)
     return (ask_for_videos if answer.videos else ask)(index, asked, answer), index
-
-
-def _embed(encoder: Encoder, question: Question) -> Vectors:
-    return embed_paths(encoder, question.paths, question.box)
-
-
-def _combined(vectors: Vectors, question: Question) -> Vectors:
-    combine = question.combine or ("max" if question.is_of_video else "mean")
-    if combine == "max":
-        return vectors
-    return normalize_rows(vectors.mean(axis=0, keepdims=True))
-
-
-def change_index(
-    place: Path | str,
-    *,
-    images: Path | None,
-    student: str | None,
-    metadata: Path | None,
-    add: bool,
-    remove: Sequence[str],
-    kind: str | None = None,
-    recall: float | None = None,
-    show_progress: bool = True,
-) -> Index:
-    """Make an index, bring it up to date, or take images out; see `Index.build`.
-
-    Raises:
-        ConfigError: nothing, or both at once, is asked for.
-    """
-    if (images is None) == (not remove):
-        raise ConfigError("say what to do: name images to index, or --remove ids")
-    if remove and (kind or recall):
-        raise ConfigError(
-            "--kind and --recall are chosen while images are indexed, not with --remove"
-        )
-    if images is None:
-        index = Index.open(place)
-        index.remove(list(remove))
-        return index
-    if student is None and not is_store(images):
-        opened = Index.open(place)  # which says how to begin where there is none
-        student = opened.facts.uri or None
-    return Index.build(
-        student,
-        images,
-        place,
-        metadata=metadata,
-        keep=add,
-        kind=kind,
-        recall=recall,
-        show_progress=show_progress,
-    )
 
 
 def _default_index(student: str, images: Path) -> Path:

@@ -295,8 +295,8 @@ class DistillSpec:
     devices: int = 1
     nodes: int = 1
     accelerator: str = "auto"
-    workers: int = 2
-    """Threads that decode images."""
+    workers: int | None = None
+    """Threads that decode images; by default one for each core."""
     seed: int = 0
     view_seed: int = 0
     """Seed of the views; runs that share it share their cached embeddings."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whiten.errors import ConfigError, TeacherError, one_line
+from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line
 from whiten.spec import TeacherURI, check_types, fingerprint, parse_uri
 from whiten.teachers.base import Teacher, hash_state
 from whiten.views import Preprocess
@@ -287,16 +287,7 @@ def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
             f"{folder} is not a student folder, it lacks {Path(error.filename).name}: "
             "name RUN/student of a finished run"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-        SafetensorError,
-        ConfigError,
-    ) as error:
+    except (*DAMAGED, SafetensorError, ConfigError) as error:
         raise TeacherError(
             f"{folder} is damaged ({one_line(error)}): distil again or restore it"
         ) from error

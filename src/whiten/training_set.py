@@ -92,7 +92,7 @@ class TrainingSet:
     facts: dict[str, Any]
     targets: list[Vectors]
     online: list[OnlineTeacher]
-    workers: int
+    workers: int | None
     bf16: bool
 
     @classmethod

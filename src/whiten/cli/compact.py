@@ -42,7 +42,7 @@ def compact(
     """
     from whiten.compact.kinds import parse_kind
     from whiten.compact.running import costs_of, open_embedded, write_kind
-    from whiten.encoder import load
+    from whiten.opening import load
 
     for kind in [*(kinds or []), *([] if write is None else [write])]:
         parse_kind(kind)  # before anything is embedded

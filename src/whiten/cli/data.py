@@ -21,7 +21,7 @@ def embed(
     seed: int = 0,
     precision: str = "auto",
     dtype: str = "float32",
-    workers: int = 2,
+    workers: int | None = None,
     as_json: Json = False,
 ) -> None:
     """Embed images into a store; interrupted or extended, it goes on where it was.
@@ -35,7 +35,7 @@ def embed(
         seed: of the random views.
         precision: 32, bf16, or auto: that of an existing store, else bf16 where it is faster.
         dtype: float32, or float16 for half the disk space.
-        workers: threads that decode images.
+        workers: threads that decode images; by default one for each core.
         as_json: print the summary as JSON.
     """
     from whiten.embed import embed as embed_items
@@ -48,7 +48,7 @@ def embed(
     if precision not in ("auto", "32", "bf16"):
         raise ConfigError(f"precision must be auto, 32 or bf16, not {precision!r}")
     for name, value in (("views", views), ("workers", workers)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
     with progress("frames") as update:
         beside = out.with_name(f"{out.name}-frames")
@@ -86,7 +86,7 @@ def frames(
     out: Path,
     fps: float = 1.0,
     max_frames: int = 60,
-    workers: int = 2,
+    workers: int | None = None,
     as_json: Json = False,
 ) -> None:
     """Take frames of videos, for every verb that takes images; interrupted, it goes on.
@@ -96,13 +96,13 @@ def frames(
         out: the folder of frames, OUT/VIDEO/0000.jpg.
         fps: frames a second.
         max_frames: the most of a video, from its beginning.
-        workers: videos that are read at the same time.
+        workers: videos that are read at the same time; by default one for each core.
         as_json: print the summary as JSON.
     """
     from whiten.media import extract_frames, find_videos
     from whiten.progress import progress
 
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
     with progress("frames") as update:
         found = extract_frames(

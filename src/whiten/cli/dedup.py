@@ -48,8 +48,8 @@ def dedup(
     from whiten.dedup import deduplicate, open_collection
     from whiten.dedup.threshold import calibrate
     from whiten.dedup.writing import write_results, write_table
-    from whiten.encoder import load
     from whiten.near_duplicates import check_threshold
+    from whiten.opening import load
 
     if (threshold is None) == (target_precision is None):
         raise ConfigError("give one of --threshold and --target-precision")

@@ -20,7 +20,7 @@ def export(
     fold_normalisation: bool = False,
     int8_floor: float = 0.9,
     int8_loss: float = 0.02,
-    workers: int = 2,
+    workers: int | None = None,
     as_json: Json = False,
 ) -> None:
     """Export a student to ONNX, OpenVINO or TorchScript, compared with torch and timed.
@@ -35,7 +35,7 @@ def export(
         fold_normalisation: the graphs take uint8 RGB pixels and normalise them.
         int8_floor: the least mean-centred cosine to torch that int8 may have.
         int8_loss: the most mAP that int8 may lose, where images have groups.
-        workers: threads that decode images.
+        workers: threads that decode images; by default one for each core.
         as_json: print JSON.
     """
     from whiten.export import export as run

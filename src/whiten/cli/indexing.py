@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
+from whiten.errors import ConfigError
 from whiten.terminal import list_skipped, print_json, say
 
 
@@ -44,18 +45,32 @@ def index(
     """
     from dataclasses import asdict
 
-    from whiten.searching import change_index
+    from whiten.index import Index
+    from whiten.index.collections import is_store
 
-    changed = change_index(
-        place(out, store, "--out"),
-        images=images,
-        student=student,
-        metadata=metadata,
-        add=add,
-        remove=remove or (),
-        kind=kind,
-        recall=recall,
-    )
+    where = place(out, store, "--out")
+    if (images is None) == (not remove):
+        raise ConfigError("say what to do: name images to index, or --remove ids")
+    if images is None:
+        if kind or recall:
+            raise ConfigError(
+                "--kind and --recall are chosen while images are indexed, not with --remove"
+            )
+        changed = Index.open(where)
+        changed.remove(remove or [])
+    else:
+        if student is None and not is_store(images):
+            student = Index.open(where).facts.uri or None  # or it says how to begin
+        changed = Index.build(
+            student,
+            images,
+            where,
+            metadata=metadata,
+            keep=add,
+            kind=kind,
+            recall=recall,
+            show_progress=True,
+        )
     tuning = changed.tuning
     if as_json:
         how = None if tuning is None else asdict(tuning)
@@ -120,7 +135,8 @@ def search(
         open_page: write a page of the hits and open it in the browser.
     """
     from whiten.index import Index
-    from whiten.searching import Answer, Question, parse_box, run_search
+    from whiten.questions import Question, parse_box
+    from whiten.searching import Answer, run_search
 
     question = Question(
         tuple(queries or ()), tuple(ids or ()), None if box is None else parse_box(box), combine
@@ -159,7 +175,6 @@ def search(
 
 def place(folder: Path | None, store: str | None, option: str) -> Path | str:
     """Where an index lies: one of the two must say so."""
-    from whiten.errors import ConfigError
 
     if (folder is None) == (store is None):
         raise ConfigError(f"say where the index lies: {option} FOLDER, or --store milvus:URI")

@@ -54,8 +54,8 @@ def evaluate(
         as_json: print JSON.
     """
     from whiten.benchmark import PROTOCOLS, Options, Outcome, find_protocol
-    from whiten.encoder import load
     from whiten.evaluate import evaluate as run
+    from whiten.opening import load
 
     options = Options(multi_scale, distractors, similarity, omit_normalisation, report)
     name = find_protocol(gallery, protocol, options, queries, gallery_encoder)

@@ -59,8 +59,8 @@ def serve(
         timeout=timeout,
     )
     with listen(host, port) as listening:
-        from whiten.encoder import load
         from whiten.index import Index
+        from whiten.opening import load
 
         opened = Index.open(index, None if student is None else load(student))
         service = create_app(opened, settings)

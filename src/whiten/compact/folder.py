@@ -27,7 +27,7 @@ from whiten.atomic import write_atomically
 from whiten.compact.codec import Array, Codec, Vectors, bytes_per_vector
 from whiten.compact.kinds import from_state
 from whiten.encoder import Encoder
-from whiten.errors import ConfigError, StoreError, WhitenError, one_line
+from whiten.errors import DAMAGED, ConfigError, StoreError, WhitenError, one_line
 from whiten.evaluate import top_k
 from whiten.mapped import forget
 from whiten.media import Items, content_hash
@@ -244,10 +244,7 @@ def open_compact(folder: str | os.PathLike[str]) -> Compact:
             f"{root} holds no compact embeddings: write some with `whiten compact … --write KIND "
             f"--out {root}`"
         ) from error
-    except (
-        OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
-        pa.ArrowException, WhitenError,
-    ) as error:  # fmt: skip
+    except (*DAMAGED, EOFError, pa.ArrowException, WhitenError) as error:
         raise StoreError(f"{root} is damaged ({one_line(error)}): write it again") from error
     return Compact(root, codec, (manifest["model"], manifest["name"]), names, codes)
 

@@ -75,7 +75,7 @@ def open_embedded(
             )
             own = None
             if len(encoder.parts) == 1 and encoder.parts[0].whitener is None:
-                own = embed_cached(encoder.parts[0].teacher, found, folder, 2, False)
+                own = embed_cached(encoder.parts[0].teacher, found, folder)
             vectors = mapped_rows(file, encoder.dim)
             model = (encoder.fingerprint(), encoder.name)
             yield Embedded(kept, vectors, model, encoder, own, folder, skipped)

@@ -105,7 +105,7 @@ def _of_images(
     items: Items, encoder: Encoder, file: IO[bytes], cache: Path, show_progress: bool
 ) -> Collection:
     # The first model's store knows the contents; those that are there twice are compared once.
-    store = embed_cached(encoder.parts[0].teacher, items, cache, 2, show_progress)
+    store = embed_cached(encoder.parts[0].teacher, items, cache, show_progress=show_progress)
     has_one = store.has(items.by_id, [0])[:, 0]
     known = items.take(has_one)
     if not len(known):

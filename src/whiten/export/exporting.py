@@ -73,7 +73,7 @@ def export(
     fold_normalisation: bool = False,
     int8_floor: float = INT8_FLOOR,
     int8_loss: float = INT8_LOSS,
-    workers: int = 2,
+    workers: int | None = None,
     show_progress: bool = False,
 ) -> Exports:
     """Export a student in all formats and precisions that are asked for, or not at all.
@@ -89,7 +89,7 @@ def export(
         fold_normalisation: the graphs take (n, h, w, 3) uint8 RGB and normalise themselves.
         int8_floor: least mean-centred cosine that int8 may have to torch, on average.
         int8_loss: most retrieval mAP that int8 may lose, where the images have groups.
-        workers: threads that decode images.
+        workers: threads that decode images; by default one for each core.
 
     Raises:
         ConfigError: a wrong option, or int8 without images.
@@ -152,7 +152,10 @@ def student_folder(student: str | os.PathLike[str]) -> Path:
 
 
 def _sample(
-    images: str | os.PathLike[str] | None, teacher: Teacher, wanted: list[Wanted], workers: int
+    images: str | os.PathLike[str] | None,
+    teacher: Teacher,
+    wanted: list[Wanted],
+    workers: int | None,
 ) -> Sample:
     if images is None:
         return draw_images(teacher.preprocess)

@@ -40,7 +40,7 @@ class Sample:
     is_drawn: bool = False
 
 
-def sample_images(items: Items, preprocess: Preprocess, workers: int) -> Sample:
+def sample_images(items: Items, preprocess: Preprocess, workers: int | None) -> Sample:
     """Split a collection by the hashes of its names, groups whole, and read what is chosen.
 
     The same collection gives the same two halves everywhere, in any order of its files.
@@ -83,10 +83,10 @@ def _order(name: str) -> bytes:
 
 
 def _read(
-    items: Sequence[Item], preprocess: Preprocess, workers: int, skipped: list[Skipped]
+    items: Sequence[Item], preprocess: Preprocess, workers: int | None, skipped: list[Skipped]
 ) -> tuple[list[Item], Pixels]:
     kept, shown = [], []
-    found = ordered_map(partial(_show, preprocess), items, workers=workers, ahead=4 * workers)
+    found = ordered_map(partial(_show, preprocess), items, workers=workers)
     for item, pixels in zip(items, found, strict=True):
         if isinstance(pixels, ImageError):
             skipped.append(Skipped(item.id, str(pixels)))

@@ -9,12 +9,13 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-from whiten.encoder import Encoder, load
+from whiten.encoder import Encoder
 from whiten.errors import ConfigError, StoreError
 from whiten.index.metadata import has_metadata, read_metadata
 from whiten.index.rows import TYPES, Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
 from whiten.media import Item, Items, find_items
+from whiten.opening import load
 from whiten.store import Store
 
 Place: TypeAlias = str | os.PathLike[str]

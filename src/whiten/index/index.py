@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from whiten.encoder import Embeddable, Encoder, load
+from whiten.encoder import Encoder
 from whiten.errors import ConfigError, StoreError
 from whiten.index.collections import Images, Place, describe, open_source
 from whiten.index.folder import FolderIndex
@@ -17,7 +17,9 @@ from whiten.index.sources import Source
 from whiten.index.synchronise import Changes, synchronise
 from whiten.index.tuning import Tuning, check_kind
 from whiten.index.where import Where, parse_where
+from whiten.inputs import Embeddable
 from whiten.media import Skipped
+from whiten.opening import load
 from whiten.store import Vectors
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from whiten.errors import StoreError
+from whiten.errors import DAMAGED, StoreError
 from whiten.index.rows import Facts
 from whiten.index.tuning import Tuning
 
@@ -86,7 +86,7 @@ class Manifest:
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise StoreError(
                 f"{path} is damaged ({error}): delete {root} and index again"
             ) from error

@@ -67,7 +67,7 @@ def extract_frames(
     *,
     fps: float = 1.0,
     max_frames: int = MAX_FRAMES,
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
     """Write the frames of videos; what is there already and still true is kept.
@@ -79,7 +79,8 @@ def extract_frames(
         videos: as `find_videos` finds them.
         out: the folder of frames, existing or new.
         fps, max_frames: see `sample_frames`.
-        workers: videos that are read at the same time, each by one thread.
+        workers: videos that are read at the same time, each by one thread; by default one for
+            each core.
         progress: told after every video.
 
     Raises:
@@ -97,7 +98,7 @@ def extract_frames(
         work = partial(_bring_up_to_date, root=root, fps=fps, max_frames=max_frames)
         done: list[tuple[Item, list[int]]] = []
         skipped: list[Skipped] = []
-        results = ordered_map(work, videos, workers=workers, ahead=2 * workers)
+        results = ordered_map(work, videos, workers=workers)
         for number, (video, result) in enumerate(zip(videos, results, strict=True), start=1):
             if isinstance(result, Skipped):
                 skipped.append(result)
@@ -133,7 +134,7 @@ def find_or_extract(
     source: str | os.PathLike[str],
     frames: Path,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> tuple[Items, list[Skipped]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,14 +12,31 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+def cores() -> int:
+    """How many this process may use, which a container or `taskset` may have limited."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def ordered_map(
-    function: Callable[[In], Out], inputs: Iterable[In], *, workers: int, ahead: int
+    function: Callable[[In], Out],
+    inputs: Iterable[In],
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
 ) -> Iterator[Out]:
     """`map` on threads: results in order, at most `ahead` of them computed in advance.
 
     Memory stays bounded however many inputs there are. Decoding releases the GIL, so threads
     run on all cores beside the caller.
+
+    Args:
+        workers: threads; by default one for each core.
+        ahead: by default four for each thread.
     """
+    workers = workers or cores()
+    ahead = 4 * workers if ahead is None else ahead
     pending: deque[Future[Out]] = deque()
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="whiten-media")
     try:

@@ -49,7 +49,8 @@ def write_embeddings(
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
         stores = [
-            embed_cached(part.teacher, items, folder, 2, show_progress) for part in encoder.parts
+            embed_cached(part.teacher, items, folder, show_progress=show_progress)
+            for part in encoder.parts
         ]
         kept, skipped = embedded_by_all(Items.of(items), stores)
         if not kept:

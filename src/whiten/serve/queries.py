@@ -13,8 +13,9 @@ from anyio.to_thread import run_sync
 from fastapi import UploadFile
 from pydantic import BaseModel, Field
 
-from whiten.encoder import Embeddable, Encoder
+from whiten.encoder import Encoder
 from whiten.errors import ConfigError, ImageError
+from whiten.inputs import Embeddable
 from whiten.media import read_bytes
 from whiten.media.decoding import MAX_PIXELS
 from whiten.serve.batching import Batcher, BusyError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 
 from postgres import PASSWORD, Server
-from test_index_backends import backend_of, block_of, passing
+from random_rows import backend_of, block_of, passing
 from whiten.errors import ConfigError, MissingExtraError, StoreError
 from whiten.index import Index
 from whiten.index.addresses import hide_password, read_address
@@ -24,15 +23,6 @@ from whiten.index.milvus import to_milvus
 from whiten.index.places import open_place
 from whiten.index.rows import Facts
 from whiten.index.where import parse_where
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Server]:
-    server = Server()
-    yield server
-    gc.collect()
-    server.stop()
-
 
 # --- addresses --------------------------------------------------------------------------
 

@@ -15,23 +15,15 @@ from PIL import Image
 from clips import segments, write_video
 from command_line import Captured, fails, prints
 from helpers import TEACHER, draw, write_groups, write_image
-from whiten.encoder import Encoder, load
+from whiten.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.hits_page import write_hits_page
 from whiten.index import Index, Match
 from whiten.media import find_items
-from whiten.searching import Answer, Question, ask, ask_for_videos, embed_paths, parse_box
+from whiten.opening import load
+from whiten.questions import Question, embed_paths, parse_box
+from whiten.searching import Answer, ask, ask_for_videos
 from whiten.whitening import normalize_rows
-
-
-@pytest.fixture
-def encoder(colour_teachers: None) -> Encoder:
-    return load(TEACHER)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", {"a": 3, "b": 3})
 
 
 @pytest.fixture

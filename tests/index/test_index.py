@@ -1,8 +1,7 @@
-"""Indexes in folders: built, brought up to date, opened, filtered, searched, refused."""
+"""Indexes in folders: built, brought up to date, opened, searched."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -11,24 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from folder_checks import check_vectors, count_embedded, paths_of
 from helpers import TEACHER, draw, write_groups, write_image
 from whiten.embed import embed
-from whiten.encoder import Encoder, load
+from whiten.encoder import Encoder
 from whiten.errors import ConfigError, NoImagesError, StoreError
 from whiten.index import Changes, Index
 from whiten.index.folder import FolderIndex
 from whiten.media import find_items
-from whiten.store import Store
-
-
-@pytest.fixture
-def encoder(colour_teachers: None) -> Encoder:
-    return load(TEACHER)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", {"a": 3, "b": 3})
+from whiten.opening import load
 
 
 @pytest.fixture
@@ -39,30 +29,6 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def index(encoder: Encoder, images: Path, place: Path) -> Index:
     return Index.build(encoder, images, place)
-
-
-def count_embedded(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collects how many images each forward pass from now on sees."""
-    counts: list[int] = []
-    teacher = encoder.parts[0].teacher
-    forward = teacher.forward
-
-    def counted(inputs):  # type: ignore[no-untyped-def]
-        counts.append(len(inputs))
-        return forward(inputs)
-
-    monkeypatch.setattr(teacher, "forward", counted)
-    return counts
-
-
-def paths_of(index: Index) -> list[str]:
-    return [item.path for item in index.items(index.ids())]
-
-
-def check_vectors(index: Index, encoder: Encoder) -> None:
-    """Every image has its own embedding."""
-    expected = encoder.embed(paths_of(index))
-    np.testing.assert_allclose(index.vectors(index.ids()), expected, atol=1e-6)
 
 
 # --- searching --------------------------------------------------------------------------
@@ -323,170 +289,3 @@ def test_a_store_is_indexed_without_its_model(
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "other").replace(tmp_path / "store")
     assert Index.build(None, tmp_path / "store", place).changes.removed == 3
-
-
-# --- metadata and filters ---------------------------------------------------------------
-
-
-@pytest.fixture
-def priced(images: Path) -> Path:
-    """A table of the images with columns of the user's own."""
-    rows = ["path,group,price,colour"]
-    for number, item in enumerate(find_items(images)):
-        price = "" if number == 5 else str(10 * number)
-        rows.append(f"images/{item.id},{item.group},{price},{'red' if number % 2 else 'blue'}")
-    table = images.parent / "table.csv"
-    table.write_text("\n".join(rows) + "\n")
-    return table
-
-
-@pytest.mark.parametrize(
-    ("where", "numbers"),
-    [
-        ("price < 20", [0, 1]),
-        ("20 <= price <= 30", [2, 3]),
-        ("price >= 30 and colour == 'blue'", [4]),
-        ("price == 0 or not colour == 'blue'", [0, 1, 3, 5]),
-        ("colour in ['red', 'green'] and group != 'a'", [3, 5]),
-        ("group not in ['a']", [3, 4, 5]),
-        ("price in []", []),
-        ("price > -1", [0, 1, 2, 3, 4]),  # nothing is known of the last one
-        ("not price > -1", []),
-    ],
-)
-def test_filters(
-    encoder: Encoder, priced: Path, place: Path, where: str, numbers: list[int]
-) -> None:
-    built = Index.build(encoder, priced, place)
-    assert built.facts.columns == {"price": "int", "colour": "string"}
-    [hits] = built.search(draw(0), k=9, where=where)
-    assert sorted(hit.id for hit in hits) == [built.ids()[number] for number in numbers]
-    for hit in hits:
-        assert hit.metadata["colour"] == ("red" if built.ids().index(hit.id) % 2 else "blue")
-
-
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("price <", "cannot read the filter"),
-        ("price = 3", "cannot read the filter"),
-        ("price", "where a comparison belongs"),
-        ("price < 'x'", "column price holds int values, 'x' is none"),
-        ("price < True", "column price holds int values, True is none"),
-        ("cost < 3", "there is no column 'cost'"),
-        ("price is 3", "compare with == != < <= > >= or in"),
-        ("price < colour", "compares price with colour, which is no value: put text in quotes"),
-        ("colour in 'red'", "after `in` comes a list"),
-        ("3 < 4", "compares no column"),
-        ("__import__('os').system('true') == 0", "compares no column"),
-    ],
-)
-def test_wrong_filters(
-    encoder: Encoder, priced: Path, place: Path, where: str, message: str
-) -> None:
-    built = Index.build(encoder, priced, place)
-    with pytest.raises(ConfigError) as caught:
-        built.search(draw(0), where=where)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_metadata_changes_without_embedding(
-    encoder: Encoder, priced: Path, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Index.build(encoder, priced, place)
-    counts = count_embedded(encoder, monkeypatch)
-    priced.write_text(priced.read_text().replace(",30,red", ",31,red").replace("colour", "tone"))
-    again = Index.build(encoder, priced, place)
-    assert not counts and again.facts.columns == {"price": "int", "tone": "string"}
-    [hits] = again.search(draw(0), where="price == 31")
-    assert [hit.metadata for hit in hits] == [{"price": 31, "tone": "red"}]
-
-
-def test_a_table_of_metadata(encoder: Encoder, images: Path, place: Path, tmp_path: Path) -> None:
-    table = tmp_path / "sizes.csv"
-    table.write_text("id,wide\na/0.png,true\nb/0.png,false\n")
-    built = Index.build(encoder, images, place, metadata=table)
-    assert [hit.id for hit in built.search(draw(5), where="wide == True")[0]] == ["a/0.png"]
-    for text, message in (
-        ("name,wide\nx,1\n", "has no column 'id' or 'path'"),
-        ("id,wide\na/0.png,1\na/0.png,2\n", "lists 'a/0.png' twice"),
-        ("id,wide\nx,1\n", "describes none of these images; its first is x"),
-        ("id,score\na/0.png,1\n", "has a column 'score', which is taken"),
-        ("", "cannot read"),
-    ):
-        table.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            Index.build(encoder, images, place, metadata=table)
-    assert len(Index.open(place).search(draw(5), where="wide in [True, False]")[0]) == 2
-
-
-# --- refused ----------------------------------------------------------------------------
-
-
-def test_another_model_is_refused(index: Index, images: Path, place: Path) -> None:
-    other = load(f"{TEACHER}?seed=1")
-    for use in (lambda: Index.open(place, other), lambda: Index.build(other, images, place)):
-        with pytest.raises(StoreError, match=r"was made with another model, .* than "):
-            use()
-    assert Index.open(place).facts == index.facts
-
-
-def parts(place: Path) -> list[Path]:
-    return [place / "manifest.json", *place.glob("segment-*/*"), *place.glob("gone-*")]
-
-
-@pytest.mark.parametrize("number", range(4))
-@pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "short", "null"])
-def test_damage_is_reported(index: Index, place: Path, number: int, damage: str) -> None:
-    index.remove("a/0.png")
-    assert len(parts(place)) == 4
-    path = parts(place)[number]
-    content = {"garbage": b"\xff\x00garbage", "short": path.read_bytes()[:-1], "null": b"null"}
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(content.get(damage, b""))
-    with pytest.raises(StoreError, match=r"is damaged|is not an index|missing") as caught:
-        Index.open(place)
-    assert str(place) in str(caught.value)
-
-
-def test_another_format_is_refused(index: Index, place: Path) -> None:
-    manifest = json.loads((place / "manifest.json").read_text())
-    (place / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(StoreError, match="has index format 2, this version reads 3: delete it"):
-        Index.open(place)
-
-
-@pytest.mark.parametrize("foreign", ["notes.txt", "config.yaml", "embeddings"])
-def test_a_foreign_folder_is_left_alone(
-    encoder: Encoder, images: Path, place: Path, foreign: str
-) -> None:
-    place.mkdir()
-    (place / foreign).write_text("mine")
-    with pytest.raises(StoreError, match="holds something else than an index"):
-        Index.build(encoder, images, place)
-    assert [path.name for path in place.iterdir()] == [foreign]
-
-
-def test_names_that_are_not_text(encoder: Encoder, images: Path, place: Path) -> None:
-    name = os.fsdecode(b"caf\xe9.png")
-    try:
-        draw(7).save(images.parent / "plain.png")
-        (images.parent / "plain.png").rename(images / "a" / name)
-    except OSError:
-        pytest.skip("the file system takes text names only")
-    built = Index.build(encoder, images, place)
-    [[hit]] = built.search(draw(7), k=1)
-    assert hit.path == str(images / "a" / name)
-    assert hit.id == r"a/caf\xe9.png"
-
-
-def test_models_that_share_no_image(encoder: Encoder, images: Path, tmp_path: Path) -> None:
-    for number, part in enumerate("ab"):
-        embed(find_items(images / part), encoder.parts[0].teacher, tmp_path / f"store{number}")
-    stored = [load(f"store:{tmp_path / f'store{number}'}") for number in range(2)]
-    both = Encoder("both", [one.parts[0] for one in stored])
-    with pytest.raises(NoImagesError, match="none of 6 images could be indexed"):
-        Index.build(both, images, tmp_path / "index")
-    assert len(Store.open(tmp_path / "store0")) == 3

@@ -1,124 +1,28 @@
-"""Near-duplicates of real drawings and of videos: what is found, kept, shown and deleted."""
+"""Near-duplicates of real drawings: what is found, kept and shown."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageEnhance
 
 from command_line import Captured, fails, prints
+from copies import TEACHER, hostile_copies, pairs, run, shell
 from helpers import write_image
-from whiten import encoder as encoder_module
-from whiten.dedup import Deduplication, deduplicate, open_collection
+from whiten.dedup import deduplicate, open_collection
 from whiten.dedup.page import MOST_GROUPS, groups_page
 from whiten.dedup.pixels import Pictures
-from whiten.dedup.script import deletion_script
 from whiten.dedup.writing import COLUMNS, write_results
-from whiten.encoder import load
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media import find_items
+from whiten.opening import load
 
-HOSTILE = [
-    "it's.png",
-    "two\nlines.png",
-    "-rf.png",
-    "$(touch owned).png",
-    "`touch owned`.png",
-    'quo"te.png',
-    "back\\slash.png",
-    " blank .png",
-    "*.png",
-    "ümlaut.png",
-    os.fsdecode(b"not-utf8-\xff.png"),
-    "--.png",
-    "semi;colon & and.png",
-    "{{brace}}%s.png",
-]
-
-TEACHER = "python:small_pictures:make"
-FACTORY = '''
-"""Sees an image as 8 × 8 pixels, without their mean."""
-
-from torch import nn
-
-from whiten.views import Preprocess
-
-
-class Centre(nn.Module):
-    def forward(self, x):
-        return x - x.mean((2, 3), keepdim=True) + 0.01
-
-
-def make(size="32"):
-    layers = nn.Sequential(nn.AdaptiveAvgPool2d(8), Centre(), nn.Flatten())
-    return layers, Preprocess(size=(int(size), int(size)))
-'''
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder to work in, and a model that costs nothing."""
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "small_pictures.py").write_text(FACTORY)
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def drawings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Bundled drawings that differ: of one vendor, from all over the set."""
-    root = tmp_path_factory.mktemp("drawings")
-    with resources.as_file(resources.files("whiten") / "data" / "emoji.parquet") as path:
-        table = pq.read_table(path, columns=["group", "vendor", "image"])
-    rows = [row for row in table.to_pylist() if row["vendor"] == "fluent"][7::83]
-    for row in rows:
-        (root / f"{row['group']}.webp").write_bytes(row["image"])
-    return sorted(root.iterdir())
-
-
-@pytest.fixture
-def copied(drawings: list[Path], tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A folder of drawings, some with copies; and of each copy the original's id."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    origin: dict[str, str] = {}
-    for number, path in enumerate(drawings[:20]):
-        name = f"{number:02d}"
-        shutil.copy(path, folder / f"{name}.webp")
-        image = Image.open(path).convert("RGB")
-        if number < 12:
-            if number % 4 == 0:
-                image.save(folder / f"{name}-copy.jpg", quality=70)
-            elif number % 4 == 1:
-                image.resize((40, 40)).save(folder / f"{name}-copy.png")
-            elif number % 4 == 2:
-                image.crop((1, 1, 63, 63)).save(folder / f"{name}-copy.png")
-            else:
-                shutil.copy(path, folder / f"{name}-copy.webp")
-            [made] = folder.glob(f"{name}-copy*")
-            origin[made.name] = f"{name}.webp"
-    return folder, origin
-
-
-def run(folder: Path, threshold: float, *, cache: Path | None = None) -> Deduplication:
-    with open_collection(folder, load(TEACHER), cache) as collection:
-        return deduplicate(collection, threshold)
-
-
-def pairs(found: Deduplication) -> dict[str, str]:
-    return {member.id: member.copy_of for member in found.copies}
+pytestmark = pytest.mark.usefixtures("small_pictures")
 
 
 # --- what is found ----------------------------------------------------------------------
@@ -281,7 +185,7 @@ def test_a_file_that_is_gone_is_not_kept(
 
 def test_several_models_together(copied: tuple[Path, dict[str, str]]) -> None:
     folder, origin = copied
-    both = encoder_module.load(f"fuse:raw:{TEACHER},{TEACHER}?size=24")
+    both = load(f"fuse:raw:{TEACHER},{TEACHER}?size=24")
     with open_collection(folder, both, None) as collection:
         found = deduplicate(collection, 0.97)
     assert {frozenset(p) for p in pairs(found).items()} == {frozenset(p) for p in origin.items()}
@@ -301,19 +205,6 @@ def test_the_table_says_what_was_found(copied: tuple[Path, dict[str, str]], tmp_
     # It is a table of images with groups for every other verb.
     items = find_items(tmp_path / "out" / "groups.csv")
     assert {item.path: item.group for item in items} == {r["path"]: r["group"] for r in rows}
-
-
-def hostile_copies(root: Path) -> Iterator[tuple[Path, Path]]:
-    """(kept, copy) with names that shells and pages stumble over; the kept one is larger."""
-    (root / "images" / "big").mkdir(parents=True)
-    for number, name in enumerate(HOSTILE):
-        image = Image.fromarray(
-            np.random.default_rng(number).integers(0, 256, (2, 2, 3), np.uint8)
-        ).resize((32, 32), Image.Resampling.NEAREST)
-        copy, kept = root / "images" / name, root / "images" / "big" / name
-        image.save(copy, "PNG")
-        image.resize((64, 64), Image.Resampling.NEAREST).save(kept, "PNG")
-        yield kept, copy
 
 
 def test_the_page_holds_names_of_all_kinds(tmp_path: Path) -> None:
@@ -338,99 +229,6 @@ def test_very_many_groups_are_cut_on_the_page_alone(
     page = groups_page(found, "groups.csv")
     assert MOST_GROUPS > 5 and page.count("<section>") == 5
     assert "5 of 12 groups are shown here, all of them are in groups.csv" in page
-
-
-# --- deletion ---------------------------------------------------------------------------
-
-
-def shell(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
-    command = ["sh", script, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, timeout=60)
-
-
-def test_the_script_deletes_copies_of_hostile_names(tmp_path: Path) -> None:
-    expected = list(hostile_copies(tmp_path))
-    found = run(tmp_path / "images", 0.999)
-    script = write_results(found, tmp_path / "out")[2]
-    empty = tmp_path / "elsewhere"
-    empty.mkdir()
-
-    done = shell(script, cwd=empty)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(b"would delete ") == len(HOSTILE)
-    assert f"{len(HOSTILE)} would be deleted, 0 left alone".encode() in done.stdout
-    assert all(copy.exists() and kept.exists() for kept, copy in expected)
-
-    assert shell(script, "--no", cwd=empty).returncode == 2
-    assert all(copy.exists() for _, copy in expected)
-
-    done = shell(script, "--yes", cwd=empty)
-    assert done.returncode == 0, done.stderr
-    assert f"{len(HOSTILE)} deleted, 0 left alone".encode() in done.stdout
-    assert [kept for kept, copy in expected if copy.exists() or not kept.exists()] == []
-    assert list(empty.iterdir()) == [], "nothing that stands in a name was run"
-    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == ["big"]
-
-
-def test_the_script_leaves_alone_what_has_changed(tmp_path: Path) -> None:
-    expected = list(hostile_copies(tmp_path))
-    script = write_results(run(tmp_path / "images", 0.999), tmp_path / "out")[2]
-    (kept_gone, a), (kept_other, b), (_, changed), (linked, c), (hard, d) = expected[:5]
-    kept_gone.unlink()
-    kept_other.write_bytes(b"something else")
-    changed.write_bytes(changed.read_bytes() + b"more")
-    moved = linked.with_name("moved")  # the content is right, but a link may go astray
-    linked.rename(moved)
-    linked.symlink_to(moved)
-    d.unlink()
-    os.link(hard, d)
-    done = shell(script, "--yes", cwd=tmp_path)
-    assert done.returncode == 0
-    assert all(path.exists() for path in (a, b, changed, c, d))
-    assert f"{len(HOSTILE) - 5} deleted, 5 left alone".encode() in done.stdout
-    for reason in (b"the kept file is gone or has changed", b"it has changed", b"only a link"):
-        assert reason in done.stderr
-    assert sum(copy.exists() for _, copy in expected) == 5
-
-
-def test_one_file_under_two_names_is_never_deleted(tmp_path: Path) -> None:
-    image = write_image(tmp_path / "images" / "a.png", 1)
-    (tmp_path / "again").symlink_to(tmp_path / "images")
-    table = tmp_path / "table.csv"
-    table.write_text("path\nimages/a.png\nagain/a.png\n")
-    script = write_results(run(table, 0.99), tmp_path / "out")[2]
-    done = shell(script, "--yes", cwd=tmp_path)
-    assert image.exists()
-    assert b"it is the kept file itself" in done.stderr and b"0 deleted, 1 left" in done.stdout
-
-
-def test_the_script_without_b2sum(tmp_path: Path) -> None:
-    [(kept, copy), *_] = hostile_copies(tmp_path)
-    script = write_results(run(tmp_path / "images", 0.999), tmp_path / "out")[2]
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in ("sh", "rm", "cut"):
-        path = shutil.which(name)
-        assert path is not None
-        (tools / name).symlink_to(path)
-    (tools / "python3").write_text(f'#!{tools}/sh\nexec {sys.executable} "$@"\n')
-    (tools / "python3").chmod(0o755)
-    done = subprocess.run(
-        ["sh", script, "--yes"], env={"PATH": str(tools)}, capture_output=True, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert kept.exists() and not copy.exists()
-    (tools / "python3").unlink()
-    done = subprocess.run(["sh", script], env={"PATH": str(tools)}, capture_output=True, timeout=60)
-    assert done.returncode == 2 and b"needs b2sum" in done.stderr
-
-
-def test_an_empty_script_runs(tmp_path: Path) -> None:
-    nothing = Deduplication("image", 3, 0.9, None, [], [])
-    (tmp_path / "delete.sh").write_bytes(deletion_script(nothing))
-    done = shell(tmp_path / "delete.sh", "--yes", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout == b"0 deleted, 0 left alone\n"
-    assert "0 groups" in groups_page(nothing, "groups.csv")
 
 
 # --- pixels -----------------------------------------------------------------------------
