@@ -220,6 +220,7 @@ def test_training_changes_only_what_it_should(images: Path, cache: Path, tmp_pat
     assert states["learnt"]["power"] != 3
 
 
+@pytest.mark.slow
 def test_a_sigkill_leaves_a_loadable_checkpoint(images: Path, cache: Path, tmp_path: Path) -> None:
     options = {**SMALL, "epochs": 40}
     distill(
@@ -270,6 +271,7 @@ def test_a_nan_loss_stops_and_names_the_images(
 @pytest.mark.parametrize(
     "options", [{}, {"recipe": "paper"}, {"backbone_lr": 0.0, "align": 0.5, "queue": 0.5}], ids=str
 )
+@pytest.mark.slow
 def test_two_processes_equal_one(
     images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:

@@ -43,15 +43,16 @@ def test_what_was_asked_before_the_end_is_answered(
 ) -> None:
     with Service(Path(index.place), code=tmp_path / "code") as service:
         statuses: list[int] = []
+        lost: list[bool] = []
+        ending = threading.Event()
 
         def ask() -> None:
             with httpx.Client(base_url=service.url, timeout=20) as client:
                 for _ in range(1000):
                     try:
                         answer = client.post("search", files={"image": ("x", drawing)})
-                    except httpx.ConnectError:  # the next one finds nobody
-                        return
-                    except httpx.RemoteProtocolError:  # as a kept connection that was closed
+                    except httpx.TransportError:  # nobody there, or a kept connection was closed
+                        lost.append(ending.is_set())
                         return
                     statuses.append(answer.status_code)
 
@@ -60,9 +61,11 @@ def test_what_was_asked_before_the_end_is_answered(
             thread.start()
         while len(statuses) < 20:
             time.sleep(0.01)
+        ending.set()
         assert service.end(signal.SIGINT) == 0
         for thread in threads:
             thread.join(30)
+        assert lost == [True] * 4
         assert set(statuses) <= {200, 503} and statuses.count(200) >= 20
         assert service.lines[-1] == "stopped" and len(service.lines) == 2
 

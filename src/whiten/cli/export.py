@@ -29,7 +29,8 @@ def export(
         student: the student's folder, or its run's.
         out: the folder to write; an earlier export there is replaced.
         format: onnx (the default), openvino or torchscript; several may follow each other.
-        precision: fp32 (the default), fp16, bf16 (OpenVINO alone) or int8; likewise.
+        precision: fp32 (the default), fp16, bf16 (not with onnx) or int8 (not with
+            torchscript); likewise.
         images: a folder or table of images like those in use: half of them calibrate int8, on the
             others embeddings are compared, and retrieval where they have groups.
         fold_normalisation: the graphs take uint8 RGB pixels and normalise them.

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from whiten.errors import ConfigError, nearest
 from whiten.export.graphs import (
     Deployed,
@@ -27,7 +29,7 @@ from whiten.teachers.base import hash_file
 OFFERED = {
     "onnx": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "bf16", "fp16", "int8"),
-    "torchscript": ("fp32",),
+    "torchscript": ("fp32", "bf16", "fp16"),
 }
 
 Wanted = tuple[str, str]
@@ -93,7 +95,7 @@ class Builder:
         metadata = self._metadata(precision)
         if name == "torchscript":
             shape = self._manifest.preprocess.size
-            files = write_torchscript(self._deployed, shape, path, metadata)
+            files = write_torchscript(self._computing_in(precision), shape, path, metadata)
         else:
             graph = self._int8 if precision == "int8" else self._fp32
             if name == "openvino":
@@ -121,8 +123,17 @@ class Builder:
             "source_fingerprint": known.source_fingerprint,
         }
 
+    def _computing_in(self, precision: str) -> Deployed:
+        halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        if precision not in halves:
+            return self._deployed
+        return self._load().compute_in(halves[precision])
+
     @cached_property
     def _deployed(self) -> Deployed:
+        return self._load()
+
+    def _load(self) -> Deployed:
         net, config = load_student(self._student)
         return Deployed(net, config.preprocess, self._manifest.input == "pixels")
 

@@ -82,7 +82,7 @@ def export(
         student: its folder, or the folder of the run that made it.
         out: the folder to write; an earlier export there is replaced.
         formats: onnx, openvino, torchscript.
-        precisions: fp32, fp16, bf16 (OpenVINO alone), int8.
+        precisions: fp32, fp16, bf16 (not with ONNX), int8 (not with TorchScript).
         images: a folder or table of images like those in use. Half of them calibrate int8; on the
             others, held out, embeddings are compared. Without them made-up images are compared,
             and there is no int8.

@@ -57,6 +57,12 @@ class Deployed(nn.Module):
             images = planes * self.scale - self.shift
         return F.normalize(self.net(images), dim=1)
 
+    def compute_in(self, dtype: torch.dtype) -> Deployed:
+        """Give the backbone another precision; pooling takes powers, which overflow in fp16."""
+        backbone: Any = self.net.backbone
+        backbone.to(dtype).dtype = dtype
+        return self
+
     def example(self, count: int, size: tuple[int, int]) -> Tensor:
         """A blank input."""
         height, width = size
@@ -73,10 +79,14 @@ class _Scoped(nn.Module):
         self.backbone = backbone
         self.num_features = backbone.num_features
         self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
+        self.dtype = torch.float32
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.backbone.forward_features(images)
-        return found
+        if self.dtype == torch.float32:
+            found: Tensor = self.backbone.forward_features(images)
+            return found
+        halved: Tensor = self.backbone.forward_features(images.to(self.dtype))
+        return halved.float()
 
     def forward_features(self, images: Tensor) -> Tensor:
         found: Tensor = self(images)
