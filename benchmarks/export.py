@@ -68,7 +68,7 @@ def prepare(name: str, folder: Path, out: Path, images: Path) -> Student:
     done = export(
         folder,
         out,
-        formats=["onnx", "openvino", "torchscript"],
+        formats=["onnx", "openvino"],
         precisions=PRECISIONS,
         images=images,
         int8_floor=-1,  # it is measured, whatever it is worth
