@@ -264,7 +264,8 @@ def compare(
         one = take_turns(
             f"1 query × {rows:,} × {dim}, {kind}", single, ours=kind, rounds=5 * rounds
         )
-        one.targets, one.facts = aim, known[kind]
+        one.targets = aim
+        one.facts = known[kind] | under_filters(queries, vectors, fast[kind])
         report.add(one)
     for kind in known.keys() - fast.keys():
         print(f"  {kind}: {known[kind]}", file=sys.stderr)
@@ -277,6 +278,21 @@ def same(queries: Array, vectors: Array, ways: dict[str, Callable[[], Any]]) -> 
     for name, ask in ways.items():
         pairs = zip(ask(), expected, strict=True)
         found[name] = float(np.mean([np.isin(rows, own).mean() for (rows, _), own in pairs]))
+    return found
+
+
+def under_filters(queries: Array, vectors: Array, one: Any) -> dict[str, float]:
+    """Recall@10 where one in so many of all vectors, at random, may be an answer."""
+    found = {}
+    for among in (2, 10, 100):
+        allowed = np.random.default_rng(among).random(len(vectors)) < 1 / among
+        truth = exact_search(queries, vectors, 10, allowed)
+        answers = one.search(queries, 10, vectors.__getitem__, allowed)
+        if answers is None:  # exact search is the better one
+            answers = truth
+        pairs = zip(answers, truth, strict=True)
+        hits = [np.isin(rows, own).mean() for (rows, _), (own, _) in pairs]
+        found[f"recall@10_of_1_in_{among}"] = round(float(np.mean(hits)), 4)
     return found
 
 

@@ -5,9 +5,10 @@
 `whiten serve` runs in a process of its own, and so do the clients: threads that keep their
 connection, each sending its next request when it has its answer. Uploads are photographs of one
 megapixel and of 224 pixels, and searches by id need no model. The model is a ResNet-18 at 224 px
-with random weights, the index holds random vectors beside the few images that exist. Both share
-the machine's cores, so that a service alone is faster than this. The last run sends everything in
-turn, damaged files too, and watches the service's resident memory.
+with random weights, in torch and exported to ONNX in fp32; the index holds random vectors beside
+the few images that exist. Both share the machine's cores, so that a service alone is faster than
+this. The last run sends everything in turn, damaged files too, and watches the service's resident
+memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import os
 import re
 import signal
 import statistics
@@ -26,7 +26,7 @@ import threading
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,22 +39,8 @@ import pyarrow as pa
 from photographs import photograph
 from side_by_side import Comparison, Report, arguments
 
-MODEL = "python:served_model:make"
+BACKBONE = "timm:resnet18?pretrained=0&size=224"
 DIM = 512
-FACTORY = """
-import torch
-import torchvision
-from torch import nn
-
-from whiten.views import Preprocess
-
-
-def make():
-    torch.manual_seed(0)
-    model = torchvision.models.resnet18(weights=None)
-    model.fc = nn.Identity()
-    return model.eval(), Preprocess(size=(224, 224))
-"""
 PHOTOGRAPHS = 16
 CLIENTS = (1, 8, 32)
 BUSY = 503  # an answer that is meant: come back later
@@ -137,17 +123,23 @@ def send(url: str, requests: Sequence[Request], clients: int, count: int) -> Loa
 
 def build_index(root: Path, size: int) -> None:
     """Photographs with their true vectors, and as many random ones as it takes."""
+    import torch
+
+    from whiten.card import model_card
+    from whiten.export import export
     from whiten.index import Index
     from whiten.index.rows import Block
-    from whiten.opening import load
+    from whiten.student import build_student, save_student
 
-    (root / "served_model.py").write_text(FACTORY)
-    sys.path.insert(0, str(root))
+    torch.manual_seed(0)
+    net, config = build_student(BACKBONE, dim=DIM)
+    save_student(net.eval(), config, root / "student", model_card(config))
+    export(root / "student", root / "exported")
     for number in range(PHOTOGRAPHS):
         path = root / "images" / f"{number:02d}.jpg"
         path.parent.mkdir(exist_ok=True)
         photograph(number).save(path, quality=90)
-    index = Index.build(load(MODEL), root / "images", root / "index")
+    index = Index.build(str(root / "student"), root / "images", root / "index")
     rng = np.random.default_rng(0)
 
     def blocks() -> Iterator[Block]:
@@ -166,15 +158,10 @@ def build_index(root: Path, size: int) -> None:
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[tuple[str, int]]:
+def serving(root: Path, *options: str) -> Iterator[tuple[str, int]]:
     """The URL of a service and its process id."""
-    path = os.pathsep.join([str(root), *sys.path])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "whiten.cli", "serve", str(root / "index"), "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    command = ("-m", "whiten.cli", "serve", str(root / "index"), "--port", "0", *options)
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         line = process.stderr.readline()
@@ -224,47 +211,70 @@ def percentile(latencies: Sequence[float], part: int) -> float:
     return round(1000 * statistics.quantiles(latencies, n=100)[part - 1], 2)
 
 
-def measure(options: Namespace, root: Path) -> Report:
-    report = Report("A served index", images=options.images, requests=options.requests)
+Send = Callable[[str, int, int], Load]
+"""Runs requests of a kind, by so many clients, of that number."""
+
+
+@contextmanager
+def sending(root: Path, *options: str) -> Iterator[tuple[Send, int]]:
+    """Clients of a new service, in a process of their own; and the service's process id."""
     kinds = requests_of()
     with (
-        serving(root) as (url, process),
+        serving(root, *options) as (url, process),
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
     ):
+        yield lambda *run: pool.submit(send, url, kinds[run[0]], *run[1:]).result(), process
 
-        def run(kind: str, clients: int, count: int) -> Load:
-            return pool.submit(send, url, kinds[kind], clients, count).result()
 
-        for kind in kinds:
-            result = Comparison(f"{kind}, {options.images:,} images", ours="1 client")
-            facts = ("requests_a_second", "p95_ms", "p99_ms", "busy", "errors")
-            result.facts = {name: {} for name in facts}
-            run(kind, 2, 20)
-            for clients in CLIENTS:
-                load = run(kind, clients, options.requests)
-                name = f"{clients} client{'s' if clients > 1 else ''}"
-                result.seconds[name] = load.latencies
-                row = (
-                    round(len(load.latencies) / load.seconds, 1),
-                    percentile(load.latencies, 95),
-                    percentile(load.latencies, 99),
-                    load.statuses.get(BUSY, 0),
-                    load.errors,
-                )
-                for fact, value in zip(facts, row, strict=True):
-                    result.facts[fact][name] = value
-            report.add(result)
-        tenth = options.memory // 10
-        result = Comparison(f"memory over {options.memory:,} requests of all kinds", "8 clients")
-        resident = []
-        for _ in range(10):
-            load = run("everything in turn", 8, tenth)
-            result.seconds.setdefault("8 clients", []).extend(load.latencies)
-            result.facts["errors"] = result.facts.get("errors", 0) + load.errors
-            resident.append(round(resident_mb(process), 1))
-        result.facts |= {"resident_mb_after_each_tenth": json.dumps(resident)}
-        result.facts |= {"growth_of_the_last_nine_tenths_mb": round(resident[-1] - resident[0], 1)}
-        report.add(result)
+def loads(run: Send, kind: str, title: str, count: int) -> Comparison:
+    result = Comparison(title, ours="1 client")
+    facts = ("requests_a_second", "p95_ms", "p99_ms", "busy", "errors")
+    result.facts = {name: {} for name in facts}
+    run(kind, 2, 20)
+    for clients in CLIENTS:
+        load = run(kind, clients, count)
+        name = f"{clients} client{'s' if clients > 1 else ''}"
+        result.seconds[name] = load.latencies
+        row = (
+            round(len(load.latencies) / load.seconds, 1),
+            percentile(load.latencies, 95),
+            percentile(load.latencies, 99),
+            load.statuses.get(BUSY, 0),
+            load.errors,
+        )
+        for fact, value in zip(facts, row, strict=True):
+            result.facts[fact][name] = value
+    return result
+
+
+def memory(run: Send, process: int, count: int) -> Comparison:
+    result = Comparison(f"memory over {count:,} requests of all kinds", "8 clients")
+    resident, errors = [], 0
+    for _ in range(10):
+        load = run("everything in turn", 8, count // 10)
+        result.seconds.setdefault("8 clients", []).extend(load.latencies)
+        errors += load.errors
+        resident.append(round(resident_mb(process), 1))
+    result.facts = {
+        "errors": errors,
+        "resident_mb_after_each_tenth": json.dumps(resident),
+        "growth_of_the_last_nine_tenths_mb": round(resident[-1] - resident[0], 1),
+    }
+    return result
+
+
+def measure(options: Namespace, root: Path) -> Report:
+    report = Report("A served index", images=options.images, requests=options.requests)
+    uploads = [kind for kind in requests_of() if kind.startswith("uploads")]
+    with sending(root) as (run, process):
+        for kind in requests_of():
+            title = f"{kind}, {options.images:,} images"
+            report.add(loads(run, kind, title, options.requests))
+        report.add(memory(run, process, options.memory))
+    with sending(root, "--student", f"onnx:{root / 'exported'}") as (run, _):
+        for kind in uploads:
+            title = f"{kind}, {options.images:,} images, the student exported to ONNX"
+            report.add(loads(run, kind, title, options.requests))
     return report
 
 

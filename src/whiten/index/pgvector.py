@@ -37,6 +37,7 @@ FORMAT = 1
 _MOST_DIMENSIONS = 16_000  # of pgvector
 _MOST_IN_GRAPH = 2_000  # of its index
 _BATCH = 500  # rows that are sent at once
+_VIEW, _WIDEST_VIEW = 200, 1000  # rows that a search of the graph keeps in view; pgvector's most
 _TAKEN = {"embedding", "key", "serial", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
 _TYPES = {"string": 'text COLLATE "C"', "int": "bigint", "float": "float8", "bool": "boolean"}
 _OPERATORS = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
@@ -146,8 +147,10 @@ class PgvectorIndex:
         found = []
         with self._postgres.use() as connection, connection.transaction():
             if is_graph:
-                width = SQL("SET LOCAL hnsw.ef_search = {}").format(min(1000, max(200, 2 * k)))
-                connection.execute(width)
+                # A filter lets through a part of what the graph finds.
+                width = max(_VIEW, 2 * k) if where is None else _WIDEST_VIEW
+                view = SQL("SET LOCAL hnsw.ef_search = {}").format(min(width, _WIDEST_VIEW))
+                connection.execute(view)
                 connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
             for query in np.ascontiguousarray(queries, np.float32):
                 given = [query, *values, *([query] if is_graph else []), k]
