@@ -207,6 +207,20 @@ def test_what_is_slower_than_exact_search_is_not_used(
     assert found_ids(index, queries, 10) == names_exactly(queries, vectors, 10)
 
 
+def test_auto_gives_up_exactness_for_a_good_deal_of_speed_alone(
+    tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "FEW_BYTES", 0)
+    monkeypatch.setattr(tuning, "can_multiply", lambda: False)
+    for seconds, kind in ((0.4, "exact"), (0.3, "ivf")):
+        with timed_as(1.0, seconds):
+            chosen = make(tmp_path / kind, vectors, "auto").tuning
+        assert chosen is not None and chosen.kind == kind
+        with timed_as(1.0, 0.9):
+            chosen = make(tmp_path / f"{kind}-named", vectors, "ivf").tuning
+        assert chosen is not None and chosen.kind == "ivf"
+
+
 def test_the_choice_can_be_changed(tmp_path: Path, vectors: np.ndarray) -> None:
     index = tuned(tmp_path / "index", vectors, "ivf")
     with index.writing():
