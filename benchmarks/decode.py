@@ -3,13 +3,15 @@
     python benchmarks/decode.py
 
 The rival is the transform that torchvision's models are published with, and the difference in grey
-levels is that of the two results.
+levels is that of the two results. Last, a thread for each core, as every verb has them, beside one
+thread and a process for each core: decoders let go of the interpreter.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,8 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from whiten.media import read_bytes
+from whiten.media import ordered_map, read_bytes
+from whiten.media.threads import cores
 from whiten.spec import ViewPlan
 from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess, render_bytes
 
@@ -97,6 +100,28 @@ def compare(paths: Sequence[Path], interpolation: str, rounds: int) -> Compariso
     return result
 
 
+def shown(path: Path) -> np.ndarray:
+    preprocess = Preprocess(size=(SIDE, SIDE), crop_fraction=SIDE / RESIZED)
+    return render_bytes(read_bytes(str(path)), ViewPlan(), path.name, 0, preprocess)
+
+
+def compare_workers(paths: Sequence[Path], rounds: int) -> Comparison:
+    many = [*paths] * 8
+    with ProcessPoolExecutor(cores()) as processes:
+        list(processes.map(shown, paths))  # they are started
+
+        return take_turns(
+            f"{len(many)} JPEGs of 1024×768, {cores()} cores",
+            {
+                "a thread for each core": lambda: list(ordered_map(shown, many)),
+                "a process for each core": lambda: list(processes.map(shown, many, chunksize=4)),
+                "one thread": lambda: list(map(shown, many)),
+            },
+            ours="a thread for each core",
+            rounds=rounds,
+        )
+
+
 def grey_levels(normalised: Tensor) -> np.ndarray:
     """(3, h, w) normalised -> (h, w, 3) in 0..255."""
     pixels = normalised.permute(1, 2, 0).numpy().astype(np.float64)
@@ -111,6 +136,7 @@ def main() -> None:
         paths = write_photographs(Path(folder), 2 if options.quick else 24)
         for interpolation in ("bilinear", "bicubic"):
             report.add(compare(paths, interpolation, 2 if options.quick else 15))
+        report.add(compare_workers(paths, 1 if options.quick else 7))
     report.finish(options.out)
 
 

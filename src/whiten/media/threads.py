@@ -29,7 +29,8 @@ def ordered_map(
     """`map` on threads: results in order, at most `ahead` of them computed in advance.
 
     Memory stays bounded however many inputs there are. Decoding releases the GIL, so threads
-    run on all cores beside the caller.
+    run on all cores beside the caller, without the copies between processes
+    (`benchmarks/decode.py`).
 
     Args:
         workers: threads; by default one for each core.
