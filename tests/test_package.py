@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import resources
 from types import ModuleType
 
 import whiten
@@ -36,3 +37,7 @@ def test_importing_is_cheap() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(whiten, "nonsense")
+
+
+def test_types_are_told_to_users() -> None:
+    assert (resources.files("whiten") / "py.typed").is_file()
