@@ -10,6 +10,8 @@ from cyclopts import Parameter
 from whiten.cli.app import app
 from whiten.terminal import say
 
+_POOLS = 2  # of memory: it stays as it is after two thousand requests
+
 
 @app.command
 def serve(
@@ -45,6 +47,7 @@ def serve(
         waiting: requests that may wait for the model.
         timeout: seconds that a request may take.
     """
+    from whiten.allocator import share_pools
     from whiten.serve import Settings, create_app
     from whiten.serve.running import is_loopback, listen, run, url_of
     from whiten.serve.settings import allowed_names, read_token
@@ -58,6 +61,7 @@ def serve(
         waiting=waiting,
         timeout=timeout,
     )
+    share_pools(_POOLS)
     with listen(host, port) as listening:
         from whiten.index import Index
         from whiten.opening import load
