@@ -97,7 +97,8 @@ def test_a_token_and_raw_sockets(index: Index, tmp_path: Path) -> None:
                     raw.sendall(sent)
                     raw.shutdown(socket.SHUT_WR)
                     answer = raw.recv(1 << 16)
-                except (ConnectionResetError, BrokenPipeError):
+                except OSError as error:  # it was cut off, sooner or later
+                    assert not isinstance(error, TimeoutError)
                     continue
                 assert answer == b"" or b" 4" in answer[:12] or b"/passwd" in sent, answer[:80]
         assert httpx.get(service.url + "items", headers=known).json()["total"] == 12
