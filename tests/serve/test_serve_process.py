@@ -103,7 +103,7 @@ def test_a_token_and_raw_sockets(index: Index, tmp_path: Path) -> None:
                 assert answer == b"" or b" 4" in answer[:12] or b"/passwd" in sent, answer[:80]
         assert httpx.get(service.url + "items", headers=known).json()["total"] == 12
         assert service.end() == 0
-        assert len(service.lines) == 2, service.lines
+        assert len(service.lines) == 2, "\n".join(service.lines)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -67,6 +68,8 @@ class Limits:
                 answer = JSONResponse({"detail": f"no answer within {limit}"}, 503, RETRY)
             else:
                 answer = JSONResponse({"detail": f"the upload took more than {limit}"}, 408)
+        except LocalProtocolError:
+            return  # its client has broken off, or broken the protocol, and hears no answer
         except Exception:
             log.exception("an error while answering %s %s", scope["method"], scope["path"])
             answer = JSONResponse({"detail": "an error of the service; its log has more"}, 500)
