@@ -22,10 +22,10 @@ from side_by_side import Comparison, Report, arguments, take_turns
 from whiten.compact import default_kinds, fit, measure_costs
 from whiten.compact.folder import decoded
 from whiten.compact.running import open_embedded
-from whiten.demo import FULL, extract_images
+from whiten.demo.run import FULL, extract_images
+from whiten.embedding.opening import load
 from whiten.errors import WhitenError
-from whiten.evaluate import top_k
-from whiten.opening import load
+from whiten.retrieval.blocks import top_k
 
 BASE = "float32"
 

@@ -20,14 +20,15 @@ from quality import lay_out
 from side_by_side import arguments
 from trials import PRETRAINED, WEAK
 
-from whiten.distill import distill
-from whiten.encoder import Encoder
-from whiten.evaluate import evaluate_task
-from whiten.media import Item, find_items
-from whiten.opening import load
-from whiten.protocols.folder import folder_task
-from whiten.run_folder import RunFolder
-from whiten.whitening import Whitener
+from whiten.datasets.collection import Item
+from whiten.datasets.finding import find_items
+from whiten.distillation.distill import distill
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
+from whiten.evaluation.evaluate import evaluate_task
+from whiten.evaluation.task import folder_task
+from whiten.runs.folder import RunFolder
+from whiten.whitening.whitener import Whitener
 
 HEAD = {"backbone_lr": 0.0, "epochs": 20, "batch_size": 256}
 SETTINGS: dict[str, dict[str, Any]] = {

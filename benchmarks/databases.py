@@ -27,12 +27,12 @@ from side_by_side import Comparison, Report, arguments, take_turns
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from postgres import Server
-from whiten.demo import FULL, extract_images
+from whiten.demo.run import FULL, extract_images
+from whiten.embedding.opening import load
 from whiten.index import Index
 from whiten.index.places import open_place
 from whiten.index.rows import Block, Facts
-from whiten.opening import load
-from whiten.store import Vectors
+from whiten.utils.arrays import Vectors
 
 CHUNK = 4096  # rows of a block, as an index is built
 QUERIES = 70

@@ -24,10 +24,10 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from whiten.media import ordered_map, read_bytes
-from whiten.media.threads import cores
-from whiten.spec import ViewPlan
-from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess, render_bytes
+from whiten.media.reading import read_bytes
+from whiten.utils.threads import cores, ordered_map
+from whiten.views.plan import ViewPlan
+from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD, Preprocess, render_bytes
 
 SIDE, RESIZED = 224, 256
 TARGET, MOST_GREY_LEVELS = 2.2, 2.0

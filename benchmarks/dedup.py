@@ -25,8 +25,8 @@ from scipy.sparse.csgraph import connected_components
 from side_by_side import Comparison, Report, arguments, peak_bytes, take_turns
 
 from whiten import near_duplicates
-from whiten.near_duplicates import TOLERANCE
-from whiten.pair_similarity import BLOCK_ROWS
+from whiten.dedup.near_duplicates import TOLERANCE
+from whiten.dedup.pair_similarity import BLOCK_ROWS
 
 OURS, PLAIN, FAISS, FLOOR = (
     "whiten",

@@ -31,15 +31,19 @@ from regimes import OFF_THE_SHELF, Embedded, read, teachers_of
 from torch import Tensor
 from trials import PRETRAINED, SEEDS, WEAK
 
-from whiten.choosing import choose_whitening
-from whiten.distill import distill
-from whiten.fusion import positive_wins
-from whiten.losses import fused_teacher_similarity, student_similarity, teacher_similarities
-from whiten.objective import Batch
-from whiten.spec import DistillSpec
-from whiten.teachers import open_teacher
-from whiten.views import View, render
-from whiten.whitening import normalize_rows
+from whiten.distillation.distill import distill
+from whiten.distillation.fusion import positive_wins
+from whiten.distillation.losses import (
+    fused_teacher_similarity,
+    student_similarity,
+    teacher_similarities,
+)
+from whiten.distillation.objective import Batch
+from whiten.models.registry import open_teacher
+from whiten.runs.spec import DistillSpec
+from whiten.utils.arrays import normalize_rows
+from whiten.views.rendering import View, render
+from whiten.whitening.choosing import choose_whitening
 
 HEAD = {
     "student": PRETRAINED,
@@ -90,7 +94,7 @@ def train(name: str, seed: int, out: Path) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     with ExitStack() as stack:
         if name == DRAWN_TWICE:
-            stack.enter_context(patch("whiten.training.objective", drawn_twice))
+            stack.enter_context(patch("whiten.distillation.training.objective", drawn_twice))
         distill(
             images(out, "labelled"),
             WEAK,

@@ -26,13 +26,15 @@ from side_by_side import Comparison, Report, arguments, take_turns
 from torch import nn
 from torchvision import transforms
 
-from whiten.allocator import keep_freed_memory
-from whiten.embed import embed
-from whiten.media import find_items, read_bytes
-from whiten.spec import ViewPlan
-from whiten.store import Store
-from whiten.teachers.base import Teacher, hash_state
-from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess, render_bytes
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed
+from whiten.media.reading import read_bytes
+from whiten.models.teacher import Teacher
+from whiten.models.weights import hash_state
+from whiten.store.store import Store
+from whiten.utils.memory import keep_freed_memory
+from whiten.views.plan import ViewPlan
+from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD, Preprocess, render_bytes
 
 SIDE, RESIZED, BATCH, TARGET = 224, 256, 16, 2.0
 PREPROCESS = Preprocess(size=(SIDE, SIDE), crop_fraction=SIDE / RESIZED, interpolation="bilinear")

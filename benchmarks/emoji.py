@@ -22,7 +22,7 @@ class Split:
 
 def load_split(name: str) -> Split:
     """Read a split in the order in which a folder of it would be found."""
-    with resources.as_file(resources.files("whiten") / "data" / "emoji.parquet") as path:
+    with resources.as_file(resources.files("whiten") / "demo" / "data" / "emoji.parquet") as path:
         table = pq.read_table(path, columns=["group", "vendor", "split", "image"]).to_pylist()
     rows = [(f"{r['group']}/{r['vendor']}.webp", r) for r in table if r["split"] == name]
     rows.sort(key=lambda pair: pair[0])

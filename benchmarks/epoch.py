@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 import whiten
-from whiten.allocator import keep_freed_memory
-from whiten.embed import embed
-from whiten.media import find_items
-from whiten.teachers import open_teacher
-from whiten.views import IMAGENET_MEAN, IMAGENET_STD
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed
+from whiten.models.registry import open_teacher
+from whiten.utils.memory import keep_freed_memory
+from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE, STORED, EPOCHS, TARGET = 224, 256, 200, 9.0
 TEACHERS = ("python:epoch:first_teacher", "python:epoch:second_teacher")

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from side_by_side import Comparison, Report, arguments, peak_bytes, take_turns
 
 from whiten import metrics
-from whiten.evaluate import score_revisited
+from whiten.evaluation.evaluate import score_revisited
 
 Array = npt.NDArray[Any]
 Truth = Sequence[Mapping[str, Array]]

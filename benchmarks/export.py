@@ -28,17 +28,18 @@ from PIL import Image
 from side_by_side import Action, Comparison, Report, arguments, take_turns
 from torchvision import transforms
 
-from whiten.allocator import keep_freed_memory
-from whiten.card import model_card
-from whiten.demo import extract_images
-from whiten.embed import embed
+from whiten.datasets.finding import find_items
+from whiten.demo.run import extract_images
+from whiten.embedding.embed import embed
 from whiten.export import export, speed
 from whiten.export.exporting import INT8_FLOOR, INT8_LOSS
-from whiten.exported import Exported, Manifest
-from whiten.media import find_items
-from whiten.student import StudentNet, build_student, load_student, save_student
-from whiten.teachers import Teacher, open_teacher
-from whiten.views import Preprocess
+from whiten.models.card import model_card
+from whiten.models.exported import Exported, Manifest
+from whiten.models.registry import open_teacher
+from whiten.models.student import StudentNet, build_student, load_student, save_student
+from whiten.models.teacher import Teacher
+from whiten.utils.memory import keep_freed_memory
+from whiten.views.rendering import Preprocess
 
 FP32_AIM, BEST_AIM, END_TO_END_AIM = 2.0, 5.0, 3.0
 BATCH = 16
@@ -140,7 +141,7 @@ def open_teacher_of(student: Student) -> Teacher:
     """The student in torch, as whiten runs it: a copy, for it is laid out otherwise."""
     import copy
 
-    from whiten.teachers.base import hash_state
+    from whiten.models.weights import hash_state
 
     net = copy.deepcopy(student.net)
     return Teacher(

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from emoji import Split, load_split, mean_average_precision
 from torch import Tensor
 
-from whiten.allocator import keep_freed_memory
-from whiten.card import model_card
-from whiten.spec import ViewPlan
-from whiten.student import StudentNet, build_student, save_student
-from whiten.views import Preprocess, plan_view, render
+from whiten.models.card import model_card
+from whiten.models.student import StudentNet, build_student, save_student
+from whiten.utils.memory import keep_freed_memory
+from whiten.views.plan import ViewPlan
+from whiten.views.rendering import Preprocess, plan_view, render
 
 NETWORKS = {
     "efficientnet-lite2": "demo:efficientnet-lite2?size=128&fit=squash",

@@ -28,16 +28,17 @@ import numpy.typing as npt
 import pyarrow as pa
 from side_by_side import Comparison, Report, arguments, peak_bytes, take_turns
 
+from whiten.datasets.collection import Items
 from whiten.index import Changes, Index
-from whiten.index.exact import exact_search
-from whiten.index.folder import FolderIndex
-from whiten.index.manifest import Manifest
+from whiten.index.local.folder import FolderIndex
+from whiten.index.local.manifest import Manifest
+from whiten.index.local.snapshot import Snapshot
+from whiten.index.local.tuning import open_fast
 from whiten.index.rows import Facts
-from whiten.index.snapshot import Snapshot
 from whiten.index.sources import Embedded
 from whiten.index.synchronise import synchronise
-from whiten.index.tuning import open_fast
-from whiten.media import Items, Skipped
+from whiten.media.reading import Skipped
+from whiten.retrieval.exact import exact_search
 
 Array = npt.NDArray[np.float32]
 

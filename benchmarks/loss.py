@@ -22,8 +22,8 @@ from side_by_side import Comparison, Report, arguments, peak_bytes, take_turns
 from torch import Tensor
 
 from whiten import distillation_loss
-from whiten.fusion import fuse_streaming
-from whiten.losses import similarity_kl
+from whiten.distillation.fusion import fuse_streaming
+from whiten.distillation.losses import similarity_kl
 
 OURS, PLAIN, FLOOR = "whiten", "plain stacked torch", "floor: bare products"
 TEMPERATURE = 0.05

@@ -44,7 +44,7 @@ FACTORY = """
 import torch
 from torch import nn
 
-from whiten.views import Preprocess
+from whiten.views.rendering import Preprocess
 
 
 def make(dim):
@@ -61,9 +61,9 @@ def prepare(root: Path, n: int, dim: int) -> None:
     """Lay out images, tables and full stores of the teacher and of the student's features."""
     import torch
 
-    from whiten.embed import store_folder
-    from whiten.student import backbone_as_teacher, build_student
-    from whiten.teachers import open_teacher
+    from whiten.embedding.embed import store_folder
+    from whiten.models.registry import open_teacher
+    from whiten.models.student import backbone_as_teacher, build_student
 
     torch.manual_seed(0)  # as `distill` does
     features = backbone_as_teacher(*build_student(STUDENT, dim=32))
@@ -96,8 +96,10 @@ def write_table(path: Path, names: list[str], group: Callable[[int], str]) -> No
 
 def write_store(folder: Path, teacher: Any, root: Path, names: list[str]) -> None:
     """A store such as `embed` would have made of these images, but for the random vectors."""
-    from whiten.media import content_hash, stamp_of
-    from whiten.store import Origin, Row, Seen, Store
+    from whiten.media.reading import stamp_of
+    from whiten.store.shards import Origin, Row, Seen
+    from whiten.store.store import Store
+    from whiten.utils.hashing import content_hash
 
     files = sorted((root / "files").iterdir())
     seen = [Seen("", stamp_of(str(f)), content_hash(f.read_bytes())) for f in files]
@@ -130,17 +132,17 @@ def share_shards(store: Path, folder: Path, *, leave_out: int) -> None:
 
 def stage(name: str, root: Path, dim: int) -> dict[str, Any]:
     """Run one stage in this process and tell how far its memory rose."""
-    from whiten.distill import distill
-    from whiten.embed import embed
-    from whiten.evaluate import evaluate
+    from whiten.datasets.finding import find_items
+    from whiten.distillation.distill import distill
+    from whiten.embedding.embed import embed
+    from whiten.embedding.fitting import fit_whitener
+    from whiten.embedding.opening import load
+    from whiten.evaluation.evaluate import evaluate
     from whiten.index import Index
-    from whiten.media import find_items
-    from whiten.opening import load
-    from whiten.store import Store
-    from whiten.targets import fit_whitener
-    from whiten.teachers import open_teacher
+    from whiten.models.registry import open_teacher
+    from whiten.store.store import Store
 
-    for module in ("lightning_fabric", "whiten.student", "timm"):
+    for module in ("lightning_fabric", "whiten.models.student", "timm"):
         importlib.import_module(module)
     uri = f"{TEACHER}?dim={dim}"
     encoder = load(uri)
@@ -239,7 +241,7 @@ def draw(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> bytes | None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    from whiten.plot_style import QUIET, RUNS, styled
+    from whiten.report.style import QUIET, RUNS, styled
 
     @styled
     def figure() -> Figure:

@@ -3,7 +3,7 @@
     python benchmarks/precision.py --out benchmarks/results/precision.json
 
 Forward and backward of a batch, in turns. This is what the rule in
-`whiten.devices.computes_faster_in_bf16` rests on, whose choice is marked.
+`whiten.utils.devices.computes_faster_in_bf16` rests on, whose choice is marked.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import timm
 import torch
 from side_by_side import Report, arguments, take_turns
 
-from whiten.allocator import keep_freed_memory
-from whiten.devices import computes_bf16, computes_faster_in_bf16
+from whiten.utils.devices import computes_bf16, computes_faster_in_bf16
+from whiten.utils.memory import keep_freed_memory
 
 NETWORKS = ("resnet18", "tf_efficientnet_lite0", "mobilenetv2_100")
 BATCH, SIDE, ROUNDS = 64, 64, 5

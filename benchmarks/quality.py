@@ -46,9 +46,10 @@ from trials import (
     screening,
 )
 
-from whiten.allocator import keep_freed_memory
-from whiten.opening import load
-from whiten.whitening import Whitener, normalize_rows
+from whiten.embedding.opening import load
+from whiten.utils.arrays import normalize_rows
+from whiten.utils.memory import keep_freed_memory
+from whiten.whitening.whitener import Whitener
 
 
 class Ledger:
@@ -118,7 +119,7 @@ def score(model: str, out: Path, split: str) -> np.ndarray:
 
 
 def run_trial(trial: Trial, ledger: Ledger, strong: Path) -> dict[str, Any]:
-    from whiten.distill import distill
+    from whiten.distillation.distill import distill
 
     teachers = WEAK
     if trial.setting == "strong":

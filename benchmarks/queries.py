@@ -24,10 +24,10 @@ from emoji import average_precisions, load_split
 from quality import interval
 from side_by_side import arguments
 
-from whiten.encoder import Encoder
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 from whiten.metrics import micro_average_precision
-from whiten.opening import load
-from whiten.reranking import expand_queries, normalize_scores
+from whiten.retrieval.reranking import expand_queries, normalize_scores
 
 MODELS = {
     "student, label-free": "{demo}/label-free",

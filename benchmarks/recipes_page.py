@@ -18,7 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from trials import DEFAULTS, FUSIONS, TEACHERS
 
-from whiten.plot_style import BAD, GOOD, INK, QUIET, styled
+from whiten.report.style import BAD, GOOD, INK, QUIET, styled
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "recipes.md"

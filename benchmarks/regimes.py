@@ -13,10 +13,11 @@ import numpy as np
 from quality import lay_out
 from trials import STRONG, WEAK
 
-from whiten.embed import embed, store_folder
-from whiten.media import Item, find_items
-from whiten.spec import ViewPlan
-from whiten.teachers import open_teacher
+from whiten.datasets.collection import Item
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed, store_folder
+from whiten.models.registry import open_teacher
+from whiten.views.plan import ViewPlan
 
 OFF_THE_SHELF, OF_THE_DOMAIN = "off the shelf", "of the domain"
 

@@ -25,11 +25,12 @@ from evaluation import AIM, Aps, Array, Truth, largest_error, sorted_aps
 from side_by_side import Report, arguments, peak_bytes, take_turns
 
 from whiten import metrics
-from whiten.embed import SHARD_ROWS
-from whiten.evaluate_revisited import CROPPED, blocks_of, score_settings
-from whiten.protocols.ground_truth import GroundTruth
-from whiten.revisited_report import Setting
-from whiten.store import Origin, Row, Store
+from whiten.datasets.ground_truth import GroundTruth
+from whiten.embedding.embed import SHARD_ROWS
+from whiten.evaluation.revisited import CROPPED, blocks_of, score_settings
+from whiten.evaluation.revisited_report import Setting
+from whiten.store.shards import Origin, Row
+from whiten.store.store import Store
 
 QUERIES, DATABASE, DISTRACTORS = 70, 6_322, 1_000_000
 EASY, HARD, JUNK = 25, 35, 30  # of each query

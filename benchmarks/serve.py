@@ -125,11 +125,11 @@ def build_index(root: Path, size: int) -> None:
     """Photographs with their true vectors, and as many random ones as it takes."""
     import torch
 
-    from whiten.card import model_card
     from whiten.export import export
     from whiten.index import Index
     from whiten.index.rows import Block
-    from whiten.student import build_student, save_student
+    from whiten.models.card import model_card
+    from whiten.models.student import build_student, save_student
 
     torch.manual_seed(0)
     net, config = build_student(BACKBONE, dim=DIM)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from side_by_side import Comparison, Report, arguments, peak_bytes, take_turns
 from torch import Tensor
 
-from whiten.metrics import set_similarity
+from whiten.retrieval.sets import set_similarity
 
 OURS, PUBLISHED, VECTORIZED, FLOOR = (
     "whiten",

@@ -21,9 +21,10 @@ from regimes import read
 from side_by_side import arguments
 from trials import WEAK
 
-from whiten.choosing import choose_whitening
-from whiten.fusion import fuse
-from whiten.whitening import Whitener, normalize_rows
+from whiten.distillation.fusion import fuse
+from whiten.utils.arrays import normalize_rows
+from whiten.whitening.choosing import choose_whitening
+from whiten.whitening.whitener import Whitener
 
 BATCH, BATCHES, QUEUE, TAU = 128, 20, 4096, 0.05
 

@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 from regimes import OF_THE_DOMAIN, OFF_THE_SHELF, Embedded, read, teachers_of
 from side_by_side import arguments
 
-from whiten.choosing import choose_whitening
-from whiten.plot_style import QUIET, styled
-from whiten.whitening import Whitener, normalize_rows
+from whiten.report.style import QUIET, styled
+from whiten.utils.arrays import normalize_rows
+from whiten.whitening.choosing import choose_whitening
+from whiten.whitening.whitener import Whitener
 
 SIZES = (100, 200, 500, 1500, 4712)
 WAYS = {

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from whiten.media import Item
-from whiten.spec import ViewPlan
-from whiten.teachers.base import Teacher, hash_state
-from whiten.views import Preprocess, render_bytes
+from whiten.datasets.collection import Item
+from whiten.models.teacher import Teacher
+from whiten.models.weights import hash_state
+from whiten.views.plan import ViewPlan
+from whiten.views.rendering import Preprocess, render_bytes
 
 DIM = 8
 SIDE = 16

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from command_line import STUDENT
-from whiten.card import model_card
-from whiten.student import build_student, save_student
+from whiten.models.card import model_card
+from whiten.models.student import build_student, save_student
 
 DIM = 8
 

@@ -23,7 +23,14 @@ from typing import Any
 import pytest
 
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = ["pytest", "timm", "whiten.distill", "whiten.embed", "whiten.index", "scipy.linalg"]
+PRELOADED = [
+    "pytest",
+    "timm",
+    "whiten.distillation.distill",
+    "whiten.embedding.embed",
+    "whiten.index",
+    "scipy.linalg",
+]
 LONGEST = 120.0  # seconds until an attempt counts as hanging
 
 Work = Callable[[Path], None]

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-EMOJI = Path(__file__).parent.parent / "src" / "whiten" / "data" / "emoji.parquet"
+EMOJI = Path(__file__).parent.parent / "src" / "whiten" / "demo" / "data" / "emoji.parquet"
 VENDORS = ("noto", "twemoji", "fluent", "openmoji")
 
 

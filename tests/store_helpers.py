@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whiten.media import NameIndex, Skipped
-from whiten.store import Origin, Row, Store
+from whiten.media.reading import Skipped
+from whiten.store.shards import Origin, Row
+from whiten.store.store import Store
+from whiten.utils.names import NameIndex
 
 ORIGIN = Origin(
     uri="timm:resnet18",

@@ -7,9 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from whiten.choosing import GROUPS, NEIGHBOURS, VIEWS, choose, choose_whitening, sample_rows
 from whiten.errors import WhiteningError
-from whiten.whitening import normalize_rows
+from whiten.utils.arrays import normalize_rows
+from whiten.whitening.choosing import (
+    GROUPS,
+    NEIGHBOURS,
+    VIEWS,
+    choose,
+    choose_whitening,
+    sample_rows,
+)
 
 DIMS, D, MEMBERS = (8, 16, 32), 32, 4
 

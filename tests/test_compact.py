@@ -23,13 +23,14 @@ from whiten.compact import (
 )
 from whiten.compact.kinds import from_state
 from whiten.compact.running import open_embedded, write_kind
+from whiten.datasets.collection import Item, Items
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, MissingExtraError, StoreError
-from whiten.evaluate import evaluate_task, top_k
-from whiten.media import Item, Items
-from whiten.opening import load
-from whiten.protocols.folder import folder_task
-from whiten.store import Store
-from whiten.whitening import normalize_rows
+from whiten.evaluation.evaluate import evaluate_task
+from whiten.evaluation.task import folder_task
+from whiten.retrieval.blocks import top_k
+from whiten.store.store import Store
+from whiten.utils.arrays import normalize_rows
 
 Array = npt.NDArray[Any]
 MODEL = ("0123456789abcdef", "a model")

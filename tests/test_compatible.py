@@ -15,18 +15,20 @@ import torch
 import whiten
 from command_line import STUDENT
 from helpers import TEACHER, write_groups
-from whiten.encoder import Encoder, Part
-from whiten.evaluate import evaluate
-from whiten.losses import alignment_loss
-from whiten.media import Items, Skipped, find_items
-from whiten.recipes import COMPATIBLE, RECIPES, complete
-from whiten.run_folder import RunFolder
-from whiten.spec import DistillSpec
-from whiten.store import Vectors
-from whiten.student import build_student
-from whiten.targets import open_targets
-from whiten.training_set import TrainingSet, fused_path
-from whiten.whitening import Whitener
+from whiten.datasets.collection import Items
+from whiten.datasets.finding import find_items
+from whiten.distillation.losses import alignment_loss
+from whiten.distillation.targets import open_targets
+from whiten.distillation.training_set import TrainingSet, fused_path
+from whiten.embedding.encoder import Encoder, Part
+from whiten.evaluation.evaluate import evaluate
+from whiten.media.reading import Skipped
+from whiten.models.student import build_student
+from whiten.runs.folder import RunFolder
+from whiten.runs.recipes import COMPATIBLE, RECIPES, complete
+from whiten.runs.spec import DistillSpec
+from whiten.utils.arrays import Vectors
+from whiten.whitening.whitener import Whitener
 
 pytestmark = pytest.mark.usefixtures("colour_teachers")
 
@@ -117,7 +119,7 @@ def test_one_model_on_both_sides_is_as_ever(images: Path) -> None:
 def test_what_one_side_cannot_read_is_left_out(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["whiten.evaluate"]
+    module = sys.modules["whiten.evaluation.evaluate"]
     write, calls = module.write_embeddings, []
 
     def loses_one(encoder: Encoder, items: Items, *args: Any, **options: Any) -> Any:

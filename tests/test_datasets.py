@@ -10,7 +10,7 @@ import pytest
 from clips import write_lines
 from command_line import Captured, fails, prints
 from miniature import write_distractors, write_gldv2, write_revisited
-from whiten.datasets import DataSet, find_datasets
+from whiten.datasets.catalogue import DataSet, find_datasets
 
 NAMES = ["GLDv2-clean", "ROxford5k", "RParis6k", "R1M", "SVD"]
 
@@ -69,7 +69,7 @@ def test_missing_images_are_counted_and_the_first_is_named(
     one = found(folder)["R1M"]  # the folder itself
     assert one.there[-1] == "3 of 9 images"
     assert one.missing == [f"6 of these images, first {images[3]}"]
-    monkeypatch.setattr("whiten.datasets.SAMPLE", 5)
+    monkeypatch.setattr("whiten.datasets.catalogue.SAMPLE", 5)
     one = found(tmp_path)["R1M"]
     assert one.there[-1] == "2 of 5 images looked for, of 9"  # the first, third, …, ninth
     assert one.missing == [f"3 of these images, first {images[4]}"]

@@ -9,7 +9,7 @@ import pytest
 
 import whiten
 from whiten.cli import main
-from whiten.demo import extract_images
+from whiten.demo.run import extract_images
 
 NAMES = [
     "mobilenetv2",

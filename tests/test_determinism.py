@@ -21,9 +21,9 @@ import pytest
 
 import whiten
 from helpers import write_groups
-from whiten.run_folder import RunFolder
-from whiten.store import Store
-from whiten.whitening import Whitener
+from whiten.runs.folder import RunFolder
+from whiten.store.store import Store
+from whiten.whitening.whitener import Whitener
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ OPTIONS: dict[str, Any] = {
 }
 PROGRAM = """
 import json, sys
-from whiten.distill import distill
+from whiten.distillation.distill import distill
 images, out, teachers, options = json.loads(sys.argv[1])
 distill(images, teachers, out=out, show_progress=False, **options)
 """

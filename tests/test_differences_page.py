@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from whiten.recipes import RECIPES, complete
-from whiten.spec import DistillSpec
+from whiten.runs.recipes import RECIPES, complete
+from whiten.runs.spec import DistillSpec
 
 ROOT = Path(__file__).parent.parent
 

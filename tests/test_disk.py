@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 
 from helpers import write_groups
-from whiten.distill import distill
+from whiten.distillation.distill import distill
 from whiten.errors import RunError, StoreError, TeacherError, WhitenError
-from whiten.run_folder import RunFolder, write_atomically
-from whiten.spec import DistillSpec
-from whiten.store import Store
-from whiten.student import build_student, load_student, save_student
-from whiten.whitening import Whitener
+from whiten.models.student import build_student, load_student, save_student
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
+from whiten.store.store import Store
+from whiten.utils.files import write_atomically
+from whiten.whitening.whitener import Whitener
 
 TEACHER = "timm:test_efficientnet?pretrained=0&size=32"
 TRAIN = ["--student", "timm:test_vit?pretrained=0&size=32", "--dim", "8", "--batch-size", "4"]

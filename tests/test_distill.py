@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 import whiten
-from whiten import training, training_set
-from whiten.distill import DistillResult, distill
+from whiten.distillation import training, training_set
+from whiten.distillation.distill import DistillResult, distill
+from whiten.distillation.training import learning_rate
 from whiten.errors import ConfigError, RunError
-from whiten.run_folder import RunFolder
-from whiten.spec import DistillSpec
-from whiten.training import learning_rate
-from whiten.whitening import Whitener
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
+from whiten.whitening.whitener import Whitener
 
 TEACHERS = [
     "timm:test_efficientnet?pretrained=0&size=32",
@@ -209,7 +209,7 @@ def test_training_changes_only_what_it_should(images: Path, cache: Path, tmp_pat
         from safetensors.torch import load_file
 
         states[name] = load_file(start.student / "model.safetensors")
-    from whiten.student import build_student
+    from whiten.models.student import build_student
 
     net, _ = build_student(student, dim=8)
     fresh = net.state_dict()

@@ -56,7 +56,7 @@ def test_the_documentation_builds(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "api" / "whitening.html").read_text()
-    assert 'id="whiten.whitening.Whitener.partial_fit"' in page
+    assert 'id="whiten.whitening.whitener.Whitener.partial_fit"' in page
     # Nothing is fetched by who reads it.
     for html in tmp_path.rglob("*.html"):
         fetched = re.findall(r'(?:src|<link[^>]* href)="(https?://[^"]*)"', html.read_text())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whiten import eigen
-from whiten.eigen import leading_eigenpairs
+from whiten.whitening import eigen
+from whiten.whitening.eigen import leading_eigenpairs
 
 SIZE, COUNT = 1024, 200
 

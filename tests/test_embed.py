@@ -13,13 +13,15 @@ from PIL import Image
 
 from counting_teacher import contents, make_teacher, plain, seen, spoil
 from store_helpers import content_hashes
-from whiten import embed as embed_module
-from whiten.embed import embed
+from whiten.datasets.finding import find_items
+from whiten.embedding import embed as embed_module
+from whiten.embedding.embed import embed
 from whiten.errors import ConfigError, NoImagesError, StoreError, TeacherError
-from whiten.media import content_hash, find_items
-from whiten.spec import ViewPlan, parse_uri
-from whiten.store import Store
-from whiten.teachers import stored
+from whiten.models.sources import stored
+from whiten.models.uri import parse_uri
+from whiten.store.store import Store
+from whiten.utils.hashing import content_hash
+from whiten.views.plan import ViewPlan
 
 ImageFolder = Callable[..., Path]
 

@@ -14,14 +14,15 @@ from PIL import Image
 import whiten
 from command_line import Captured, fails, prints
 from helpers import TEACHER, draw, write_groups, write_image
-from whiten.embed import embed
-from whiten.encoder import Encoder, Part
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed
+from whiten.embedding.encoder import Encoder, Part
+from whiten.embedding.opening import fit_on, load, split_uris
 from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
-from whiten.evaluate import evaluate
-from whiten.media import find_items
-from whiten.opening import fit_on, load, split_uris
-from whiten.teachers import open_teacher
-from whiten.whitening import Whitener, normalize_rows
+from whiten.evaluation.evaluate import evaluate
+from whiten.models.registry import open_teacher
+from whiten.utils.arrays import normalize_rows
+from whiten.whitening.whitener import Whitener
 
 pytestmark = pytest.mark.usefixtures("colour_teachers")
 

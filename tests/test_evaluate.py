@@ -11,20 +11,20 @@ import pytest
 from torch import nn
 
 from helpers import TEACHER, write_groups, write_image
-from whiten.encoder import Encoder, Part
+from whiten.datasets.collection import Item
+from whiten.embedding.encoder import Encoder, Part
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError
-from whiten.evaluate import evaluate, evaluate_task, measure_cost, score_revisited, top_k
-from whiten.mapped import forget
-from whiten.media import Item
+from whiten.evaluation.cost import measure_cost
+from whiten.evaluation.evaluate import evaluate, evaluate_task, score_revisited
+from whiten.evaluation.task import Task, folder_task
 from whiten.metrics import bootstrap_interval, revisited
-from whiten.opening import load
-from whiten.protocols.folder import folder_task
-from whiten.protocols.gallery import similarity_blocks
-from whiten.protocols.task import Task
-from whiten.teachers import Teacher
-from whiten.views import Preprocess
+from whiten.models.teacher import Teacher
+from whiten.retrieval.blocks import similarity_blocks, top_k
+from whiten.utils.memory import forget
+from whiten.views.rendering import Preprocess
 
-MODULE = sys.modules["whiten.evaluate"]  # whose name the function has too
+MODULE = sys.modules["whiten.evaluation.evaluate"]
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -131,16 +131,16 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate_task(task, queries, gallery)
     hits = [list(best) for best, _ in top_k(queries, gallery, 6)]
     for rows, some in ((1, 5), (7, 1), (30, 1000)):
-        monkeypatch.setattr("whiten.protocols.gallery.BLOCK_BYTES", 4 * rows * min(some, 70))
+        monkeypatch.setattr("whiten.retrieval.blocks.BLOCK_BYTES", 4 * rows * min(some, 70))
         monkeypatch.setattr(MODULE, "QUERIES", some)
-        monkeypatch.setattr(MODULE, "_GATHERED", rows)
+        monkeypatch.setattr("whiten.retrieval.ranks._GATHERED", rows)
         assert evaluate_task(task, queries, gallery).figures == whole.figures
         assert [list(best) for best, _ in top_k(queries, gallery, 6)] == hits
 
 
 def test_blocks_cover_the_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
     _, queries, gallery = make_problem(ties=True)
-    monkeypatch.setattr("whiten.protocols.gallery.BLOCK_BYTES", 4 * len(queries) * 30)
+    monkeypatch.setattr("whiten.retrieval.blocks.BLOCK_BYTES", 4 * len(queries) * 30)
     blocks = [(start, block.copy()) for start, block in similarity_blocks(queries, gallery)]
     assert [start for start, _ in blocks] == [0, 30, 60]
     np.testing.assert_array_equal(

@@ -13,13 +13,13 @@ import whiten
 from command_line import Captured, fails, prints
 from exporting import DIM, write_student
 from helpers import write_groups
+from whiten.datasets.finding import find_items
 from whiten.errors import ConfigError, StoreError, TeacherError
-from whiten.evaluate import evaluate
+from whiten.evaluation.evaluate import evaluate
 from whiten.export import Exports, export
 from whiten.export.images import split
 from whiten.export.parity import LEAST_COSINE
-from whiten.exported import Exported, read_manifest
-from whiten.media import find_items
+from whiten.models.exported import Exported, read_manifest
 
 ALL = ["onnx", "openvino", "torchscript"]
 # How far single values may lie from torch's.

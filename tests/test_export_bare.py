@@ -15,8 +15,8 @@ import pytest
 from exporting import write_student
 from helpers import write_groups
 from whiten.export import export
-from whiten.exported import Exported
-from whiten.store import Store
+from whiten.models.exported import Exported
+from whiten.store.store import Store
 
 SOURCE = Path(__file__).parent.parent / "src"
 CLASS_ALONE = ["numpy", "onnxruntime", "pillow"]
@@ -42,7 +42,7 @@ BLOCKED = {
 EMBED = """
 import sys
 import numpy as np
-from whiten.exported import Exported
+from whiten.models.exported import Exported
 
 student = Exported(sys.argv[1])
 np.save(sys.argv[2], student.embed(sys.argv[3:]))

@@ -15,8 +15,8 @@ from timm.layers import create_conv2d
 from torch import nn
 
 from exporting import write_student
+from whiten.datasets.collection import Item, Items
 from whiten.errors import ConfigError, NoImagesError, TeacherError
-from whiten.export import folder as folders
 from whiten.export import images, speed
 from whiten.export.building import choose
 from whiten.export.card import export_card
@@ -25,11 +25,11 @@ from whiten.export.images import draw_images, sample_images, split
 from whiten.export.parity import Parity, Truth, compare, find_truth, reason_to_refuse
 from whiten.export.quantisation import quantise
 from whiten.export.table import remarks_on
-from whiten.exported import Variant
-from whiten.media import Item, Items
-from whiten.student import load_student
-from whiten.teachers.base import Teacher
-from whiten.views import Preprocess
+from whiten.models.exported import Variant
+from whiten.models.student import load_student
+from whiten.models.teacher import Teacher
+from whiten.utils import files as folders
+from whiten.views.rendering import Preprocess
 
 # --- which images -----------------------------------------------------------------------
 
@@ -318,7 +318,7 @@ def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
 
     def fill(text: str, fail: bool = False) -> None:
-        with folders.replacing(out) as new:
+        with folders.replacing(out, "export.json", "an export") as new:
             (new / "export.json").write_text(text)
             if fail:
                 raise KeyboardInterrupt
@@ -342,7 +342,7 @@ def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_students_card_is_carried_over_a_level_lower() -> None:
-    from whiten.exported import Manifest
+    from whiten.models.exported import Manifest
 
     variant = Variant("onnx", "fp32", {"a.onnx": ""}, 1, dataclasses.asdict(Parity(1, 1)), {})
     measured = {

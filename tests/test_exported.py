@@ -19,15 +19,15 @@ from PIL import Image
 from command_line import Captured, fails, prints
 from exporting import DIM, write_student
 from helpers import draw, write_groups
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, ImageError, MissingExtraError, TeacherError
 from whiten.export.building import Builder
-from whiten.exported import Exported, Manifest, manifest_text, open_variant
-from whiten.opening import load
-from whiten.spec import fingerprint
-from whiten.store import Store
-from whiten.student import as_teacher, load_student
-from whiten.teachers import open_teacher
-from whiten.views import Preprocess
+from whiten.models.exported import Exported, Manifest, manifest_text, open_variant
+from whiten.models.registry import open_teacher
+from whiten.models.student import as_teacher, load_student
+from whiten.store.store import Store
+from whiten.utils.hashing import fingerprint
+from whiten.views.rendering import Preprocess
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -237,7 +237,7 @@ def test_a_sound_file_that_is_no_graph_is_refused(exported: Path) -> None:
 
 
 def _hash(file: Path) -> str:
-    from whiten.teachers.base import hash_file
+    from whiten.utils.hashing import hash_file
 
     return hash_file(file)
 
@@ -264,7 +264,7 @@ def test_what_is_not_there_is_named(exported: Path) -> None:
 def test_a_missing_library_is_named(
     module: str, extra: str, scheme: str, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from whiten.teachers.runtimes import RUNTIMES
+    from whiten.models.runtimes import RUNTIMES
 
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'whiten\[{extra}\]'"):
@@ -274,7 +274,7 @@ def test_a_missing_library_is_named(
 def test_openvino_tells_nobody(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     code = (
-        "from whiten.teachers.runtimes import import_openvino; import sys; "
+        "from whiten.models.runtimes import import_openvino; import sys; "
         "print(import_openvino().Core().available_devices, 'openvino_telemetry' in sys.modules)"
     )
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(SOURCE)}

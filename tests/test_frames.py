@@ -18,21 +18,16 @@ from clips import sound_alone, write_video
 from command_line import fails
 from helpers import TEACHER, draw, write_factory, write_image
 from whiten import cli
-from whiten.embed import embed
+from whiten.datasets import frames
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import find_items, find_videos
+from whiten.datasets.frames import extract_frames, find_or_extract
+from whiten.embedding.embed import embed
 from whiten.errors import ConfigError, NoImagesError
-from whiten.media import (
-    Item,
-    Items,
-    decode,
-    extract_frames,
-    find_items,
-    find_or_extract,
-    find_videos,
-    frames,
-    read_bytes,
-)
-from whiten.store import Store
-from whiten.teachers import open_teacher
+from whiten.media.decoding import decode
+from whiten.media.reading import read_bytes
+from whiten.models.registry import open_teacher
+from whiten.store.store import Store
 
 
 def plain(path: Path, level: int, seconds: float = 2.5) -> Path:

@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from store_helpers import content_hashes
 from whiten.errors import RunError, StoreError, TeacherError, WhitenError, WhiteningError
-from whiten.media import Skipped
-from whiten.run_folder import RunFolder
-from whiten.spec import DistillSpec
-from whiten.store import Origin, Row, Store
-from whiten.student import build_student, load_student, save_student
-from whiten.whitening import Whitener
+from whiten.media.reading import Skipped
+from whiten.models.student import build_student, load_student, save_student
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
+from whiten.store.shards import Origin, Row
+from whiten.store.store import Store
+from whiten.whitening.whitener import Whitener
 
 FUZZ = settings(
     max_examples=200,

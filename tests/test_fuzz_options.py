@@ -12,14 +12,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import whiten.distill  # noqa: F401 - for sys.modules
+import whiten.distillation.distill  # noqa: F401 - for sys.modules
 from whiten import cli
-from whiten.config_file import with_config
+from whiten.cli.config_file import with_config
+from whiten.embedding.opening import split_uris
 from whiten.errors import ConfigError, RunError, WhitenError
-from whiten.opening import split_uris
-from whiten.run_folder import RunFolder
-from whiten.spec import SCHEMES, DistillSpec, TeacherURI, parse_uri
-from whiten.teachers import open_teacher
+from whiten.models.registry import open_teacher
+from whiten.models.uri import SCHEMES, TeacherURI, parse_uri
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
 
 FUZZ = settings(
     max_examples=300,
@@ -236,7 +237,7 @@ def test_a_configuration_file_says_what_it_says(
         raise ConfigError("far enough")
 
     # The attribute of the package is the function, not the module.
-    monkeypatch.setattr(sys.modules["whiten.distill"], "distill", capture)
+    monkeypatch.setattr(sys.modules["whiten.distillation.distill"], "distill", capture)
     with pytest.raises(SystemExit) as end:
         cli.main(["distill", "photos", "--out", str(tmp_path / "out"), "--config", str(file)])
     assert end.value.code == 2

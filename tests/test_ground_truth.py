@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from whiten.datasets.ground_truth import read_truth, write_truth_json
+from whiten.datasets.restricted_pickle import read_numbers
 from whiten.errors import ConfigError
-from whiten.protocols.ground_truth import read_truth, write_truth_json
-from whiten.protocols.restricted_pickle import read_numbers
 
 
 def facts(**changes: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from helpers import write_groups
-from whiten.run_folder import RunFolder
-from whiten.store import Store
+from whiten.runs.folder import RunFolder
+from whiten.store.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ FACTORY = """
 import os, time
 from pathlib import Path
 from torch import nn
-from whiten.views import Preprocess
+from whiten.views.rendering import Preprocess
 
 class Slow(nn.Module):
     def forward(self, images):

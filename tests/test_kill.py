@@ -11,11 +11,12 @@ import pytest
 
 from helpers import write_groups
 from killing import Reference, Work, attempt, kill_again_and_again, start_server
-from whiten.run_folder import RunFolder
-from whiten.spec import DistillSpec
-from whiten.store import Origin, Row, Store
-from whiten.student import load_student
-from whiten.whitening import Whitener
+from whiten.models.student import load_student
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
+from whiten.store.shards import Origin, Row
+from whiten.store.store import Store
+from whiten.whitening.whitener import Whitener
 
 KILLS = 50
 TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=32"]
@@ -41,9 +42,9 @@ def images_of(folder: Path) -> Path:
 
 
 def embed_images(folder: Path) -> None:
-    from whiten import embed as module
-    from whiten.media import find_items
-    from whiten.teachers import open_teacher
+    from whiten.datasets.finding import find_items
+    from whiten.embedding import embed as module
+    from whiten.models.registry import open_teacher
 
     module.SHARD_ROWS, module.BATCH = 8, 4  # many shards, for there are few images
     items = find_items(images_of(folder))
@@ -61,8 +62,8 @@ def fit_whiteners(folder: Path) -> None:
 
 
 def distil(folder: Path) -> None:
-    from whiten import embed as module
-    from whiten.distill import distill
+    from whiten.distillation.distill import distill
+    from whiten.embedding import embed as module
 
     module.SHARD_ROWS = 8
     # Nothing tells the first attempt from the later ones.

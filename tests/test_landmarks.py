@@ -10,8 +10,8 @@ import pytest
 
 from command_line import Captured, prints
 from miniature import write_distractors, write_gldv2, write_revisited
+from whiten.datasets.ground_truth import read_truth
 from whiten.metrics import revisited
-from whiten.protocols.ground_truth import read_truth
 
 QUERIES, DISTRACTORS = 20, 60
 

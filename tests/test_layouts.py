@@ -10,11 +10,13 @@ import pytest
 from command_line import Captured, fails, prints
 from helpers import TEACHER
 from miniature import drawing, write_gldv2
-from whiten.datasets import find_datasets
+from whiten.datasets.catalogue import find_datasets
+from whiten.datasets.finding import find_items
+from whiten.distillation.pairs import resolve_source
 from whiten.errors import ConfigError, NoImagesError
-from whiten.media import decode, find_items, read_bytes
-from whiten.pairs import resolve_source
-from whiten.store import Store
+from whiten.media.decoding import decode
+from whiten.media.reading import read_bytes
+from whiten.store.store import Store
 
 ONE, OTHER, THIRD = "0a1b2c3d4e5f6071", "0a1b2c3d4e5f6072", "f0e1d2c3b4a59687"
 

@@ -10,9 +10,10 @@ from PIL import Image
 import whiten
 from helpers import draw
 from whiten.errors import ConfigError, TeacherError
-from whiten.student import StudentConfig, build_student, save_student
-from whiten.views import Preprocess
-from whiten.whitening import Whitener, normalize_rows
+from whiten.models.student import StudentConfig, build_student, save_student
+from whiten.utils.arrays import normalize_rows
+from whiten.views.rendering import Preprocess
+from whiten.whitening.whitener import Whitener
 
 STUDENT = "timm:test_efficientnet?pretrained=0&size=32"
 
@@ -51,7 +52,7 @@ def test_a_module_is_a_layer_like_any_other(folder) -> None:  # type: ignore[no-
 
 @pytest.mark.parametrize(("white", "channels"), [(255.0, "bgr"), (1.0, "rgb")])
 def test_other_preprocessing(white: float, channels: str) -> None:
-    from whiten.student_module import StudentModule
+    from whiten.models.module import StudentModule
 
     values = Preprocess(
         size=(32, 32),

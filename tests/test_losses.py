@@ -13,9 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from whiten import distillation_loss, fuse
-from whiten.errors import ConfigError
-from whiten.fusion import STRATEGIES, fuse_streaming, positive_wins
-from whiten.losses import (
+from whiten.distillation.fusion import STRATEGIES, fuse_streaming, positive_wins
+from whiten.distillation.losses import (
     alignment_loss,
     fused_teacher_similarity,
     similarity_kl,
@@ -23,6 +22,7 @@ from whiten.losses import (
     sum_of_directions,
     teacher_similarities,
 )
+from whiten.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden" / "distillation_loss.npz"
 

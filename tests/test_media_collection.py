@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from whiten.media import Item, Items, NameIndex, name_codes, naming
+from whiten.datasets.collection import Item, Items
+from whiten.utils import names as naming
+from whiten.utils.names import NameIndex, name_codes
 
 ITEMS = [
     Item("ä/1.jpg", "/photos/ä/1.jpg", "ä"),

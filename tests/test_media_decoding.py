@@ -20,7 +20,9 @@ import pytest
 from PIL import Image
 
 from whiten.errors import ImageError
-from whiten.media import decode, decode_scaled, decoding, read_bytes, reading, upright_rgb
+from whiten.media import decoding, reading
+from whiten.media.decoding import decode, decode_scaled, upright_rgb
+from whiten.media.reading import read_bytes
 
 
 def smooth(width: int = 48, height: int = 36, seed: int = 0) -> Image.Image:
@@ -262,7 +264,7 @@ def test_a_pixel_bomb_takes_no_memory(tmp_path: Path) -> None:
     script = (
         "import resource, sys\n"
         "from whiten.errors import ImageError\n"
-        "from whiten.media import decode\n"
+        "from whiten.media.decoding import decode\n"
         "data = open(sys.argv[1], 'rb').read()\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)\n"

@@ -11,7 +11,8 @@ from PIL import Image
 
 from odd_images import bad_images, good_images, picture
 from whiten.errors import ImageError
-from whiten.media import decode_scaled, decoding
+from whiten.media import decoding
+from whiten.media.decoding import decode_scaled
 
 simplejpeg = pytest.importorskip("simplejpeg")
 

@@ -11,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from whiten.datasets.collection import Item
+from whiten.datasets.finding import find_items
 from whiten.errors import ConfigError, ImageError, NoImagesError
-from whiten.media import Item, display_path, find_items, read_bytes
+from whiten.media.reading import read_bytes
+from whiten.utils.names import display_path
 
 
 def test_folders_are_groups_and_hidden_files_are_passed_over(tmp_path: Path) -> None:

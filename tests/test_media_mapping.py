@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from whiten.media import ordered_map
+from whiten.utils.threads import ordered_map
 
 
 def test_ordered_map_keeps_the_order() -> None:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whiten.fusion import fuse
-from whiten.losses import distillation_loss
-from whiten.objective import (
+from whiten.distillation.fusion import fuse
+from whiten.distillation.losses import distillation_loss
+from whiten.distillation.objective import (
     Batch,
     objective,
     queue_kl,
@@ -20,8 +20,8 @@ from whiten.objective import (
     supervised_contrastive,
     with_all_positives,
 )
-from whiten.recipes import complete
-from whiten.spec import DistillSpec
+from whiten.runs.recipes import complete
+from whiten.runs.spec import DistillSpec
 
 TAU = 0.1
 

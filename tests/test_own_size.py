@@ -14,11 +14,12 @@ from PIL import Image
 from torch import nn
 
 from whiten.errors import ImageError, TeacherError, WhiteningError
-from whiten.multiscale import MULTI, SINGLE, see_own_size
-from whiten.own_size import render_own_size
-from whiten.teachers import Teacher, open_teacher
-from whiten.views import Preprocess
-from whiten.whitening import Whitener
+from whiten.models.multiscale import MULTI, SINGLE, see_own_size
+from whiten.models.registry import open_teacher
+from whiten.models.teacher import Teacher
+from whiten.views.own_size import render_own_size
+from whiten.views.rendering import Preprocess
+from whiten.whitening.whitener import Whitener
 
 
 def colourful(seed: int, width: int, height: int) -> Image.Image:

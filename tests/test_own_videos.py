@@ -12,14 +12,15 @@ import whiten
 from clips import write_video
 from command_line import fails
 from helpers import TEACHER, draw, write_image
-from whiten import cli, grids
+from whiten import cli
+from whiten.datasets.finding import find_items
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError
-from whiten.evaluate import PER_QUERY, evaluate
-from whiten.evaluate_videos import VideoEvaluation, evaluate_videos
-from whiten.media import find_items
-from whiten.opening import load
-from whiten.protocols.video_ranking import VideoSearch
-from whiten.protocols.videos import videos_task
+from whiten.evaluation.evaluate import PER_QUERY, evaluate
+from whiten.evaluation.own_videos import videos_task
+from whiten.evaluation.video_ranking import VideoSearch
+from whiten.evaluation.videos import VideoEvaluation, evaluate_videos
+from whiten.report import grids
 
 # Videos that look alike have the same colours.
 VIDEOS = {"x/1": 5, "x/2": 5, "x/3": 5, "y/1": 9, "y/2": 9, "z/alone": 17}
@@ -78,8 +79,8 @@ def test_videos_of_one_frame_rank_as_images_do(
     tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every similarity of sets is then the cosine, and every figure that of `evaluate`."""
-    monkeypatch.setattr("whiten.protocols.video_ranking.CANDIDATES", 3)
-    monkeypatch.setattr("whiten.protocols.video_ranking.QUERIES", 4)
+    monkeypatch.setattr("whiten.evaluation.video_ranking.CANDIDATES", 3)
+    monkeypatch.setattr("whiten.evaluation.video_ranking.QUERIES", 4)
     for number in range(18):
         group, video = f"g{number % 5}", f"v{number:02d}"
         write_image(tmp_path / "frames" / group / video / "0000.jpg", number % 7, number)

@@ -8,8 +8,8 @@ from importlib import resources
 from types import ModuleType
 
 import whiten
-import whiten.distill
-import whiten.evaluate
+import whiten.distillation.distill
+import whiten.evaluation.evaluate
 
 
 def test_public_names_are_what_they_say() -> None:

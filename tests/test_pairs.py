@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from whiten.distillation.pairs import plan_pairs
 from whiten.errors import ConfigError
-from whiten.pairs import plan_pairs
 
 SIZES = [2, 3, 4, 4, 7, 12]
 GROUPS = [f"g{g}" for g, size in enumerate(SIZES) for _ in range(size)]

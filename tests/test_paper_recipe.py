@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from whiten import Whitener, training
-from whiten.objective import Batch, objective
-from whiten.recipes import complete
-from whiten.spec import DistillSpec
-from whiten.student import build_student
-from whiten.training import learning_rate
+from whiten import Whitener
+from whiten.distillation import training
+from whiten.distillation.objective import Batch, objective
+from whiten.distillation.training import learning_rate
+from whiten.models.student import build_student
+from whiten.runs.recipes import complete
+from whiten.runs.spec import DistillSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 

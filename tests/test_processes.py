@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import write_groups
-from whiten.distill import distill
-from whiten.run_folder import RunFolder
+from whiten.distillation.distill import distill
+from whiten.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +104,7 @@ def test_two_processes_are_one(
 
 PROGRAM = """
 import json, sys
-from whiten.distill import distill
+from whiten.distillation.distill import distill
 if __name__ == "__main__":
     images, teachers, out, options = json.loads(sys.argv[1])
     distill(images, teachers, out=out, resume=True, show_progress=False, **options)

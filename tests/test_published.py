@@ -16,9 +16,16 @@ from torch import Tensor
 
 import whiten
 from command_line import Captured, fails, prints
-from whiten.errors import ConfigError, RankDeficientError, TeacherError, WhitenError, WhiteningError
-from whiten.published import convert, read_published_student, read_published_whitening
-from whiten.whitening import Whitener, normalize_rows
+from whiten.errors import (
+    ConfigError,
+    RankDeficientError,
+    TeacherError,
+    WhitenError,
+    WhiteningError,
+)
+from whiten.models.published import convert, read_published_student, read_published_whitening
+from whiten.utils.arrays import normalize_rows
+from whiten.whitening.whitener import Whitener
 
 RNG = np.random.default_rng(0)
 # Ten strong axes and two far below 1e-5 of the strongest, in unit vectors.

@@ -14,11 +14,11 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from counting_teacher import make_teacher
-from whiten.embed import embed, store_folder
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed, store_folder
 from whiten.errors import StoreError
-from whiten.media import find_items
-from whiten.view_plan import DRAWN, Colours, ViewPlan
-from whiten.views import Preprocess, View, plan_view, render
+from whiten.views.plan import DRAWN, Colours, ViewPlan
+from whiten.views.rendering import Preprocess, View, plan_view, render
 
 IMAGES, FRAMES = ViewPlan.named("paper-images", seed=3), ViewPlan.named("paper-frames", seed=3)
 GOLDEN = (
@@ -200,7 +200,7 @@ def test_plans_lie_apart_in_a_cache(tmp_path: Path) -> None:
 
 
 def test_decoding_keeps_enough_pixels_for_view_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    from whiten import views
+    from whiten.views import rendering as views
 
     asked: list[int] = []
 

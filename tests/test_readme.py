@@ -13,7 +13,7 @@ import pytest
 
 from clips import near_duplicates, segments, write_lines, write_video
 from miniature import write_distractors, write_gldv2, write_revisited
-from whiten.demo import extract_images
+from whiten.demo.run import extract_images
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

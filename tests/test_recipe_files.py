@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from whiten.config_file import read_recipe, with_config
+from whiten.cli.config_file import read_recipe, with_config
 from whiten.errors import ConfigError
-from whiten.recipes import complete
-from whiten.spec import DistillSpec, parse_uri
+from whiten.models.uri import parse_uri
+from whiten.runs.recipes import complete
+from whiten.runs.spec import DistillSpec
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))

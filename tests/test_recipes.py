@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from whiten.errors import ConfigError
-from whiten.recipes import DECIDED, KNOWN, RECIPES, complete
-from whiten.spec import TERMS, DistillSpec
-from whiten.view_plan import ViewPlan
+from whiten.runs.recipes import DECIDED, KNOWN, RECIPES, complete
+from whiten.runs.spec import TERMS, DistillSpec
+from whiten.views.plan import ViewPlan
 
 TEACHERS = ["demo:mobilenetv2"]
 UNTRAINED = "timm:resnet18?pretrained=0"

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from whiten.recipes import KNOWN, complete
-from whiten.spec import TERMS, DistillSpec
+from whiten.runs.recipes import KNOWN, complete
+from whiten.runs.spec import TERMS, DistillSpec
 
 ROOT = Path(__file__).parent.parent
 SOURCES = {"label-free": "views", "labelled": "groups", "partly": "mixed", "strong": "groups"}

@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from whiten.report import (
-    HEADINGS,
-    Hit,
-    ReportData,
-    Retrieval,
-    Row,
-    Similarities,
-    format_table,
-    write_report,
-)
+from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report
+from whiten.report.table import HEADINGS, Row, format_table
 
 NAMES = ['<b>&"', "$x$ _y_", "_hidden", "long-" * 30, "Straße Ελλάδα", "日本語", "a\nb \udcff"]
 FIGURES = {

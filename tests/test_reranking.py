@@ -10,7 +10,7 @@ import pytest
 
 from whiten.errors import ConfigError
 from whiten.metrics import average_precision, micro_average_precision
-from whiten.reranking import expand_queries, normalize_scores
+from whiten.retrieval.reranking import expand_queries, normalize_scores
 
 
 def unit(*shape: int, seed: int = 0) -> np.ndarray:
@@ -22,7 +22,7 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
 def test_the_documentation_s_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parent.parent / "docs" / "search.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    [example] = [block for block in blocks if "whiten.reranking" in block]
+    [example] = [block for block in blocks if "whiten.retrieval.reranking" in block]
     names: dict[str, np.ndarray] = {}
     exec(example, names)
     assert (names["expanded"].shape, names["comparable"].shape) == ((20, 64), (20, 10))

@@ -12,18 +12,18 @@ import pytest
 from command_line import STUDENT, Captured, fails, prints
 from helpers import TEACHER
 from miniature import write_distractors, write_revisited
+from whiten.datasets.ground_truth import GroundTruth, read_truth
+from whiten.datasets.revisited import distractor_list, read_distractors
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, NoImagesError, StoreError
-from whiten.evaluate import Figure
-from whiten.evaluate_revisited import blocks_of, evaluate_revisited_set, score_settings
-from whiten.metrics import bootstrap_interval, revisited
-from whiten.opening import load
-from whiten.own_size import render_own_size
-from whiten.protocols.ground_truth import GroundTruth, read_truth
-from whiten.protocols.revisited import distractor_list, read_distractors
-from whiten.revisited_report import RevisitedReport, Setting
-from whiten.shards import Origin, Row
-from whiten.store import Store
-from whiten.whitening import Whitener, normalize_rows
+from whiten.evaluation.revisited import blocks_of, evaluate_revisited_set, score_settings
+from whiten.evaluation.revisited_report import RevisitedReport, Setting
+from whiten.metrics import Figure, bootstrap_interval, revisited
+from whiten.store.shards import Origin, Row
+from whiten.store.store import Store
+from whiten.utils.arrays import normalize_rows
+from whiten.views.own_size import render_own_size
+from whiten.whitening.whitener import Whitener
 
 pytestmark = pytest.mark.usefixtures("colour_teachers")
 
@@ -112,7 +112,7 @@ def test_blocks_join_shards_and_leave_out_what_is_not_listed(
     for start in range(0, 20, 3):
         rows = zip(names[start : start + 3], vectors[start : start + 3], strict=True)
         store.append([Row(name, name, None, 0, name, vector) for name, vector in rows])
-    monkeypatch.setattr("whiten.evaluate_revisited.BLOCK_BYTES", 8 * 4 * 4)  # 8 rows
+    monkeypatch.setattr("whiten.evaluation.revisited.BLOCK_BYTES", 8 * 4 * 4)  # 8 rows
     blocks = list(blocks_of(store))
     assert [len(block) for block in blocks] == [6, 6, 8]
     np.testing.assert_array_equal(np.concatenate(blocks), vectors)
@@ -203,7 +203,7 @@ def test_what_is_embedded_is_kept_and_a_store_of_distractors_serves(
     def nothing_new(*_: object, **__: object) -> None:
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr("whiten.evaluate_revisited.render_own_size", nothing_new)
+    monkeypatch.setattr("whiten.evaluation.revisited.render_own_size", nothing_new)
     again = evaluate_revisited_set(model, root, "roxford5k", distractors=store, cache=cache)
     assert again.to_json() == first.to_json()
     with pytest.raises(AssertionError, match="embedded again"):
@@ -213,7 +213,7 @@ def test_what_is_embedded_is_kept_and_a_store_of_distractors_serves(
 def test_an_interrupted_evaluation_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, cache = load(TEACHER), root / "cache"
     whole = evaluate_revisited_set(model, root, "roxford5k", distractors=root)
-    monkeypatch.setattr("whiten.embed.SHARD_ROWS", 4)
+    monkeypatch.setattr("whiten.embedding.embed.SHARD_ROWS", 4)
     rendered: list[int] = []
 
     def render(data: bytes, **options: Any) -> Any:
@@ -222,7 +222,7 @@ def test_an_interrupted_evaluation_goes_on(root: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return render_own_size(data, **options)
 
-    monkeypatch.setattr("whiten.evaluate_revisited.render_own_size", render)
+    monkeypatch.setattr("whiten.evaluation.revisited.render_own_size", render)
     with pytest.raises(KeyboardInterrupt):
         evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
     rendered.clear()

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from whiten import metrics, set_similarity
+from whiten import metrics
 from whiten.errors import ConfigError
+from whiten.retrieval import sets as set_similarity
 
 GOLDEN = Path(__file__).parent / "golden" / "video_similarity.npz"
 KINDS = list(metrics.SET_SIMILARITIES)

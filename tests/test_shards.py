@@ -11,8 +11,9 @@ import pytest
 
 from store_helpers import ORIGIN, make_rows, make_store, rewrite
 from whiten.errors import StoreError
-from whiten.media import Skipped, Stamp
-from whiten.store import Seen, Store
+from whiten.media.reading import Skipped, Stamp
+from whiten.store.shards import Seen
+from whiten.store.store import Store
 
 SEEN = {
     "a": Seen("/photos/a.jpg", Stamp(11, 12, 13), "a" * 32),

@@ -18,8 +18,8 @@ import pytest
 
 from store_helpers import ORIGIN, content_hashes, make_rows, make_store, rewrite, vectors
 from whiten.errors import StoreError
-from whiten.media import Skipped
-from whiten.store import Store, stored_precision
+from whiten.media.reading import Skipped
+from whiten.store.store import Store, stored_precision
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -11,14 +11,14 @@ import pytest
 from clips import write_lines
 from helpers import TEACHER, write_image
 from whiten import metrics
+from whiten.datasets.finding import find_items, find_videos
+from whiten.datasets.svd import read_svd
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, NoImagesError, WhitenError
-from whiten.evaluate_videos import SVD_FIGURES, VideoEvaluation, evaluate_videos
-from whiten.media import find_items, find_videos
-from whiten.media.svd import read_svd
-from whiten.opening import load
-from whiten.protocols import video_ranking
-from whiten.protocols.svd import svd_task
-from whiten.protocols.video_ranking import VideoSearch
+from whiten.evaluation import video_ranking
+from whiten.evaluation.svd import svd_task
+from whiten.evaluation.video_ranking import VideoSearch
+from whiten.evaluation.videos import SVD_FIGURES, VideoEvaluation, evaluate_videos
 
 KINDS = list(metrics.SET_SIMILARITIES)
 # Query, near-duplicates, other labelled candidates; the candidates of one query are shared or not.
@@ -187,7 +187,7 @@ def test_the_published_omission_of_the_normalisation(svd: Path, teacher: str) ->
 
     for omit in (False, True):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(WatchedError):
-            patch.setattr(sys.modules["whiten.evaluate_videos"], "write_embeddings", watch)
+            patch.setattr(sys.modules["whiten.evaluation.videos"], "write_embeddings", watch)
             evaluate_videos(teacher, svd, omit_normalisation=omit)
     published = (224 / 256, "bilinear", (32, 32))
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

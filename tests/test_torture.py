@@ -29,10 +29,12 @@ from odd_images import (
     plain_decode,
     write_all,
 )
-from whiten import cli, media
-from whiten.media import decode
-from whiten.store import Store
-from whiten.teachers import open_teacher
+from whiten import cli
+from whiten.datasets.collection import Item
+from whiten.datasets.finding import find_items
+from whiten.media.decoding import decode
+from whiten.models.registry import open_teacher
+from whiten.store.store import Store
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="names and files of POSIX systems")
 
@@ -224,15 +226,15 @@ def test_files_that_vanish_during_the_run(
 ) -> None:
     names = [f"{number:02d}.png" for number in range(40)]
     write_all(images, {name: encode(picture(n), "PNG") for n, name in enumerate(names)})
-    find = media.find_items
+    find = find_items
 
-    def find_then_lose(source: Path, *_: object) -> list[media.Item]:
+    def find_then_lose(source: Path, *_: object) -> list[Item]:
         items = find(source)
         (images / "05.png").unlink()
         (images / "39.png").write_bytes(b"")
         return items
 
-    monkeypatch.setattr("whiten.media.frames.find_items", find_then_lose)
+    monkeypatch.setattr("whiten.datasets.frames.find_items", find_then_lose)
     summary = run()
     assert summary["embeddings"] == 38
     assert summary["reasons"] == {"05.png": "no such file or directory", "39.png": "empty file"}

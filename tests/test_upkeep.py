@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 
 from counting_teacher import contents, make_newer, make_teacher, overwrite, plain, seen, spoil
-from whiten import embed as embed_module
-from whiten import upkeep
-from whiten.embed import embed, summarize
+from whiten.datasets.finding import find_items
+from whiten.embedding import embed as embed_module
+from whiten.embedding.embed import embed, summarize
 from whiten.errors import ImageError
-from whiten.media import find_items, read_bytes
-from whiten.spec import ViewPlan, parse_uri
-from whiten.teachers import stored
+from whiten.media.reading import read_bytes
+from whiten.models.sources import stored
+from whiten.models.uri import parse_uri
+from whiten.store import upkeep
+from whiten.views.plan import ViewPlan
 
 ImageFolder = Callable[..., Path]
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from clips import clip, sound_alone, write_video
 from whiten.errors import ConfigError, ImageError, MissingExtraError
-from whiten.media import sample_frames, video
+from whiten.media import video
+from whiten.media.video import sample_frames
 
 
 def grey(level: int, size: tuple[int, int] = (64, 48)) -> Image.Image:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from helpers import write_image
-from whiten import video_plots
+from whiten.report import alignment as video_plots
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from clips import write_svd
 from command_line import prints
 from whiten import metrics
-from whiten.media import find_items
-from whiten.media.svd import read_svd
+from whiten.datasets.finding import find_items
+from whiten.datasets.svd import read_svd
 
 
 def chance(root: Path) -> float:

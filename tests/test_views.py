@@ -14,10 +14,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from whiten import views
 from whiten.errors import ImageError
-from whiten.view_plan import Colours, ViewPlan
-from whiten.views import Preprocess, View, plan_view, render, render_bytes
+from whiten.views import rendering as views
+from whiten.views.plan import Colours, ViewPlan
+from whiten.views.rendering import Preprocess, View, plan_view, render, render_bytes
 
 PLAN = ViewPlan(seed=3)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from whiten.view_plan import ViewPlan
-from whiten.views import Preprocess, View, plan_view, render
-from whiten.views_torch import recolour
+from whiten.views.on_device import recolour
+from whiten.views.plan import ViewPlan
+from whiten.views.rendering import Preprocess, View, plan_view, render
 
 PLAN = ViewPlan.named("paper-frames", seed=5)
 CPU = torch.device("cpu")

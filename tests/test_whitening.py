@@ -17,7 +17,7 @@ from whiten.errors import (
     RankDeficientError,
     WhiteningError,
 )
-from whiten.whitening import normalize_rows
+from whiten.utils.arrays import normalize_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "pca_whitening.npz"
 

@@ -9,16 +9,19 @@ precision-recall curve by trapezoids, `trapezoid_ap`. All ranks here start at 0.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import ConfigError
-from whiten.set_similarity import SET_SIMILARITIES as SET_SIMILARITIES
-from whiten.set_similarity import set_similarity as set_similarity
+from whiten.retrieval.blocks import BLOCK_ROWS
+from whiten.retrieval.ranks import RankCounter as RankCounter
+from whiten.retrieval.ranks import Ranks as Ranks
+from whiten.retrieval.sets import SET_SIMILARITIES as SET_SIMILARITIES
+from whiten.retrieval.sets import set_similarity as set_similarity
 
-Ranks = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
 # The revisited protocols: which index lists count as positives, and which are ignored.
@@ -75,7 +78,7 @@ def revisited(
 ) -> dict[str, dict[str, Any]]:
     """Scores of the revisited Oxford and Paris benchmark, all protocols in one pass.
 
-    Without the matrix, from embeddings: `whiten.evaluate.score_revisited`.
+    Without the matrix, from embeddings: `whiten.evaluation.evaluate.score_revisited`.
 
     Args:
         similarity: (database, queries), larger is more similar.
@@ -173,144 +176,6 @@ def positive_ranks(
     return counter.ranks(0, positives, absent)
 
 
-BLOCK_ROWS = 32768  # one query's similarities to so many items stay in a core's cache
-_STRIDE = 64  # of the sample that tells which scores are rare
-_RARE = 16  # the first of so many scores count as rare
-_MOST_COMPARED = 100  # scores that are cheaper to compare with everything than to sort for
-
-
-class RankCounter:
-    """Ranks of the positives, counted while the similarities of a gallery stream by.
-
-    Only the positives of a query need a rank. It is the number of items before one, and counts of
-    blocks add up, so that nothing is sorted but the few scores above the positives that stand high.
-    What is junk is subtracted at the end: one pass serves several protocols.
-
-    Args:
-        labelled: per query the gallery indices of its positives and its junk, each once.
-        scores: per query the similarities of these.
-        positives: per query the labelled indices that `ranks` will be asked for.
-    """
-
-    def __init__(
-        self,
-        labelled: Sequence[Ranks],
-        scores: Sequence[npt.NDArray[Any]],
-        positives: Sequence[Ranks],
-    ) -> None:
-        # Per query, worst first; of equals, the last first.
-        self._labelled: list[Ranks] = []
-        self._is_counted: list[npt.NDArray[np.bool_]] = []
-        self._places: list[Ranks] = []  # of those that are counted
-        self._levels: list[npt.NDArray[Any]] = []  # their scores
-        for places, own, wanted in zip(labelled, scores, positives, strict=True):
-            order = np.lexsort((-places, own))
-            is_counted = np.isin(places[order], wanted)
-            self._labelled.append(places[order])
-            self._is_counted.append(is_counted)
-            self._places.append(places[order][is_counted])
-            self._levels.append(own[order][is_counted])
-        self._before = [np.zeros(len(places), np.int64) for places in self._places]
-        self._pins = _by_place(labelled, scores)
-
-    def __len__(self) -> int:
-        """Queries."""
-        return len(self._places)
-
-    def pin(self, start: int, block: npt.NDArray[Any]) -> None:
-        """Write the labelled items' scores into a block that was computed apart from them.
-
-        Two matrix products need not round alike; an item must have one score.
-        """
-        places, queries, scores = self._pins
-        part = slice(*np.searchsorted(places, (start, start + block.shape[1])))
-        block[queries[part], places[part] - start] = scores[part]
-
-    def add(self, start: int, block: npt.NDArray[Any]) -> None:
-        """Count a block of the gallery.
-
-        Args:
-            start: its first gallery index.
-            block: (queries, b) similarities, rows contiguous.
-
-        Raises:
-            ConfigError: a similarity is NaN.
-        """
-        if block.size == 0:
-            return
-        if np.isnan(block.max()):  # NaN if any is
-            raise ConfigError("similarities hold NaN: embed those items again")
-        sample = block[:, ::_STRIDE]
-        cut = sample.shape[1] - 1 - sample.shape[1] // _RARE
-        rare = np.partition(sample, cut, axis=1)[:, cut]
-        mask = np.empty(block.shape[1], bool)
-        for query, levels in enumerate(self._levels):
-            if len(levels):
-                common = int(np.searchsorted(levels, rare[query]))
-                self._add_row(query, start, block[query], common, mask)
-
-    def _add_row(
-        self,
-        query: int,
-        start: int,
-        row: npt.NDArray[Any],
-        common: int,
-        mask: npt.NDArray[np.bool_],
-    ) -> None:
-        """Add what stands before each positive in this row.
-
-        The first `common` levels have many scores above them. Each is compared with the whole row,
-        which vector units do at the speed of the cache; for the others the few scores above are
-        picked out and sorted.
-        """
-        levels, places, before = self._levels[query], self._places[query], self._before[query]
-        stop = start + len(row)
-        is_later = places >= stop  # equals in this row come first
-        if common > _MOST_COMPARED:
-            common = 0
-        for i in range(common):
-            above = np.greater_equal if is_later[i] else np.greater
-            before[i] += int(np.count_nonzero(above(row, levels[i], out=mask)))
-        if common < len(levels):
-            high = row[np.flatnonzero(np.greater_equal(row, levels[common], out=mask))]
-            high.sort()
-            level = levels[common:]
-            below = np.where(
-                is_later[common:], high.searchsorted(level), high.searchsorted(level, "right")
-            )
-            before[common:] += len(high) - below
-        for i in np.flatnonzero(~is_later & (places >= start)).tolist():
-            before[i] += int(np.count_nonzero(row[: places[i] - start] == levels[i]))
-
-    def ranks(self, query: int, positives: Ranks, junk: Ranks) -> Ranks:
-        """Ranks of a query's positives once the whole gallery was added.
-
-        Args:
-            positives: all that were announced, or some.
-            junk: labelled indices that are treated as absent.
-
-        Returns:
-            (p,) ascending.
-        """
-        is_junk = np.isin(self._labelled[query], junk)[::-1]
-        absent: Ranks = np.cumsum(is_junk) - is_junk
-        present = self._before[query][::-1] - absent[self._is_counted[query][::-1]]
-        ranks: Ranks = present[np.isin(self._places[query][::-1], positives)]
-        return ranks
-
-
-def _by_place(
-    labelled: Sequence[Ranks], scores: Sequence[npt.NDArray[Any]]
-) -> tuple[Ranks, Ranks, npt.NDArray[Any]]:
-    """(gallery index, query, score) of all labelled items, by rising index."""
-    if not labelled:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    places = np.concatenate(labelled)
-    queries = np.repeat(np.arange(len(labelled)), [len(own) for own in labelled])
-    order = np.argsort(places, kind="stable")
-    return places[order], queries[order], np.concatenate(scores)[order]
-
-
 def precision_at(ranks: Ranks, k: int) -> float:
     """Share of positives among the first k."""
     return float((ranks < k).sum()) / k
@@ -380,3 +245,12 @@ def bootstrap_interval(
         means[i] = values[generator.integers(0, len(values), len(values))].mean()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over queries and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float

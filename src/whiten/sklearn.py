@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import MissingExtraError
-from whiten.whitening import DEFAULT_SHRINKAGE, Whitener, normalize_rows
+from whiten.utils.arrays import normalize_rows
+from whiten.whitening.whitener import DEFAULT_SHRINKAGE, Whitener
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin

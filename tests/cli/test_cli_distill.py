@@ -12,7 +12,7 @@ import yaml
 from command_line import STUDENT, Captured, prints
 from helpers import TEACHER
 from whiten import cli
-from whiten.run_folder import RunFolder
+from whiten.runs.folder import RunFolder
 
 
 def saved_options(root: Path) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("whiten.media.frames.find_items", interrupted)
+    monkeypatch.setattr("whiten.datasets.frames.find_items", interrupted)
     with pytest.raises(SystemExit) as stop:
         cli.main(["embed", str(images), "--teacher", TEACHER, "--out", "store"])
     assert stop.value.code == 130

@@ -15,7 +15,7 @@ FACTORY = '''
 
 from torch import nn
 
-from whiten.views import Preprocess
+from whiten.views.rendering import Preprocess
 
 
 class Centre(nn.Module):
@@ -42,7 +42,7 @@ def small_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def drawings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Bundled drawings that differ: of one vendor, from all over the set."""
     root = tmp_path_factory.mktemp("drawings")
-    with resources.as_file(resources.files("whiten") / "data" / "emoji.parquet") as path:
+    with resources.as_file(resources.files("whiten") / "demo" / "data" / "emoji.parquet") as path:
         table = pq.read_table(path, columns=["group", "vendor", "image"])
     rows = [row for row in table.to_pylist() if row["vendor"] == "fluent"][7::83]
     for row in rows:

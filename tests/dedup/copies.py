@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from whiten.dedup import Deduplication, deduplicate, open_collection
-from whiten.opening import load
+from whiten.embedding.opening import load
 
 TEACHER = "python:small_pictures:make"
 

@@ -14,13 +14,13 @@ from PIL import Image, ImageEnhance
 from command_line import Captured, fails, prints
 from copies import TEACHER, hostile_copies, pairs, run, shell
 from helpers import write_image
+from whiten.datasets.finding import find_items
 from whiten.dedup import deduplicate, open_collection
 from whiten.dedup.page import MOST_GROUPS, groups_page
 from whiten.dedup.pixels import Pictures
 from whiten.dedup.writing import COLUMNS, write_results
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, NoImagesError
-from whiten.media import find_items
-from whiten.opening import load
 
 pytestmark = pytest.mark.usefixtures("small_pictures")
 
@@ -118,7 +118,7 @@ def test_another_threshold_embeds_nothing(
 def test_a_run_that_was_cut_short_goes_on(
     copied: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from whiten import embed as embed_module
+    from whiten.embedding import embed as embed_module
 
     folder, _ = copied
     whole = run(folder, 0.97)

@@ -16,12 +16,12 @@ from scipy.stats import beta
 
 from command_line import Captured, fails, prints
 from helpers import TEACHER
+from whiten.datasets.collection import Item, Items
 from whiten.dedup import Collection, threshold
 from whiten.dedup.counting import count_pairs
+from whiten.dedup.pair_similarity import VectorSimilarity
 from whiten.dedup.threshold import calibrate
 from whiten.errors import ConfigError
-from whiten.media import Item, Items
-from whiten.pair_similarity import VectorSimilarity
 
 Array = npt.NDArray[Any]
 
@@ -118,7 +118,7 @@ def drawings(tmp_path: Path, colour_teachers: None) -> Path:
     """Drawings, and re-encoded copies of some."""
     folder = tmp_path / "images"
     folder.mkdir()
-    with resources.as_file(resources.files("whiten") / "data" / "emoji.parquet") as path:
+    with resources.as_file(resources.files("whiten") / "demo" / "data" / "emoji.parquet") as path:
         table = pq.read_table(path, columns=["group", "vendor", "image"])
     rows = [row for row in table.to_pylist() if row["vendor"] == "noto"][::20]
     for number, row in enumerate(rows[:60]):

@@ -30,10 +30,10 @@ def place(tmp_path: Path) -> Path:
 
 
 def deduplicated(folder: Path) -> None:
-    from whiten import embed as module
     from whiten.dedup import deduplicate, open_collection
     from whiten.dedup.writing import write_results
-    from whiten.opening import load
+    from whiten.embedding import embed as module
+    from whiten.embedding.opening import load
 
     module.SHARD_ROWS, module.BATCH = 4, 2  # many shards, for there are few images
     with open_collection(images_of(folder), load(STUDENT), folder / "embeddings") as collection:
@@ -42,7 +42,7 @@ def deduplicated(folder: Path) -> None:
 
 def compacted(folder: Path) -> None:
     from whiten.compact.running import open_embedded, write_kind
-    from whiten.opening import load
+    from whiten.embedding.opening import load
 
     if (folder / "codes").exists():
         return

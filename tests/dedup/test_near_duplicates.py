@@ -13,8 +13,7 @@ import pytest
 from scipy.sparse.csgraph import connected_components
 
 from whiten import near_duplicates
-from whiten.errors import ConfigError
-from whiten.near_duplicates import (
+from whiten.dedup.near_duplicates import (
     TOLERANCE,
     Forest,
     choose_kept,
@@ -22,8 +21,9 @@ from whiten.near_duplicates import (
     lowest_similarity,
     range_search,
 )
-from whiten.pair_similarity import SetSimilarity, VectorSimilarity
-from whiten.set_similarity import set_similarity
+from whiten.dedup.pair_similarity import SetSimilarity, VectorSimilarity
+from whiten.errors import ConfigError
+from whiten.retrieval.sets import set_similarity
 
 Array = npt.NDArray[Any]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from helpers import TEACHER, write_groups
-from whiten.encoder import Encoder
-from whiten.opening import load
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whiten.encoder import Encoder
+from whiten.embedding.encoder import Encoder
 from whiten.index import Index
 
 

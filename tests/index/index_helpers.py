@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from whiten.index import tuning
-from whiten.index.folder import FolderIndex
+from whiten.index.local import tuning
+from whiten.index.local.folder import FolderIndex
 from whiten.index.rows import Block, Facts
-from whiten.store import Vectors
+from whiten.utils.arrays import Vectors
 
 DIM = 32
 

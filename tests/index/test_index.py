@@ -12,13 +12,13 @@ import pytest
 
 from folder_checks import check_vectors, count_embedded, paths_of
 from helpers import TEACHER, draw, write_groups, write_image
-from whiten.embed import embed
-from whiten.encoder import Encoder
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, NoImagesError, StoreError
 from whiten.index import Changes, Index
-from whiten.index.folder import FolderIndex
-from whiten.media import find_items
-from whiten.opening import load
+from whiten.index.local.folder import FolderIndex
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def test_the_staged_rows_of_another_model_are_not_taken(
 def test_a_store_is_indexed_without_its_model(
     encoder: Encoder, images: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whiten.embed.SHARD_ROWS", 4)
+    monkeypatch.setattr("whiten.embedding.embed.SHARD_ROWS", 4)
     embed(find_items(images), encoder.parts[0].teacher, tmp_path / "store", views=(0, 1))
     with monkeypatch.context() as patch:
         patch.setattr("whiten.index.collections.load", lambda *_: pytest.fail("opened a model"))

@@ -11,12 +11,13 @@ import pytest
 
 from index_helpers import DIM, block, clustered, facts, found_ids, make, timed_as, write
 from whiten.errors import ConfigError, MissingExtraError, StoreError
-from whiten.index import Index, tuning
-from whiten.index.approximate import cluster
-from whiten.index.codes import can_multiply
-from whiten.index.exact import exact_search
-from whiten.index.folder import FolderIndex
+from whiten.index import Index
+from whiten.index.local import tuning
+from whiten.index.local.approximate import cluster
+from whiten.index.local.codes import can_multiply
+from whiten.index.local.folder import FolderIndex
 from whiten.index.where import parse_where
+from whiten.retrieval.exact import exact_search
 
 ROWS = 4000
 APPROXIMATE = ["ivf", "hnsw"]

@@ -18,8 +18,8 @@ from postgres import PASSWORD, Server
 from random_rows import backend_of, block_of, passing
 from whiten.errors import ConfigError, MissingExtraError, StoreError
 from whiten.index import Index
-from whiten.index.addresses import hide_password, read_address
-from whiten.index.milvus import to_milvus
+from whiten.index.databases.addresses import hide_password, read_address
+from whiten.index.databases.milvus import to_milvus
 from whiten.index.places import open_place
 from whiten.index.rows import Facts
 from whiten.index.where import parse_where
@@ -79,7 +79,7 @@ def test_passwords_are_hidden() -> None:
 def test_a_missing_client(
     monkeypatch: pytest.MonkeyPatch, place: str, module: str, extra: str
 ) -> None:
-    monkeypatch.delitem(sys.modules, "whiten.index.pgvector", raising=False)
+    monkeypatch.delitem(sys.modules, "whiten.index.databases.pgvector", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'whiten\[{extra}\]'"):
         open_place(place)

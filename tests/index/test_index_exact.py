@@ -11,10 +11,11 @@ import pytest
 
 from index_helpers import clustered
 from whiten.errors import StoreError
-from whiten.index import codes, exact
-from whiten.index.codes import CodedSegment, can_multiply, write_codes
-from whiten.index.exact import Mask, Nearest, exact_search
-from whiten.store import Vectors
+from whiten.index.local import codes
+from whiten.index.local.codes import CodedSegment, can_multiply, write_codes
+from whiten.retrieval import exact
+from whiten.retrieval.exact import Mask, Nearest, exact_search
+from whiten.utils.arrays import Vectors
 
 Found = list[tuple[npt.NDArray[np.int64], Vectors]]
 Search = Callable[[Vectors, Vectors, int, Mask | None], Found]

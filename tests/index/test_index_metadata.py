@@ -8,10 +8,10 @@ import pytest
 
 from folder_checks import count_embedded
 from helpers import draw
-from whiten.encoder import Encoder
+from whiten.datasets.finding import find_items
+from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.index import Index
-from whiten.media import find_items
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from helpers import TEACHER, draw
-from whiten.embed import embed
-from whiten.encoder import Encoder
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 from whiten.errors import NoImagesError, StoreError
 from whiten.index import Index
-from whiten.media import find_items
-from whiten.opening import load
-from whiten.store import Store
+from whiten.store.store import Store
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 
 from helpers import TEACHER, write_factory, write_groups
 from killing import Work, attempt, start_server
-from whiten.index.codes import can_multiply
-from whiten.index.exact import exact_search
-from whiten.index.folder import FolderIndex
+from whiten.index.local.codes import can_multiply
+from whiten.index.local.folder import FolderIndex
+from whiten.retrieval.exact import exact_search
 
 KILLS = 50
 OLD, NEW = "abcdef", "gh"  # groups of four images each
@@ -27,8 +27,9 @@ State = dict[str, bytes] | None  # vectors by id; None is no index
 
 def prepare(folder: Path) -> Path:
     """Let small indexes do all that large ones do; the folder that holds the images."""
-    from whiten.index import folder as backend
-    from whiten.index import synchronise, tuning
+    from whiten.index import synchronise
+    from whiten.index.local import folder as backend
+    from whiten.index.local import tuning
 
     sys.path.insert(0, str(folder.parent))  # where the teachers are
     synchronise.CHUNK = 5

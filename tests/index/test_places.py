@@ -11,13 +11,13 @@ import pytest
 
 from helpers import TEACHER, draw, write_groups, write_image
 from random_rows import backend_of, block_of
-from whiten.encoder import Encoder
+from whiten.datasets.collection import Item
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
 from whiten.index import Index, synchronise
 from whiten.index.places import open_place
 from whiten.index.rows import Facts
-from whiten.media import Item
-from whiten.opening import load
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from killing import CONTEXT, attempt, start_server
+from whiten.datasets.collection import Item
 from whiten.index import Index, synchronise
 from whiten.index.places import open_place
 from whiten.index.rows import Facts
-from whiten.media import Item
 
 
 def _vector(n: int) -> np.ndarray:
@@ -27,7 +27,7 @@ class Slow:
     model, uri, name, dim = "model", "", "slow", 16
 
     def __init__(self, folder: Path) -> None:
-        from whiten.media import Items
+        from whiten.datasets.collection import Items
 
         self._log = folder / "embedded"
         self.items = Items.of([Item(f"{n:03d}", f"/images/{n}") for n in range(200)])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from random_rows import backend_of, block_of, passing
-from whiten.encoder import Encoder
+from whiten.embedding.encoder import Encoder
 from whiten.index import Index
 from whiten.index.places import open_place
 from whiten.index.rows import Block, Facts

@@ -15,15 +15,15 @@ from PIL import Image
 from clips import segments, write_video
 from command_line import Captured, fails, prints
 from helpers import TEACHER, draw, write_groups, write_image
-from whiten.encoder import Encoder
+from whiten.datasets.finding import find_items
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError
-from whiten.hits_page import write_hits_page
 from whiten.index import Index, Match
-from whiten.media import find_items
-from whiten.opening import load
-from whiten.questions import Question, embed_paths, parse_box
-from whiten.searching import Answer, ask, ask_for_videos
-from whiten.whitening import normalize_rows
+from whiten.index.hits_page import write_hits_page
+from whiten.index.questions import Question, embed_paths, parse_box
+from whiten.index.searching import Answer, ask, ask_for_videos
+from whiten.utils.arrays import normalize_rows
 
 
 @pytest.fixture

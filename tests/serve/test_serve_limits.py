@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service import Serve
-from whiten.encoder import Encoder
+from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, ImageError
 from whiten.index import Index
 from whiten.serve import Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from whiten.teachers import hub
+from whiten.models.sources import hub
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from teacher_helpers import check_same, make_pixels, normalise, shake
-from whiten.teachers import open_teacher
+from whiten.models.registry import open_teacher
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 LAYERS = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whiten.teachers import Teacher
+from whiten.models.teacher import Teacher
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FILES: dict[str, Any] = json.loads(

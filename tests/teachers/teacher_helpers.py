@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from whiten.views import IMAGENET_MEAN, IMAGENET_STD, Preprocess, View, render
+from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD, Preprocess, View, render
 
 
 def make_pixels(side: int, n: int = 2) -> np.ndarray:

@@ -18,7 +18,7 @@ from published_files import (
     published_tensors,
     write_published,
 )
-from whiten.teachers import open_teacher
+from whiten.models.registry import open_teacher
 
 
 def dilated(maps: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor
 from hf_models import TEXT, VISION, check_hf, save_hf
 from teacher_helpers import Explosive, make_pixels
 from whiten.errors import ConfigError, TeacherError
-from whiten.spec import parse_uri
-from whiten.teachers import huggingface, open_teacher
-from whiten.views import View, render
+from whiten.models.registry import open_teacher
+from whiten.models.sources import huggingface
+from whiten.models.uri import parse_uri
+from whiten.views.rendering import View, render
 
 pytestmark = pytest.mark.usefixtures("empty_caches")
 

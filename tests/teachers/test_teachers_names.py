@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from whiten.errors import ConfigError
-from whiten.teachers import onnx_file, open_teacher, python_factory, timm_models, torchvision_models
+from whiten.models.registry import open_teacher
+from whiten.models.sources import onnx_file, python_factory, timm_models, torchvision_models
 
 
 @pytest.mark.parametrize(

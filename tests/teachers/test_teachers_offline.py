@@ -21,7 +21,8 @@ import transformers
 
 from hf_models import VISION, check_hf, save_hf
 from whiten.errors import MissingExtraError, TeacherError
-from whiten.teachers import hub, open_teacher
+from whiten.models.registry import open_teacher
+from whiten.models.sources import hub
 
 pytestmark = pytest.mark.usefixtures("empty_caches")
 

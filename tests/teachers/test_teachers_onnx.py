@@ -11,7 +11,7 @@ import torch
 
 from teacher_helpers import check_same, make_pixels, mean_colours
 from whiten.errors import ConfigError, TeacherError
-from whiten.teachers import open_teacher
+from whiten.models.registry import open_teacher
 
 PROJECTION = np.random.default_rng(3).standard_normal((3, 5)).astype(np.float32)
 

@@ -14,8 +14,9 @@ import torch
 from hf_models import MEAN, STD
 from teacher_helpers import Explosive, check_same, make_pixels, normalise, shake
 from whiten.errors import ConfigError, TeacherError
-from whiten.teachers import huggingface, open_teacher, openclip
-from whiten.views import Preprocess
+from whiten.models.registry import open_teacher
+from whiten.models.sources import huggingface, openclip
+from whiten.views.rendering import Preprocess
 
 pytestmark = pytest.mark.usefixtures("empty_caches")
 

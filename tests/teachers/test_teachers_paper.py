@@ -28,9 +28,10 @@ from published_files import (
 )
 from teacher_helpers import Explosive, make_pixels, normalise
 from whiten.errors import ConfigError, TeacherError
-from whiten.teachers import Teacher, open_teacher
-from whiten.teachers.paper.catalogue import PUBLISHED
-from whiten.views import IMAGENET_MEAN, IMAGENET_STD
+from whiten.models.registry import open_teacher
+from whiten.models.sources.paper.catalogue import PUBLISHED
+from whiten.models.teacher import Teacher
+from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD
 
 BGR = ("resnet101_delg", "resnet101_dolg")
 

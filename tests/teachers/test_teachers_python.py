@@ -10,13 +10,13 @@ import torch
 
 from teacher_helpers import check_same, make_pixels, mean_colours
 from whiten.errors import ConfigError, TeacherError
-from whiten.teachers import open_teacher
+from whiten.models.registry import open_teacher
 
 FACTORIES = '''
 import torch
 from torch import nn
-from whiten.teachers.base import Teacher
-from whiten.views import Preprocess
+from whiten.models.teacher import Teacher
+from whiten.views.rendering import Preprocess
 
 class Mean(nn.Module):
     """Mean colours, `repeat` times; has no weights."""

@@ -19,9 +19,11 @@ from teacher_helpers import (
     to_input,
 )
 from whiten.errors import ConfigError, TeacherError
-from whiten.spec import parse_uri
-from whiten.teachers import Teacher, open_teacher, timm_models
-from whiten.views import Preprocess
+from whiten.models.registry import open_teacher
+from whiten.models.sources import timm_models
+from whiten.models.teacher import Teacher
+from whiten.models.uri import parse_uri
+from whiten.views.rendering import Preprocess
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])

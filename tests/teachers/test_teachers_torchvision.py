@@ -19,10 +19,11 @@ from teacher_helpers import (
     to_input,
 )
 from whiten.errors import TeacherError
-from whiten.spec import parse_uri
-from whiten.teachers import open_teacher, torchvision_models
-from whiten.teachers.base import load_into
-from whiten.views import Preprocess
+from whiten.models.registry import open_teacher
+from whiten.models.sources import torchvision_models
+from whiten.models.uri import parse_uri
+from whiten.models.weights import load_into
+from whiten.views.rendering import Preprocess
 
 
 def test_torchvision_resnet_embeds_pooled_features(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 
 from teacher_helpers import Explosive
 from whiten.errors import TeacherError
-from whiten.teachers import open_teacher
-from whiten.teachers.base import load_into, load_state_dict
+from whiten.models.registry import open_teacher
+from whiten.models.weights import load_into, load_state_dict
 
 
 @pytest.mark.parametrize("scheme", ["timm:test_resnet", "torchvision:resnet18"])

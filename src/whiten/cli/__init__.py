@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from whiten.allocator import keep_freed_memory
 from whiten.cli import (  # noqa: F401 - they add their verbs
     compact,
     data,
@@ -23,8 +22,9 @@ from whiten.cli import (  # noqa: F401 - they add their verbs
     serve,
 )
 from whiten.cli.app import app
-from whiten.config_file import with_config
-from whiten.terminal import one_line_endings, show_warning
+from whiten.cli.config_file import with_config
+from whiten.cli.terminal import one_line_endings, show_warning
+from whiten.utils.memory import keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from whiten import __version__
+from whiten._version import __version__
 
 app = App(
     name="whiten",

@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
+from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
-from whiten.terminal import list_skipped, print_json, say
 
 
 @app.command
@@ -42,7 +42,7 @@ def compact(
     """
     from whiten.compact.kinds import parse_kind
     from whiten.compact.running import costs_of, open_embedded, write_kind
-    from whiten.opening import load
+    from whiten.embedding.opening import load
 
     for kind in [*(kinds or []), *([] if write is None else [write])]:
         parse_kind(kind)  # before anything is embedded

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from whiten.cli.app import Json, app
+from whiten.cli.terminal import list_duplicates, list_skipped, print_json, say
 from whiten.errors import ConfigError
-from whiten.terminal import list_duplicates, list_skipped, print_json, say
 
 
 @app.command
@@ -38,12 +38,12 @@ def embed(
         workers: threads that decode images; by default one for each core.
         as_json: print the summary as JSON.
     """
-    from whiten.embed import embed as embed_items
-    from whiten.embed import summarize
-    from whiten.media import find_or_extract
-    from whiten.progress import progress
-    from whiten.spec import ViewPlan
-    from whiten.teachers import open_teacher
+    from whiten.datasets.frames import find_or_extract
+    from whiten.embedding.embed import embed as embed_items
+    from whiten.embedding.embed import summarize
+    from whiten.models.registry import open_teacher
+    from whiten.utils.progress import progress
+    from whiten.views.plan import ViewPlan
 
     if precision not in ("auto", "32", "bf16"):
         raise ConfigError(f"precision must be auto, 32 or bf16, not {precision!r}")
@@ -99,8 +99,9 @@ def frames(
         workers: videos that are read at the same time; by default one for each core.
         as_json: print the summary as JSON.
     """
-    from whiten.media import extract_frames, find_videos
-    from whiten.progress import progress
+    from whiten.datasets.finding import find_videos
+    from whiten.datasets.frames import extract_frames
+    from whiten.utils.progress import progress
 
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
@@ -130,7 +131,7 @@ def datasets(root: Path = Path(), /, *, as_json: Json = False) -> None:
         root: the folder.
         as_json: print JSON.
     """
-    from whiten.datasets import find_datasets
+    from whiten.datasets.catalogue import find_datasets
 
     found = find_datasets(root)
     lines = (line for one in found for line in one.lines())

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
+from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
-from whiten.terminal import list_skipped, print_json, printable, say
 
 _SHOWN = 10  # groups that are printed where no folder takes them
 
@@ -46,10 +46,10 @@ def dedup(
         as_json: print JSON.
     """
     from whiten.dedup import deduplicate, open_collection
+    from whiten.dedup.near_duplicates import check_threshold
     from whiten.dedup.threshold import calibrate
     from whiten.dedup.writing import write_results, write_table
-    from whiten.near_duplicates import check_threshold
-    from whiten.opening import load
+    from whiten.embedding.opening import load
 
     if (threshold is None) == (target_precision is None):
         raise ConfigError("give one of --threshold and --target-precision")

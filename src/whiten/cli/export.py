@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from whiten.cli.app import Json, app
-from whiten.terminal import list_skipped, print_json, say
+from whiten.cli.terminal import list_skipped, print_json, say
 
 
 @app.command

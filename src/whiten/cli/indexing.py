@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
+from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
-from whiten.terminal import list_skipped, print_json, say
 
 
 @app.command
@@ -135,8 +135,8 @@ def search(
         open_page: write a page of the hits and open it in the browser.
     """
     from whiten.index import Index
-    from whiten.questions import Question, parse_box
-    from whiten.searching import Answer, run_search
+    from whiten.index.questions import Question, parse_box
+    from whiten.index.searching import Answer, run_search
 
     question = Question(
         tuple(queries or ()), tuple(ids or ()), None if box is None else parse_box(box), combine
@@ -165,7 +165,7 @@ def search(
     if open_page:
         import webbrowser
 
-        from whiten.hits_page import write_hits_page
+        from whiten.index.hits_page import write_hits_page
 
         page = write_hits_page(question.paths, hits)
         say(f"page     {page}")

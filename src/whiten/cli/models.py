@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from whiten.cli.app import Json, app
-from whiten.spec import SCHEMES
-from whiten.terminal import print_facts, print_json, say
+from whiten.cli.terminal import print_facts, print_json, say
+from whiten.models.uri import SCHEMES
 
 
 @app.command
@@ -18,7 +18,7 @@ def teachers(pattern: str = "", /, *, as_json: Json = False) -> None:
         pattern: part of a name lists what fits; a whole URI that can be opened is described.
         as_json: print JSON.
     """
-    from whiten.teachers.listing import describe, list_teachers, names_one
+    from whiten.models.listing import describe, list_teachers, names_one
 
     found = list_teachers(pattern)
     if names_one(pattern, found):
@@ -55,7 +55,7 @@ def convert(
         size: input side of a student in pixels.
         as_json: print JSON.
     """
-    from whiten.published import convert as run
+    from whiten.models.published import convert as run
 
     facts = asdict(run(file, out, p=p, size=size))
     print_json(facts) if as_json else print_facts(facts)
@@ -64,7 +64,7 @@ def convert(
 @app.command
 def doctor(*, as_json: Json = False) -> None:
     """Say what is installed, which devices there are, and what would make it faster."""
-    from whiten.doctor import diagnose
+    from whiten.cli.doctor import diagnose
 
     found = diagnose()
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from whiten.cli.app import Json, app
-from whiten.terminal import list_skipped, print_json, say
+from whiten.cli.terminal import list_skipped, print_json, say
 
 
 @app.command
@@ -53,9 +53,9 @@ def evaluate(
         embeddings: where embeddings are kept between calls.
         as_json: print JSON.
     """
-    from whiten.benchmark import PROTOCOLS, Options, Outcome, find_protocol
-    from whiten.evaluate import evaluate as run
-    from whiten.opening import load
+    from whiten.embedding.opening import load
+    from whiten.evaluation.evaluate import evaluate as run
+    from whiten.evaluation.protocols import PROTOCOLS, Options, Outcome, find_protocol
 
     options = Options(multi_scale, distractors, similarity, omit_normalisation, report)
     name = find_protocol(gallery, protocol, options, queries, gallery_encoder)

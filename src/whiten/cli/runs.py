@@ -9,9 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
+from whiten.cli.terminal import list_skipped, print_json
 from whiten.errors import ConfigError
-from whiten.spec import DistillSpec
-from whiten.terminal import list_skipped, print_json
+from whiten.runs.spec import DistillSpec
 
 
 @app.command
@@ -43,9 +43,9 @@ def distill(
         recipe_images: what a recipe's file names, where nothing is named here.
         as_json: print JSON.
     """
-    from whiten.distill import distill as run
-    from whiten.report import format_table
-    from whiten.run_report import report_run, verdicts
+    from whiten.distillation.distill import distill as run
+    from whiten.evaluation.run import report_run, verdicts
+    from whiten.report.table import format_table
 
     options = {} if spec is None else spec.to_mapping()
     images = images or recipe_images
@@ -97,8 +97,8 @@ def report(
         test: grouped images that were not trained on.
         as_json: print JSON.
     """
-    from whiten.report import format_table
-    from whiten.run_report import report_run
+    from whiten.evaluation.run import report_run
+    from whiten.report.table import format_table
 
     path, rows = report_run(run, test=test, show_progress=True)
     if as_json:
@@ -123,8 +123,8 @@ def demo(
         quick: a few seconds' version, whose numbers mean nothing.
         as_json: print JSON.
     """
-    from whiten.demo import conclusions, next_commands, run_demo
-    from whiten.report import format_table
+    from whiten.demo.run import conclusions, next_commands, run_demo
+    from whiten.report.table import format_table
 
     rows, page = run_demo(out, quick=quick)
     if as_json:

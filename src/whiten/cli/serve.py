@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from whiten.cli.app import app
-from whiten.terminal import say
+from whiten.cli.terminal import say
 
 _POOLS = 2  # of memory: it stays as it is after two thousand requests
 
@@ -47,10 +47,10 @@ def serve(
         waiting: requests that may wait for the model.
         timeout: seconds that a request may take.
     """
-    from whiten.allocator import share_pools
     from whiten.serve import Settings, create_app
     from whiten.serve.running import is_loopback, listen, run, url_of
     from whiten.serve.settings import allowed_names, read_token
+    from whiten.utils.memory import share_pools
 
     settings = Settings(
         roots=root,
@@ -63,8 +63,8 @@ def serve(
     )
     share_pools(_POOLS)
     with listen(host, port) as listening:
+        from whiten.embedding.opening import load
         from whiten.index import Index
-        from whiten.opening import load
 
         opened = Index.open(index, None if student is None else load(student))
         service = create_app(opened, settings)

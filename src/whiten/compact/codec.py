@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from whiten.errors import StoreError
-
-Array = npt.NDArray[Any]
-Vectors = npt.NDArray[np.float32]
+from whiten.utils.arrays import Array, Vectors
 
 
 class Codec(Protocol):

@@ -22,17 +22,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whiten import __version__
-from whiten.atomic import write_atomically
-from whiten.compact.codec import Array, Codec, Vectors, bytes_per_vector
+from whiten._version import __version__
+from whiten.compact.codec import Codec, bytes_per_vector
 from whiten.compact.kinds import from_state
-from whiten.encoder import Encoder
+from whiten.datasets.collection import Items
+from whiten.embedding.encoder import Encoder
 from whiten.errors import DAMAGED, ConfigError, StoreError, WhitenError, one_line
-from whiten.evaluate import top_k
-from whiten.mapped import forget
-from whiten.media import Items, content_hash
-from whiten.sealed import load_sealed, save_sealed
-from whiten.whitening import normalize_rows
+from whiten.retrieval.blocks import top_k
+from whiten.utils.arrays import Array, Vectors, normalize_rows
+from whiten.utils.files import load_sealed, save_sealed, write_atomically
+from whiten.utils.hashing import content_hash
+from whiten.utils.memory import forget
 
 FORMAT = 1
 _CODES, _CODEC, _NAMES, _MANIFEST = (

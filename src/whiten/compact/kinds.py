@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from whiten.compact.binary import Binary
-from whiten.compact.codec import Array, Codec, Vectors
+from whiten.compact.codec import Codec
 from whiten.compact.product import Product
 from whiten.compact.scalar import Float, Int8
 from whiten.compact.truncation import Truncation
 from whiten.errors import ConfigError, nearest
+from whiten.utils.arrays import Array, Vectors
 
 NAMES = ("float32", "float16", "int8", "binary", "hamming", "pca:K", "pq:M")
 _PARTS = (128, 64, 32, 16, 8, 4)  # bytes of product quantisation

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from whiten.compact.codec import Array, Vectors, require_state
+from whiten.compact.codec import require_state
 from whiten.errors import ConfigError, MissingExtraError
+from whiten.utils.arrays import Array, Vectors
 
 CENTROIDS = 256  # of a part: what a byte tells apart
 

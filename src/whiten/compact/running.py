@@ -11,13 +11,16 @@ from pathlib import Path
 from whiten.compact.folder import sample_rows, write_compact
 from whiten.compact.kinds import default_kinds, fit, parse_kind
 from whiten.compact.table import Costs, measure_costs
-from whiten.encoder import Encoder, embed_cached
+from whiten.datasets.collection import Items
+from whiten.datasets.finding import find_items
+from whiten.embedding.encoder import Encoder, embed_cached
+from whiten.embedding.rows import write_embeddings
 from whiten.errors import ConfigError, StoreError
-from whiten.media import Items, Skipped, find_items
-from whiten.protocols.gallery import write_embeddings
-from whiten.shards import read_columns
-from whiten.store import Row, Store, Vectors
-from whiten.stored_rows import is_store, mapped_rows, stored_items, write_stored
+from whiten.media.reading import Skipped
+from whiten.store.rows import is_store, mapped_rows, stored_items, write_stored
+from whiten.store.shards import Row, read_columns
+from whiten.store.store import Store
+from whiten.utils.arrays import Vectors
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from whiten.compact.codec import Array, Vectors, require_state
+from whiten.compact.codec import require_state
+from whiten.utils.arrays import Array, Vectors
 
 _LEVELS = 127
 

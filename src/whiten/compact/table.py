@@ -11,16 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten import metrics
-from whiten.compact.codec import Codec, Vectors, bytes_per_vector
+from whiten.compact.codec import Codec, bytes_per_vector
 from whiten.compact.folder import decoded, encode_into, sample_rows
 from whiten.compact.kinds import fit, parse_kind
 from whiten.compact.product import CENTROIDS
+from whiten.datasets.collection import Items
 from whiten.errors import ConfigError, MissingExtraError, WhitenError
-from whiten.evaluate import Figure, evaluate_task, top_k
-from whiten.media import Items
-from whiten.progress import progress
-from whiten.protocols.folder import folder_task
-from whiten.protocols.task import Indices, Task
+from whiten.evaluation.evaluate import evaluate_task
+from whiten.evaluation.task import Task, folder_task
+from whiten.metrics import Figure
+from whiten.retrieval.blocks import top_k
+from whiten.utils.arrays import Indices, Vectors
+from whiten.utils.progress import progress
 
 QUERIES = 2000  # that search, at most; drawn at random
 NEIGHBOURS = 10

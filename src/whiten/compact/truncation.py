@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from whiten.compact.codec import Array, Vectors, require_state
-from whiten.whitening import Whitener, normalize_rows
+from whiten.compact.codec import require_state
+from whiten.utils.arrays import Array, Vectors, normalize_rows
+from whiten.whitening.whitener import Whitener
 
 
 class Truncation:

@@ -1,4 +1,7 @@
-"""Near-duplicates of a collection: find them, show them, and write a script that deletes them."""
+"""Near-duplicates of a collection: find them, show them, and write a script that deletes them.
+
+Images, videos or stored embeddings enter; groups, a page and a script that is not run leave.
+"""
 
 from whiten.dedup.finding import Deduplication, Group, Member, deduplicate
 from whiten.dedup.sources import Collection, open_collection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from whiten.pair_similarity import Doubles, PairSimilarity, Rows
+from whiten.dedup.pair_similarity import Doubles, PairSimilarity, Rows
 
 BINS = 20_000  # of similarities from -1 to 1
 

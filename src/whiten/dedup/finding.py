@@ -14,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from whiten.dedup.near_duplicates import check_threshold, choose_kept, linked, lowest_similarity
+from whiten.dedup.pair_similarity import Rows
 from whiten.dedup.sources import Collection
 from whiten.dedup.threshold import Calibration
-from whiten.media import Skipped, display_path
 from whiten.media.decoding import FORMATS
-from whiten.near_duplicates import check_threshold, choose_kept, linked, lowest_similarity
-from whiten.pair_similarity import Rows
-from whiten.progress import progress
+from whiten.media.reading import Skipped
+from whiten.utils.names import display_path
+from whiten.utils.progress import progress
 
 Keep = Literal["best", "first"]
 Kind = Literal["kept", "exact", "near"]
@@ -40,7 +41,7 @@ class Member:
         similarity: to that one; 1 where it is kept.
         width, height: in pixels; 0 where they cannot be read.
         bytes: of the file; 0 where there is none.
-        content_hash: of the file, see `whiten.media.content_hash`; "" where it cannot be read.
+        content_hash: see `whiten.utils.hashing.content_hash`; "" where it cannot be read.
         picture: an image to show of it.
         is_link: it is a symbolic link.
     """

@@ -8,8 +8,10 @@ from html import escape
 
 from whiten.dedup.finding import Deduplication, Group, Member
 from whiten.errors import ImageError
-from whiten.media import decode_scaled, display_path, read_bytes
-from whiten.report_page import PAGE, STYLE
+from whiten.media.decoding import decode_scaled
+from whiten.media.reading import read_bytes
+from whiten.report.page import PAGE, STYLE
+from whiten.utils.names import display_path
 
 MOST_GROUPS = 200  # with their pictures some 10 MB
 MOST_MEMBERS = 12

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from whiten.errors import ImageError
-from whiten.media import decode_scaled, read_bytes
+from whiten.media.decoding import decode_scaled
+from whiten.media.reading import read_bytes
 
 SAME = 0.97  # correlation of the pixels from which two pictures are the same
 _SIDE = 16  # pixels

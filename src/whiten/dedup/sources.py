@@ -14,17 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whiten.encoder import Encoder, embed_cached
+from whiten.datasets.collection import Items
+from whiten.datasets.frames import find_or_extract, video_of
+from whiten.datasets.svd import FRAMES_TABLE
+from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
+from whiten.embedding.encoder import Encoder, embed_cached
+from whiten.embedding.rows import write_embeddings
 from whiten.errors import ConfigError, NoImagesError
-from whiten.media import Items, Skipped, find_or_extract, name_codes
-from whiten.media.svd import FRAMES_TABLE
-from whiten.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
-from whiten.progress import progress
-from whiten.protocols.gallery import write_embeddings
-from whiten.protocols.video_task import count_frames, video_of
-from whiten.spec import fingerprint
-from whiten.store import Store
-from whiten.stored_rows import is_store, mapped_rows, real_path, stored_items, write_stored
+from whiten.evaluation.video_task import count_frames
+from whiten.media.reading import Skipped
+from whiten.store.rows import is_store, mapped_rows, real_path, stored_items, write_stored
+from whiten.store.store import Store
+from whiten.utils.hashing import fingerprint
+from whiten.utils.names import name_codes
+from whiten.utils.progress import progress
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from whiten.datasets.collection import Items
+from whiten.datasets.frames import video_of
 from whiten.dedup.counting import (
     count_pairs,
     edge,
@@ -25,18 +27,18 @@ from whiten.dedup.counting import (
     sample,
     share_of,
 )
+from whiten.dedup.near_duplicates import Forest, range_search
+from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.dedup.pixels import Pictures
 from whiten.dedup.sources import Collection
-from whiten.embed import embed, store_folder
-from whiten.encoder import Encoder
+from whiten.embedding.embed import embed, store_folder
+from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError
-from whiten.media import Items, name_codes
-from whiten.near_duplicates import Forest, range_search
-from whiten.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
-from whiten.progress import progress
-from whiten.protocols.video_task import count_frames, video_of
-from whiten.view_plan import ViewPlan
-from whiten.whitening import normalize_rows
+from whiten.evaluation.video_task import count_frames
+from whiten.utils.arrays import normalize_rows
+from whiten.utils.names import name_codes
+from whiten.utils.progress import progress
+from whiten.views.plan import ViewPlan
 
 # What copies are like: cut a little, lighter or darker. Not mirrored: that is another picture.
 COPIES = ViewPlan(scale=(0.7, 1.0), ratio=1.1, flip=0.0, jitter=0.15, grayscale=0.0)

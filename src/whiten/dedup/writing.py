@@ -10,7 +10,7 @@ from whiten.dedup.finding import Deduplication, member_row
 from whiten.dedup.page import groups_page
 from whiten.dedup.script import deletion_script
 from whiten.errors import ConfigError
-from whiten.report import write_whole
+from whiten.utils.files import write_atomically
 
 TABLE, PAGE, SCRIPT = "groups.csv", "groups.html", "delete.sh"
 COLUMNS = (
@@ -23,8 +23,8 @@ def write_results(found: Deduplication, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / name for name in (TABLE, PAGE, SCRIPT)]
     write_table(found, paths[0])
-    write_whole(paths[1], groups_page(found, TABLE).encode("utf-8", "backslashreplace"))
-    write_whole(paths[2], deletion_script(found))
+    write_atomically(paths[1], groups_page(found, TABLE).encode("utf-8", "backslashreplace"))
+    write_atomically(paths[2], deletion_script(found))
     return paths
 
 
@@ -40,7 +40,7 @@ def write_table(found: Deduplication, path: Path) -> None:
     writer.writerows(member_row(group, m) for group in found.groups for m in group.members)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.getvalue().encode())
+        write_atomically(path, text.getvalue().encode())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"cannot write {path} ({reason}): name another file") from error

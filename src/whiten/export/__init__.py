@@ -1,7 +1,7 @@
 """A student -> a folder that embeds without torch.
 
-What that costs in exactness and gains in speed is measured first, and what is not good enough is
-not written.
+A student and sample images enter; ONNX, OpenVINO or TorchScript files leave. Exactness and speed
+are measured first; a file that is not exact enough is not written.
 """
 
 from whiten.export.exporting import Exports, export

@@ -22,9 +22,9 @@ from whiten.export.graphs import (
 )
 from whiten.export.images import Pixels
 from whiten.export.quantisation import quantise
-from whiten.exported import FORMAT, PRECISIONS, SUFFIXES, Manifest, Variant
-from whiten.student import load_student
-from whiten.teachers.base import hash_file
+from whiten.models.exported import FORMAT, PRECISIONS, SUFFIXES, Manifest, Variant
+from whiten.models.student import load_student
+from whiten.utils.hashing import hash_file
 
 OFFERED = {
     "onnx": ("fp32", "fp16", "int8"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from whiten.export.table import markdown, title
-from whiten.exported import Manifest
+from whiten.models.exported import Manifest
 
 
 def export_card(manifest: Manifest, student_card: str) -> str:

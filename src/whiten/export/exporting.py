@@ -11,23 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from whiten.datasets.finding import find_items
+from whiten.embedding.fitting import fused_fingerprint
 from whiten.errors import ConfigError, TeacherError
 from whiten.export.building import Builder, Wanted, choose
 from whiten.export.card import export_card
-from whiten.export.folder import replacing
 from whiten.export.images import Sample, draw_images, sample_images
 from whiten.export.parity import Truth, compare, find_truth, reason_to_refuse
 from whiten.export.speed import measure_speeds
 from whiten.export.table import TORCH, lines, remarks_on, title
-from whiten.exported import MANIFEST, Manifest, manifest_text, open_variant
-from whiten.media import Skipped, find_items
-from whiten.progress import progress
-from whiten.run_folder import RunFolder
-from whiten.store import Vectors
-from whiten.student import as_teacher, load_student
-from whiten.targets import fused_fingerprint
-from whiten.teachers import Teacher
-from whiten.teachers.runtimes import threads
+from whiten.media.reading import Skipped
+from whiten.models.exported import MANIFEST, Manifest, manifest_text, open_variant
+from whiten.models.runtimes import threads
+from whiten.models.student import as_teacher, load_student
+from whiten.models.teacher import Teacher
+from whiten.runs.folder import RunFolder
+from whiten.utils.arrays import Vectors
+from whiten.utils.files import replacing
+from whiten.utils.progress import progress
 
 INT8_FLOOR, INT8_LOSS = 0.9, 0.02
 _BATCH = 16
@@ -100,7 +101,10 @@ def export(
     if images is None and any(precision == "int8" for _, precision in wanted):
         raise ConfigError("int8 is calibrated on images: add --images with some like those in use")
     target, source = Path(out), student_folder(student)
-    with replacing(target) as folder, progress("export", enabled=show_progress) as update:
+    with (
+        replacing(target, MANIFEST, "an export") as folder,
+        progress("export", enabled=show_progress) as update,
+    ):
         net, config = load_student(source)
         teacher = as_teacher(net, config, f"whiten:{source}")
         sample = _sample(images, teacher, wanted, workers)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whiten.errors import MissingExtraError, TeacherError
-from whiten.student import StudentNet
-from whiten.teachers.base import first_line
-from whiten.teachers.runtimes import import_openvino
-from whiten.views import Preprocess
+from whiten.models.runtimes import import_openvino
+from whiten.models.student import StudentNet
+from whiten.models.teacher import first_line
+from whiten.views.rendering import Preprocess
 
 OPSET = 17
 INPUT, OUTPUT = "images", "embeddings"

@@ -11,10 +11,12 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from whiten.datasets.collection import Item, Items
 from whiten.errors import ImageError, NoImagesError
-from whiten.inputs import show
-from whiten.media import Item, Items, Skipped, ordered_map
-from whiten.views import Preprocess
+from whiten.media.reading import Skipped
+from whiten.models.inputs import show
+from whiten.utils.threads import ordered_map
+from whiten.views.rendering import Preprocess
 
 HELD_OUT = 512  # images, at most
 CALIBRATION = 256

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from whiten.datasets.collection import Item
 from whiten.errors import ConfigError
-from whiten.evaluate import evaluate_task
-from whiten.media import Item
-from whiten.protocols.folder import folder_task
-from whiten.protocols.task import Task
-from whiten.store import Vectors
+from whiten.evaluation.evaluate import evaluate_task
+from whiten.evaluation.task import Task, folder_task
+from whiten.utils.arrays import Vectors
 
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}  # of each image
 _NEIGHBOURS = 5

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from whiten.teachers import Teacher
+from whiten.models.teacher import Teacher
 
 BATCHES = (1, 16)
 ROUNDS = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from whiten.exported import Manifest, Variant
+from whiten.models.exported import Manifest, Variant
 
 TORCH = "torch fp32"
 Speeds = Mapping[str, Mapping[str, float]]

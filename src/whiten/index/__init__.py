@@ -1,4 +1,7 @@
-"""Indexes: build one, change it, search it; in a folder or in a vector database."""
+"""Indexes of images: build, update and search; in a folder or in a vector database.
+
+Sources of images and an encoder enter; matches with ids, scores and metadata leave.
+"""
 
 from whiten.index.index import Index
 from whiten.index.rows import Match

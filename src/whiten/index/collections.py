@@ -9,14 +9,15 @@ from typing import TypeAlias
 
 import pyarrow as pa
 
-from whiten.encoder import Encoder
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import find_items
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
 from whiten.index.metadata import has_metadata, read_metadata
 from whiten.index.rows import TYPES, Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
-from whiten.media import Item, Items, find_items
-from whiten.opening import load
-from whiten.store import Store
+from whiten.store.store import Store
 
 Place: TypeAlias = str | os.PathLike[str]
 Images: TypeAlias = Place | Sequence[Item]

@@ -7,20 +7,20 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from whiten.encoder import Encoder
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
 from whiten.index.collections import Images, Place, describe, open_source
-from whiten.index.folder import FolderIndex
+from whiten.index.local.folder import FolderIndex
+from whiten.index.local.tuning import Tuning, check_kind
 from whiten.index.places import open_place
 from whiten.index.rows import FILTERABLE, Backend, Facts, Match, matches
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes, synchronise
-from whiten.index.tuning import Tuning, check_kind
 from whiten.index.where import Where, parse_where
-from whiten.inputs import Embeddable
-from whiten.media import Skipped
-from whiten.opening import load
-from whiten.store import Vectors
+from whiten.media.reading import Skipped
+from whiten.models.inputs import Embeddable
+from whiten.utils.arrays import Vectors
 
 
 class Index:

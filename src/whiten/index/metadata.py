@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from whiten.datasets.collection import Items
 from whiten.errors import ConfigError, one_line
 from whiten.index.rows import COLUMNS, TYPES
-from whiten.media import Items, NameIndex
+from whiten.utils.names import NameIndex
 
 # What a table of images has anyway, and what answers have beside metadata.
 _OWN = {*COLUMNS, "view", "embedding"}

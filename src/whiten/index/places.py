@@ -6,13 +6,13 @@ import os
 from importlib import import_module
 
 from whiten.errors import ConfigError
-from whiten.index.folder import FolderIndex
+from whiten.index.local.folder import FolderIndex
 from whiten.index.rows import Backend
 
 # Vector databases, by the scheme of their place: module and class, opened by what follows.
 DATABASES = {
-    "milvus": ("whiten.index.milvus", "MilvusIndex"),
-    "pgvector": ("whiten.index.pgvector", "PgvectorIndex"),
+    "milvus": ("whiten.index.databases.milvus", "MilvusIndex"),
+    "pgvector": ("whiten.index.databases.pgvector", "PgvectorIndex"),
 }
 
 
@@ -21,7 +21,7 @@ def open_place(place: str | os.PathLike[str]) -> Backend:
 
     Args:
         place: a folder, `milvus:URI` or `pgvector:DSN`; a database's address may end in `#NAME`,
-            the collection or table, and that in `?index=hnsw`; see `whiten.index.addresses`.
+            the collection or table, and that in `?index=hnsw`; see `databases.addresses`.
 
     Raises:
         StoreError: something else is there, or it is damaged or cannot be reached.

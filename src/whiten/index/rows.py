@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from whiten.index.where import Where
-from whiten.media import Skipped, Stamp
-from whiten.store import Vectors
+from whiten.media.reading import Skipped, Stamp
+from whiten.utils.arrays import Vectors
 
 # The columns that every index has; those of the user's own metadata come after them.
 COLUMNS = {

@@ -10,22 +10,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from whiten.encoder import Encoder
+from whiten.datasets.collection import Item, Items
+from whiten.embedding.encoder import Encoder
 from whiten.errors import ImageError, NoImagesError
 from whiten.index.rows import write_stamp
-from whiten.media import (
-    Item,
-    Items,
-    Skipped,
-    content_hash,
-    decode,
-    ordered_map,
-    read_bytes,
-    stamp_of,
-)
-from whiten.shards import read_columns
-from whiten.spec import fingerprint
-from whiten.store import Store, Vectors
+from whiten.media.decoding import decode
+from whiten.media.reading import Skipped, read_bytes, stamp_of
+from whiten.store.shards import read_columns
+from whiten.store.store import Store
+from whiten.utils.arrays import Vectors
+from whiten.utils.hashing import content_hash, fingerprint
+from whiten.utils.threads import ordered_map
 
 _WORKERS = 4  # that read files
 _AHEAD = 64

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 from whiten.errors import NoImagesError
 from whiten.index.rows import Backend, Block, Facts, as_of
 from whiten.index.sources import Source
-from whiten.media import Skipped
-from whiten.progress import progress
-from whiten.store import Vectors
+from whiten.media.reading import Skipped
+from whiten.utils.arrays import Vectors
+from whiten.utils.progress import progress
 
 CHUNK = 1024  # images that are embedded and written at once: at most this work is lost by a kill
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from whiten.errors import ImageError, one_line
+from whiten.media.boxes import Box
 
 try:
     import simplejpeg
@@ -42,8 +43,6 @@ _UPRIGHT = {
 _ON_SIDE = frozenset([5, 6, 7, 8])
 _FROM_RIGHT = frozenset([2, 3, 6, 7])  # orientations whose first column is upright the last one
 _FROM_BOTTOM = frozenset([3, 4, 7, 8])
-
-Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
 
 _JPEG = ("JPEG", "MPO")  # the latter holds several pictures, of which the first one counts

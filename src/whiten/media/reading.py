@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -80,8 +79,3 @@ def _listing_error(folder: str) -> OSError | None:
 
 def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
-
-
-def content_hash(data: bytes) -> str:
-    """32 hexadecimal digits that identify a file's content."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,4 +1,8 @@
-"""An index as a service: an HTTP interface and one page. It sends nothing, it only answers."""
+"""An index as a service: an HTTP interface and a search page.
+
+Uploads, ids and filters enter; JSON, thumbnails and a page leave. It only answers; it sends
+nothing of its own.
+"""
 
 from whiten.errors import MissingExtraError
 

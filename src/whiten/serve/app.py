@@ -14,10 +14,10 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from whiten import __version__
+from whiten._version import __version__
 from whiten.errors import ConfigError, ImageError, StoreError, one_line
 from whiten.index import Index, Match
-from whiten.media import stamp_of
+from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.guard import Guard
 from whiten.serve.limits import RETRY, Limits
@@ -25,15 +25,7 @@ from whiten.serve.live import LiveIndex, Question, UnknownImageError
 from whiten.serve.metrics import CONTENT_TYPE, Measured, Metrics
 from whiten.serve.pages import Page, reference_page, search_page
 from whiten.serve.pictures import SIZES, Thumbnails
-from whiten.serve.queries import (
-    Asked,
-    Embedder,
-    Named,
-    RefusedError,
-    Search,
-    SearchSent,
-    Sent,
-)
+from whiten.serve.queries import Asked, Embedder, Named, RefusedError, Search, SearchSent, Sent
 from whiten.serve.settings import Settings
 
 FORM = "multipart/form-data"

@@ -15,7 +15,7 @@ from whiten.errors import ConfigError, StoreError, one_line
 from whiten.index import Index, Match
 from whiten.index.rows import FILTERABLE, Facts, matches
 from whiten.index.where import Where, parse_where
-from whiten.store import Vectors
+from whiten.utils.arrays import Vectors
 
 REFRESH_SECONDS = 1.0
 MAX_WHERE = 2000  # characters: Python's parser is for people, not for whole books

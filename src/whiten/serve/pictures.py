@@ -9,8 +9,8 @@ from collections import OrderedDict
 from PIL import Image
 
 from whiten.errors import ImageError
-from whiten.media import decode, read_bytes
-from whiten.media.decoding import decode_scaled, stored_size
+from whiten.media.decoding import decode, decode_scaled, stored_size
+from whiten.media.reading import read_bytes
 
 SIZES = (16, 2048)  # pixels of a thumbnail's longer side, least and most
 _QUALITY = 85

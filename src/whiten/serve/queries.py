@@ -13,17 +13,17 @@ from anyio.to_thread import run_sync
 from fastapi import UploadFile
 from pydantic import BaseModel, Field
 
-from whiten.encoder import Encoder
+from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, ImageError
-from whiten.inputs import Embeddable
-from whiten.media import read_bytes
 from whiten.media.decoding import MAX_PIXELS
+from whiten.media.reading import read_bytes
+from whiten.models.inputs import Embeddable
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.live import LiveIndex
 from whiten.serve.metrics import Metrics
 from whiten.serve.pictures import Box, crop, require_image
 from whiten.serve.settings import Settings
-from whiten.store import Vectors
+from whiten.utils.arrays import Vectors
 
 _DECODERS = 4
 

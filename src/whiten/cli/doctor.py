@@ -1,0 +1,91 @@
+"""What is installed, which devices there are, and what would make it faster."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from whiten._version import __version__
+from whiten.utils.devices import best_device, computes_bf16
+
+# Extra -> what it is for, and the modules that it brings.
+EXTRAS = {
+    "onnx": ("onnx: models, and export", ("onnx", "onnxruntime")),
+    "openvino": ("export to OpenVINO", ("openvino",)),
+    "openclip": ("openclip: models", ("open_clip",)),
+    "hf": ("hf: models", ("transformers",)),
+    "video": ("videos", ("av",)),
+    "fast": ("JPEG files in less time", ("simplejpeg",)),
+}
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pyarrow", "lightning-fabric", "pillow")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Facts by name, and advice."""
+
+    facts: dict[str, str]
+    advice: list[str]
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine; nothing is changed or sent anywhere."""
+    device = best_device()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = {
+        "whiten": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        **{name: _version(name) for name in LIBRARIES},
+        "device": _describe(device),
+        "cores": str(cores),
+        "torch threads": str(torch.get_num_threads()),
+        "bf16": "native" if computes_bf16(device.type) else "not native, training runs in float32",
+    }
+    advice = []
+    for extra, (purpose, modules) in EXTRAS.items():
+        missing = [m for m in modules if importlib.util.find_spec(m) is None]
+        facts[f"extra {extra}"] = "missing" if missing else "installed"
+        if missing:
+            advice.append(f"for {purpose}: pip install 'whiten[{extra}]'")
+    if device.type == "cpu":
+        advice.append(
+            "no GPU: keep the teachers cached (the default), and try --backbone-lr 0 first"
+        )
+        if cores and torch.get_num_threads() > cores:
+            advice.append(
+                f"torch runs {torch.get_num_threads()} threads on {cores} cores: "
+                f"set OMP_NUM_THREADS={cores}"
+            )
+        if os.getloadavg()[0] > (cores or 1) if hasattr(os, "getloadavg") else False:
+            advice.append(
+                "other programs keep this machine busy: embedding may take several times longer"
+            )
+        if sys.platform == "linux" and "+cu" in torch.__version__:
+            advice.append("torch is a CUDA build but there is no GPU: the CPU build is smaller")
+    elif (cores or 1) < 4:
+        advice.append("few cores beside a GPU: decoding images will be the limit")
+    return Diagnosis(facts, advice)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        return (
+            f"{count} x {torch.cuda.get_device_name()}"
+            if count > 1
+            else torch.cuda.get_device_name()
+        )
+    return {"mps": "Apple GPU (mps)", "cpu": "CPU"}[device.type]

@@ -1,0 +1,223 @@
+"""Which published data sets lie below a folder, what of them is missing, and where to get them.
+
+Nothing is downloaded. Lists are read, images are looked for: all of a small set, an even sample of
+a large one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from whiten.datasets.collection import Items
+from whiten.datasets.finding import holds
+from whiten.datasets.gldv2 import (
+    LANDMARKS,
+    describe_landmarks,
+    landmark_images,
+    landmark_list,
+    read_landmarks,
+)
+from whiten.datasets.ground_truth import truth_file
+from whiten.datasets.revisited import (
+    DISTRACTORS,
+    distractor_list,
+    read_distractors,
+    read_set,
+    set_folder,
+)
+from whiten.datasets.svd import METADATA, is_svd, read_svd
+from whiten.errors import ConfigError, WhitenError
+from whiten.media.video import VIDEO_SUFFIXES
+
+SAMPLE = 10_000  # images that are looked for; of more than that, so many evenly spaced ones
+UNSTATED = "unstated"
+
+
+@dataclass
+class DataSet:
+    """A published data set and what of it was found.
+
+    Attributes:
+        name: as papers call it.
+        use: what it serves for here.
+        published: the page that it is had from.
+        contents: what it holds when complete.
+        size: on disk, as published.
+        root: where it was found; None where it was not.
+        there: what was found, in words.
+        missing: what was not, in words.
+    """
+
+    name: str
+    use: str
+    published: str
+    contents: str
+    size: str
+    root: str | None = None
+    there: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        state = "not found" if self.root is None else self.root
+        yield f"{self.name}: {state}"
+        for line in self.there:
+            yield f"  there      {line}"
+        for line in self.missing:
+            yield f"  missing    {line}"
+        yield f"  use        {self.use}"
+        yield f"  contents   {self.contents}"
+        yield f"  published  {self.published}"
+        yield f"  size       {self.size}"
+
+
+def find_datasets(root: Path) -> list[DataSet]:
+    """All data sets that have a reader here, and what of each lies in a folder or just below it.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root} is no folder: name the one that holds the data sets")
+    sets = [
+        DataSet(
+            "GLDv2-clean",
+            "whiten distill ROOT: images of a landmark are a group",
+            "https://github.com/cvdfoundation/google-landmark",
+            "1,580,470 images of 81,313 landmarks, chosen from the 4,132,914 of GLDv2's train set",
+            "train set: 500 archives of about 1 GB; with index and test set about 595 GB",
+        ),
+        *(
+            DataSet(
+                title,
+                f"whiten evaluate ENCODER ROOT --protocol {name}",
+                f"http://cmp.felk.cvut.cz/revisitop (ground truth), {images} (images)",
+                f"70 queries, {count:,} images",
+                UNSTATED,
+            )
+            for title, name, images, count in (
+                (
+                    "ROxford5k",
+                    "roxford5k",
+                    "https://www.robots.ox.ac.uk/~vgg/data/oxbuildings",
+                    4993,
+                ),
+                (
+                    "RParis6k",
+                    "rparis6k",
+                    "https://www.robots.ox.ac.uk/~vgg/data/parisbuildings",
+                    6322,
+                ),
+            )
+        ),
+        DataSet(
+            "R1M",
+            "whiten evaluate … --distractors ROOT",
+            "http://cmp.felk.cvut.cz/revisitop",
+            "1,001,001 images in 100 archives",
+            UNSTATED,
+        ),
+        DataSet(
+            "SVD",
+            "whiten distill ROOT, whiten evaluate ENCODER ROOT --protocol svd",
+            "https://svdbase.github.io",
+            "over 500,000 short videos, over 30,000 of them labelled",
+            UNSTATED,
+        ),
+    ]
+    looks: list[Callable[[DataSet, Path], None]] = [
+        _look_for_landmarks,
+        lambda found, place: _look_for_set(found, place, "roxford5k"),
+        lambda found, place: _look_for_set(found, place, "rparis6k"),
+        _look_for_distractors,
+        _look_for_videos,
+    ]
+    for found, look in zip(sets, looks, strict=True):
+        try:
+            look(found, root)
+        except WhitenError as error:  # a damaged list is a finding
+            found.missing.append(f"a readable list: {error}")
+    return sets
+
+
+def _look_for_landmarks(found: DataSet, root: Path) -> None:
+    places = [root, *(root / name for name in ("gldv2", "GLDv2", "google-landmark"))]
+    place = next((place for place in places if landmark_list(place) is not None), None)
+    if place is None:
+        found.missing += [LANDMARKS, "train/a/b/c/abc….jpg"]
+        return
+    table = landmark_list(place)
+    assert table is not None
+    found.root = str(place)
+    items = read_landmarks(table, landmark_images(place))
+    found.there.append(f"{os.path.relpath(table, place)}: {describe_landmarks(items)}")
+    _look_for_images(found, items)
+
+
+def _look_for_set(found: DataSet, root: Path, name: str) -> None:
+    folder = set_folder(root, name)
+    if folder is None:
+        found.missing += [f"{name}/gnd_{name}.pkl", f"{name}/jpg/NAME.jpg"]
+        return
+    file = truth_file(folder, name)
+    assert file is not None
+    found.root = str(folder)
+    data = read_set(folder, name)
+    found.there.append(f"{file.name}: {len(data.queries):,} queries, {len(data.gallery):,} images")
+    _look_for_images(found, data.gallery)
+    _look_for_images(found, data.queries, "queries")
+
+
+def _look_for_distractors(found: DataSet, root: Path) -> None:
+    file = distractor_list(root)
+    if file is None:
+        found.missing += [f"{DISTRACTORS}/{DISTRACTORS}.txt", f"{DISTRACTORS}/jpg/"]
+        return
+    found.root = str(file.parent)
+    items = read_distractors(file)
+    found.there.append(f"{file.name}: {len(items):,} images")
+    _look_for_images(found, items)
+
+
+def _look_for_videos(found: DataSet, root: Path) -> None:
+    base = next((place for place in (root, root / "svd", root / "SVD") if is_svd(place)), None)
+    if base is None:
+        found.missing += [f"{METADATA}/query-id and its other lists", "frames/VIDEO/0000.jpg"]
+        return
+    found.root = str(base)
+    svd = read_svd(base)
+    names = [*svd.query, *svd.labeled, *svd.unlabeled]
+    found.there.append(
+        f"lists: {len(svd.query):,} queries, {len(svd.labeled):,} labelled and "
+        f"{len(svd.unlabeled):,} unlabelled videos"
+    )
+    for part, truth in (("train", svd.train), ("test", svd.test)):
+        (found.there if truth else found.missing).append(f"{part}_groundtruth")
+    if svd.frames.is_dir():
+        folders = pa.array([os.fspath(svd.frames / name) for name in names], pa.large_string())
+        _look_for(found, folders, "folders of frames")
+    elif holds(base, VIDEO_SUFFIXES):
+        found.there.append("videos")
+        found.missing.append(f"frames: whiten frames {base} --out {svd.frames}")
+    else:
+        found.missing.append("frames/VIDEO/0000.jpg, or videos anywhere below")
+
+
+def _look_for_images(found: DataSet, items: Items, what: str = "images") -> None:
+    _look_for(found, items.paths, what)
+
+
+def _look_for(found: DataSet, paths: pa.Array, what: str) -> None:
+    count = min(len(paths), SAMPLE)
+    sample = paths.take(pa.array(np.linspace(0, len(paths) - 1, count).astype(np.int64)))
+    absent = [path for path in map(os.fsdecode, sample.to_pylist()) if not Path(path).exists()]
+    looked = "" if count == len(paths) else f" looked for, of {len(paths):,}"
+    found.there.append(f"{count - len(absent):,} of {count:,} {what}{looked}")
+    if absent:
+        found.missing.append(f"{len(absent):,} of these {what}, first {absent[0]}")

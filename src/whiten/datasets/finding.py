@@ -1,0 +1,222 @@
+"""Which images or videos a collection has: a folder, or a table of paths."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.gldv2 import (
+    describe_landmarks,
+    landmark_images,
+    landmark_list,
+    read_landmarks,
+)
+from whiten.datasets.svd import FRAMES_TABLE, describe_training, is_svd, training_frames
+from whiten.errors import ConfigError, NoImagesError
+from whiten.media.video import VIDEO_SUFFIXES
+from whiten.utils.names import as_utf8, display_path
+
+# fmt: off
+SUFFIXES = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
+])
+# fmt: on
+
+_Row = tuple[str | None, str | None, int | None]
+
+
+def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | None = None) -> Items:
+    """The images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
+
+    In a folder whose images all lie one folder deep or deeper, the folder that holds an
+    image is its group; images directly in the root have none. Hidden files and folders are
+    passed over, links to folders are not followed. A folder that cannot be listed is an item
+    too, `NAME/`: whoever reads it gets the reason, so that its images do not go missing
+    silently. In a table, relative paths start at the table's folder. The order is by id, the
+    same on every machine. A folder of frames with a `frames.parquet` is read by that table; of SVD,
+    the frames of its training videos are taken, see `whiten.datasets.svd`.
+
+    A folder with the list of GLDv2-clean is read by that list, see `whiten.datasets.gldv2`.
+
+    Args:
+        source: the folder or table.
+        tell: told in one line what data set was recognised, if one was.
+
+    Raises:
+        NoImagesError: the source is missing, cannot be listed, or names no image.
+        ConfigError: a table that cannot be read, without a `path` column, or with a path
+            missing or twice.
+    """
+    root = Path(source)
+    if (root / FRAMES_TABLE).is_file():
+        root = root / FRAMES_TABLE
+    if is_svd(root):
+        items = training_frames(root)
+        if tell is not None:
+            tell(describe_training(items))
+        return items
+    if root.is_dir() and (table := landmark_list(root)) is not None:
+        items = read_landmarks(table, landmark_images(root))
+        if tell is not None:
+            tell(describe_landmarks(items))
+        return items
+    if root.is_dir():
+        items = Items.of(_walk(root))
+        if not items:
+            if holds(root, VIDEO_SUFFIXES):
+                raise NoImagesError(
+                    f"{root} holds videos and no images: take frames of them first with "
+                    f"`whiten frames {root} --out FRAMES`, and name FRAMES"
+                )
+            raise NoImagesError(
+                f"{root} holds no image file ({' '.join(sorted(SUFFIXES)[:6])} …): "
+                "name a folder of images, or a CSV or Parquet with columns path,group"
+            )
+    elif root.suffix.lower() in (".csv", ".parquet") and root.is_file():
+        items = Items.of(_read_table(root))
+        if not items:
+            raise NoImagesError(f"{root} has no rows: list one image path a row")
+        items = items.sorted()
+        if (path := items.first_twice()) is not None:
+            raise ConfigError(f"{root} lists {path!r} twice: list every image once")
+    elif root.is_file():
+        return Items.of([Item(_id(root.name), os.fspath(root))])
+    else:
+        raise NoImagesError(f"{root} does not exist: name a folder of images or a table of paths")
+    return items.sorted()
+
+
+def find_videos(source: str | os.PathLike[str]) -> Items:
+    """The videos of a folder, or of a table with columns `path` and `group`; see `find_items`.
+
+    An id is the file's place without its suffix, where that is unique: `trip/1.mp4` is `trip/1`. In
+    SVD it is the name alone, and there are no groups.
+
+    Raises:
+        NoImagesError: the source is missing, cannot be listed, or names no video.
+        ConfigError: a table that cannot be read, without a `path` column, or with a path
+            missing or twice.
+    """
+    root = Path(source)
+    if root.is_file() and root.suffix.lower() not in (".csv", ".parquet"):
+        videos = Items.of([Item(_id(root.name), os.fspath(root))])
+    elif root.is_dir():
+        videos = Items.of(_walk(root, VIDEO_SUFFIXES))
+        if not videos:
+            raise NoImagesError(
+                f"{root} holds no video file ({' '.join(sorted(VIDEO_SUFFIXES)[:6])} …): name a "
+                "folder of videos, or a CSV or Parquet with columns path,group"
+            )
+    else:
+        videos = find_items(root)
+    if is_svd(root):  # whose names are unique wherever below its root a video lies
+        videos = Items.of(Item(os.path.basename(v.id), v.path) for v in videos)
+    stems = [_stem(video.id) for video in videos]
+    count = Counter(stems)
+    # A name is a folder of frames: it holds no other one's folder.
+    inner = {name[:i] for name in count for i, c in enumerate(name) if c == "/"}
+    named = (
+        replace(video, id=stem if count[stem] == 1 and stem not in inner else video.id)
+        for video, stem in zip(videos, stems, strict=True)
+    )
+    return Items.of(named).sorted()
+
+
+def holds(folder: Path, suffixes: frozenset[str]) -> bool:
+    """Whether a file with one of the suffixes lies in a folder, however deep."""
+    return any(not item.id.endswith("/") for item in _walk(folder, suffixes))
+
+
+def _stem(name: str) -> str:
+    """A video's id without the suffix; a folder that cannot be listed keeps its slash."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES and not stem.endswith("/") else name
+
+
+def _walk(root: Path, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Item]:
+    unlisted: list[OSError] = []
+    for folder, subfolders, files in os.walk(root, onerror=unlisted.append):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = os.path.relpath(folder, root)
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                top = relative == os.curdir
+                yield Item(
+                    id=_id(name if top else os.path.join(relative, name)),
+                    path=os.path.join(folder, name),
+                    group=None if top else _id(relative),
+                )
+    for error in unlisted:
+        if error.filename == os.fspath(root):
+            raise NoImagesError(
+                f"{display_path(error.filename)} cannot be listed "
+                f"({(error.strerror or str(error)).lower()}): give access, or name another folder"
+            ) from error
+        name = _id(os.path.relpath(error.filename, root))
+        yield Item(id=f"{name}/", path=error.filename, group=name)
+
+
+def _read_table(table: Path) -> Iterator[Item]:
+    for number, (path, group, frame_ms) in enumerate(_rows_or_refuse(table), start=1):
+        if not path:
+            raise ConfigError(f"{table} has no path in row {number}: give every row its image")
+        yield Item(path, os.path.join(table.parent, path), group or None, frame_ms)
+
+
+def _rows_or_refuse(table: Path) -> Iterator[_Row]:
+    from pyarrow import ArrowException
+
+    try:
+        yield from _table_rows(table)
+    except (OSError, UnicodeError, csv.Error, ArrowException) as error:
+        raise ConfigError(
+            f"cannot read {table} ({str(error).splitlines()[0]}): "
+            "it must be CSV in UTF-8, or Parquet"
+        ) from error
+
+
+def _table_rows(table: Path) -> Iterator[_Row]:
+    if table.suffix.lower() == ".csv":
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            _require_path_column(table, reader.fieldnames or [])
+            for row in reader:
+                yield row["path"], row.get("group"), None
+        return
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(table) as parquet:
+        names = parquet.schema_arrow.names
+        _require_path_column(table, names)
+        wanted = [name for name in ("path", "group", "frame_ms") if name in names]
+        for batch in parquet.iter_batches(columns=wanted):
+            for row in batch.to_pylist():
+                path, group = row["path"], row.get("group")
+                yield (
+                    None if path is None else str(path),
+                    None if group is None else str(group),
+                    _whole(row.get("frame_ms")),
+                )
+
+
+def _require_path_column(table: Path, names: Iterable[str]) -> None:
+    if "path" not in names:
+        raise ConfigError(f"{table} has no column 'path': it needs path, and group for positives")
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _id(name: str) -> str:
+    r"""A name below the root as an id: valid UTF-8, with slashes.
+
+    Bytes that are no UTF-8 become \\xNN. So do backslashes: no other name has the same id.
+    """
+    return as_utf8(name.replace(os.sep, "/").replace("\\", r"\x5c"))

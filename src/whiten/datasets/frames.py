@@ -1,0 +1,251 @@
+"""Frames of videos as JPEG files, in the layout of the SVD benchmark: `FRAMES/VIDEO/0000.jpg`.
+
+A video's folder is written under a hidden name and renamed, so that a kill loses at most the videos
+at work; a hidden file in it says which state of which video it was made from, and how. At the end
+`frames.parquet` lists the frames of all videos: path, group, frame_ms, video, source. `find_items`
+reads it. Videos without a frame are listed with the reason in `skipped.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import SUFFIXES, find_items, find_videos, holds
+from whiten.datasets.svd import FRAMES_TABLE
+from whiten.errors import ConfigError, ImageError, NoImagesError
+from whiten.media.reading import Skipped, stamp_of
+from whiten.media.video import MAX_FRAMES, VIDEO_SUFFIXES, check_sampling, sample_frames
+from whiten.utils.names import display_path
+from whiten.utils.threads import ordered_map
+
+SKIPPED_TABLE = "skipped.csv"
+_FACTS = ".video.json"
+_PARTIAL = ".partial"
+_QUALITY = 92  # of the JPEG files
+_CHUNK = 1024  # videos whose frames are written to the table at once
+_COLUMNS = ("path", "group", "frame_ms", "video", "source")
+
+Progress = Callable[[int, int], None]
+"""Called with (videos done, videos planned)."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What came of a collection of videos.
+
+    Attributes:
+        frames: one item a frame, id `VIDEO/0000.jpg`, with `frame_ms` and the video's group.
+        videos: that have a frame.
+        skipped: videos that have none, and why.
+    """
+
+    frames: Items
+    videos: int
+    skipped: list[Skipped]
+
+
+def extract_frames(
+    videos: Sequence[Item],
+    out: str | os.PathLike[str],
+    *,
+    fps: float = 1.0,
+    max_frames: int = MAX_FRAMES,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Extraction:
+    """Write the frames of videos; what is there already and still true is kept.
+
+    May be interrupted at any time and called again. Videos that changed, or were sampled otherwise,
+    are done anew, and skipped ones are tried again. The tables are about the videos of this call.
+
+    Args:
+        videos: as `find_videos` finds them.
+        out: the folder of frames, existing or new.
+        fps, max_frames: see `sample_frames`.
+        workers: videos that are read at the same time, each by one thread; by default one for
+            each core.
+        progress: told after every video.
+
+    Raises:
+        ConfigError: a folder of frames that whiten did not write is in the way, or the disk is
+            full.
+        NoImagesError: no video has a frame.
+        MissingExtraError: PyAV is not installed.
+    """
+    check_sampling(fps, max_frames)
+    root = Path(out)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(f".*{_PARTIAL}"):
+            shutil.rmtree(stale, ignore_errors=True)
+        work = partial(_bring_up_to_date, root=root, fps=fps, max_frames=max_frames)
+        done: list[tuple[Item, list[int]]] = []
+        skipped: list[Skipped] = []
+        results = ordered_map(work, videos, workers=workers)
+        for number, (video, result) in enumerate(zip(videos, results, strict=True), start=1):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+            else:
+                done.append((video, result))
+            if progress is not None:
+                progress(number, len(videos))
+        _write_skipped(root, skipped)
+        if not done:
+            first = f", first {skipped[0].id!r}: {skipped[0].reason}" if skipped else ""
+            raise NoImagesError(
+                f"none of {len(videos)} videos has a frame that can be read{first}; name a folder "
+                "with readable videos"
+            )
+        _write_table(root, done)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"cannot write frames to {root} ({reason}): the videos before it are kept, make room "
+            "or give access and run again"
+        ) from error
+    return Extraction(find_items(root), len(done), skipped)
+
+
+def frame_times(folder: Path) -> dict[str, int]:
+    """Milliseconds of the frames in a folder, by `VIDEO/0000.jpg`, where they are known."""
+    if not (folder / FRAMES_TABLE).is_file():
+        return {}
+    return {frame.id: frame.frame_ms for frame in find_items(folder) if frame.frame_ms is not None}
+
+
+def find_or_extract(
+    source: str | os.PathLike[str],
+    frames: Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> tuple[Items, list[Skipped]]:
+    """The images of a source; of one that has videos instead, their frames, one a second.
+
+    Args:
+        source: what `find_items` or `find_videos` takes.
+        frames: where the frames are written, see `extract_frames`.
+        tell: see `find_items`.
+
+    Returns:
+        The images, and the videos that have no frame.
+    """
+    root = Path(source)
+    is_table = root.suffix.lower() in (".csv", ".parquet") and root.is_file()
+    items = find_items(root) if is_table else None
+    if items is not None:  # whose first row says what it lists
+        has_videos = Path(items[0].path).suffix.lower() in VIDEO_SUFFIXES
+    elif root.is_dir():
+        has_videos = not holds(root, SUFFIXES) and holds(root, VIDEO_SUFFIXES)
+    else:
+        has_videos = root.suffix.lower() in VIDEO_SUFFIXES
+    if not has_videos:
+        return find_items(root, tell) if items is None else items, []
+    found = extract_frames(find_videos(root), frames, workers=workers, progress=progress)
+    return found.frames, found.skipped
+
+
+# --- one video --------------------------------------------------------------------------
+
+
+def _bring_up_to_date(
+    video: Item, *, root: Path, fps: float, max_frames: int
+) -> list[int] | Skipped:
+    """Times in ms of a video's frames, which then lie in its folder; or why it has none."""
+    facts = {"stamp": stamp_of(video.path), "fps": fps, "max_frames": max_frames}
+    folder = root / video.id
+    known = _read_facts(folder)
+    if known is not None and known[0] == json.loads(json.dumps(facts)):
+        return known[1]
+    if known is None and folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder} holds files that are no frames of an earlier run: delete it, or name "
+            "another folder"
+        )
+    new = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=root))
+    times: list[int] = []
+    try:
+        for time, image in sample_frames(video.path, fps=fps, max_frames=max_frames):
+            image.save(new / f"{len(times):04d}.jpg", quality=_QUALITY)
+            times.append(time)
+    except ImageError as error:
+        shutil.rmtree(new)
+        if known is not None:
+            _move_away(folder, root)
+        return Skipped(video.id, str(error))
+    (new / _FACTS).write_text(json.dumps({**facts, "frame_ms": times}))
+    new.chmod(0o755)  # of a temporary folder nobody else may read anything
+    if known is not None:
+        _move_away(folder, root)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(new, folder)
+    return times
+
+
+def _read_facts(folder: Path) -> tuple[dict[str, object], list[int]] | None:
+    """What a folder of frames was made from, and its times; None where it was not made here."""
+    try:
+        facts = json.loads((folder / _FACTS).read_text())
+        times = facts.pop("frame_ms")
+        if not all(isinstance(time, int) for time in times):
+            return None
+        return facts, times
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _move_away(folder: Path, root: Path) -> None:
+    """Delete a folder at once for whoever looks, also if killed halfway."""
+    old = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=root))
+    os.replace(folder, old)
+    shutil.rmtree(old)
+
+
+# --- tables -----------------------------------------------------------------------------
+
+
+def _write_table(root: Path, videos: Sequence[tuple[Item, list[int]]]) -> None:
+    kinds = (pa.string(), pa.string(), pa.int64(), pa.string(), pa.string())
+    schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    unfinished = root / f".{FRAMES_TABLE}{_PARTIAL}"
+    with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+        for start in range(0, len(videos), _CHUNK):
+            rows = list(_rows(videos[start : start + _CHUNK]))
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+    os.replace(unfinished, root / FRAMES_TABLE)
+
+
+def _rows(videos: Sequence[tuple[Item, list[int]]]) -> Iterator[dict[str, object]]:
+    for video, times in videos:
+        for number, time in enumerate(times):
+            cells = (f"{video.id}/{number:04d}.jpg", video.group, time, video.id)
+            yield dict(zip(_COLUMNS, (*cells, display_path(video.path)), strict=True))
+
+
+def _write_skipped(root: Path, skipped: Sequence[Skipped]) -> None:
+    table = root / SKIPPED_TABLE
+    if not skipped:
+        table.unlink(missing_ok=True)
+        return
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video", "reason"])
+        writer.writerows((skip.id, skip.reason) for skip in skipped)
+
+
+def video_of(frame_id: str) -> str:
+    """`VIDEO/0000.jpg` -> `VIDEO`; "" for an image that lies in no folder."""
+    return frame_id.rpartition("/")[0]

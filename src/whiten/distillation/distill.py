@@ -1,0 +1,176 @@
+"""Teachers in, student out: prepare a run, and train it in one process or several.
+
+`prepare` puts everything on disk (cached teacher embeddings, whiteners, targets, a checkpoint of
+step 0); then every process runs `train`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from whiten.distillation.fusion import check_strategy
+from whiten.distillation.prepare import prepare
+from whiten.distillation.training import train
+from whiten.errors import ConfigError
+from whiten.media.reading import Skipped
+from whiten.models.student import build_student, load_student
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
+from whiten.utils.devices import best_device, computes_faster_in_bf16, resolve_precision
+
+# Lightning announces what nobody asked for. Set on import, so that the processes that it spawns are
+# quiet too; its own import resets the level of its root alone.
+for _name in ("rank_zero", "distributed"):
+    logging.getLogger(f"lightning_fabric.utilities.{_name}").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a run left behind.
+
+    Attributes:
+        out: the run folder.
+        student: the student's folder, for `whiten.load`.
+        steps: training steps in all.
+        loss: of the last step.
+        recipe: what was minimised, and why that.
+        skipped: images that could not be used, and why.
+    """
+
+    out: Path
+    student: Path
+    steps: int
+    loss: float
+    recipe: str
+    skipped: list[Skipped]
+
+
+def distill(
+    images: str | os.PathLike[str],
+    teachers: Sequence[str] = (),
+    *,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    overwrite: bool = False,
+    embeddings: str | os.PathLike[str] | None = None,
+    show_progress: bool = True,
+    **options: Any,
+) -> DistillResult:
+    """Distil teachers into a student on a folder of images.
+
+    Args:
+        images: a folder, or a CSV or Parquet with columns `path,group`.
+        teachers: URIs, see `whiten teachers`.
+        out: the run folder; must be new or empty.
+        resume: go on with the run that is in `out`; options may be left out.
+        overwrite: delete the run that is in `out` first.
+        embeddings: where teachers' embeddings are cached, to share them between runs; by default
+            in the run folder.
+        show_progress: on stderr.
+        options: fields of `whiten.runs.spec.DistillSpec`.
+
+    Raises:
+        WhitenError: bad input; what has been computed stays and is used by the next run.
+    """
+    if isinstance(teachers, str):
+        raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
+    run = RunFolder(Path(out))
+    if resume and not teachers and not options:
+        images, spec = run.read_config()
+    else:
+        spec = DistillSpec.from_mapping({"teachers": list(teachers), **options})
+    if spec.fusion is not None:
+        check_strategy(spec.fusion)
+    if spec.nodes > 1 and not _is_launched():
+        raise ConfigError(
+            "several nodes are started with torchrun: torchrun --nnodes N --nproc-per-node M "
+            "-m whiten.cli distill … --nodes N --devices M"
+        )
+    is_finished = resume and run.is_finished
+    # Under torchrun or SLURM all processes come here, and rank 0 works for all.
+    if int(os.environ.get("RANK", "0")) == 0:
+        run.begin(str(images), spec, resume=resume, overwrite=overwrite)
+    if not is_finished:
+        _launch(run, str(images), spec, Path(embeddings or run.embeddings), show_progress)
+    records = run.read_metrics()
+    _, config = load_student(run.student)
+    return DistillResult(
+        out=run.root,
+        student=run.student,
+        steps=len(records),
+        loss=records[-1]["loss"] if records else math.nan,
+        recipe=config.training["recipe"],
+        skipped=[Skipped(*pair) for pair in config.training.get("skipped", [])],
+    )
+
+
+def _launch(
+    run: RunFolder, images: str, spec: DistillSpec, embeddings: Path, show_progress: bool
+) -> None:
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    def prepare_run() -> None:
+        prepare(run, images, spec, embeddings, show_progress=show_progress)
+
+    processes = spec.devices * spec.nodes
+    is_launched = _is_launched() and processes > 1
+    if not is_launched:
+        prepare_run()
+    strategy: Any = "auto"
+    if processes > 1:
+        strategy = DDPStrategy(
+            start_method="popen" if is_launched else "spawn",
+            timeout=timedelta(days=7),  # the others wait while rank 0 embeds
+        )
+    device = best_device().type if spec.accelerator == "auto" else spec.accelerator
+    precision = _training_precision(spec, device)
+    fabric = Fabric(
+        accelerator=spec.accelerator,
+        devices=spec.devices,
+        num_nodes=spec.nodes,
+        strategy=strategy,
+        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
+    )
+    if is_launched:
+        fabric.launch()
+        if fabric.is_global_zero:
+            prepare_run()
+        fabric.barrier()
+        train(fabric, run, spec, show_progress)
+    elif processes > 1:
+        try:  # plain values: the launcher refuses frozen dataclasses
+            fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), show_progress)
+        except BaseException:  # an interrupt may have reached this process alone
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    else:
+        train(fabric, run, spec, show_progress)
+
+
+def _is_launched() -> bool:
+    """Whether somebody else has started the processes."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
+
+
+def _train_spawned(fabric: Any, root: str, options: dict[str, Any], show_progress: bool) -> None:
+    train(fabric, RunFolder(Path(root)), DistillSpec.from_mapping(options), show_progress)
+
+
+def _training_precision(spec: DistillSpec, device: str) -> str:
+    if spec.backbone_lr == 0:
+        return "32"  # the projection alone is too small to gain from fewer bits
+    precision = resolve_precision(spec.precision, device)
+    if spec.precision == "auto" and precision == "bf16" and device == "cpu":
+        net, _ = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+        return "bf16" if computes_faster_in_bf16(net, device) else "32"
+    return precision

@@ -1,0 +1,289 @@
+"""Everything that training needs, put on disk once: embeddings, whiteners, targets, a start.
+
+Rank 0 calls `prepare`; every process then opens the result as a `TrainingSet`. Each part is
+written atomically and found again by the next call, so a killed preparation loses little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from whiten.datasets.collection import Items
+from whiten.datasets.finding import find_items
+from whiten.distillation.pairs import resolve_source
+from whiten.distillation.targets import open_targets, write_fused_targets, write_targets
+from whiten.distillation.training_set import (
+    facts_path,
+    features_path,
+    fused_path,
+    items_path,
+    target_path,
+)
+from whiten.embedding.embed import embed, store_folder
+from whiten.embedding.fitting import fit_whiteners, fused_fingerprint
+from whiten.errors import ConfigError, NoImagesError
+from whiten.models.registry import open_teacher
+from whiten.models.student import StudentNet, backbone_as_teacher, build_student
+from whiten.models.teacher import Teacher
+from whiten.models.uri import parse_uri
+from whiten.runs.folder import RunFolder
+from whiten.runs.recipes import DECIDED, complete
+from whiten.runs.spec import DistillSpec
+from whiten.store.store import Store, embedded_by_all
+from whiten.utils.devices import best_device, resolve_precision
+from whiten.utils.files import write_atomically
+from whiten.utils.progress import announce, progress
+from whiten.whitening.choosing import GROUPS, Choice
+from whiten.whitening.whitener import Whitener
+
+INIT_SAMPLE = 2048  # images whose features give the projection its first axes
+
+
+def prepare(
+    run: RunFolder, images: str, spec: DistillSpec, embeddings: Path, *, show_progress: bool
+) -> None:
+    """Embed what is missing, fit the whiteners, write targets and the checkpoint of step 0."""
+    if facts_path(run).exists() and run.checkpoint.exists():
+        return
+    items = find_items(images, announce if show_progress else None)
+    source = resolve_source(items.groups, spec.pairs)
+    draft, _ = complete(spec, source)  # refuses at once what no teacher could mend
+    views = spec.views or (1 if source == "groups" else 2)
+    cache = _Cache(embeddings, draft, show_progress)
+    teachers = [
+        open_teacher(uri) for uri in spec.teachers
+    ]  # all, before the first embeds for hours
+    torch.manual_seed(spec.seed)
+    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    if config.dim != spec.dim:
+        raise ConfigError(
+            f"{spec.student} has {config.dim} dimensions, dim={spec.dim} does not fit: "
+            f"use --dim {config.dim}"
+        )
+
+    if spec.compatible:
+        _require_room(spec, len(items), sum(_axes(spec, teacher.dim) for teacher in teachers))
+
+    # With teachers online only the whitening is fitted on cached embeddings, of whole images.
+    teacher_views = range(1) if spec.teachers_online else range(views)
+    stores = [cache.embed(teacher, items, teacher_views, teacher.name) for teacher in teachers]
+    described = _describe(spec.teachers, teachers)
+    items, skipped = embedded_by_all(items, stores, teacher_views)
+    if not items:
+        raise NoImagesError("no image could be embedded by all teachers: look at the stores' lists")
+    _make(run.whiteners, run.targets)
+    whiteners: list[Whitener | None] = [None] * len(stores)
+    choices: list[Choice | None] = []
+    if spec.whiten:
+        assert draft.shrinkage is not None
+        whiteners[:], choices = fit_whiteners(
+            stores,
+            _drawn(items, draft.whiten_images or len(items), spec.seed),
+            dim=spec.whiten_dim,
+            shrinkage=draft.shrinkage,
+            by_groups=source != "views",
+            second_view=views > 1 and not spec.teachers_online,
+            seed=spec.seed,
+        )
+        _keep_whitenings(run, described, whiteners, choices, show_progress)
+    spec, why = complete(spec, source, _map_on_groups(choices))
+    if show_progress:
+        announce(why)
+
+    rotation = _write_targets(run, spec, stores, items, views, whiteners)
+    _write_start(run, spec, backbone_as_teacher(net, config), net, items, views, cache)
+    table = items.table().append_column("content_hash", stores[0].content_hashes(items.by_id))
+    pq.write_table(table, items_path(run))
+    facts = {
+        "views": views,
+        "source": source,
+        "options": {name: getattr(spec, name) for name in DECIDED},
+        "recipe": why,
+        "teachers": described,
+        "skipped": [[s.id, s.reason] for s in skipped],
+        "compatible_with": _gallery(described, whiteners, rotation) if spec.compatible else None,
+    }
+    # Written last: its presence says that all the rest is there.
+    write_atomically(facts_path(run), json.dumps(facts).encode())
+
+
+class _Cache:
+    """Embeds what a run's cached embeddings lack."""
+
+    def __init__(self, folder: Path, spec: DistillSpec, show_progress: bool) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.show_progress = show_progress
+        self.device = best_device()
+        wanted = "32" if spec.precision == "16" else spec.precision
+        self.precision = resolve_precision(wanted, self.device.type)
+
+    def embed(self, teacher: Teacher, items: Items, views: range, label: str) -> Store:
+        spec = self.spec
+        folder = store_folder(
+            self.folder,
+            teacher,
+            precision=self.precision,
+            seed=spec.view_seed,
+            augment=spec.augment,
+        )
+        with progress(f"embed {label}", enabled=self.show_progress, unit="images") as update:
+            store = embed(
+                items,
+                teacher.to(self.device),
+                folder,
+                views=views,
+                plan=spec.view_plan,
+                precision=self.precision,
+                workers=spec.workers,
+                progress=update,
+            )
+        teacher.to("cpu")  # the device's memory is needed for the next one
+        return store
+
+
+def _describe(uris: Sequence[str], teachers: Sequence[Teacher]) -> list[dict[str, str]]:
+    described: list[dict[str, str]] = []
+    for uri, teacher in zip(uris, teachers, strict=True):
+        described.append(
+            {
+                "name": _unique(teacher.name, [d["name"] for d in described]),
+                "uri": uri,
+                "licence": teacher.licence,
+                "fingerprint": teacher.fingerprint(),
+            }
+        )
+    return described
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name} ({number})", number + 1
+    return candidate
+
+
+def _map_on_groups(choices: Sequence[Choice | None]) -> float | None:
+    """How well the whitened teachers retrieve held-out groups, on average; None if not measured."""
+    found = [choice.evidence[GROUPS] for choice in choices if choice and GROUPS in choice.evidence]
+    return statistics.mean(found) if found else None
+
+
+def _drawn(items: Items, count: int, seed: int) -> Items:
+    """At most `count` items, drawn at random, in their order."""
+    if count >= len(items):
+        return items
+    return items.take(np.sort(np.random.default_rng(seed).permutation(len(items))[:count]))
+
+
+def _keep_whitenings(
+    run: RunFolder,
+    teachers: Sequence[dict[str, str]],
+    whiteners: Sequence[Whitener | None],
+    choices: Sequence[Choice | None],
+    show_progress: bool,
+) -> None:
+    """Write the whiteners, and beside them the curves that they were chosen from."""
+    kept = {}
+    for number, whitener in enumerate(whiteners):
+        assert whitener is not None
+        whitener.save(run.whitener(number))
+    for teacher, choice in zip(teachers, choices, strict=True):
+        if choice is not None:
+            kept[teacher["name"]] = {**dataclasses.asdict(choice), "summary": str(choice)}
+            if show_progress:
+                announce(f"{teacher['name']}: {choice}")
+    write_atomically(run.choices, json.dumps(kept).encode())
+
+
+def _write_targets(
+    run: RunFolder,
+    spec: DistillSpec,
+    stores: Sequence[Store],
+    items: Items,
+    views: int,
+    whiteners: Sequence[Whitener | None],
+) -> Whitener | None:
+    """What the student learns from, in the order of the items; nothing if teachers run online.
+
+    Returns:
+        The PCA of the fused teachers, if the student learns from that.
+    """
+    if spec.teachers_online:
+        return None
+    paths = [target_path(run, number) for number in range(len(stores))]
+    for store, whitener, path in zip(stores, whiteners, paths, strict=True):
+        write_targets(store, items.by_id, views, whitener, path)
+    if not (spec.align or spec.queue):
+        return None
+    if spec.compatible:
+        _require_room(spec, len(items), sum(open_targets(path).shape[2] for path in paths))
+    return write_fused_targets(paths, spec.dim, fused_path(run), run.rotation)
+
+
+def _axes(spec: DistillSpec, dim: int) -> int:
+    """Most axes that a teacher of this dimension can be whitened to."""
+    return min(dim, spec.whiten_dim) if spec.whiten and isinstance(spec.whiten_dim, int) else dim
+
+
+def _require_room(spec: DistillSpec, images: int, width: int) -> None:
+    """Refuse a student with more dimensions than the gallery that it shall search can have."""
+    most = min(width, images - 1)
+    if spec.dim > most:
+        raise ConfigError(
+            f"--compatible: {images} images and teachers that are fused in {width} dimensions give "
+            f"a gallery of at most {most}, dim={spec.dim} does not fit: use --dim {most} or fewer"
+        )
+
+
+def _gallery(
+    teachers: Sequence[dict[str, str]],
+    whiteners: Sequence[Whitener | None],
+    rotation: Whitener | None,
+) -> str:
+    """Fingerprint of `fuse:compatible:RUN`, the encoder of the gallery."""
+    return fused_fingerprint([t["fingerprint"] for t in teachers], whiteners, rotation)
+
+
+def _write_start(
+    run: RunFolder,
+    spec: DistillSpec,
+    features: Teacher,
+    net: StudentNet,
+    items: Items,
+    views: int,
+    cache: _Cache,
+) -> None:
+    """The checkpoint of step 0, and for a frozen backbone its features."""
+    sample = items[:: -(-len(items) // INIT_SAMPLE)]
+    if spec.backbone_lr == 0:
+        store = cache.embed(features, items, range(views), "student features")
+        write_targets(store, items.by_id, views, None, features_path(run))
+    # A student that goes on learning has its projection already.
+    draws_axes = spec.start == "principal" and parse_uri(spec.student).scheme != "whiten"
+    if draws_axes or spec.compatible:
+        if spec.backbone_lr > 0:
+            store = cache.embed(features, sample, range(1), "a sample of student features")
+        names = sample.ids.to_pylist()
+        vectors = store.gather(names)
+        if draws_axes:
+            net.init_projection(vectors)
+        if spec.compatible:
+            net.turn_projection(vectors, open_targets(fused_path(run))[items.by_id.rows(names), 0])
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    run.save_checkpoint(
+        {"step": 0, "model": state, "optimizer": {}, "ema": state if spec.ema > 0 else {}}
+    )
+
+
+def _make(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)

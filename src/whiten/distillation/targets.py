@@ -1,0 +1,108 @@
+"""From cached teacher embeddings to training targets: whiten once, then read rows at random.
+
+Everything lives on disk (`.npy` files that are memory-mapped), so memory stays flat however
+many images there are, and every process of a distributed run reads the same files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.store.store import Store
+from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.memory import forget
+from whiten.utils.names import NameIndex
+from whiten.whitening.whitener import Whitener
+
+_BLOCK = 8192
+
+
+def write_targets(
+    store: Store, images: NameIndex, views: int, whitener: Whitener | None, path: Path
+) -> None:
+    """Write (images, views, dim) float32 targets: whitened if asked, rows L2-normalised."""
+    dim = store.dim if whitener is None else whitener.projection_.shape[0]
+    with _Creation(path, (len(images), views, dim)) as out:
+        for names, numbers, vectors in store.blocks():
+            rows, view = images.rows(names), np.array(numbers)
+            keep = (rows >= 0) & (view < views)
+            if not keep.any():
+                continue
+            block = vectors[keep]
+            if whitener is not None:
+                block = whitener.transform(block)
+            out.array[rows[keep], view[keep]] = normalize_rows(block)
+            forget(out.array)
+
+
+def write_fused_targets(
+    paths: Sequence[Path], dim: int, path: Path, whitener_path: Path
+) -> Whitener:
+    """Concatenate all teachers' targets and rotate them to `dim` dimensions by PCA.
+
+    The rotation is returned and saved: with it, the student can search a gallery of the teachers'
+    embeddings.
+    """
+    sources = [open_targets(source) for source in paths]
+    items, views = sources[0].shape[:2]
+    width = sum(source.shape[2] for source in sources)
+
+    def blocks() -> Iterator[tuple[slice, Vectors]]:
+        for start in range(0, items, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            joined = np.concatenate([source[part] for source in sources], axis=2)
+            for source in sources:
+                forget(source[part])
+            yield part, joined.reshape(-1, width)
+
+    rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf"))
+    rotation.fit(block for _, block in blocks())
+    rotation.save(whitener_path)
+    with _Creation(path, (items, views, dim)) as out:
+        for part, block in blocks():
+            fused = normalize_rows(rotation.transform(block))
+            out.array[part, :, : fused.shape[1]] = fused.reshape(-1, views, fused.shape[1])
+            forget(out.array[part])
+    return rotation
+
+
+def open_targets(path: Path) -> npt.NDArray[np.float32]:
+    """Memory-map targets that `write_targets` wrote: (items, views, dim)."""
+    targets: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return targets
+
+
+class _Creation:
+    """A zeroed `.npy` memory map that gets its name once it is complete."""
+
+    def __init__(self, path: Path, shape: Iterable[int]) -> None:
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.array = np.lib.format.open_memmap(
+            self.partial, mode="w+", dtype=np.float32, shape=tuple(shape)
+        )
+        if hasattr(os, "posix_fallocate"):
+            # A write into a hole of a mapped file would kill the process when the disk is full.
+            try:
+                with self.partial.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, self.partial.stat().st_size)
+            except OSError:
+                self.partial.unlink()
+                raise
+
+    def __enter__(self) -> _Creation:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.array.flush()
+        del self.array
+        if kind is None:
+            os.replace(self.partial, self.path)
+        else:
+            self.partial.unlink(missing_ok=True)

@@ -1,0 +1,277 @@
+"""The training loop. Read it from top to bottom.
+
+It starts from the last checkpoint: beginning and resuming are the same code. What a step does is a
+pure function of the options and the step's number, so that a resumed run follows the same
+trajectory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whiten.distillation.objective import Batch, objective
+from whiten.distillation.pairs import Pair
+from whiten.distillation.training_set import TrainingSet
+from whiten.errors import RunError
+from whiten.models.card import model_card
+from whiten.models.student import StudentNet, build_student, freeze_unused, save_student
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
+from whiten.utils.progress import progress
+from whiten.utils.threads import ordered_map
+from whiten.views.rendering import Preprocess
+
+
+def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -> None:
+    """Train from the last checkpoint to the end and write the student."""
+    data = TrainingSet.open(run, spec)
+    spec = data.spec
+    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    state = run.load_checkpoint()
+    net.load_state_dict(state["model"])
+    average = {k: v.clone() for k, v in state["ema"].items()}
+    # With a frozen backbone its cached features are the input, and only the projection is trained.
+    is_frozen = spec.backbone_lr == 0
+    trained: nn.Module = net.projection if is_frozen else net
+    if spec.recipe == "paper" and not is_frozen:
+        trained = EachSide(net)
+    freeze_unused(net, config.preprocess)
+    if fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
+        trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
+    optimizer = _optimizer(net, spec)
+    model, wrapped = fabric.setup(trained, optimizer)
+    if state["optimizer"]:
+        optimizer.load_state_dict(state["optimizer"])
+    average = {k: v.to(fabric.device) for k, v in average.items()}
+    model.train()
+
+    batches_per_epoch = data.plan.batches_per_epoch
+    total = spec.epochs * batches_per_epoch
+    step = int(state["step"])
+    if fabric.is_global_zero:
+        run.truncate_metrics(step)
+    names = data.teacher_names
+
+    def checkpoint() -> None:
+        if fabric.is_global_zero:
+            run.save_checkpoint(
+                {
+                    "step": step,
+                    "model": _cpu(net.state_dict()),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": _cpu(average),
+                }
+            )
+
+    visible = show_progress and fabric.is_global_zero
+    with progress("distil", enabled=visible) as update, run.metrics.open("a") as log:
+        batches = _batches(data, config.preprocess, spec, fabric, start=step)
+        began, first = time.monotonic(), step
+        for batch, inputs in batches:
+            torch.manual_seed(_step_seed(spec.seed, step))  # drop-path and the like
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, total, spec) * group["lr_scale"]
+            student_x, student_y = model(inputs).float().chunk(2)
+            loss, value, wins = _loss(data, batch, student_x, student_y, spec, fabric, step)
+            if not math.isfinite(value):
+                raise RunError(_nan_message(run, data, batch, step))
+            wrapped.zero_grad()
+            fabric.backward(loss)
+            if spec.clip > 0:
+                fabric.clip_gradients(model, wrapped, max_norm=spec.clip, error_if_nonfinite=False)
+            wrapped.step()
+            if spec.ema > 0:
+                _update_average(average, net, spec.ema)
+            step += 1
+            speed = (step - first) * 2 * spec.batch_size / (time.monotonic() - began)
+            if fabric.is_global_zero:
+                record = {
+                    "step": step,
+                    "epoch": (step - 1) // batches_per_epoch,
+                    "loss": value,
+                    "lr": optimizer.param_groups[-1]["lr"],
+                    "wins": dict(zip(names, wins, strict=True)),
+                    "images_per_s": round(speed, 1),
+                }
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+            update(step, total, loss=f"{value:.3f}", images=f"{speed:.0f}/s")
+            if step % spec.checkpoint_every == 0 or step % batches_per_epoch == 0:
+                checkpoint()
+    if fabric.is_global_zero:
+        if spec.ema > 0:
+            net.load_state_dict(average)
+        config = data.describe(config, step)
+        save_student(net, config, run.student, model_card(config))
+        data.remove()
+    fabric.barrier()
+
+
+# --- one step ---------------------------------------------------------------------------
+
+
+class EachSide(nn.Module):
+    """The two sides of the pairs one after the other, as the published code runs its student.
+
+    Batch normalisation then takes its statistics over one side at a time.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The x sides, then the y sides, (2b, …) -> (2b, dim)."""
+        return torch.cat([self.net(side) for side in inputs.chunk(2)])
+
+
+def _loss(
+    data: TrainingSet,
+    joined: Sequence[Pair],
+    student_x: Tensor,
+    student_y: Tensor,
+    spec: DistillSpec,
+    fabric: Any,
+    step: int,
+) -> tuple[Tensor, float, list[float]]:
+    """What this process minimises, the joined batch's loss, and the positives each teacher won."""
+    share = len(joined) // fabric.world_size
+    mine = joined[fabric.global_rank * share : (fabric.global_rank + 1) * share]
+    targets_x, targets_y = data.teacher_targets(mine, fabric.device)
+    generator = torch.Generator().manual_seed(_step_seed(spec.seed, step))
+    fused: tuple[Tensor | None, Tensor | None] = (None, None)
+    if spec.align or spec.queue:
+        fused = data.fused_targets(mine, fabric.device)
+    batch = Batch(
+        student_x,
+        student_y,
+        targets_x,
+        targets_y,
+        labels=torch.tensor([pair.label for pair in joined], device=fabric.device),
+        fused_x=fused[0],
+        fused_y=fused[1],
+        queue=data.queue(generator, fabric.device) if spec.queue else None,
+    )
+    loss, wins = objective(batch, spec, generator)
+    # Gradients are averaged over processes, whereas each holds only its own rows' part of the sum.
+    return loss * fabric.world_size, float(loss.detach()), wins
+
+
+def learning_rate(step: int, total: int, spec: DistillSpec) -> float:
+    """The head's learning rate at a step: a pure function, so that resuming needs no state.
+
+    `cosine` rises linearly over the warm-up and falls as half a cosine to `min_lr` (Loshchilov &
+    Hutter 2017); `onecycle` rises from a 25th as half a cosine over 30 % of the steps and falls to
+    nearly 0 (Smith 2018).
+    """
+    if spec.schedule == "onecycle":
+        peak = max(1, round(0.3 * total))
+        if step < peak:
+            return spec.lr * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / peak)) / 2)
+    else:
+        peak = round(spec.warmup * total)
+        if step < peak:
+            return spec.lr * (step + 1) / (peak + 1)
+    low = spec.min_lr if spec.schedule == "cosine" else 0.0
+    falling = (1 + math.cos(math.pi * (step - peak) / max(1, total - peak))) / 2
+    return low + (spec.lr - low) * falling
+
+
+def _optimizer(net: StudentNet, spec: DistillSpec) -> torch.optim.Optimizer:
+    """The backbone at its own fraction of the learning rate.
+
+    Weight decay is for matrices alone, save for Adam's L2 penalty, which is for everything: that is
+    how the published code trains.
+    """
+    groups = []
+    is_adam = spec.optimizer == "adam"
+    head = {id(p) for p in net.projection.parameters()}
+    for is_head, scale in ((False, spec.backbone_lr), (True, 1.0)):
+        if scale == 0:
+            continue
+        mine = [p for p in net.parameters() if p.requires_grad and (id(p) in head) == is_head]
+        for decays in (True, False):
+            groups.append(
+                {
+                    "params": [p for p in mine if (p.ndim > 1) == decays],
+                    "weight_decay": spec.weight_decay if decays or is_adam else 0.0,
+                    "lr_scale": scale,
+                }
+            )
+    kind = torch.optim.Adam if is_adam else torch.optim.AdamW
+    return kind(groups, lr=spec.lr)
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], net: nn.Module, decay: float) -> None:
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return seed * 1_000_003 + step
+
+
+def _cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in state.items()}
+
+
+def _nan_message(run: RunFolder, data: TrainingSet, batch: Sequence[Pair], step: int) -> str:
+    ids = sorted({data.items[i].id for pair in batch for i in (pair.x, pair.y)})
+    named = ", ".join(ids[:6]) + (f" and {len(ids) - 6} more" if len(ids) > 6 else "")
+    path = run.root / "nan-batch.txt"
+    path.write_text("\n".join(ids) + "\n")
+    return (
+        f"the loss became NaN at step {step + 1}, on {named} (all in {path}): start again with a "
+        "lower --lr or --precision 32, or look at these images"
+    )
+
+
+# --- data -------------------------------------------------------------------------------
+
+
+def _batches(
+    data: TrainingSet, preprocess: Preprocess, spec: DistillSpec, fabric: Any, *, start: int
+) -> Iterator[tuple[list[Pair], Tensor]]:
+    """Every joined batch from step `start` on, with the student's input for this process's part.
+
+    The input holds the x sides, then the y sides: (2b, 3, h, w), or (2b, f) cached features.
+    """
+    share = data.plan.batch_size // fabric.world_size
+    mine = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
+
+    def pairs() -> Iterator[list[Pair]]:
+        size = data.plan.batches_per_epoch
+        for epoch in range(start // size, spec.epochs):
+            skip = start % size if epoch == start // size else 0
+            batches = data.plan.epoch(epoch)
+            yield from (batches[number] for number in range(skip, len(batches)))
+
+    if spec.backbone_lr == 0:
+        for batch in pairs():
+            yield batch, data.features(batch[mine], fabric.device)
+        return
+
+    sides = (side for batch in pairs() for side in data.sides(batch[mine]))
+    rendered = ordered_map(
+        lambda side: data.render(side, preprocess, fabric.device),
+        sides,
+        workers=spec.workers,
+        ahead=4 * share,
+    )
+    for batch in pairs():
+        pixels = np.stack(list(islice(rendered, 2 * share)))
+        pixels = data.coloured(pixels, data.sides(batch[mine]), fabric.device)
+        yield batch, torch.from_numpy(preprocess.normalize(pixels)).to(fabric.device)

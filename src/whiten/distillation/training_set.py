@@ -1,0 +1,269 @@
+"""What `prepare` left on disk for the training loop, opened for reading."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from whiten.datasets.collection import Items
+from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
+from whiten.distillation.targets import open_targets
+from whiten.errors import RunError, one_line
+from whiten.media.reading import read_bytes
+from whiten.models.registry import open_teacher
+from whiten.models.student import StudentConfig
+from whiten.models.teacher import Teacher
+from whiten.runs.folder import RunFolder
+from whiten.runs.recipes import DECIDED
+from whiten.runs.spec import DistillSpec
+from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.devices import best_device, resolve_precision
+from whiten.utils.memory import forget
+from whiten.utils.threads import ordered_map
+from whiten.views.on_device import recolour
+from whiten.views.plan import ViewPlan
+from whiten.views.rendering import Preprocess, plan_view, render_bytes
+from whiten.whitening.whitener import Whitener
+
+Side = tuple[int, int]  # an item and the number of its view
+QUEUE = 4096  # cached teacher embeddings that a batch is compared with
+
+_PAIRS = {
+    "groups": "images of a group",
+    "views": "two views of an image",
+    "frames": "two views of a frame of each video",
+    "mixed": "images of a group, and two views of ungrouped images",
+}
+
+
+def facts_path(run: RunFolder) -> Path:
+    return run.targets / "ready.json"
+
+
+def items_path(run: RunFolder) -> Path:
+    return run.targets / "items.parquet"
+
+
+def target_path(run: RunFolder, number: int) -> Path:
+    return run.targets / f"teacher-{number}.npy"
+
+
+def fused_path(run: RunFolder) -> Path:
+    return run.targets / "fused.npy"
+
+
+def features_path(run: RunFolder) -> Path:
+    return run.targets / "student-features.npy"
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """A teacher that runs in every step, with its whitening."""
+
+    teacher: Teacher
+    whitener: Whitener | None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What `prepare` left, opened for reading.
+
+    Attributes:
+        items: usable images; pairs index into them.
+        plan: of the pairs.
+        view_plan: of the views.
+        spec: the run's options with none left open.
+        facts: views, source of the pairs, recipe, teachers and skipped images.
+    """
+
+    run: RunFolder
+    spec: DistillSpec
+    items: Items
+    plan: PairPlan
+    view_plan: ViewPlan
+    facts: dict[str, Any]
+    targets: list[Vectors]
+    online: list[OnlineTeacher]
+    workers: int | None
+    bf16: bool
+
+    @classmethod
+    def open(cls, run: RunFolder, spec: DistillSpec) -> TrainingSet:
+        """Read what `prepare` wrote for this run.
+
+        Raises:
+            RunError: it is not there; it is removed when a run has finished.
+            ConfigError: nothing to pair.
+        """
+        online, targets = [], []
+        try:
+            facts = json.loads(facts_path(run).read_text())
+            table = pq.read_table(items_path(run))
+            items = Items.from_table(table)
+            contents = table["content_hash"].combine_chunks()
+            pa.default_memory_pool().release_unused()  # of the preparation
+            if not spec.teachers_online:
+                targets = [open_targets(target_path(run, k)) for k in range(len(facts["teachers"]))]
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise RunError(
+                f"{run.targets} is incomplete or damaged ({one_line(error)}): delete it and run "
+                "again with --resume"
+            ) from error
+        spec = dataclasses.replace(spec, **facts["options"])
+        plan = plan_pairs(
+            items.videos if facts["source"] == "frames" else items.groups,
+            contents,
+            source=facts["source"],
+            views=facts["views"],
+            batch_size=spec.batch_size,
+            pairs_per_class=spec.pairs_per_class or 1,
+            pairs_per_epoch=spec.pairs_per_epoch or 0,
+            opposite_views=spec.view_plan.is_asymmetric,
+            processes=spec.devices * spec.nodes,
+            seed=spec.seed,
+        )
+        for number, teacher in enumerate(facts["teachers"] if spec.teachers_online else []):
+            whitener = Whitener.load(run.whitener(number)) if spec.whiten else None
+            online.append(OnlineTeacher(open_teacher(teacher["uri"]), whitener))
+        bf16 = resolve_precision(spec.precision, best_device().type) == "bf16"
+        return cls(
+            run=run,
+            spec=spec,
+            items=items,
+            plan=plan,
+            view_plan=spec.view_plan,
+            facts=facts,
+            targets=targets,
+            online=online,
+            workers=spec.workers,
+            bf16=bf16,
+        )
+
+    @property
+    def teacher_names(self) -> list[str]:
+        return [teacher["name"] for teacher in self.facts["teachers"]]
+
+    @staticmethod
+    def sides(batch: Sequence[Pair]) -> list[Side]:
+        """(item, view) of the x sides, then of the y sides."""
+        return [(p.x, p.x_view) for p in batch] + [(p.y, p.y_view) for p in batch]
+
+    def teacher_targets(
+        self, batch: Sequence[Pair], device: torch.device
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """For each teacher the (b, d_k) targets of the x sides, and of the y sides."""
+        sides = self.sides(batch)
+        both = [_rows(source, sides) for source in self.targets]
+        both += [self._embed_online(source, sides, device) for source in self.online]
+        halves = [torch.from_numpy(rows).to(device).chunk(2) for rows in both]
+        return [half[0] for half in halves], [half[1] for half in halves]
+
+    def fused_targets(self, batch: Sequence[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
+        """(b, dim) targets in the fused teacher space."""
+        rows = _rows(open_targets(fused_path(self.run)), self.sides(batch))
+        x, y = torch.from_numpy(rows).to(device).chunk(2)
+        return x, y
+
+    def queue(self, generator: torch.Generator, device: torch.device) -> Tensor:
+        """(q, dim) whole images drawn from all in the fused teacher space."""
+        # All teacher embeddings are cached, so the queue need not be filled by passing batches.
+        drawn = torch.randint(len(self.items), (QUEUE,), generator=generator).numpy()
+        rows = np.unique(drawn)  # in ascending order, as a file likes to be read
+        source = open_targets(fused_path(self.run))
+        queue = torch.from_numpy(source[rows, 0])
+        forget(source)
+        return queue.to(device)
+
+    def features(self, batch: Sequence[Pair], device: torch.device) -> Tensor:
+        """(2b, f) cached features of the student's frozen backbone."""
+        rows = _rows(open_targets(features_path(self.run)), self.sides(batch))
+        return torch.from_numpy(rows).to(device)
+
+    def render(self, side: Side, preprocess: Preprocess, device: torch.device) -> np.ndarray:
+        """(h, w, 3) uint8: the view, but for its colours where the device does them."""
+        item, number = self.items[side[0]], side[1]
+        is_coloured = not self._colours_on(device)
+        data = read_bytes(item.path)
+        return render_bytes(
+            data, self.view_plan, item.id, number, preprocess, is_coloured=is_coloured
+        )
+
+    def coloured(
+        self, pixels: np.ndarray, sides: Sequence[Side], device: torch.device
+    ) -> np.ndarray:
+        """(n, h, w, 3) uint8: the views as they are, of what `render` gave."""
+        if not self._colours_on(device):
+            return pixels
+        whole = (1, 1)  # colours do not depend on the image's shape
+        views = [plan_view(self.view_plan, self.items[i].id, n, whole) for i, n in sides]
+        return recolour(pixels, views, device)
+
+    def _colours_on(self, device: torch.device) -> bool:
+        # On a CPU the threads that decode do them as fast. The light plan's are cheap.
+        return device.type != "cpu" and self.view_plan.colours is not None
+
+    def _embed_online(
+        self, source: OnlineTeacher, sides: Sequence[Side], device: torch.device
+    ) -> Vectors:
+        teacher = source.teacher.to(device)
+        rendered = ordered_map(
+            lambda side: self.render(side, teacher.preprocess, device),
+            sides,
+            workers=self.workers,
+            ahead=len(sides),
+        )
+        pixels = self.coloured(np.stack(list(rendered)), sides, device)
+        vectors: Vectors = teacher.embed(pixels, bf16=self.bf16)
+        if source.whitener is not None:
+            vectors = normalize_rows(source.whitener.transform(vectors))
+        return vectors
+
+    def describe(self, config: StudentConfig, steps: int) -> StudentConfig:
+        """The student's configuration with its teachers and how it was trained."""
+        spec = self.spec
+        training = {
+            "images": len(self.items),
+            "recipe": self.facts["recipe"],
+            "pairs": _PAIRS[self.facts["source"]],
+            "classes": self.plan.classes,
+            "steps": steps,
+            "batch_size": self.plan.batch_size,
+            "whitened teachers": spec.whiten,
+            **{name: _text(getattr(spec, name)) for name in DECIDED},
+            "seed": spec.seed,
+            "skipped": self.facts["skipped"],
+        }
+        return dataclasses.replace(
+            config,
+            teachers=self.facts["teachers"],
+            training=training,
+            # A student that goes on learning without --compatible leaves its gallery.
+            compatible_with=self.facts.get("compatible_with"),
+        )
+
+    def remove(self) -> None:
+        """Delete the targets, which are as large as the embeddings and can be made again."""
+        shutil.rmtree(self.run.targets)
+
+
+def _text(value: float | str | None) -> float | str | None:
+    """JSON knows no infinity."""
+    return "inf" if value == float("inf") else value
+
+
+def _rows(source: Vectors, sides: Sequence[Side]) -> Vectors:
+    items, views = zip(*sides, strict=True)
+    rows = np.array(source[list(items), list(views)])
+    forget(source)
+    return rows

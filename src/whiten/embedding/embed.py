@@ -1,0 +1,335 @@
+"""Teacher or student × items -> store. Decoding, augmenting and the forward pass overlap."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten._version import __version__
+from whiten.datasets.collection import Item, Items
+from whiten.errors import ConfigError, ImageError, NoImagesError, StoreError
+from whiten.media.reading import Skipped, read_bytes, stamp_of
+from whiten.models.teacher import Teacher
+from whiten.store.shards import Origin, Row, Seen
+from whiten.store.store import Store, stored_precision
+from whiten.store.upkeep import Usable, bring_up_to_date
+from whiten.utils.devices import computes_faster_in_bf16
+from whiten.utils.hashing import content_hash
+from whiten.utils.names import display_path
+from whiten.utils.threads import ordered_map
+from whiten.views.plan import ViewPlan, agree
+from whiten.views.rendering import render_bytes
+
+SHARD_ROWS = 1024  # at most this much work is lost by a kill
+_AT_ONCE = 8192  # images that are looked up at once
+BATCH = 16  # larger batches leave the CPU's caches; a GPU gets more, see `_batch_size`
+
+Progress = Callable[[int, int], None]
+"""Called with (rows done, rows planned)."""
+
+Render = Callable[[bytes, Item], npt.NDArray[np.uint8]]
+"""From a file's content to the (h, w, 3) RGB image that the model is shown."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image and the views of it that are wanted; the last one of a shard says so."""
+
+    item: Item
+    views: tuple[int, ...]
+    ends_shard: bool = False
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A task whose image was read.
+
+    Attributes:
+        task: what was asked.
+        seen: how its file was found.
+        pixels: (views, h, w, 3) uint8; None for teachers that hold embeddings, and where the image
+            cannot be used.
+        reason: why it cannot; else "".
+    """
+
+    task: Task
+    seen: Seen
+    pixels: npt.NDArray[np.uint8] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a store holds of a collection.
+
+    Attributes:
+        embeddings: in the store, of all views and images.
+        dim: of them.
+        skipped: images of the collection that could not be embedded, and why.
+        duplicates: ids of its images that have the same content, those of a content together.
+    """
+
+    embeddings: int
+    dim: int
+    skipped: list[Skipped]
+    duplicates: list[list[str]]
+
+
+def embed(
+    items: Sequence[Item],
+    teacher: Teacher,
+    folder: str | os.PathLike[str],
+    *,
+    views: Sequence[int] = (0,),
+    plan: ViewPlan | None = None,
+    precision: str | None = None,
+    dtype: str = "float32",
+    workers: int | None = None,
+    progress: Progress | None = None,
+    render: Render | None = None,
+) -> Store:
+    """Embed what is missing and return the store.
+
+    May be interrupted at any time and called again: it goes on, and the store's bytes equal
+    those of an uninterrupted run. Images that changed since they were stored are embedded anew,
+    and skipped ones are tried again once their files have changed.
+
+    Args:
+        items: the images, with unique ids.
+        teacher: a teacher or student.
+        folder: the store, existing or new.
+        views: which views of every image; 0 is the whole image.
+        plan: how random views are drawn.
+        precision: `32`, or `bf16` for devices that compute in it. By default what an existing store
+            was computed in, else 32; with `auto`, else bf16 where it is faster.
+        dtype: `float32`, or `float16` for half the disk space.
+        workers: threads that decode; by default one for each core.
+        progress: told after every batch.
+        render: shows whole images otherwise than in the size of `teacher.preprocess`, each alone
+            in its batch, as sizes may differ; the teacher's `readout` must say how.
+
+    Raises:
+        NoImagesError: not one image could be read.
+        StoreError: the folder holds something else, or another model's embeddings; or the teacher
+            holds views of another plan.
+    """
+    plan = plan or ViewPlan()
+    if not items:
+        raise NoImagesError("there are no images to embed: name a folder with images")
+    plan_of_views = plan.fingerprint() if any(map(plan.is_random, views)) else ""
+    if teacher.lookup is not None and not agree(teacher.plan, plan_of_views):
+        raise StoreError(
+            f"{teacher.uri} holds views of another view plan, {teacher.plan[:8]}, not "
+            f"{plan.fingerprint()[:8]} (seed {plan.seed}): use the seed that it was made with, or "
+            "whole images only"
+        )
+    if dtype not in ("float32", "float16"):
+        raise ConfigError(f"dtype must be float32 or float16, not {dtype!r}")
+    origin = Origin(
+        uri=teacher.uri,
+        fingerprint=teacher.fingerprint(),
+        dim=teacher.dim,
+        plan=plan_of_views,
+        plan_seed=plan.seed,
+        precision=_choose_precision(precision, folder, teacher),
+        dtype=dtype,
+        version=__version__,
+    )
+    store = Store.create_or_resume(folder, origin)
+    items = Items.of(items)
+    bring_up_to_date(store, items, _lookup_knows(teacher, views))
+    missing = ~store.has(items.by_id, views)
+    missing[items.by_id.rows([skip.id for skip in store.skipped_of(items.by_id)])] = False
+    planned = int(missing.sum())
+    done = 0
+    batch_size = _batch_size(teacher) if render is None else 1
+    bf16 = origin.precision == "bf16"
+    rows: list[Row] = []
+    skipped: list[Skipped] = []
+    seen: dict[str, Seen] = {}
+    waiting: list[Rendered] = []
+
+    def flush() -> None:
+        rows.extend(_embed_batch(teacher, waiting, skipped, bf16=bf16))
+        waiting.clear()
+
+    tasks = _cut(_tasks(items, missing, views))
+    results = ordered_map(
+        lambda task: _render(task, teacher, plan, render),
+        tasks,
+        workers=workers,
+        ahead=4 * batch_size,
+    )
+    for result in results:
+        task = result.task
+        seen[task.item.id] = result.seen
+        if result.reason:
+            skipped.append(Skipped(task.item.id, result.reason))
+        else:
+            waiting.append(result)
+        if task.ends_shard or sum(len(r.task.views) for r in waiting) >= batch_size:
+            flush()
+        if task.ends_shard:
+            store.append(rows, skipped, seen)
+            rows, skipped, seen = [], [], {}
+        done += len(task.views)
+        if progress is not None:
+            progress(done, planned)
+    if not any((items.by_id.rows(shard.ids) >= 0).any() for shard in store.shards):
+        first = store.skipped_of(items.by_id)[0]
+        raise NoImagesError(
+            f"none of {len(items)} images could be read, first {first.id!r}: {first.reason}; "
+            "name a folder with readable images"
+        )
+    return store
+
+
+def summarize(store: Store, items: Sequence[Item]) -> Summary:
+    """What a store holds of the collection that it was made from."""
+    items = Items.of(items)
+    codes = store.content_hashes(items.by_id).dictionary_encode().indices
+    content = codes.fill_null(-1).to_numpy()
+    is_copied = (content >= 0) & (np.bincount(content + 1)[content + 1] > 1)
+    copies: dict[int, list[str]] = {}
+    for item, number in zip(items.take(is_copied), content[is_copied].tolist(), strict=True):
+        copies.setdefault(number, []).append(item.id)
+    return Summary(
+        embeddings=len(store),
+        dim=store.dim,
+        skipped=store.skipped_of(items.by_id),
+        duplicates=[sorted(names) for names in copies.values()],
+    )
+
+
+def _tasks(
+    items: Items, missing: npt.NDArray[np.bool_], views: Sequence[int]
+) -> Iterator[tuple[Item, tuple[int, ...]]]:
+    """The images of which views are missing, (images, views), and which these are."""
+    rows = np.flatnonzero(missing.any(axis=1))
+    for start in range(0, len(rows), _AT_ONCE):
+        part = rows[start : start + _AT_ONCE]
+        for item, wanted in zip(items.take(part), missing[part], strict=True):
+            yield item, tuple(view for view, is_one in zip(views, wanted, strict=True) if is_one)
+
+
+def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
+    """Cut into shards.
+
+    Skipped images count towards a shard's size: a resumed run then cuts where an uninterrupted one
+    does.
+    """
+    waiting: Task | None = None
+    size = 0
+    for item, wanted in missing:
+        if waiting is not None:
+            is_full = size + len(wanted) > SHARD_ROWS
+            yield replace(waiting, ends_shard=is_full)
+            size = 0 if is_full else size
+        waiting = Task(item, wanted)
+        size += len(wanted)
+    if waiting is not None:
+        yield replace(waiting, ends_shard=True)
+
+
+def _render(task: Task, teacher: Teacher, plan: ViewPlan, render: Render | None) -> Rendered:
+    item = task.item
+    # Before it is read: if it changes meanwhile, the next run sees another stamp.
+    seen = Seen(display_path(item.path), stamp_of(item.path))
+    try:
+        data = read_bytes(item.path)
+        seen = seen._replace(content_hash=content_hash(data))
+        if teacher.lookup is not None:
+            return Rendered(task, seen)
+        if render is not None:
+            return Rendered(task, seen, render(data, item)[None])
+        views = [render_bytes(data, plan, item.id, v, teacher.preprocess) for v in task.views]
+        return Rendered(task, seen, np.stack(views))
+    except ImageError as error:
+        return Rendered(task, seen, reason=str(error))
+
+
+def _embed_batch(
+    teacher: Teacher, batch: Sequence[Rendered], skipped: list[Skipped], *, bf16: bool
+) -> list[Row]:
+    if not batch:
+        return []
+    if teacher.lookup is not None:
+        return _look_up(teacher, batch, skipped)
+    pixels = np.concatenate([r.pixels for r in batch if r.pixels is not None])
+    embeddings = iter(teacher.embed(pixels, bf16=bf16))
+    return [_row(r, view, next(embeddings)) for r in batch for view in r.task.views]
+
+
+def _look_up(teacher: Teacher, batch: Sequence[Rendered], skipped: list[Skipped]) -> list[Row]:
+    assert teacher.lookup is not None
+    rows: list[Row] = []
+    for result in batch:
+        task = result.task
+        found = [
+            (view, teacher.lookup(result.seen.content_hash, view, task.item.id))
+            for view in task.views
+        ]
+        missing = [view for view, vector in found if vector is None]
+        if missing:
+            skipped.append(Skipped(task.item.id, f"view {missing[0]} is not in {teacher.uri}"))
+            continue
+        rows.extend(_row(result, view, vector) for view, vector in found if vector is not None)
+    return rows
+
+
+def _lookup_knows(teacher: Teacher, views: Sequence[int]) -> Usable | None:
+    lookup = teacher.lookup
+    if lookup is None:
+        return None
+    return lambda name, digest: all(lookup(digest, v, name) is not None for v in views)
+
+
+def _row(result: Rendered, view: int, embedding: npt.NDArray[np.float32]) -> Row:
+    item = result.task.item
+    return Row(
+        id=item.id,
+        path=result.seen.path,
+        group=item.group,
+        view=view,
+        content_hash=result.seen.content_hash,
+        embedding=embedding,
+        frame_ms=item.frame_ms,
+    )
+
+
+def _choose_precision(wanted: str | None, folder: str | os.PathLike[str], teacher: Teacher) -> str:
+    if wanted not in (None, "auto"):
+        return wanted
+    stored = stored_precision(folder)
+    if stored is not None or wanted is None or teacher.module is None:
+        return stored or "32"
+    return "bf16" if computes_faster_in_bf16(teacher.module, teacher.device_type) else "32"
+
+
+def _batch_size(teacher: Teacher) -> int:
+    return BATCH if teacher.device_type == "cpu" else 8 * BATCH
+
+
+def store_folder(
+    root: Path,
+    teacher: Teacher,
+    *,
+    precision: str = "32",
+    seed: int = 0,
+    augment: str | None = None,
+) -> Path:
+    """Where a cache keeps the embeddings of a teacher: a name for people, a hash for safety.
+
+    What differs in precision, or in the plan or the seed of its views, lies apart, so that runs
+    with different options can share a cache.
+    """
+    name = f"{teacher.name}-{teacher.fingerprint()[:8]}".replace("/", "-")
+    suffixes = [precision] if precision != "32" else []
+    suffixes += [augment] if augment not in (None, "light") else []
+    suffixes += [f"seed{seed}"] if seed else []
+    return root / "-".join([name, *suffixes])

@@ -1,0 +1,180 @@
+"""One interface to everything that embeds: a teacher, a student, or several teachers fused."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from whiten.datasets.collection import Item, Items
+from whiten.embedding.embed import embed, store_folder
+from whiten.embedding.fitting import fused_fingerprint
+from whiten.errors import ImageError, TeacherError
+from whiten.media.reading import Skipped, read_bytes
+from whiten.models.inputs import Embeddable, embed_inputs, listed
+from whiten.models.teacher import Teacher
+from whiten.store.store import Store, embedded_by_all
+from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.hashing import content_hash
+from whiten.utils.progress import progress
+from whiten.whitening.whitener import Whitener
+
+
+@dataclass
+class Part:
+    """One model of an encoder and the whitening of its embeddings, if there is one."""
+
+    teacher: Teacher
+    whitener: Whitener | None = None
+
+    @property
+    def dim(self) -> int:
+        return self.teacher.dim if self.whitener is None else len(self.whitener.projection_)
+
+    def apply(self, embeddings: Vectors) -> Vectors:
+        if self.whitener is None:
+            return embeddings
+        return normalize_rows(self.whitener.transform(embeddings))
+
+
+class Encoder:
+    """Embeds images; several parts are concatenated, each with equal weight.
+
+    Attributes:
+        name: for tables.
+        dim: dimension of the embedding.
+        parts: the models.
+        uri: what `load` opens it by; "" where it takes more than that.
+        rotation: PCA of the concatenated parts, to fewer dimensions.
+    """
+
+    def __init__(
+        self, name: str, parts: Sequence[Part], uri: str = "", rotation: Whitener | None = None
+    ) -> None:
+        self.name = name
+        self.parts = list(parts)
+        self.uri = uri
+        self.rotation = rotation
+        width = sum(part.dim for part in parts)
+        self.dim = width if rotation is None else len(rotation.projection_)
+
+    def fingerprint(self) -> str:
+        """Changes when any weights, preprocessing, whitening or the rotation change."""
+        models = [part.teacher.fingerprint() for part in self.parts]
+        return fused_fingerprint(models, [part.whitener for part in self.parts], self.rotation)
+
+    def can_ask(self, gallery: str) -> bool:
+        """Whether its embeddings are queries for a gallery.
+
+        Args:
+            gallery: fingerprint of the encoder that embedded it: this one, or the one that this
+                student was made compatible with.
+        """
+        if gallery == self.fingerprint():
+            return True
+        [*others, last] = self.parts
+        is_plain = not others and last.whitener is None and self.rotation is None
+        return is_plain and gallery in last.teacher.compatible_with
+
+    def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
+        """Embed images: (n, dim) float32, L2-normalised.
+
+        Args:
+            images: paths, contents of files, PIL images or (h, w, 3) uint8 RGB arrays.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+        """
+        inputs = listed(images)
+        if not len(inputs):
+            return np.zeros((0, self.dim), np.float32)
+        return self.join([part.apply(_embed_part(part.teacher, inputs)) for part in self.parts])
+
+    def embed_items(
+        self,
+        items: Sequence[Item],
+        *,
+        cache: Path | None = None,
+        workers: int | None = None,
+        show_progress: bool = False,
+    ) -> tuple[Items, Vectors, list[Skipped]]:
+        """Embed a collection through stores, skipping what cannot be read.
+
+        Args:
+            items: the collection.
+            cache: where the stores are kept; by default nowhere.
+            workers: threads that decode; by default one for each core.
+
+        Returns:
+            The items that all parts embedded, their (n, dim) embeddings, and the skipped ones.
+        """
+        with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+            stores = [
+                embed_cached(
+                    part.teacher,
+                    items,
+                    cache or Path(temporary),
+                    workers=workers,
+                    show_progress=show_progress,
+                )
+                for part in self.parts
+            ]
+            usable, skipped = embedded_by_all(Items.of(items), stores)
+            ids = usable.ids.to_pylist()
+            vectors = self.join(
+                [
+                    part.apply(store.gather(ids))
+                    for part, store in zip(self.parts, stores, strict=True)
+                ]
+            )
+        return usable, vectors, skipped
+
+    def join(self, blocks: Sequence[Vectors]) -> Vectors:
+        """The embedding, (n, dim), of what each part made of the same images, (n, part.dim)."""
+        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+        if self.rotation is not None:
+            joined = self.rotation.transform(joined)
+        if len(blocks) > 1 or self.rotation is not None:
+            joined = normalize_rows(joined)
+        return joined.astype(np.float32, copy=False)
+
+
+def embed_cached(
+    teacher: Teacher,
+    items: Sequence[Item],
+    cache: Path,
+    *,
+    workers: int | None = None,
+    show_progress: bool = False,
+) -> Store:
+    """Embed whole images into the cache's store of this teacher, as far as they are missing."""
+    with progress(f"embed {teacher.name}", enabled=show_progress, unit="images") as update:
+        exact, half = (store_folder(cache, teacher, precision=p) for p in ("32", "bf16"))
+        # What a bf16 run has cached is taken as it is; anything else would embed twice.
+        folder = half if half.exists() and not exact.exists() else exact
+        return embed(items, teacher, folder, workers=workers, progress=update)
+
+
+def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:
+    if teacher.lookup is None:
+        return embed_inputs(teacher, images)
+    return np.stack([_look_up(teacher, image) for image in images])
+
+
+def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:
+    assert teacher.lookup is not None
+    if not isinstance(image, str | os.PathLike | bytes):
+        raise TeacherError(f"{teacher.uri} knows image files, not pixels: pass paths")
+    data, name = (image, "this image") if isinstance(image, bytes) else _read_named(image)
+    vector = teacher.lookup(content_hash(data), 0)
+    if vector is None:
+        raise ImageError(f"{name} is not in {teacher.uri}: embed it with its model")
+    return vector
+
+
+def _read_named(path: str | os.PathLike[str]) -> tuple[bytes, str]:
+    return read_bytes(os.fspath(path)), os.fspath(path)

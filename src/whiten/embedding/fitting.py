@@ -1,0 +1,99 @@
+"""Whitenings fitted on stored embeddings, and the identity of what they fuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from whiten.datasets.collection import Items
+from whiten.store.store import Store
+from whiten.utils.arrays import Vectors
+from whiten.utils.hashing import fingerprint
+from whiten.utils.names import NameIndex
+from whiten.whitening.choosing import DIMS, SHRINKAGES, Choice, choose, fit_chosen, sample_rows
+from whiten.whitening.whitener import SAMPLES_PER_DIM, Whitener
+
+
+def fit_whiteners(
+    stores: Sequence[Store],
+    items: Items,
+    *,
+    dim: int | str,
+    shrinkage: float | str,
+    by_groups: bool = True,
+    second_view: bool = False,
+    seed: int = 0,
+) -> tuple[list[Whitener], list[Choice | None]]:
+    """One whitener a teacher, fitted on the whole images (view 0) of `items`.
+
+    Args:
+        stores: of the teachers.
+        dim: axes to keep, or `auto`. A number is lowered to what the images support.
+        shrinkage: see `Whitener`, or `auto`.
+        by_groups: whether to choose by the items' groups, where they have any.
+        second_view: whether the stores hold view 1 too.
+        seed: of the choice's sample.
+
+    Returns:
+        The whiteners, and how each was chosen (None where nothing was left to choose).
+    """
+    choices: list[Choice | None] = [None] * len(stores)
+    if "auto" in (dim, shrinkage):
+        groups = items.groups if by_groups else None
+        sampled = items.take(sample_rows(len(items), groups, seed))
+        sample = sampled.ids.to_pylist()
+        whole = [store.gather(sample) for store in stores]
+        for number, store in enumerate(stores):
+            choices[number] = choose(
+                whole[number],
+                groups=sampled.groups.to_pylist() if by_groups else None,
+                others=[other for k, other in enumerate(whole) if k != number],
+                second_views=store.gather(sample, view=1) if second_view else None,
+                dims=DIMS if isinstance(dim, str) else [dim],
+                shrinkages=SHRINKAGES if isinstance(shrinkage, str) else [shrinkage],
+                seed=seed,
+            )
+    whiteners = []
+    for store, choice in zip(stores, choices, strict=True):
+        if choice is None:
+            assert not isinstance(dim, str) and not isinstance(shrinkage, str)
+            whiteners.append(fit_whitener(store, items.by_id, dim=dim, shrinkage=shrinkage))
+        else:
+            whiteners.append(_describe(fit_chosen(choice, _stream(store, items.by_id)), store))
+    return whiteners, choices
+
+
+def fit_whitener(store: Store, images: NameIndex, *, dim: int, shrinkage: float) -> Whitener:
+    """Fit on the whole `images` (view 0), in one pass over the store.
+
+    Args:
+        dim: axes to keep; lowered to a quarter of the samples, for weaker axes are mostly noise.
+        shrinkage: see `Whitener`.
+    """
+    dim = min(dim, store.dim, max(1, len(images) // SAMPLES_PER_DIM))
+    return _describe(Whitener(dim, shrinkage=shrinkage).fit(_stream(store, images)), store)
+
+
+def _stream(store: Store, images: NameIndex) -> Iterator[Vectors]:
+    for names, _, vectors in store.blocks(view=0):
+        keep = images.rows(names) >= 0
+        if keep.any():
+            yield vectors[keep]
+
+
+def _describe(whitener: Whitener, store: Store) -> Whitener:
+    whitener.metadata = {"model": store.origin.uri, "fingerprint": store.origin.fingerprint}
+    return whitener
+
+
+def fused_fingerprint(
+    models: Sequence[str], whiteners: Sequence[Whitener | None], rotation: Whitener | None = None
+) -> str:
+    """Identity of fused embeddings: changes when any model, whitening or the rotation changes.
+
+    Args:
+        models: fingerprints.
+        whiteners: of each model.
+        rotation: of the concatenated embeddings.
+    """
+    facts = [list(models), [None if w is None else w.fingerprint() for w in whiteners]]
+    return fingerprint(facts if rotation is None else [*facts, rotation.fingerprint()])

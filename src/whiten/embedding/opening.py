@@ -1,0 +1,191 @@
+"""Opening an encoder by what a person calls it: a model, a student's run, or several teachers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from whiten.datasets.finding import find_items
+from whiten.embedding.encoder import Encoder, Part, embed_cached
+from whiten.embedding.fitting import fit_whitener
+from whiten.errors import ConfigError, WhiteningError
+from whiten.models.registry import open_teacher
+from whiten.models.teacher import Teacher
+from whiten.models.uri import parse_uri
+from whiten.runs.folder import RunFolder
+from whiten.store.store import embedded_by_all
+from whiten.whitening.whitener import Whitener
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    whitener: str | os.PathLike[str] | None = None,
+    whiten_on: str | os.PathLike[str] | None = None,
+    whiten_dim: int = 256,
+    shrinkage: float = 0.1,
+    cache: Path | None = None,
+) -> Encoder:
+    """Open an encoder.
+
+    Args:
+        model: a teacher's URI; a student's folder, or the folder of the run that made it;
+            `fuse:raw:URI,URI,…` or `fuse:whitened:URI,URI,…` for the concatenation of several;
+            `fuse:raw:RUN` or `fuse:whitened:RUN` for the teachers of a run, with its whiteners;
+            `fuse:compatible:RUN` for the same, rotated and cut to the dimension of a student that
+            was distilled with `compatible`, whose queries can search such a gallery.
+        whitener: a file that `Whitener.save` wrote, for the embeddings of a single model.
+        whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`.
+        whiten_dim: axes that this whitening keeps.
+        shrinkage: of this whitening, see `Whitener`.
+        cache: where embeddings of `whiten_on` are kept; by default nowhere.
+
+    Raises:
+        ConfigError, TeacherError: the model is unknown or cannot be loaded.
+        WhiteningError: the whitener cannot be read, or was fitted on another model.
+    """
+    text = os.fspath(model)
+    if text.startswith("fuse:"):
+        if whitener is not None:
+            raise ConfigError(
+                f"a whitener is for a single model, not for {text}: write fuse:whitened:RUN, or "
+                "fuse:whitened:URI,URI with images to fit on"
+            )
+        return _load_fused(text, whiten_on, whiten_dim, shrinkage, cache)
+    if whiten_on is not None:
+        raise ConfigError(f"whitening {text} is written fuse:whitened:{text}")
+    run = RunFolder(Path(text))
+    if run.config.is_file():
+        text = f"whiten:{run.student}"
+    if whitener is None:
+        teacher = open_teacher(text).on_best_device()
+        return Encoder(teacher.name, [Part(teacher)], _lasting(text))
+    fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
+    teacher = open_teacher(text).on_best_device()
+    _require_fitted_on(teacher, fitted, os.fspath(whitener))
+    return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
+
+
+def _require_fitted_on(teacher: Teacher, whitener: Whitener, source: str) -> None:
+    """Before hours of embedding, and where another model has the same dimension."""
+    takes = whitener.projection_.shape[1]
+    if takes != teacher.dim:
+        raise WhiteningError(
+            f"{source} whitens {takes} dimensions and {teacher.uri} has {teacher.dim}: name the "
+            "model that it was fitted on"
+        )
+    # What was not fitted here, such as a released whitening, does not say on which embeddings.
+    known = whitener.metadata.get("fingerprint")
+    # A store has the fingerprint of its model in place of weights.
+    if known not in (None, teacher.fingerprint(), teacher.weights_hash):
+        fitted_on = whitener.metadata.get("model", "another model")
+        raise WhiteningError(
+            f"{source} was fitted on {fitted_on}, and {teacher.uri} has other weights or sees "
+            "images otherwise: name the model that it was fitted on"
+        )
+
+
+def _load_fused(
+    text: str,
+    whiten_on: str | os.PathLike[str] | None,
+    whiten_dim: int,
+    shrinkage: float,
+    cache: Path | None,
+) -> Encoder:
+    _, kind, rest = (*text.split(":", 2), "", "")[:3]
+    if kind == "compatible" and rest:
+        return _load_compatible(RunFolder(Path(rest)))
+    if kind not in ("raw", "whitened") or not rest:
+        raise ConfigError(
+            f"cannot read {text!r}: write fuse:raw:URI,URI or fuse:whitened:URI,URI or "
+            "fuse:whitened:RUN, or fuse:compatible:RUN"
+        )
+    run = RunFolder(Path(rest))
+    whitened = kind == "whitened"
+    if run.config.is_file():
+        _, spec = run.read_config()
+        uris, saved = spec.teachers, spec.whiten
+    else:
+        uris, saved = split_uris(rest), False
+    parts = [Part(open_teacher(uri).on_best_device()) for uri in uris]
+    for number, part in enumerate(parts if whitened else []):
+        if saved:
+            part.whitener = Whitener.load(run.whitener(number))
+        elif whiten_on is not None:
+            part.whitener = fit_on(
+                part.teacher, whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache
+            )
+        else:
+            raise ConfigError(
+                f"{text} must know what to fit its whitening on: add --whiten-on IMAGES"
+            )
+    names = " + ".join(part.teacher.name for part in parts)
+    uri = "" if whitened and not saved else _lasting(text)
+    return Encoder(f"{names}, whitened" if whitened else names, parts, uri)
+
+
+def _lasting(text: str) -> str:
+    """A model's URI that opens it from any working directory, where that is its one file."""
+    scheme, _, place = text.rpartition(":")
+    if (
+        scheme in ("", "whiten", "onnx", "fuse:raw", "fuse:whitened", "fuse:compatible")
+        and Path(place).exists()
+    ):
+        return f"{scheme or 'whiten'}:{os.path.abspath(place)}"  # noqa: PTH100 - links stay
+    return text
+
+
+def _load_compatible(run: RunFolder) -> Encoder:
+    """What the run's student was made compatible with: its targets, of any image."""
+    if not run.config.is_file():
+        raise ConfigError(
+            f"fuse:compatible: takes the folder of a run, and {run.root} is none: name the --out "
+            "of `whiten distill --compatible`"
+        )
+    _, spec = run.read_config()
+    if not spec.compatible or not run.rotation.is_file():
+        raise ConfigError(
+            f"the student of {run.root} cannot search its teachers' gallery: distil with "
+            "--compatible, to the end"
+        )
+    rotation = Whitener.load(run.rotation)
+    parts = [Part(open_teacher(uri).on_best_device()) for uri in spec.teachers]
+    for number, part in enumerate(parts if spec.whiten else []):
+        part.whitener = Whitener.load(run.whitener(number))
+        _require_fitted_on(part.teacher, part.whitener, str(run.whitener(number)))
+    names = " + ".join(part.teacher.name for part in parts)
+    return Encoder(f"{names}, compatible", parts, _lasting(f"fuse:compatible:{run.root}"), rotation)
+
+
+def split_uris(text: str) -> list[str]:
+    """`a:x,b:y` -> the URIs; a comma inside an option's value belongs to the URI before it."""
+    uris: list[str] = []
+    for piece in text.split(","):
+        if uris and ":" not in piece:
+            uris[-1] += f",{piece}"
+        else:
+            parse_uri(piece.partition("?")[0])
+            uris.append(piece)
+    return uris
+
+
+def fit_on(
+    teacher: Teacher,
+    images: str | os.PathLike[str],
+    *,
+    dim: int = 256,
+    shrinkage: float = 0.1,
+    cache: Path | None = None,
+) -> Whitener:
+    """Fit a teacher's whitening on a collection of images.
+
+    Args:
+        dim, shrinkage: see `Whitener`; dim is lowered to what the images can support.
+        cache: where the embeddings are kept; by default nowhere.
+    """
+    items = find_items(images)
+    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+        store = embed_cached(teacher, items, cache or Path(temporary))
+        usable, _ = embedded_by_all(items, [store])
+        return fit_whitener(store, usable.by_id, dim=dim, shrinkage=shrinkage)

@@ -1,0 +1,98 @@
+"""The gallery that is searched: its embeddings in a file, read a block at a time.
+
+So memory stays the same however many images there are and however long their embeddings.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from whiten.datasets.collection import Item, Items
+from whiten.embedding.encoder import Encoder, Part, embed_cached
+from whiten.errors import NoImagesError
+from whiten.media.reading import Skipped
+from whiten.store.store import Store, embedded_by_all
+
+_JOINED = 4096  # rows of several models' embeddings that are put side by side at once
+
+
+def write_embeddings(
+    encoder: Encoder,
+    items: Sequence[Item],
+    file: IO[bytes],
+    *,
+    cache: Path | None = None,
+    header: Callable[[int], bytes] = lambda count: b"",
+    show_progress: bool = False,
+) -> tuple[Items, list[Skipped]]:
+    """`Encoder.embed_items` into a file.
+
+    Args:
+        file: empty, open for writing; gets (items, dim) float32, row after row.
+        cache: where the stores are kept; by default nowhere.
+        header: what stands before the rows, made from their number.
+
+    Raises:
+        NoImagesError: there is none that all parts embedded.
+
+    Returns:
+        The items that all parts embedded, in the order of the rows, and the skipped ones.
+    """
+    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+        folder = cache or Path(temporary)
+        stores = [
+            embed_cached(part.teacher, items, folder, show_progress=show_progress)
+            for part in encoder.parts
+        ]
+        kept, skipped = embedded_by_all(Items.of(items), stores)
+        if not kept:
+            raise NoImagesError(
+                f"none of {len(items)} images could be embedded by all {len(stores)} models: name "
+                "images that each of them can read"
+            )
+        file.write(header(len(kept)))
+        if len(stores) == 1 and encoder.rotation is None:
+            _write_part(encoder.parts[0], stores[0], kept, file)
+        else:
+            _write_joined(encoder, stores, kept, file)
+        file.flush()
+    return kept, skipped
+
+
+def _write_part(part: Part, store: Store, items: Items, file: IO[bytes]) -> None:
+    """Write what one model made of the items."""
+    start = file.tell()
+    for names, _, vectors in store.blocks(view=0):
+        to = items.by_id.rows(names)
+        keep = np.flatnonzero(to >= 0)
+        if len(keep) == 0:
+            continue
+        # Writes, unlike stores into a mapped file, say so when the disk is full.
+        keep = keep[np.argsort(to[keep], kind="stable")]
+        block = part.apply(vectors[keep]).astype(np.float32, copy=False)
+        breaks = np.flatnonzero(np.diff(to[keep]) != 1) + 1
+        for first, run in zip((0, *breaks), np.split(block, breaks), strict=True):
+            file.seek(start + int(to[keep[first]]) * part.dim * block.itemsize)
+            file.write(run.tobytes())
+
+
+def _write_joined(encoder: Encoder, stores: Sequence[Store], items: Items, file: IO[bytes]) -> None:
+    """Write what the encoder makes of the parts' embeddings."""
+    with ExitStack() as open_files:
+        files = [open_files.enter_context(tempfile.TemporaryFile()) for _ in stores]
+        for part, store, own in zip(encoder.parts, stores, files, strict=True):
+            _write_part(part, store, items, own)
+            own.seek(0)
+        for start in range(0, len(items), _JOINED):
+            n = min(_JOINED, len(items) - start)
+            blocks = [
+                np.frombuffer(own.read(4 * n * part.dim), np.float32).reshape(n, part.dim)
+                for part, own in zip(encoder.parts, files, strict=True)
+            ]
+            file.write(encoder.join(blocks).tobytes())

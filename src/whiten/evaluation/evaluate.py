@@ -1,0 +1,254 @@
+"""Encoder × Task -> figures, with intervals.
+
+Embeddings of the gallery lie in a file and pass by once for many queries, a block at a time:
+neither they nor their similarities are ever in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten import metrics
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import find_items
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
+from whiten.embedding.rows import write_embeddings
+from whiten.errors import ConfigError
+from whiten.evaluation.task import Task, folder_task
+from whiten.media.reading import Skipped
+from whiten.metrics import Figure
+from whiten.retrieval.ranks import count_ranks
+from whiten.utils.arrays import Indices, Vectors
+from whiten.utils.progress import announce
+
+QUERIES = 1024  # that a pass over the gallery serves
+
+PER_QUERY: dict[str, Callable[[metrics.Ranks], float]] = {
+    "map": metrics.ap_from_ranks,
+    "map@1": lambda ranks: metrics.average_precision_at(ranks, 1),
+    "map@5": lambda ranks: metrics.average_precision_at(ranks, 5),
+    "map@10": lambda ranks: metrics.average_precision_at(ranks, 10),
+    "recall@1": lambda ranks: metrics.recall_at(ranks, 1),
+    "recall@5": lambda ranks: metrics.recall_at(ranks, 5),
+    "recall@10": lambda ranks: metrics.recall_at(ranks, 10),
+    "mp@1": lambda ranks: metrics.precision_at(ranks, 1),
+    "mp@5": lambda ranks: metrics.precision_at(ranks, 5),
+    "mp@10": lambda ranks: metrics.precision_at(ranks, 10),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well an encoder retrieves.
+
+    Attributes:
+        name: of the encoder.
+        dim: of its embedding.
+        figures: `map`, `map@k`, `recall@k` and `mp@k` for k = 1, 5, 10, see `whiten.metrics`.
+        aps: (queries,) average precision of each.
+        query_ids: in the same order.
+        gallery_size: images searched.
+        without_positives: queries left out, for nothing in the gallery was right.
+        skipped: images that could not be read, and why.
+    """
+
+    name: str
+    dim: int
+    figures: dict[str, Figure]
+    aps: npt.NDArray[np.float64]
+    query_ids: list[str]
+    gallery_size: int
+    without_positives: int
+    skipped: list[Skipped]
+    searched: ClassVar[str] = "images"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, without the per-query lists."""
+        return {
+            "name": self.name,
+            "dim": self.dim,
+            "queries": len(self.query_ids),
+            "gallery": self.gallery_size,
+            "queries_without_positives": self.without_positives,
+            **{name: dataclasses.asdict(figure) for name, figure in self.figures.items()},
+            "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"{self.name}: {len(self.query_ids):,} queries, {self.gallery_size:,} {self.searched}"
+        width = max(10, *map(len, self.figures))
+        for name, figure in self.figures.items():
+            yield f"  {name:{width}} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say beside the figures."""
+        if not self.without_positives:
+            return []
+        return [f"{self.without_positives} queries left out: nothing that is right is there"]
+
+
+def evaluate(
+    encoder: Encoder | str | os.PathLike[str],
+    gallery: str | os.PathLike[str],
+    *,
+    queries: str | os.PathLike[str] | None = None,
+    gallery_encoder: Encoder | str | os.PathLike[str] | None = None,
+    cache: Path | None = None,
+    show_progress: bool = False,
+) -> Evaluation:
+    """Evaluate retrieval on groups: images of a group should find each other.
+
+    Args:
+        encoder: an `Encoder`, or what `whiten.load` takes.
+        gallery: a folder with a subfolder a group, or a table with columns `path,group`.
+        queries: likewise; by default each gallery image searches all the others.
+        gallery_encoder: embeds the gallery, where it is not the queries' encoder (asymmetric
+            search): `fuse:compatible:RUN` for a student that was made compatible with it.
+        cache: where embeddings are kept between calls; by default nowhere.
+
+    Raises:
+        ConfigError: fewer than two groups, nothing to find, or encoders that do not go together.
+    """
+    items = find_items(gallery, announce if show_progress else None)
+    asked = None if queries is None else find_items(queries)
+    folder_task(items, asked)  # refuses what has nothing to find before anything is embedded
+    model = encoder if isinstance(encoder, Encoder) else load(encoder)
+    host = model
+    if gallery_encoder is not None:
+        host = gallery_encoder if isinstance(gallery_encoder, Encoder) else load(gallery_encoder)
+        _require_compatible(model, host)
+    kept, vectors, skipped = _embed_to_disk(host, items, cache, show_progress)
+    if asked is None:
+        who, searching = kept, vectors
+        if host is not model:
+            who, searching, more = _embed_to_disk(model, kept, cache, show_progress)
+            if more:  # what both could read searches, and is searched
+                rows = kept.by_id.rows(who.ids.to_pylist())
+                kept, vectors, skipped = who, vectors[rows], [*skipped, *more]
+        task = folder_task(kept)
+    else:
+        who, searching, more = model.embed_items(
+            asked,
+            # Ids are unique within a folder only, so that each collection has stores of its own.
+            cache=cache / "queries" if cache else None,
+            show_progress=show_progress,
+        )
+        task = folder_task(kept, who)
+        skipped = [*skipped, *more]
+    rows = who.by_id.rows([item.id for item in task.queries])
+    name = model.name if host is model else f"{model.name} against {host.name}"
+    return evaluate_task(task, searching, vectors, rows=rows, name=name, skipped=skipped)
+
+
+def _embed_to_disk(
+    encoder: Encoder, items: Sequence[Item], cache: Path | None, show_progress: bool
+) -> tuple[Items, Vectors, list[Skipped]]:
+    """The items that could be embedded, their (n, dim) embeddings, mapped, and the others."""
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+    # The file has no name, so that a kill leaves nothing behind.
+    with tempfile.TemporaryFile(dir=cache) as file:
+        kept, skipped = write_embeddings(
+            encoder, items, file, cache=cache, show_progress=show_progress
+        )
+        vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), encoder.dim))
+    return kept, vectors, skipped
+
+
+def _require_compatible(encoder: Encoder, gallery: Encoder) -> None:
+    if not encoder.can_ask(gallery.fingerprint()):
+        raise ConfigError(
+            f"{encoder.name} cannot search what {gallery.name} embeds, their spaces are not the "
+            "same: distil it with --compatible, and name fuse:compatible:RUN of that run"
+        )
+
+
+def evaluate_task(
+    task: Task,
+    queries: Vectors,
+    gallery: Vectors,
+    *,
+    rows: Indices | None = None,
+    name: str = "",
+    skipped: list[Skipped] | None = None,
+) -> Evaluation:
+    """Score embeddings that exist already.
+
+    Args:
+        queries: (len(task.queries), d) float32.
+        gallery: (len(task.gallery), d) float32; may be a memory map, which is read a block at a
+            time.
+        rows: (len(task.queries),) where the queries are in `queries`, if they are but some of it.
+    """
+    rows = np.arange(len(queries)) if rows is None else rows
+    if queries.shape[1] != gallery.shape[1]:
+        raise ConfigError(
+            f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}: "
+            "embed both with the same model"
+        )
+    scores = {figure: np.empty(len(rows)) for figure in PER_QUERY}
+    for row, ranks in enumerate(_ranks(task, queries, rows, gallery)):
+        for figure, function in PER_QUERY.items():
+            scores[figure][row] = function(ranks)
+    figures = {
+        figure: Figure(float(values.mean()), *metrics.bootstrap_interval(values))
+        for figure, values in scores.items()
+    }
+    return Evaluation(
+        name=name,
+        dim=int(gallery.shape[1]),
+        figures=figures,
+        aps=scores["map"],
+        query_ids=[item.id for item in task.queries],
+        gallery_size=len(gallery),
+        without_positives=task.without_positives,
+        skipped=skipped or [],
+    )
+
+
+def _ranks(
+    task: Task, queries: Vectors, rows: Indices, gallery: Vectors
+) -> Iterator[metrics.Ranks]:
+    for first in range(0, len(rows), QUERIES):
+        part = slice(first, first + QUERIES)
+        positives, junk = task.positives[part], task.junk[part]
+        labelled = [np.union1d(*pair) for pair in zip(positives, junk, strict=True)]
+        counter = count_ranks(queries[rows[part]], gallery, labelled, positives)
+        for row, (right, absent) in enumerate(zip(positives, junk, strict=True)):
+            yield counter.ranks(row, right, absent)
+
+
+def score_revisited(
+    queries: Vectors, gallery: Vectors, ground_truth: Sequence[Mapping[str, Sequence[int]]]
+) -> dict[str, dict[str, Any]]:
+    """`whiten.metrics.revisited` from embeddings, in one pass and without the matrix.
+
+    Args:
+        queries: (q, d) float32.
+        gallery: (n, d) float32; may be a memory map.
+        ground_truth: per query the gallery indices that are `easy`, `hard` and `junk`.
+    """
+    if len(queries) != len(ground_truth):
+        raise ConfigError(
+            f"{len(queries)} queries have {len(ground_truth)} ground truths: pass one for each"
+        )
+
+    def counters() -> Iterator[metrics.RankCounter]:
+        for first in range(0, len(queries), QUERIES):
+            part = slice(first, first + QUERIES)
+            labels = metrics.revisited_labels(ground_truth[part])
+            yield count_ranks(queries[part], gallery, *labels)
+
+    return metrics.revisited_scores(counters(), ground_truth)

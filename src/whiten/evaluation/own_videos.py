@@ -1,0 +1,89 @@
+"""A user's own videos: what shares a group of near-duplicates should find each other."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import find_items
+from whiten.datasets.frames import Progress, find_or_extract, video_of
+from whiten.errors import ConfigError
+from whiten.evaluation.video_task import VideoTask, count_frames
+from whiten.media.reading import Skipped
+from whiten.utils.arrays import indices
+
+
+def read_videos(
+    source: str | os.PathLike[str], frames: Path, *, progress: Progress | None = None
+) -> tuple[Items, list[Skipped]]:
+    """The frames of grouped videos, ids `VIDEO/0000.jpg`, each with the group of its video.
+
+    Args:
+        source: a folder with a subfolder of videos for each group; a table with columns path,group
+            whose paths are videos, or folders of frames; or what `whiten frames` wrote from these;
+            or frames in `GROUP/VIDEO/0000.jpg`.
+        frames: where frames are written, if the source has none.
+
+    Returns:
+        The frames, and the videos that have none.
+    """
+    root = Path(source)
+    if root.is_file() and root.suffix.lower() in (".csv", ".parquet"):
+        rows = find_items(root)
+        if len(rows) and Path(rows[0].path).is_dir():
+            return Items.of(_in_folders(rows)).sorted(), []
+    return find_or_extract(root, frames, progress=progress)
+
+
+def _in_folders(rows: Items) -> Iterator[Item]:
+    """The frames in the folders that a table names, with the groups that it gives."""
+    for row in rows:
+        for frame in find_items(row.path):
+            yield Item(f"{row.id}/{frame.id}", frame.path, row.group, frame.frame_ms)
+
+
+def videos_task(frames: Items, skipped: list[Skipped]) -> VideoTask:
+    """Every video of a group searches all the others.
+
+    Args:
+        frames: as `read_videos` finds them.
+        skipped: videos without frames.
+
+    Raises:
+        ConfigError: fewer than two videos, or no two of a group.
+    """
+    frames = frames.sorted()
+    counts = count_frames(frames)
+    members: dict[str, list[int]] = defaultdict(list)
+    names = {name: number for number, name in enumerate(counts)}
+    groups: dict[int, str] = {}
+    for frame in frames:
+        video = video_of(frame.id)
+        # Frames that lie there without a table have their video's folder as their group.
+        if group := video_of(video) if frame.group == video else frame.group:
+            groups[names[video]] = group
+    for number, group in groups.items():
+        members[group].append(number)
+    queries = sorted(n for own in members.values() if len(own) > 1 for n in own)
+    if not queries:
+        raise ConfigError(
+            f"no two of the {len(counts)} videos share a group: name a folder with a subfolder of "
+            "videos for each group, or a CSV with columns path,group"
+        )
+    return VideoTask(
+        frames=frames,
+        videos=list(counts),
+        lengths=np.fromiter(counts.values(), np.int64),
+        queries=indices(queries),
+        shared=slice(0, len(counts)),
+        own=[indices([])] * len(queries),
+        positives=[indices([n for n in members[groups[q]] if n != q]) for q in queries],
+        junk=[indices([query]) for query in queries],
+        without_positives=sum(len(own) == 1 for own in members.values()),
+        skipped=skipped,
+    )

@@ -1,0 +1,289 @@
+"""From a finished run to its report: evaluate the encoders, sample similarities, pick queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import find_items
+from whiten.embedding.encoder import Encoder, Part
+from whiten.embedding.opening import fit_on, load
+from whiten.evaluation.cost import Cost, measure_cost
+from whiten.evaluation.evaluate import Evaluation, evaluate_task
+from whiten.evaluation.task import folder_task
+from whiten.models.student import backbone_as_teacher, build_student, load_student
+from whiten.models.teacher import Teacher
+from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report
+from whiten.report.table import Kind, Row
+from whiten.retrieval.blocks import top_k
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
+from whiten.utils.arrays import Vectors
+
+SAMPLED_POSITIVES = 2000
+SAMPLED_NEGATIVES = 20000
+HITS_SHOWN = 8
+
+# Rows of a student before any training: what a distillation has to beat.
+START = "student's start"
+START_WHITENED = "student's start, whitened"
+
+# Rows of asymmetric search: the teachers' gallery, and a student that searches it.
+GALLERY = "fused gallery"
+IN_GALLERY = ", in fused gallery"
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """An encoder's embeddings of a test set, and how well they retrieve."""
+
+    row: Row
+    items: Items
+    vectors: Vectors
+    evaluation: Evaluation
+
+
+def assess(
+    encoder: Encoder, kind: Kind, name: str, items: Sequence[Item], cache: Path, progress: bool
+) -> Assessed:
+    """Evaluate an encoder on grouped items, each searching all the others, and measure its cost."""
+    kept, vectors, skipped = encoder.embed_items(items, cache=cache, show_progress=progress)
+    task = folder_task(kept)
+    queries = vectors[kept.by_id.rows([item.id for item in task.queries])]
+    evaluation = evaluate_task(task, queries, vectors, name=name, skipped=skipped)
+    return Assessed(_row(evaluation, kind, measure_cost(encoder)), kept, vectors, evaluation)
+
+
+def assess_asymmetric(student: Assessed, gallery: Assessed) -> Assessed:
+    """The student's queries in a gallery that a compatible encoder embedded.
+
+    Args:
+        student, gallery: of the same items.
+    """
+    rows = gallery.items.by_id.rows(student.items.ids.to_pylist())
+    both = np.flatnonzero(rows >= 0)
+    items, queries = student.items.take(both), student.vectors[both]
+    task = folder_task(items)
+    asking = items.by_id.rows([item.id for item in task.queries])
+    evaluation = evaluate_task(
+        task, queries, gallery.vectors[rows[both]], rows=asking, name=student.row.name + IN_GALLERY
+    )
+    cost = Cost(student.row.params, student.row.macs, student.row.ms_per_image)
+    return Assessed(_row(evaluation, "asymmetric", cost), items, queries, evaluation)
+
+
+def _row(evaluation: Evaluation, kind: Kind, cost: Cost) -> Row:
+    figures = evaluation.figures
+    return Row(
+        name=evaluation.name,
+        kind=kind,
+        map=figures["map"].value,
+        map_ci=(figures["map"].low, figures["map"].high),
+        recall_at_1=figures["recall@1"].value,
+        params=cost.params,
+        macs=cost.macs,
+        ms_per_image=cost.ms_per_image,
+        dim=evaluation.dim,
+    )
+
+
+def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
+    """The best, the median and the worst query with their first hits."""
+    order = np.argsort(-assessed.evaluation.aps, kind="stable")
+    picks = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    grids = []
+    for label, query in picks.items():
+        [index] = assessed.items.by_id.rows([assessed.evaluation.query_ids[query]])
+        nearest, scores = next(top_k(assessed.vectors[[index]], assessed.vectors, HITS_SHOWN + 1))
+        item = assessed.items[index]
+        hits = [
+            Hit(assessed.items[i].path, float(score), assessed.items[i].group == item.group)
+            for i, score in zip(nearest, scores, strict=True)
+            if i != index
+        ]
+        grids.append(
+            Retrieval(label, item.path, float(assessed.evaluation.aps[query]), hits[:HITS_SHOWN])
+        )
+    return grids
+
+
+def sample_similarities(
+    raw: Vectors, whitened: Vectors, groups: Sequence[str | None]
+) -> Similarities:
+    """Similarities of random pairs of the same group and of different ones.
+
+    Args:
+        raw, whitened: (n, d) embeddings of the same items, rows L2-normalised.
+        groups: of the items.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.unique([g or f"\0{i}" for i, g in enumerate(groups)], return_inverse=True)[1]
+    x, y = rng.integers(0, len(labels), (2, SAMPLED_NEGATIVES))
+    apart = labels[x] != labels[y]
+    by_group = np.argsort(labels, kind="stable")
+    neighbours = labels[by_group[1:]] == labels[by_group[:-1]]
+    left, right = by_group[:-1][neighbours], by_group[1:][neighbours]
+    chosen = rng.permutation(len(left))[:SAMPLED_POSITIVES]
+
+    def cosine(vectors: Vectors, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        similarities: np.ndarray = np.einsum("ij,ij->i", vectors[a], vectors[b])
+        return similarities
+
+    return Similarities(
+        raw_positives=cosine(raw, left[chosen], right[chosen]),
+        raw_negatives=cosine(raw, x[apart], y[apart]),
+        whitened_positives=cosine(whitened, left[chosen], right[chosen]),
+        whitened_negatives=cosine(whitened, x[apart], y[apart]),
+    )
+
+
+def teacher_pictures(
+    whitened: Encoder, items: Sequence[Item], cache: Path
+) -> tuple[dict[str, Similarities], dict[str, np.ndarray]]:
+    """For each teacher of a whitened fusion its similarities before and after, and its spectrum."""
+    similarities, spectra = {}, {}
+    for part in whitened.parts:
+        if part.whitener is None:
+            continue
+        raw = Encoder(part.teacher.name, [Part(part.teacher)])
+        kept, vectors, _ = raw.embed_items(items, cache=cache)
+        groups = [item.group for item in kept]
+        similarities[raw.name] = sample_similarities(vectors, part.apply(vectors), groups)
+        spectra[raw.name] = part.whitener.eigenvalues_
+    return similarities, spectra
+
+
+def report_run(
+    root: Path, *, test: Path | None = None, show_progress: bool = False
+) -> tuple[Path, list[Row]]:
+    """Write a run's `report.html`.
+
+    Args:
+        root: the folder of a finished run.
+        test: grouped images that the run has not seen; with them the report compares the teachers,
+            their fusions, the student's start and the student.
+
+    Returns:
+        The report's path and the rows of its table.
+    """
+    run = RunFolder(root)
+    images, spec = run.read_config()
+    # Test images may have the ids of training images, so that they have stores of their own.
+    cache = run.embeddings / "test" if test else run.embeddings
+    data = ReportData(title=f"whiten: {run.root.name}", runs={run.root.name: run.read_metrics()})
+    data.facts = [
+        ("images", images),
+        ("teachers", ", ".join(spec.teachers)),
+        ("student", f"{spec.student}, {spec.dim} dimensions"),
+        ("recipe", load_student(run.student)[1].training.get("recipe", "")),
+    ]
+    # Without a test set the pictures show the training images.
+    items = find_items(test or images)
+    if spec.whiten:
+        whitened = load(f"fuse:whitened:{run.root}")
+        data.similarities, data.spectra = teacher_pictures(whitened, items, cache)
+        data.whitening_choices = read_choices(run)
+    if test is not None:
+        assessed = [
+            assess(encoder, kind, name, items, cache, show_progress)
+            for encoder, kind, name in run_encoders(run)
+        ]
+        data.retrievals = {a.row.name: retrieval_grids(a) for a in assessed[-1:]}
+        if spec.compatible:
+            fused = load(f"fuse:compatible:{run.root}")
+            gallery = assess(fused, "fusion-whitened", GALLERY, items, cache, show_progress)
+            assessed += [gallery, assess_asymmetric(assessed[-1], gallery)]
+        data.rows = [a.row for a in assessed]
+        data.facts.append(("test images", f"{len(items):,} in {test}"))
+        data.notes = verdicts(data.rows)
+    else:
+        data.notes = ["No test images were named: add --test IMAGES to see what was gained."]
+    data.commands = [f"whiten search QUERY.jpg --student {run.student} --in IMAGES"]
+    return write_report(data, run.root), data.rows
+
+
+def read_choices(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
+    """The curves that the run's whitenings were chosen from, at the chosen number of axes."""
+    if not run.choices.exists():
+        return {}
+    curves = {}
+    for name, choice in json.loads(run.choices.read_text()).items():
+        if choice["scores"]:
+            scores = choice["scores"][choice["dims"].index(choice["dim"])]
+            chosen = choice["shrinkages"].index(choice["shrinkage"])
+            curves[name] = (np.array(choice["shrinkages"]), np.array(scores), chosen)
+    return curves
+
+
+def run_encoders(run: RunFolder) -> Iterator[tuple[Encoder, Kind, str]]:
+    """What a student is compared with: the teachers, their fusions, and its own start."""
+    images, spec = run.read_config()
+    raw = load(f"fuse:raw:{run.root}")
+    for part in raw.parts:
+        yield Encoder(part.teacher.name, [part]), "teacher", part.teacher.name
+    yield raw, "fusion-raw", "raw fusion"
+    if spec.whiten:
+        yield load(f"fuse:whitened:{run.root}"), "fusion-whitened", "whitened fusion"
+    start = start_features(spec)
+    yield Encoder(START, [Part(start)]), "student", START
+    whitener = fit_on(start, images, dim=spec.dim, cache=run.embeddings)
+    yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
+    yield load(run.student), "student", "student"
+
+
+def start_features(spec: DistillSpec) -> Teacher:
+    """The student's pooled backbone features before training."""
+    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    return backbone_as_teacher(net, config).on_best_device()
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """What the table says, in sentences; also where it says that something did not help."""
+    notes = []
+    starts = {row.name: row for row in rows if row.name in (START, START_WHITENED)}
+    best: dict[str, Row] = {}
+    for row in rows:
+        if row.name not in starts and (row.kind not in best or row.map > best[row.kind].map):
+            best[row.kind] = row
+    if {"teacher", "fusion-whitened", "fusion-raw"} <= best.keys():
+        single, raw, white = best["teacher"], best["fusion-raw"], best["fusion-whitened"]
+        gain = 100 * (white.map - raw.map)
+        notes.append(
+            f"Whitening the teachers {'adds' if gain > 0 else 'costs'} {abs(gain):.1f} points of "
+            f"mAP to their fusion ({100 * raw.map:.1f} to {100 * white.map:.1f}); the best single "
+            f"teacher, {single.name}, has {100 * single.map:.1f}."
+        )
+    if {"student", "fusion-whitened"} <= best.keys():
+        student, white = best["student"], best["fusion-whitened"]
+        relation = "reaches" if student.map >= white.map else "stays below"
+        cost = ""
+        if white.macs and student.macs:
+            cost = f", with {white.macs / student.macs:.0f} times less compute"
+        notes.append(
+            f"The best student ({student.name}) {relation} the whitened fusion of all teachers: "
+            f"{100 * student.map:.1f} against {100 * white.map:.1f}{cost}."
+        )
+    named = {row.name: row for row in rows}
+    for row in rows:
+        if row.kind == "asymmetric":
+            student, gallery = named[row.name.removesuffix(IN_GALLERY)], named[GALLERY]
+            notes.append(
+                f"In the gallery of the teachers ({gallery.dim} dimensions) the queries of "
+                f"{student.name} have {100 * row.map:.1f}, those of the teachers "
+                f"{100 * gallery.map:.1f}; the student in a gallery of its own "
+                f"{100 * student.map:.1f}."
+            )
+    for row in rows:
+        if row.kind == "student" and row.name not in starts:
+            behind = [start.name for start in starts.values() if start.map > row.map]
+            if behind:
+                notes.append(
+                    f"{row.name}: {100 * row.map:.1f} is below the {' and the '.join(behind)}, "
+                    "which needs no training: this run was not worth its while."
+                )
+    return notes

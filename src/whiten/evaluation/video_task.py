@@ -1,0 +1,95 @@
+"""What every benchmark of videos comes down to: frames, and which video should find which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.frames import video_of
+from whiten.media.reading import Skipped
+from whiten.utils.arrays import Indices, indices
+
+
+@dataclass(frozen=True)
+class VideoTask:
+    """Videos as sets of frames, the queries among them, and the truth.
+
+    Attributes:
+        frames: those of a video together, in the order of `videos`.
+        videos: (v,) names.
+        lengths: (v,) frames of each, at least 1.
+        queries: (q,) which videos search.
+        shared: the videos that every query searches.
+        own: per query the videos that it alone searches, before the shared ones.
+        positives: per query the videos that are right: all of them in `own`, or all in `shared`.
+        junk: per query the videos of `shared` that count as absent.
+        without_positives: queries that were left out, for nothing that is right is there.
+        skipped: videos that have no frame, and why.
+    """
+
+    frames: Items
+    videos: list[str]
+    lengths: Indices
+    queries: Indices
+    shared: slice
+    own: list[Indices]
+    positives: list[Indices]
+    junk: list[Indices]
+    without_positives: int
+    skipped: list[Skipped]
+
+    @property
+    def searched(self) -> int:
+        """Videos that some query searches."""
+        apart = np.unique(np.concatenate([indices([]), *self.own]))
+        return int(self.shared.stop - self.shared.start + (apart < self.shared.start).sum())
+
+    def with_frames(self, kept: Items) -> VideoTask:
+        """The same where only these frames, in the same order, could be embedded."""
+        if len(kept) == len(self.frames):
+            return self
+        rows = self.frames.by_id.rows(kept.ids.to_pylist())
+        of_video = np.repeat(np.arange(len(self.videos)), self.lengths)
+        lengths = np.bincount(of_video[rows], minlength=len(self.videos))
+        is_left = lengths > 0
+        number = np.where(is_left, np.cumsum(is_left) - 1, -1)
+
+        def renumber(videos: Indices) -> Indices:
+            return number[videos][is_left[videos]]
+
+        has_left = np.array([is_left[right].any() or not len(right) for right in self.positives])
+        asked = np.flatnonzero(is_left[self.queries] & has_left)
+        own, positives, junk = (
+            [renumber(lists[query]) for query in asked]
+            for lists in (self.own, self.positives, self.junk)
+        )
+        lost = [self.videos[i] for i in np.flatnonzero(~is_left)]
+        before = np.concatenate([[0], np.cumsum(is_left)])
+        return replace(
+            self,
+            frames=kept,
+            videos=[self.videos[i] for i in np.flatnonzero(is_left)],
+            lengths=lengths[is_left],
+            queries=renumber(self.queries[asked]),
+            shared=slice(int(before[self.shared.start]), int(before[self.shared.stop])),
+            own=own,
+            positives=positives,
+            junk=junk,
+            without_positives=self.without_positives + int((~has_left).sum()),
+            skipped=[
+                *self.skipped,
+                *(Skipped(name, "none of its frames is left") for name in lost),
+            ],
+        )
+
+
+def count_frames(frames: Iterable[Item]) -> dict[str, int]:
+    """Frames of each video, in the order in which they come."""
+    counts: dict[str, int] = {}
+    for frame in frames:
+        name = video_of(frame.id)
+        counts[name] = counts.get(name, 0) + 1
+    return counts

@@ -1,0 +1,336 @@
+"""An index in PostgreSQL with the pgvector extension: a table of rows, and one of the facts.
+
+A row is found by the SHA-256 of its id, since PostgreSQL cannot index texts of more than 2,700
+bytes, and rows are read in the order of their serial numbers, in which they first came. Columns of
+the metadata are columns of the table, under their own names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from whiten.errors import ConfigError, MissingExtraError, StoreError
+from whiten.index.databases.addresses import read_address
+from whiten.index.rows import COLUMNS, Block, Facts, Match, matches
+from whiten.index.where import Logic, Where
+from whiten.utils.arrays import Vectors
+
+try:
+    from psycopg import errors
+    from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
+except ImportError as error:
+    raise MissingExtraError("an index in PostgreSQL", "pgvector") from error
+
+from whiten.index.databases.postgres import Postgres
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+FORMAT = 1
+_MOST_DIMENSIONS = 16_000  # of pgvector
+_MOST_IN_GRAPH = 2_000  # of its index
+_BATCH = 500  # rows that are sent at once
+_VIEW, _WIDEST_VIEW = 200, 1000  # rows that a search of the graph keeps in view; pgvector's most
+_TAKEN = {"embedding", "key", "serial", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
+_TYPES = {"string": 'text COLLATE "C"', "int": "bigint", "float": "float8", "bool": "boolean"}
+_OPERATORS = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+
+
+class PgvectorIndex:
+    """The backend that lies in a PostgreSQL database.
+
+    Attributes:
+        place: what opens it again, without a password.
+        facts: None while there is no index.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._address = read_address(text, "pgvector")
+        self.place = self._address.place
+        self._postgres = Postgres(self, self._address)
+        self._rows = Identifier(self._address.name)
+        self._notes = Identifier(f"{self._address.name}_facts")
+        self.facts: Facts | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        with self._postgres.use() as connection:
+            self.facts = self._read_facts(connection)
+
+    def _read_facts(self, connection: Connection[Any]) -> Facts | None:
+        there = [_is_table(connection, table) for table in (self._rows, self._notes)]
+        if there == [False, False]:
+            return None
+        elsewhere = "name another one, DATABASE#NAME"
+        if not all(there):
+            raise StoreError(f"{self.place} is a table of something else: {elsewhere}")
+        try:
+            row = connection.execute(SQL("SELECT format, facts FROM {}").format(self._notes))
+            form, text = row.fetchone() or (None, None)
+        except errors.UndefinedColumn as error:
+            raise StoreError(f"{self.place} is a table of something else: {elsewhere}") from error
+        if form != FORMAT:
+            raise StoreError(
+                f"{self.place} has index format {form!r}, this version reads {FORMAT}: drop its "
+                "tables and index again, or name other ones"
+            )
+        try:
+            return Facts.from_json(json.loads(str(text)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{self.place} is damaged (facts: {error!r}): drop its tables and index again"
+            ) from error
+
+    # --- reading ------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        if self.facts is None:
+            return 0
+        with self._postgres.use() as connection:
+            found = connection.execute(SQL("SELECT count(*) FROM {}").format(self._rows))
+            return int(found.fetchone()[0])  # type: ignore[index]
+
+    def known(self) -> pa.Table:
+        assert self.facts is not None
+        return pa.concat_tables([self.facts.schema().empty_table(), *self.pages(1 << 14)])
+
+    def pages(self, size: int) -> Iterator[pa.Table]:
+        """All rows in the order in which they first came."""
+        assert self.facts is not None
+        select = SQL("SELECT {}, serial FROM {} WHERE serial > %s ORDER BY serial LIMIT %s").format(
+            _names(self.facts), self._rows
+        )
+        last = 0
+        while True:
+            with self._postgres.use() as connection:
+                rows = connection.execute(select, (last, size)).fetchall()
+            if not rows:
+                return
+            last = rows[-1][-1]
+            yield _table(rows, self.facts)
+
+    def fetch(self, ids: Sequence[str]) -> Block:
+        assert self.facts is not None
+        select = SQL("SELECT {}, embedding FROM {} WHERE key = ANY(%s)").format(
+            _names(self.facts), self._rows
+        )
+        found: dict[str, tuple[Any, ...]] = {}
+        with self._postgres.use() as connection:
+            for start in range(0, len(ids), _BATCH):
+                keys = [_key(name) for name in ids[start : start + _BATCH]]
+                found |= {row[0]: row for row in connection.execute(select, (keys,), binary=True)}
+        for name in ids:
+            if name not in found:
+                raise StoreError(f"{self.place} has no image {name!r}")
+        rows = [found[name] for name in ids]
+        vectors = np.array([row[-1] for row in rows], np.float32)
+        return Block(_table(rows, self.facts), vectors.reshape(len(rows), self.facts.dim))
+
+    def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
+        """See `Backend.search`; those that are equally near stand in the order of their ids."""
+        assert self.facts is not None
+        condition, values = (SQL("true"), []) if where is None else to_sql(where)
+        is_graph = self._address.index == "hnsw"
+        # The graph answers this very order only; any other one is exact.
+        order = SQL("embedding <#> %s" if is_graph else "score DESC, id")
+        select = SQL(
+            "SELECT * FROM (SELECT {}, -(embedding <#> %s) AS score FROM {} WHERE {} "
+            "ORDER BY {} LIMIT %s) AS best ORDER BY score DESC, id"
+        ).format(_names(self.facts), self._rows, condition, order)
+        found = []
+        with self._postgres.use() as connection, connection.transaction():
+            if is_graph:
+                # A filter lets through a part of what the graph finds.
+                width = max(_VIEW, 2 * k) if where is None else _WIDEST_VIEW
+                view = SQL("SET LOCAL hnsw.ef_search = {}").format(min(width, _WIDEST_VIEW))
+                connection.execute(view)
+                connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
+            for query in np.ascontiguousarray(queries, np.float32):
+                given = [query, *values, *([query] if is_graph else []), k]
+                rows = connection.execute(select, given, binary=True).fetchall()
+                scores = np.array([row[-1] for row in rows], np.float64)
+                found.append(matches(_table(rows, self.facts), scores, self.facts.columns))
+        return found
+
+    # --- writing ------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        lock = "hashtextextended('whiten ' || current_schema() || ' ' || %s, 0)"
+        with self._postgres.use() as connection:
+            found = connection.execute(f"SELECT pg_try_advisory_lock({lock})", [self._address.name])
+            if not found.fetchone()[0]:  # type: ignore[index]
+                raise StoreError(f"another process is changing {self.place}: wait until it is done")
+        try:
+            self.refresh()
+            yield
+        finally:
+            self._postgres.unlock(f"SELECT pg_advisory_unlock({lock})", [self._address.name])
+
+    def staged(self, facts: Facts) -> list[Block]:
+        return []
+
+    def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
+        # What is written from now on is known to be of this model, whatever happens.
+        self._settle(facts)
+        names = ["key", *facts.schema().names, "embedding"]
+        columns = [Identifier(name) for name in names]
+        upsert = SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT (key) DO UPDATE SET {}").format(
+            self._rows,
+            SQL(", ").join(columns),
+            SQL(", ").join([SQL("%s")] * len(columns)),
+            SQL(", ").join(SQL("{0} = EXCLUDED.{0}").format(name) for name in columns[1:]),
+        )
+        for block in new:
+            records = _records(block)
+            for start in range(0, len(records), _BATCH):
+                with self._postgres.use() as connection, connection.transaction():
+                    connection.cursor().executemany(upsert, records[start : start + _BATCH])
+        # Last, since vectors of rows that go may be those of rows that come.
+        delete = SQL("DELETE FROM {} WHERE key = ANY(%s)").format(self._rows)
+        for start in range(0, len(gone), _BATCH):
+            with self._postgres.use() as connection:
+                connection.execute(delete, ([_key(name) for name in gone[start : start + _BATCH]],))
+        with self._postgres.use() as connection, connection.transaction():
+            self._write_facts(connection, facts)
+
+    def _settle(self, facts: Facts) -> None:
+        """A table with the columns of these facts, and the facts; both or neither."""
+        _refuse(facts, self._address.index, self.place)
+        self._postgres.need_vectors()
+        with self._postgres.use() as connection, connection.transaction():
+            if self.facts is None:
+                self._create(connection, facts)
+            else:
+                self._alter(connection, self.facts.columns, facts.columns)
+            if self._address.index == "hnsw":
+                graph = Identifier(f"{self._address.name}_hnsw")
+                connection.execute(
+                    SQL(
+                        "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw (embedding vector_ip_ops)"
+                    ).format(graph, self._rows)
+                )
+            self._write_facts(connection, facts)
+
+    def _create(self, connection: Connection[Any], facts: Facts) -> None:
+        kinds = {"path": "bytea NOT NULL", "frame_ms": "bigint", "group": _TYPES["string"]}
+        text = f"{_TYPES['string']} NOT NULL"
+        columns = [
+            SQL("{} {}").format(Identifier(name), _raw(kinds.get(name, text))) for name in COLUMNS
+        ]
+        columns += [
+            SQL("{} {}").format(Identifier(name), _raw(_TYPES[kind]))
+            for name, kind in facts.columns.items()
+        ]
+        connection.execute(
+            SQL(
+                "CREATE TABLE {} (key bytea PRIMARY KEY, serial bigint GENERATED ALWAYS AS "
+                "IDENTITY UNIQUE, {}, embedding vector({}) NOT NULL)"
+            ).format(self._rows, SQL(", ").join(columns), Literal(facts.dim))
+        )
+        connection.execute(
+            SQL("CREATE TABLE {} (format integer NOT NULL, facts text NOT NULL)").format(
+                self._notes
+            )
+        )
+
+    def _alter(
+        self, connection: Connection[Any], before: Mapping[str, str], now: Mapping[str, str]
+    ) -> None:
+        """Drop and add columns of the metadata; one of another type loses its values."""
+        for name, kind in before.items():
+            if now.get(name) != kind:
+                drop = SQL("ALTER TABLE {} DROP COLUMN {}")
+                connection.execute(drop.format(self._rows, Identifier(name)))
+        for name, kind in now.items():
+            if before.get(name) != kind:
+                add = SQL("ALTER TABLE {} ADD COLUMN {} {}")
+                connection.execute(add.format(self._rows, Identifier(name), _raw(_TYPES[kind])))
+
+    def _write_facts(self, connection: Connection[Any], facts: Facts) -> None:
+        text = json.dumps(facts.to_json())
+        connection.execute(SQL("DELETE FROM {}").format(self._notes))
+        insert = SQL("INSERT INTO {} VALUES (%s, %s)").format(self._notes)
+        connection.execute(insert, (FORMAT, text))
+        self.facts = Facts.from_json(json.loads(text))
+
+
+def to_sql(where: Where) -> tuple[Composable, list[Any]]:
+    """The filter as a condition and the values that it compares with.
+
+    What a missing value makes of a comparison, and of `not`, is the same in SQL and in Arrow.
+    """
+    if isinstance(where, Logic):
+        parts = [to_sql(term) for term in where.terms]
+        values = [value for _, some in parts for value in some]
+        if where.operator == "not":
+            return SQL("NOT ({})").format(parts[0][0]), values
+        between = SQL(f" {where.operator} ")
+        return between.join(SQL("({})").format(part) for part, _ in parts), values
+    column = Identifier(where.column)
+    if not isinstance(where.value, tuple):
+        return SQL("{} {} %s").format(column, SQL(_OPERATORS[where.operator])), [where.value]
+    if not where.value:  # nothing is among no values
+        return SQL("{0} <> {0}").format(column), []
+    return SQL("{} = ANY(%s)").format(column), [list(where.value)]
+
+
+def _refuse(facts: Facts, index: str, place: str) -> None:
+    """Raises StoreError or ConfigError for what pgvector cannot keep."""
+    if facts.dim > _MOST_DIMENSIONS:
+        raise StoreError(
+            f"{place}: pgvector keeps at most {_MOST_DIMENSIONS} dimensions, not {facts.dim}: use "
+            "a smaller model or a folder"
+        )
+    if index == "hnsw" and facts.dim > _MOST_IN_GRAPH:
+        raise ConfigError(
+            f"{place}: pgvector's HNSW takes at most {_MOST_IN_GRAPH} dimensions, not {facts.dim}: "
+            "leave ?index=hnsw out"
+        )
+    for name in facts.columns:
+        if name in _TAKEN or len(name.encode()) > 63 or "\0" in name:
+            raise StoreError(
+                f"{place}: a column cannot be called {name!r} in PostgreSQL: rename it in the table"
+            )
+
+
+def _is_table(connection: Connection[Any], table: Identifier) -> bool:
+    name = table.as_string(connection)
+    found = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone()
+    return bool(found and found[0])
+
+
+def _names(facts: Facts) -> Composed:
+    return SQL(", ").join(Identifier(name) for name in facts.schema().names)
+
+
+def _raw(kind: str) -> SQL:
+    return SQL(kind)
+
+
+def _key(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _records(block: Block) -> list[tuple[Any, ...]]:
+    rows = block.rows.to_pylist()
+    return [
+        (_key(row["id"]), *row.values(), vector)
+        for row, vector in zip(rows, block.vectors, strict=True)
+    ]
+
+
+def _table(rows: Sequence[Sequence[Any]], facts: Facts) -> pa.Table:
+    """What PostgreSQL answers, with the columns of `Facts.schema`; more columns are left out."""
+    schema = facts.schema()
+    columns = [
+        pa.array((row[number] for row in rows), field.type) for number, field in enumerate(schema)
+    ]
+    return pa.table(columns, schema=schema)

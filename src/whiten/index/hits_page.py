@@ -1,0 +1,62 @@
+"""The hits of one search as a self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from whiten.errors import ImageError
+from whiten.index import Match
+from whiten.media.decoding import decode
+from whiten.media.reading import read_bytes
+from whiten.utils.names import display_path
+
+_TILE = 220  # pixels
+
+
+def write_hits_page(queries: Sequence[Path], matches: Sequence[Match]) -> Path:
+    """A self-contained page in a temporary file: the queries and their hits."""
+    tiles = "".join(
+        f'<figure><img src="{_tile(match.path)}" alt=""><figcaption>{match.score:.3f}<br>'
+        f"{escape(match.id)}</figcaption></figure>"
+        for match in matches
+    )
+    # A file's name need not be text, the page must be.
+    name = escape(", ".join(Path(display_path(str(query))).name for query in queries))
+    asked = "".join(f'<img src="{_tile(str(query))}" alt="a query">' for query in queries)
+    count = len(matches)
+    page = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{name}: {count} hits</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
+  padding: 0 1rem }}
+main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }}
+figure {{ margin: 0 }}
+img {{ background: #fff; border-radius: 6px; object-fit: contain; width: 100%; aspect-ratio: 1 }}
+header img {{ width: 220px }}
+figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
+</style>
+<header><h1>{name}</h1>{asked}</header>
+<h2>{count} nearest images</h2><main>{tiles}</main></html>
+"""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="whiten-", suffix=".html", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(page)
+    return Path(file.name)
+
+
+def _tile(path: str) -> str:
+    try:
+        image = decode(read_bytes(path))
+    except ImageError:
+        return ""
+    image.thumbnail((_TILE, _TILE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

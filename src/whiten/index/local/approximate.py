@@ -1,0 +1,227 @@
+"""Approximate search of a segment with FAISS: inverted lists, or a graph of neighbours.
+
+Both hold 8 bits a coordinate, find candidates by those, and compare the candidates by the vectors
+themselves, so that every score is exact and only an answer may be missing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from whiten.errors import MissingExtraError, StoreError, one_line
+from whiten.index.local.codes import Gather, similarities
+from whiten.retrieval.exact import Mask, Rows
+from whiten.utils.arrays import Vectors
+
+Kind = Literal["ivf", "hnsw"]
+
+_FILE = "index.faiss"
+_LISTS = 2.0  # lists, in multiples of the root of the number of vectors
+_TRAINED_ON = 32  # vectors of each list that the centroids are computed from
+_ROUNDS = 10  # of k-means
+_BLOCK = 4096  # vectors that are assigned at once
+_NEIGHBOURS = 32  # of a node of the graph
+_BUILD_EFFORT = 80  # nodes that are looked at to find those of a new one
+_MOST = 1000  # answers; of more, exact search
+_WIDEST = 0.25  # part of the lists, beyond which exact search is the better one
+_FEWEST = 0.5  # part of the nodes that must be allowed for a graph to be walked: others lose it
+
+
+def open_faiss() -> ModuleType:
+    """
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("approximate search", "faiss") from error
+    module: ModuleType = faiss
+    return module
+
+
+def write_approximate(kind: Kind, folder: Path, vectors: Vectors) -> None:
+    """Write what finds a segment's vectors into a new folder.
+
+    Args:
+        vectors: (n, d) float32, L2-normalised, n > 0.
+    """
+    faiss = open_faiss()
+    make = {"ivf": _make_lists, "hnsw": _make_graph}[kind]
+    made = make(faiss, vectors)
+    folder.mkdir()
+    faiss.write_index(made, os.fspath(folder / _FILE))
+    with (folder / _FILE).open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _make_lists(faiss: ModuleType, vectors: Vectors) -> Any:
+    count, dim = vectors.shape
+    lists = max(1, int(_LISTS * count**0.5))
+    # FAISS's own k-means takes several times as long where its BLAS does not know the CPU.
+    random = np.random.default_rng(0)
+    sample = np.sort(random.choice(count, min(count, _TRAINED_ON * lists), replace=False))
+    some = np.array(vectors[sample], np.float32)
+    centroids = cluster(some, lists, random)
+    quantizer = faiss.IndexFlatIP(dim)
+    quantizer.add(centroids)
+    made = faiss.IndexIVFScalarQuantizer(
+        quantizer,
+        dim,
+        lists,
+        faiss.ScalarQuantizer.QT_8bit,
+        faiss.METRIC_INNER_PRODUCT,
+        False,  # codes of the vectors, not of what they differ from their centroid by
+    )
+    made.train_encoder(len(some), faiss.swig_ptr(some), None)
+    made.is_trained = True
+    for start in range(0, count, _BLOCK):
+        block = np.array(vectors[start : start + _BLOCK], np.float32)
+        nearest = assign(block, centroids)
+        rows = np.arange(start, start + len(block))
+        # The pointers do not keep their arrays alive: each has a name.
+        made.add_core(
+            len(block), faiss.swig_ptr(block), faiss.swig_ptr(rows), faiss.swig_ptr(nearest)
+        )
+    return made
+
+
+def _make_graph(faiss: ModuleType, vectors: Vectors) -> Any:
+    made = faiss.IndexHNSWSQ(
+        vectors.shape[1],
+        faiss.ScalarQuantizer.QT_8bit,
+        _NEIGHBOURS,
+        faiss.METRIC_INNER_PRODUCT,
+    )
+    made.hnsw.efConstruction = _BUILD_EFFORT
+    step = -(-len(vectors) // 65536)
+    made.train(np.array(vectors[::step], np.float32))
+    for start in range(0, len(vectors), 16 * _BLOCK):
+        made.add(np.array(vectors[start : start + 16 * _BLOCK], np.float32))
+    return made
+
+
+def cluster(vectors: Vectors, count: int, random: np.random.Generator) -> Vectors:
+    """(count, d) centroids by spherical k-means.
+
+    Args:
+        vectors: (n, d) float32, L2-normalised, n ≥ count.
+    """
+    centroids = vectors[np.sort(random.choice(len(vectors), count, replace=False))]
+    for _ in range(_ROUNDS):
+        nearest = np.concatenate(
+            [
+                assign(vectors[start : start + _BLOCK], centroids)
+                for start in range(0, len(vectors), _BLOCK)
+            ]
+        )
+        order = np.argsort(nearest, kind="stable")
+        used, first = np.unique(nearest[order], return_index=True)
+        # A centroid that has lost all its vectors begins anew somewhere else.
+        centroids = vectors[random.choice(len(vectors), count, replace=False)]
+        centroids[used] = np.add.reduceat(vectors[order], first, axis=0)
+        norms = np.linalg.norm(centroids, axis=1, keepdims=True)
+        centroids /= np.maximum(norms, np.finfo(np.float32).tiny)
+    return centroids
+
+
+def assign(vectors: Vectors, centroids: Vectors) -> Rows:
+    """(n,) which centroid is the nearest of each."""
+    found: Rows = (vectors @ centroids.T).argmax(1).astype(np.int64)
+    return found
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is looked at.
+
+    Attributes:
+        effort: lists (IVF), or nodes that are kept in view (HNSW).
+        refine: candidates that are compared by their vectors, in multiples of the answers.
+    """
+
+    effort: int
+    refine: int
+
+
+class ApproximateSegment:
+    """Opened lists, which stay in their file, or a graph, which is read.
+
+    Attributes:
+        settings: to be set before a search.
+        widest: the largest effort there is.
+
+    Raises:
+        StoreError: the file is damaged, or of another segment.
+        MissingExtraError: FAISS is not installed.
+    """
+
+    def __init__(self, kind: Kind, folder: Path, count: int, dim: int, settings: Settings) -> None:
+        self._faiss = open_faiss()
+        self._kind = kind
+        self._count = count
+        self.settings = settings
+        path = folder / _FILE
+        problem = f"{path} is damaged (%s): index again with --kind exact, which does without it"
+        try:
+            if not path.is_file():
+                raise RuntimeError("it is gone")
+            self._index = self._faiss.read_index(os.fspath(path), self._faiss.IO_FLAG_MMAP)
+        except RuntimeError as error:
+            raise StoreError(problem % one_line(error)[-100:]) from error
+        wanted = {"ivf": "IndexIVFScalarQuantizer", "hnsw": "IndexHNSWSQ"}[kind]
+        if type(self._index).__name__ != wanted or self._index.d != dim:
+            raise StoreError(problem % "it holds something else")
+        if self._index.ntotal != count:
+            raise StoreError(problem % f"{self._index.ntotal} vectors instead of {count}")
+        if kind == "ivf":
+            lists = self._faiss.downcast_InvertedLists(self._index.invlists)
+            if hasattr(lists, "prefetch_nthread"):
+                lists.prefetch_nthread = 0  # to start 32 threads takes longer than a search
+        self.widest = self._index.nlist if kind == "ivf" else count
+
+    def search(
+        self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None
+    ) -> list[tuple[Rows, Vectors]] | None:
+        """For each query k rows and their similarities, best first; None where exact is better.
+
+        Args:
+            queries: (q, d) float32.
+            gather: the vectors of rows.
+            allowed: (n,) rows that may be answers; None is all.
+        """
+        if k > _MOST:
+            return None
+        effort, selector = self.settings.effort, None
+        if allowed is not None:
+            part = np.count_nonzero(allowed) / len(allowed)
+            # As many rows that may be answers are looked at as without a filter.
+            effort = int(np.ceil(effort / max(part, 1e-9)))
+            if self._kind == "hnsw" and part < _FEWEST:
+                return None
+            if effort > max(2 * self.settings.effort, _WIDEST * self.widest):
+                return None
+            bits = np.packbits(allowed, bitorder="little")
+            selector = self._faiss.IDSelectorBitmap(len(bits), self._faiss.swig_ptr(bits))
+        wanted = min(self._count, k * self.settings.refine)
+        if self._kind == "ivf":
+            options = self._faiss.SearchParametersIVF(nprobe=min(effort, self.widest), sel=selector)
+        else:
+            options = self._faiss.SearchParametersHNSW(efSearch=max(effort, wanted), sel=selector)
+        _, found = self._index.search(np.ascontiguousarray(queries), wanted, params=options)
+        return [
+            _compare(query, rows[(rows >= 0) & (rows < self._count)], k, gather)
+            for query, rows in zip(queries, found, strict=True)
+        ]
+
+
+def _compare(query: Any, rows: Rows, k: int, gather: Gather) -> tuple[Rows, Vectors]:
+    scores = similarities(gather(rows), query)
+    order = np.lexsort((rows, -scores))[:k]
+    return rows[order], scores[order]

@@ -1,0 +1,186 @@
+"""A scan of int8 codes that finds exactly what a scan of the vectors finds.
+
+Each vector is centred, rotated at random, so that no coordinate stands out, and rounded to 8 bits.
+With v - m = u, its code c, the step s and the rotated query w ≈ t·g, g of 8 bits too,
+
+    |u·w - s·t·(c·g)| ≤ ‖u - s·c‖·‖w‖ + ‖s·c‖·‖w - t·g‖,
+
+so that whatever is further than this below the k-th best cannot be an answer. The others, a few in
+a thousand, are compared by their vectors. Products of int8 matrices are torch's: NumPy has none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.errors import StoreError
+from whiten.retrieval.exact import Mask, Nearest, Rows
+from whiten.utils.arrays import Vectors
+
+Codes = npt.NDArray[np.int8]
+
+_CODES, _FRAME = "codes.i8", "frame.npy"
+_TOP = 127
+_ROWS = 16384  # of a product
+_SAMPLE = 65536  # rows that the centre is computed from
+_ROUNDING = 1e-5  # of float32 products, relative to the norms: ten times what was ever seen
+_FEWEST = 4  # queries; for fewer a scan of the vectors is bound by memory, and as fast
+_MOST = 64  # candidates for each answer; where there are more, a scan of the vectors is faster
+
+Gather = Callable[[Rows], Vectors]
+
+
+@cache
+def can_multiply() -> bool:
+    """Whether torch multiplies int8 matrices here without a fault: some CPUs' products overflow."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    random = np.random.default_rng(0).integers(-_TOP, _TOP + 1, (80, 512)).astype(np.int8)
+    random[:8], random[40:48] = _TOP, _TOP
+    random[8:16], random[32:40] = -_TOP, -_TOP
+    left, right = random[:40], random[40:]
+    try:
+        found = torch._int_mm(torch.from_numpy(left), torch.from_numpy(right).T).numpy()
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((found == left.astype(np.int32) @ right.T.astype(np.int32)).all())
+
+
+def multiply(queries: Codes, codes: Codes) -> npt.NDArray[np.int32]:
+    """(q, d) and (n, d) int8 -> (q, n) int32 products."""
+    import torch
+
+    product = torch._int_mm(torch.from_numpy(queries), torch.from_numpy(codes).T)
+    found: npt.NDArray[np.int32] = product.numpy()
+    return found
+
+
+def write_codes(folder: Path, vectors: Vectors) -> None:
+    """Write the codes of a segment's vectors into a new folder.
+
+    Args:
+        vectors: (n, d) float32.
+    """
+    dim = vectors.shape[1]
+    some = vectors[:: -(-len(vectors) // _SAMPLE)]
+    centre = some.mean(0, dtype=np.float64).astype(np.float32)
+    drawn = np.random.default_rng(0).standard_normal((dim, dim))
+    rotation = np.ascontiguousarray(np.linalg.qr(drawn)[0], np.float32)
+    starts = range(0, len(vectors), _ROWS)
+
+    def turned(start: int) -> Vectors:
+        found: Vectors = (vectors[start : start + _ROWS] - centre) @ rotation
+        return found
+
+    step = np.float32(max(float(np.abs(turned(start)).max()) for start in starts) / _TOP or 1)
+    error = longest = 0.0
+    folder.mkdir()
+    with (folder / _CODES).open("wb") as file:
+        for start in starts:
+            block = turned(start)
+            codes = np.rint(block / step).clip(-_TOP, _TOP).astype(np.int8)
+            file.write(codes.tobytes())
+            rounded = codes * step
+            error = max(error, float(np.linalg.norm(block - rounded, axis=1).max()))
+            longest = max(longest, float(np.linalg.norm(rounded, axis=1).max()))
+        file.flush()
+        os.fsync(file.fileno())
+    facts = np.zeros((1, dim), np.float32)
+    facts[0, :3] = step, np.nextafter(np.float32(error), 9), np.nextafter(np.float32(longest), 9)
+    with (folder / _FRAME).open("wb") as file:
+        np.save(file, np.concatenate([facts, centre[None], rotation]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class CodedSegment:
+    """The mapped codes of a segment.
+
+    Raises:
+        StoreError: they are damaged, or of another segment.
+    """
+
+    def __init__(self, folder: Path, count: int, dim: int) -> None:
+        try:
+            frame = np.load(folder / _FRAME)
+            if frame.shape != (dim + 2, dim) or frame.dtype != np.float32:
+                raise ValueError("its parts do not fit")
+            if (folder / _CODES).stat().st_size != count * dim or not np.isfinite(frame).all():
+                raise ValueError("its parts do not fit")
+            self._codes: Codes = np.memmap(folder / _CODES, np.int8, "c", shape=(count, dim))
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(
+                f"{folder} is damaged ({error}): index again with --kind exact, which does without "
+                "it"
+            ) from error
+        self._step, self._error, self._longest = map(float, frame[0, :3])
+        self._centre, self._rotation = frame[1], frame[2:]
+
+    def search(
+        self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None
+    ) -> list[tuple[Rows, Vectors]] | None:
+        """What `exact_search` finds; None where that is faster.
+
+        Args:
+            queries: (q, d) float32.
+            gather: the vectors of rows.
+            allowed: (n,) rows that may be answers; None is all.
+        """
+        if len(queries) < _FEWEST:
+            return None
+        turned = queries @ self._rotation
+        steps = np.abs(turned).max(1) / _TOP
+        steps[steps == 0] = 1
+        coded = np.rint(turned / steps[:, None]).astype(np.int8)
+        lost = np.linalg.norm(turned - coded * steps[:, None], axis=1)
+        length = np.linalg.norm(queries, axis=1)
+        # The centre is as long as a vector at most.
+        rounding = _ROUNDING * length * (1 + self._longest + np.linalg.norm(self._centre))
+        bound = self._error * length + self._longest * lost + rounding
+        unit = self._step * steps
+        margin = np.ceil(2 * bound / unit).clip(0, 1 << 30).astype(np.int32)
+
+        nearest = Nearest(len(queries), k, margin, np.int32)
+        for start in range(0, len(self._codes), _ROWS):
+            products = multiply(coded, self._codes[start : start + _ROWS])
+            if allowed is not None:
+                products[:, ~allowed[start : start + _ROWS]] = np.iinfo(np.int32).min
+            nearest.show(products, start)
+            if len(nearest) > _MOST * k * len(queries) + _ROWS:
+                return None
+        candidates = nearest.best()
+        offset = queries @ self._centre
+        return [
+            self._compare(query, k, rows, values * u + o, b, gather)
+            for query, (rows, values), u, o, b in zip(
+                queries, candidates, unit, offset, bound, strict=True
+            )
+        ]
+
+    def _compare(
+        self, query: Any, k: int, rows: Rows, about: Vectors, bound: float, gather: Gather
+    ) -> tuple[Rows, Vectors]:
+        """The k best of a query's candidates, which are given best first."""
+        scores = similarities(gather(rows[:k]), query)
+        if len(rows) > k:
+            # The k-th best is at least this good, which leaves out most of the rest.
+            likely = np.flatnonzero(about[k:] >= scores.min() - bound) + k
+            rows = np.concatenate([rows[:k], rows[likely]])
+            scores = np.concatenate([scores, similarities(gather(rows[k:]), query)])
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]
+
+
+def similarities(vectors: Vectors, query: Any) -> Vectors:
+    """(n,) inner products; of equal vectors they are equal, which BLAS does not promise."""
+    found: Vectors = np.einsum("nd,d->n", vectors, query)
+    return found

@@ -1,0 +1,292 @@
+"""An index in a folder: segments, which of their rows are gone, and a manifest that names both.
+
+A change writes new files beside those in use and then replaces the manifest, which is the one
+moment at which it counts: a kill leaves the old state or the new one, and what no manifest names
+is swept away by the next change. Vectors and rows are mapped, so that opening reads almost nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from whiten.errors import StoreError
+from whiten.index.local.manifest import MANIFEST, Manifest, Part
+from whiten.index.local.segments import Segment, SegmentWriter
+from whiten.index.local.snapshot import Snapshot
+from whiten.index.local.tuning import RECALL, Tuning, choose
+from whiten.index.rows import Block, Facts, Match
+from whiten.index.where import Where
+from whiten.utils.arrays import Vectors
+from whiten.utils.files import write_atomically
+
+_LOCK = ".lock"
+_SEGMENT, _GONE, _STAGED, _FAST = "segment-", "gone-", ".staged-", "fast-"
+_OURS = (MANIFEST, _LOCK, f".{MANIFEST}.partial")
+_MOST_SEGMENTS = 8  # before the small ones are merged
+_MOST_GONE = 0.25  # of the rows, before all are
+_MOST_BESIDE = 0.2  # of the rows outside the largest segment, likewise
+
+
+class FolderIndex:
+    """The backend that lies in a folder.
+
+    Attributes:
+        place: the folder.
+        facts: None while there is no index.
+    """
+
+    facts: Facts | None
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.root = Path(folder)
+        self.place = os.fspath(folder)
+        self._refuse_foreign()
+        self._now: Snapshot | None = None
+        self._open()
+
+    def _refuse_foreign(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"{self.root} is a file: name a folder for the index")
+        for path in self.root.iterdir() if self.root.is_dir() else ():
+            ours = (_SEGMENT, _GONE, _STAGED, _FAST)
+            if path.name not in _OURS and not path.name.startswith(ours):
+                raise StoreError(
+                    f"{self.root} holds something else than an index, {path.name!r}: name another "
+                    "folder"
+                )
+
+    def _open(self) -> None:
+        manifest = Manifest.read(self.root)
+        while True:
+            try:
+                self._now = None if manifest is None else Snapshot(self.root, manifest)
+                self.facts = None if manifest is None else manifest.facts
+                return
+            except StoreError:
+                # A writer may have replaced the manifest, and swept what the old one names.
+                before, manifest = manifest, Manifest.read(self.root)
+                if manifest == before:
+                    raise
+
+    def refresh(self) -> None:
+        if self._manifest != Manifest.read(self.root):
+            self._open()
+
+    # --- reading ------------------------------------------------------------------------
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """How it answers; None while there is no index."""
+        return None if self._manifest is None else self._manifest.tuning
+
+    @property
+    def _manifest(self) -> Manifest | None:
+        return None if self._now is None else self._now.manifest
+
+    @property
+    def _opened(self) -> Snapshot:
+        assert self._now is not None
+        return self._now
+
+    def __len__(self) -> int:
+        return 0 if self._now is None else len(self._now)
+
+    def pages(self, size: int) -> Iterator[pa.Table]:
+        return self._opened.pages(size)
+
+    def known(self) -> pa.Table:
+        return self._opened.known()
+
+    def fetch(self, ids: Sequence[str]) -> Block:
+        now = self._opened
+        places = now.places(ids)
+        if (places < 0).any():
+            missing = ids[int((places < 0).argmax())]
+            raise StoreError(f"{self.place} has no image {missing!r}")
+        return now.take(places)
+
+    def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
+        return self._opened.search(queries, k, where)
+
+    # --- writing ------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        try:
+            import fcntl
+        except ImportError:  # Windows: one process at a time is the user's to see to
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StoreError(
+                    f"another process is changing {self.place}: wait until it is done"
+                ) from error
+            self.refresh()
+            yield
+
+    def staged(self, facts: Facts) -> list[Block]:
+        named = {part.name for part in self._manifest.parts} if self._manifest else set()
+        left = [
+            path
+            for kind in (_STAGED, _SEGMENT)
+            for path in sorted(self.root.glob(f"{kind}*"))
+            if path.name not in named
+        ]
+        found = [Segment.salvage(folder, facts) for folder in left]
+        return [block for block in found if block is not None]
+
+    def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
+        before = self._manifest
+        generation = 1 if before is None else before.generation + 1
+        staged = self.root / f"{_STAGED}{generation:06d}-{os.urandom(4).hex()}"
+        with SegmentWriter(staged, facts) as writer:
+            writer.write(new)
+        parts = self._without([*gone, *writer.ids], generation)
+        if writer.ids:
+            name = f"{_SEGMENT}{generation:06d}"
+            shutil.rmtree(self.root / name, ignore_errors=True)  # of a change that was killed
+            os.replace(staged, self.root / name)
+            parts.append(Part(name, len(writer.ids)))
+        self._commit(Manifest(generation, facts, tuple(parts), self.tuning))
+        self._tidy()
+        self._sweep()
+
+    def _without(self, ids: Sequence[str], generation: int) -> list[Part]:
+        """The parts of today, with more rows gone; those with none left are left out."""
+        if self._now is None:
+            return []
+        if not ids:
+            return list(self._now.manifest.parts)
+        places = self._now.places(ids)
+        places = places[places >= 0]
+        parts, first = [], 0
+        for number, part in enumerate(self._now.manifest.parts):
+            inside = places[(places >= first) & (places < first + part.count)] - first
+            first += part.count
+            if len(inside):
+                there = self._now.there(number).copy()
+                there[inside] = False
+                if not there.any():
+                    continue
+                part = replace(part, gone=f"{_GONE}{generation:06d}-{number}")
+                with (self.root / part.gone).open("wb") as file:  # that no manifest names yet
+                    file.write(np.packbits(~there).tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+            parts.append(part)
+        return parts
+
+    def _tidy(self) -> None:
+        """Merge segments where there are many, all where too much is gone or new; tune again."""
+        manifest, counts = self._opened.manifest, self._opened.counts
+        total, largest = sum(counts), max(counts, default=0)
+        tuning = manifest.tuning
+        is_grown = (
+            tuning is not None
+            and tuning.asked != "exact"
+            and total * (1 - _MOST_BESIDE) > tuning.rows
+        )
+        is_beside = total - largest > _MOST_BESIDE * total
+        is_many = len(counts) > _MOST_SEGMENTS
+        if len(self) < (1 - _MOST_GONE) * total or (is_beside and (is_many or is_grown)):
+            self._merge(range(len(counts)))
+        elif is_many:
+            self._merge([number for number in range(len(counts)) if number != np.argmax(counts)])
+        is_lost = not any(part.fast for part in self._opened.manifest.parts)
+        if tuning is not None and (is_grown or (tuning.kind != "exact" and is_lost)):
+            self._choose(tuning.asked, tuning.target)
+
+    def _merge(self, numbers: Sequence[int]) -> None:
+        """Copy what is there of some segments into one."""
+        manifest = self._opened.manifest
+        generation = manifest.generation + 1
+        name = f"{_SEGMENT}{generation:06d}"
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        with SegmentWriter(self.root / name, manifest.facts) as writer:
+            writer.write(self._opened.blocks(numbers))
+        parts = [part for n, part in enumerate(manifest.parts) if n not in numbers]
+        if writer.ids:
+            parts.append(Part(name, len(writer.ids)))
+        self._commit(replace(manifest, generation=generation, parts=tuple(parts)))
+
+    def tune(self, asked: str | None = None, target: float | None = None) -> None:
+        """Choose how the index answers; see `whiten.index.local.tuning`.
+
+        Args:
+            asked: auto, exact, int8, ivf or hnsw; by default as before, at first auto.
+            target: recall@10; by default as before.
+        """
+        before = self.tuning
+        asked = asked or (before.asked if before else "auto")
+        target = target or (before.target if before else RECALL)
+        if before is not None and (asked, target) == (before.asked, before.target):
+            return
+        counts = self._opened.counts
+        if asked != "exact" and sum(counts) - max(counts) > _MOST_BESIDE * sum(counts):
+            self._merge(range(len(counts)))
+        self._choose(asked, target)
+        self._sweep()
+
+    def _choose(self, asked: str, target: float) -> None:
+        """For the largest segment; the others are small, and scanned."""
+        now = self._opened
+        counts, generation = now.counts, now.manifest.generation + 1
+        tuning = Tuning(asked, target, "exact", 0)
+        parts = [replace(part, fast="") for part in now.manifest.parts]
+        if counts:
+            number = int(np.argmax(counts))
+            tuning, folder = choose(
+                asked,
+                target,
+                now.segments[number].vectors,
+                now.present[number],
+                lambda kind: self.root / f"{_FAST}{generation:06d}-{kind}",
+            )
+            parts[number] = replace(parts[number], fast=folder.name if folder else "")
+        tuning = replace(tuning, rows=sum(counts))
+        self._commit(Manifest(generation, now.facts, tuple(parts), tuning))
+
+    def _commit(self, manifest: Manifest) -> None:
+        """From here on the change counts."""
+        for part in manifest.parts:
+            for name in filter(None, (part.name, part.fast)):
+                _sync(self.root / name)
+        _sync(self.root)
+        write_atomically(self.root / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode())
+        _sync(self.root)
+        self._open()
+
+    def _sweep(self) -> None:
+        """Remove what the manifest does not name; who has it open goes on reading it."""
+        parts = self._opened.manifest.parts
+        named = {name for part in parts for name in (part.name, part.gone, part.fast)}
+        for path in self.root.iterdir():
+            if path.name in named or path.name in _OURS:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """A renaming is on the disk once its folder is; not on Windows, where folders cannot be."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

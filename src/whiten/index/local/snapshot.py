@@ -1,0 +1,220 @@
+"""One state of an index in a folder, opened: what it holds, and how it is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from whiten.errors import StoreError
+from whiten.index.local.manifest import Manifest, Part
+from whiten.index.local.segments import Segment
+from whiten.index.local.tuning import Fast, open_fast
+from whiten.index.rows import Block, Match, matches
+from whiten.index.where import Where, to_arrow
+from whiten.retrieval.exact import QUERIES, Mask, Nearest, Rows, scan
+from whiten.utils.arrays import Vectors
+from whiten.utils.names import NameIndex
+
+_BATCH = 8192  # rows that are copied at once
+_SCANS = 3  # for ids, before a table of them is made
+
+
+class Snapshot:
+    """The segments that a manifest names; never changed, so that any number of threads may ask.
+
+    Rows are numbered over all segments, those that are gone included: this is their place.
+
+    Attributes:
+        manifest: names the segments.
+        segments: of its parts.
+        present: of each segment (n,) which rows are not gone; None is all.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.facts = manifest.facts
+        self.segments = [
+            Segment.open(root / part.name, manifest.facts, part.count) for part in manifest.parts
+        ]
+        self.present = [_read_gone(root, part) for part in manifest.parts]
+        self._asked = 0  # how often for ids
+        self._fast: dict[int, Fast | None] = {}  # opened when they are first asked
+
+    def __len__(self) -> int:
+        return sum(
+            len(segment) if present is None else int(present.sum())
+            for segment, present in zip(self.segments, self.present, strict=True)
+        )
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each segment, those that are gone included."""
+        return [part.count for part in self.manifest.parts]
+
+    def pages(self, size: int) -> Iterator[pa.Table]:
+        for segment, present in zip(self.segments, self.present, strict=True):
+            for start in range(0, len(segment), size):
+                page = segment.rows.slice(start, size)
+                yield page if present is None else page.filter(pa.array(present[start:][:size]))
+
+    def known(self) -> pa.Table:
+        return pa.concat_tables([self.facts.schema().empty_table(), *self.pages(1 << 20)])
+
+    def blocks(self, numbers: Sequence[int]) -> Iterator[Block]:
+        """What is there of some segments."""
+        for number in numbers:
+            segment, there = self.segments[number], np.flatnonzero(self.there(number))
+            for start in range(0, len(there), _BATCH):
+                rows = there[start : start + _BATCH]
+                yield Block(segment.rows.take(pa.array(rows)), segment.vectors[rows])
+
+    # --- by id --------------------------------------------------------------------------
+
+    def there(self, number: int) -> Mask:
+        """(n,) which rows of a segment are not gone."""
+        present = self.present[number]
+        return np.ones(len(self.segments[number]), bool) if present is None else present
+
+    @cached_property
+    def _by_id(self) -> tuple[NameIndex, Rows]:
+        """Ids of the rows that are there, and their places."""
+        there = [self.there(number) for number in range(len(self.segments))]
+        places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *there]))
+        return NameIndex(self.known()["id"].combine_chunks()), places
+
+    def places(self, ids: Sequence[str]) -> Rows:
+        """Of each id; -1 where it is not there."""
+        self._asked += 1
+        if self._asked <= _SCANS:
+            return self._scan_for(ids)
+        index, places = self._by_id
+        rows = index.rows(list(ids))
+        return np.where(rows < 0, -1, places[rows]) if len(places) else rows
+
+    def _scan_for(self, ids: Sequence[str]) -> Rows:
+        """`places` without the table of ids, which takes longer to make than some scans."""
+        found, first = np.full(len(ids), -1, np.int64), 0
+        wanted = pa.array(ids, pa.large_string())
+        for number, segment in enumerate(self.segments):
+            at = pc.index_in(segment.rows["id"], value_set=wanted).fill_null(-1)
+            at = at.to_numpy(zero_copy_only=False)
+            here = np.flatnonzero((at >= 0) & self.there(number))
+            found[at[here]] = first + here
+            first += len(segment)
+        again: Rows = pc.index_in(wanted, value_set=wanted).to_numpy(zero_copy_only=False)
+        return found[again]  # an id may be asked for twice
+
+    def take(self, places: Rows) -> Block:
+        vectors = np.empty((len(places), self.facts.dim), np.float32)
+        first = 0
+        for segment in self.segments:
+            inside = (places >= first) & (places < first + len(segment))
+            vectors[inside] = segment.vectors[places[inside] - first]
+            first += len(segment)
+        return Block(self._rows(places), vectors)
+
+    @cached_property
+    def _batches(self) -> tuple[list[pa.RecordBatch], Rows]:
+        """Of the rows of all segments, and the place after the last one of each."""
+        batches = [batch for segment in self.segments for batch in segment.rows.to_batches()]
+        return batches, np.cumsum([len(batch) for batch in batches])
+
+    def _rows(self, places: Rows) -> pa.Table:
+        """Rows at places; Arrow's own `take` looks at every batch of a table, for every column."""
+        batches, ends = self._batches
+        wanted, back = np.unique(places, return_inverse=True)
+        parts = []
+        inside = np.searchsorted(ends, wanted, side="right")
+        for number in np.unique(inside):
+            batch = batches[number]
+            rows = wanted[inside == number] - (ends[number] - len(batch))
+            parts.append(batch.take(pa.array(rows)))
+        found = pa.Table.from_batches(parts, self.facts.schema()).combine_chunks()
+        return found.take(pa.array(back))
+
+    # --- searching ----------------------------------------------------------------------
+
+    def search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Match]]:
+        allowed = [self._allowed(number, where) for number in range(len(self.segments))]
+        found: list[list[Match]] = []
+        for start in range(0, len(queries), QUERIES):
+            some = np.ascontiguousarray(queries[start : start + QUERIES], np.float32)
+            nearest = Nearest(len(some), k)
+            first = 0
+            for number, segment in enumerate(self.segments):
+                self._show(number, some, nearest, allowed[number], first)
+                first += len(segment)
+            best = nearest.best()
+            ends = np.cumsum([0, *(len(places) for places, _ in best)])
+            rows = self._rows(np.concatenate([places for places, _ in best]))
+            for (first, end), (_, scores) in zip(pairwise(ends), best, strict=True):
+                found.append(matches(rows[first:end], scores, self.facts.columns))
+        return found
+
+    def _show(
+        self, number: int, queries: Vectors, nearest: Nearest, allowed: Mask | None, first: int
+    ) -> None:
+        """Show a segment's rows, or those of them that may be the nearest."""
+        vectors, fast = self.segments[number].vectors, self._fast_of(number)
+
+        def gather(rows: Rows) -> Vectors:
+            found: Vectors = vectors[rows]
+            return found
+
+        found = None if fast is None else fast.search(queries, nearest.k, gather, allowed)
+        if found is None:
+            scan(queries, vectors, nearest, allowed, first)
+            return
+        query = np.repeat(np.arange(len(found)), [len(rows) for rows, _ in found])
+        rows = np.concatenate([rows for rows, _ in found])
+        scores = np.concatenate([scores for _, scores in found])
+        order = np.argsort(rows, kind="stable")
+        nearest.offer(query[order], first + rows[order], scores[order])
+
+    def _fast_of(self, number: int) -> Fast | None:
+        part, tuning = self.manifest.parts[number], self.manifest.tuning
+        if part.fast and tuning is not None and number not in self._fast:
+            folder = self.root / part.fast
+            try:
+                self._fast[number] = open_fast(tuning, folder, part.count, self.facts.dim)
+            except StoreError:
+                # A writer may have swept it away; the vectors are mapped, and can be scanned.
+                if self.manifest == Manifest.read(self.root):
+                    raise
+        return self._fast.get(number)
+
+    def _allowed(self, number: int, where: Where | None) -> Mask | None:
+        present = self.present[number]
+        if where is None:
+            return present
+        rows = self.segments[number].rows
+        numbered = rows.append_column("", pa.array(np.arange(len(rows))))
+        passing = ds.dataset(numbered).to_table(columns=[""], filter=to_arrow(where))[""].to_numpy()
+        mask = np.zeros(len(rows), bool)
+        mask[passing] = True
+        return mask if present is None else mask & present
+
+
+def _read_gone(root: Path, part: Part) -> Mask | None:
+    if not part.gone:
+        return None
+    try:
+        bits = np.fromfile(root / part.gone, np.uint8)
+    except OSError as error:
+        raise StoreError(
+            f"{root / part.gone} is missing or unreadable ({error}): delete {root} and index again"
+        ) from error
+    if len(bits) != -(-part.count // 8):
+        raise StoreError(f"{root / part.gone} is damaged: delete {root}, index again")
+    return ~np.unpackbits(bits, count=part.count).astype(bool)

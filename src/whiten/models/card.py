@@ -1,0 +1,48 @@
+"""The model card: the README beside a student's weights."""
+
+from __future__ import annotations
+
+from whiten.models.student import StudentConfig
+
+
+def model_card(config: StudentConfig) -> str:
+    """Markdown that says what the student is, where it comes from and how to use it."""
+    teachers = "\n".join(
+        f"| `{t['uri']}` | {t['licence']} | `{t['fingerprint'][:12]}` |" for t in config.teachers
+    )
+    training = "\n".join(f"- {name}: {value}" for name, value in config.training.items())
+    origin = config.training.get("origin", "distilled with whiten")
+    gallery = (
+        f"- Its queries search a gallery embedded by `fuse:compatible:RUN` of its run too "
+        f"(fingerprint `{config.compatible_with[:12]}`)\n"
+        if config.compatible_with
+        else ""
+    )
+    height, width = config.preprocess.size
+    return f"""# {config.architecture} student, {config.dim} dimensions
+
+An image-embedding model for visual search, {origin}.
+
+```python
+import whiten
+
+student = whiten.load("path/to/this/folder")
+embeddings = student.embed(["photo.jpg"])  # (1, {config.dim}) float32, rows L2-normalised
+```
+
+- Input: {width}x{height} px, {config.preprocess.fit}, {config.preprocess.interpolation}
+- Backbone: `{config.backbone}` ({config.backbone_licence})
+- Compare embeddings by their dot product.
+{gallery}
+## Teachers
+
+| model | licence of its weights | fingerprint |
+|---|---|---|
+{teachers}
+
+The student learnt from these models' outputs: check that their licences allow your use.
+
+## Training
+
+{training}
+"""

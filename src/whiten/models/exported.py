@@ -1,0 +1,289 @@
+"""An exported student: a folder that embeds images without torch.
+
+`Exported` needs NumPy, Pillow and the runtime of its format (ONNX Runtime or OpenVINO) and nothing
+else. The command line opens the same folders as `onnx:FOLDER` and `openvino:FOLDER`, and gets the
+same embeddings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.errors import DAMAGED, ConfigError, TeacherError, WhitenError, nearest, one_line
+from whiten.models.inputs import Embeddable, embed_inputs, listed
+from whiten.models.runtimes import RUNTIMES, Arrays, Run
+from whiten.models.teacher import Teacher
+from whiten.models.uri import TeacherURI
+from whiten.utils.hashing import fingerprint, hash_file
+from whiten.utils.validation import check_types
+from whiten.views.rendering import Preprocess
+
+FORMAT = 1
+MANIFEST = "export.json"
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}  # of the file to open
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # the most exact one first
+
+Input = Literal["normalised", "pixels"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The student in one format and precision.
+
+    Attributes:
+        format: onnx, openvino or torchscript.
+        precision: fp32, fp16, bf16 or int8.
+        files: their names, and a hash of each one's content.
+        bytes: their size together.
+        parity: how its embeddings compare with torch's.
+        speed: images a second on the machine that exported it, by batch size, and the gain.
+        remarks: what a user should know.
+    """
+
+    format: str
+    precision: str
+    files: dict[str, str]
+    bytes: int
+    parity: dict[str, Any] = field(default_factory=dict)
+    speed: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `export.json` says.
+
+    Attributes:
+        name: of the student.
+        dim: of its embedding.
+        preprocess: of its input.
+        input: what the graphs take: `normalised` (n, 3, h, w) float32, or `pixels`,
+            (n, h, w, 3) uint8 RGB, where normalisation is folded into them.
+        licence: of the student.
+        params: number of parameters.
+        source_fingerprint: of the student in torch, as stores of its embeddings hold it.
+        variants: what was exported.
+        gallery: fingerprint of the encoder that the student in torch is; what it embedded fp32,
+            being as good as equal, can search too.
+        compatible_with: of the encoder of a gallery that the student was distilled to search.
+        measured: on which images and which machine, and torch's own figures.
+    """
+
+    name: str
+    dim: int
+    preprocess: Preprocess
+    input: Input
+    licence: str
+    params: int
+    source_fingerprint: str
+    variants: list[Variant]
+    gallery: str = ""
+    compatible_with: str | None = None
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+class Exported:
+    """An exported student, open for embedding.
+
+    Args:
+        folder: that `whiten export` wrote.
+        format: onnx, openvino or torchscript; by default the first that is in the folder.
+        precision: fp32, bf16, fp16 or int8; by default the most exact that is there.
+
+    Attributes:
+        manifest: what the folder says of itself.
+        variant: what was opened of it.
+        dim: of the embedding.
+        teacher: the same as a model for the rest of the library.
+
+    Raises:
+        TeacherError: the folder is damaged, foreign, or of a later format, or holds no such
+            variant.
+        MissingExtraError: the format's runtime is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        format: str | None = None,  # noqa: A002 - the field's name
+        precision: str | None = None,
+    ) -> None:
+        root = Path(folder)
+        self.manifest = read_manifest(root)
+        self.variant = choose_variant(self.manifest, root, format, precision)
+        self.dim = self.manifest.dim
+        self.teacher = open_variant(root, self.manifest, self.variant)
+
+    def fingerprint(self) -> str:
+        """Changes when the exported file or the preprocessing changes."""
+        return self.teacher.fingerprint()
+
+    def embed(self, images: Sequence[Embeddable] | Embeddable) -> npt.NDArray[np.float32]:
+        """Embed paths, PIL images or (h, w, 3) uint8 RGB arrays: (n, dim) float32, L2-normalised.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+        """
+        return embed_inputs(self.teacher, listed(images))
+
+
+# --- the folder -------------------------------------------------------------------------
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read and check `export.json`.
+
+    Raises:
+        TeacherError: it is missing, damaged, or of a later format.
+    """
+    try:
+        facts = json.loads((root / MANIFEST).read_text("utf-8"))
+        if facts["format"] != FORMAT:
+            raise TeacherError(
+                f"{root} has export format {facts['format']!r}, this version reads {FORMAT}: "
+                "upgrade whiten, or export it again"
+            )
+        if facts.pop("checksum") != fingerprint(facts):
+            raise ValueError("its content does not have the checksum it was saved with")
+        del facts["format"]
+        preprocess = Preprocess.from_mapping(facts.pop("preprocess"))
+        variants = [Variant(**variant) for variant in facts.pop("variants")]
+        manifest = Manifest(preprocess=preprocess, variants=variants, **facts)
+        for part in (manifest.preprocess, *variants, manifest):
+            check_types(part)
+        if not variants:
+            raise ValueError("it holds no variant")
+        for variant in variants:
+            if variant.format not in RUNTIMES or variant.precision not in PRECISIONS:
+                raise ValueError(f"it has a variant {variant.format!r} {variant.precision!r}")
+            if [Path(name).suffix for name in variant.files].count(SUFFIXES[variant.format]) != 1:
+                raise ValueError(f"its variant {variant.format} {variant.precision} has no file")
+            if any(Path(name).name != name for name in variant.files):
+                raise ValueError("it names files outside of the folder")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TeacherError(
+            f"{root} is no exported student, it lacks {MANIFEST}: write one with `whiten export`"
+        ) from error
+    except (*DAMAGED, ConfigError) as error:
+        raise TeacherError(f"{root} is damaged ({one_line(error)}): export it again") from error
+    return manifest
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What `read_manifest` reads."""
+    facts = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(manifest)}))
+    return json.dumps(facts | {"checksum": fingerprint(facts)}, indent=2, sort_keys=True) + "\n"
+
+
+def choose_variant(
+    manifest: Manifest, root: Path, wanted_format: str | None, precision: str | None
+) -> Variant:
+    """The variant that was asked for, or the most exact of the first format.
+
+    Raises:
+        TeacherError: there is none; the message lists those that are there.
+    """
+    for name, value, known in (
+        ("format", wanted_format, tuple(RUNTIMES)),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value is not None and value not in known:
+            hint = nearest(value, known)
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, not {value!r}{hint}")
+    found = [
+        variant
+        for variant in sorted(manifest.variants, key=lambda v: PRECISIONS.index(v.precision))
+        if wanted_format in (None, variant.format) and precision in (None, variant.precision)
+    ]
+    if not found:
+        there = ", ".join(f"{v.format} {v.precision}" for v in manifest.variants)
+        asked = " ".join(filter(None, (wanted_format, precision)))
+        raise TeacherError(f"{root} holds no {asked}, it holds {there}: export it too")
+    return found[0]
+
+
+def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = "") -> Teacher:
+    """The variant as a model, after its files were checked.
+
+    Raises:
+        TeacherError: a file is missing or damaged, or the runtime refuses it.
+    """
+    for name, expected in variant.files.items():
+        if not (root / name).is_file():
+            raise TeacherError(f"{root} lacks {name}: export it again")
+        if hash_file(root / name) != expected:
+            raise TeacherError(
+                f"{root / name} is damaged, its content does not have the checksum it was saved "
+                "with: export it again"
+            )
+    file = root / next(n for n in variant.files if n.endswith(SUFFIXES[variant.format]))
+    try:
+        run = RUNTIMES[variant.format](file, variant.precision)
+    except WhitenError:
+        raise
+    except Exception as error:  # runtimes raise what they like
+        raise TeacherError(
+            f"{file} cannot be opened ({one_line(error)}): upgrade its runtime, or export it again"
+        ) from error
+    return Teacher(
+        uri=uri or f"{variant.format}:{root}?precision={variant.precision}",
+        name=f"{manifest.name} {variant.format} {variant.precision}",
+        dim=manifest.dim,
+        preprocess=manifest.preprocess,
+        weights_hash=fingerprint(variant.files),
+        forward=partial(_run, run, str(file)),
+        licence=manifest.licence,
+        params=manifest.params,
+        framework="numpy",
+        takes_pixels=manifest.input == "pixels",
+        compatible_with=_galleries(manifest, variant),
+    )
+
+
+def _galleries(manifest: Manifest, variant: Variant) -> tuple[str, ...]:
+    own = manifest.gallery if variant.precision == "fp32" else None
+    return tuple(gallery for gallery in (own, manifest.compatible_with) if gallery)
+
+
+def _run(run: Run, name: str, inputs: Arrays) -> Arrays:
+    try:
+        return run(inputs)
+    except Exception as error:
+        raise TeacherError(
+            f"{name} cannot embed images of {inputs.shape[1:]} ({one_line(error)}): export it again"
+        ) from error
+
+
+# --- as a teacher -----------------------------------------------------------------------
+
+
+def list_names() -> list[str]:
+    return []  # folders are the user's own
+
+
+def open_uri(uri: TeacherURI) -> Teacher:
+    """`onnx:FOLDER`, `openvino:FOLDER` and `torchscript:FOLDER`, with `?precision=`; `onnx:FILE`.
+
+    Raises:
+        TeacherError: see `Exported`.
+    """
+    root = Path(uri.target)
+    if uri.scheme == "onnx" and not root.is_dir():
+        from whiten.models.sources.onnx_file import open_uri as open_file
+
+        return open_file(uri)
+    precision = uri.take(precision=(str, ""))["precision"] or None
+    manifest = read_manifest(root)
+    variant = choose_variant(manifest, root, uri.scheme, precision)
+    return open_variant(root, manifest, variant, str(uri))

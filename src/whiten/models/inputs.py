@@ -1,0 +1,75 @@
+"""What may be handed to a model as images, and how the model is shown them: whole, in batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from whiten.errors import ImageError
+from whiten.media.decoding import upright_rgb
+from whiten.media.reading import read_bytes
+from whiten.models.teacher import Teacher
+from whiten.utils.threads import ordered_map
+from whiten.views.plan import ViewPlan
+from whiten.views.rendering import Preprocess, View, render, render_bytes
+
+Embeddable = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+"""A file's path or content, a PIL image, or an (h, w, 3) uint8 RGB array."""
+
+_BATCH = 16  # images that are embedded at once
+
+
+def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
+    """One image as a list of one; an (n, h, w, 3) array as n images."""
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return images
+
+
+def embed_inputs(teacher: Teacher, images: Sequence[Embeddable]) -> npt.NDArray[np.float32]:
+    """Embed images: (n, dim) float32, L2-normalised.
+
+    Threads decode the next ones while the model is at work.
+
+    Raises:
+        ImageError: an image cannot be read; the message names it.
+    """
+    look = partial(show, preprocess=teacher.preprocess)
+    # A single query is answered sooner without a thread.
+    shown = ordered_map(look, images, ahead=2 * _BATCH) if len(images) > 1 else map(look, images)
+    out = np.empty((len(images), teacher.dim), np.float32)
+    for start in range(0, len(images), _BATCH):
+        pixels = np.stack(list(islice(shown, _BATCH)))
+        out[start : start + len(pixels)] = teacher.embed(pixels)
+    return out
+
+
+def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """The whole image as a model sees it: (h, w, 3) uint8 RGB, not normalised.
+
+    Raises:
+        ImageError: it cannot be read; the message names it.
+    """
+    if isinstance(image, Image.Image):
+        return render(upright_rgb(image), View(), preprocess)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(
+                f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
+            )
+        return render(Image.fromarray(image), View(), preprocess)
+    if isinstance(image, bytes):
+        return render_bytes(image, ViewPlan(), "", 0, preprocess)
+    path = os.fspath(image)
+    try:  # as a store's images are rendered, so that a query equals its copy in a gallery
+        return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)
+    except ImageError as error:
+        raise ImageError(f"cannot read {path}: {error}") from error

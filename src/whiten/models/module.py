@@ -1,0 +1,78 @@
+"""A student as a `torch.nn.Module`: from pixels to embeddings, to be plugged in anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from whiten.errors import ConfigError
+from whiten.media.decoding import upright_rgb
+from whiten.models.student import StudentConfig, StudentNet, load_student
+from whiten.views.rendering import View, render
+
+
+class StudentModule(nn.Module):
+    """Pixels in, L2-normalised embeddings out; differentiable, and trainable if you wish.
+
+    Attributes:
+        config: of the student: architecture, dim, preprocessing, teachers, licences.
+        dim: of the embedding.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: StudentNet, config: StudentConfig) -> None:
+        super().__init__()
+        self.net = net
+        self.config = config
+        self.dim = config.dim
+        values = config.preprocess
+        scale = values.white  # mean and std are those of pixels in 0..white
+        for name, value in (("mean", values.mean), ("std", values.std)):
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1) / scale, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed.
+
+        Args:
+            images: (n, 3, h, w) RGB, float in 0..1 or uint8, of the size that `transform` gives;
+                convolutional students take other sizes too.
+
+        Returns:
+            (n, dim) embeddings, L2-normalised.
+        """
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        if self.config.preprocess.channels == "bgr":
+            images = images.flip(1)
+        return F.normalize(self.net((images - self.mean) / self.std), dim=1)
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """A picture as the student expects it: (3, h, w) float in 0..1, cut and resized."""
+        pixels = render(upright_rgb(image), View(), self.config.preprocess)
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
+
+
+def load_module(student: str | os.PathLike[str]) -> StudentModule:
+    """Open a student as a module, in evaluation mode.
+
+    Args:
+        student: its folder, or that of the run that made it.
+
+    Raises:
+        TeacherError: no student is there, or it is damaged.
+        ConfigError: its input is not (n, 3, h, w).
+    """
+    folder = Path(os.fspath(student).removeprefix("whiten:"))
+    inner = folder / "student"
+    net, config = load_student(inner if inner.is_dir() else folder)
+    if config.preprocess.layout != "nchw":
+        raise ConfigError(f"{folder} takes {config.preprocess.layout} input: use whiten.load")
+    return StudentModule(net, config).eval()

@@ -1,0 +1,104 @@
+"""A model that sees images of any size, at one scale or several.
+
+As published for landmarks (Radenović et al., TPAMI 2019; Ma et al., AAAI 2024): the normalised
+input is resized by bilinear interpolation, the embeddings of all scales are L2-normalised, whitened
+and normalised again where there is a whitening, averaged, and normalised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from whiten.errors import TeacherError, WhitenError
+from whiten.models.teacher import Teacher, first_line
+from whiten.whitening.whitener import Whitener
+
+SINGLE = (1.0,)
+MULTI = (1.0, 2**-0.5, 0.5)
+_PROBES = ((97, 67), (67, 97))  # heights and widths that are multiples of no patch
+
+
+def see_own_size(
+    teacher: Teacher, *, scales: Sequence[float] = SINGLE, whitener: Whitener | None = None
+) -> Teacher:
+    """The teacher for images of any size.
+
+    Args:
+        teacher: a network that takes any size, as convolutional ones do.
+        scales: factors of the size.
+        whitener: applied at each scale, to L2-normalised embeddings.
+
+    Returns:
+        A teacher whose fingerprint also depends on scales and whitening.
+
+    Raises:
+        TeacherError: it holds embeddings instead of computing them, or takes its own size alone.
+        WhiteningError: the whitening was fitted on another model.
+    """
+    if teacher.lookup is not None:
+        raise TeacherError(
+            f"{teacher.uri} holds embeddings and computes none: name the model that made them"
+        )
+    if teacher.preprocess.layout != "nchw" or teacher.takes_pixels:
+        raise TeacherError(
+            f"{teacher.uri} does not take channels-first images: images of several sizes need a "
+            "convolutional model of torch"
+        )
+    readout = f"{teacher.readout};scales={','.join(f'{scale:.6g}' for scale in scales)}"
+    if whitener is not None:
+        readout += f";whitening={whitener.fingerprint()}"
+    seeing = dataclasses.replace(
+        teacher,
+        forward=partial(_describe, teacher, tuple(scales), whitener),
+        dim=teacher.dim if whitener is None else len(whitener.projection_),
+        readout=readout,
+        framework="torch",
+    )
+    for height, width in _PROBES:
+        seeing.embed(np.zeros((1, height, width, 3), np.uint8))
+    return seeing
+
+
+def _describe(
+    teacher: Teacher,
+    scales: Sequence[float],
+    whitener: Whitener | None,
+    images: Tensor,
+) -> Tensor:
+    """(n, 3, h, w) normalised input -> (n, d) sum over scales, which the caller normalises."""
+
+    def at(scale: float) -> Tensor:
+        resized = images if scale == 1 else _resize(images, scale)
+        embeddings = F.normalize(_forward(teacher, resized).float(), dim=1)
+        if whitener is None:
+            return embeddings
+        return F.normalize(whitener.transform(embeddings), dim=1)
+
+    return torch.stack([at(scale) for scale in scales]).sum(dim=0)
+
+
+def _forward(teacher: Teacher, images: Tensor) -> Tensor:
+    try:
+        if teacher.framework == "numpy":
+            return torch.from_numpy(teacher.forward(images.numpy()))
+        embeddings: Tensor = teacher.forward(images)
+        return embeddings
+    except WhitenError:
+        raise
+    except Exception as error:  # networks refuse a size in many ways
+        height, width = images.shape[2:]
+        raise TeacherError(
+            f"{teacher.uri} does not take {height}x{width} pixels ({first_line(error)}): images at "
+            "their own size need a convolutional model"
+        ) from error
+
+
+def _resize(images: Tensor, scale: float) -> Tensor:
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)

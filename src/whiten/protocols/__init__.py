@@ -1,1 +1,0 @@
-"""Benchmarks as tasks: who searches what, and which answers are right."""

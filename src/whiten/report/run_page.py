@@ -1,0 +1,201 @@
+"""The report of a run: a table for the terminal, and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whiten.report.page import PAGE, STYLE, embedded, section
+from whiten.report.table import HEADINGS, Row, cells_of, printable
+from whiten.report.texts import RETRIEVALS_HELP, SECTIONS, TABLE_HELP
+from whiten.utils.arrays import Array
+from whiten.utils.files import write_atomically
+
+
+@dataclass
+class Similarities:
+    """Sampled similarities of one teacher, each (n,): of pairs that match and that do not."""
+
+    raw_positives: Array
+    raw_negatives: Array
+    whitened_positives: Array
+    whitened_negatives: Array
+
+
+@dataclass
+class Hit:
+    """An image that was found; `correct` is None where the truth is not known."""
+
+    path: str
+    score: float
+    correct: bool | None
+
+
+@dataclass
+class Retrieval:
+    """A query ("best", "median" or "worst" by its average precision) and its hits, best first."""
+
+    label: str
+    query: str
+    ap: float
+    hits: list[Hit]
+
+
+@dataclass
+class ReportData:
+    """All that a report shows; a part without data is left out.
+
+    Attributes:
+        facts: what was measured on what: ("images", "4,712 train, 1,912 test").
+        similarities, spectra: by teacher; eigenvalues fall.
+        whitening_choices: by teacher the shrinkages tried, their scores, and the index chosen.
+        runs: by name the records of `metrics.jsonl`: step, epoch, loss, lr, images_per_s and,
+            where teachers compete, wins (teacher to its share of the positives).
+        retrievals: by encoder.
+        notes: sentences that a reader must not miss, shown near the top.
+        commands: lines of shell to go on with.
+    """
+
+    title: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    similarities: dict[str, Similarities] = field(default_factory=dict)
+    spectra: dict[str, Array] = field(default_factory=dict)
+    whitening_choices: dict[str, tuple[Array, Array, int]] = field(default_factory=dict)
+    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    retrievals: dict[str, list[Retrieval]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+
+
+def write_report(data: ReportData, folder: Path) -> Path:
+    """Write `report.html` and `figures/*.png`, each whole or not at all.
+
+    Returns:
+        The path of the page. It carries its figures within, and can be sent on its own.
+    """
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    drawn = _draw(data)
+    for name, png in drawn.items():
+        write_atomically(figures / f"{name}.png", png)
+    page = folder / "report.html"
+    write_atomically(page, _page(data, drawn).encode("utf-8", "backslashreplace"))
+    return page
+
+
+def _draw(data: ReportData) -> dict[str, bytes]:
+    """PNGs by the name of their file, only of figures that have data."""
+    from whiten.report import (  # matplotlib is slow to import, and a table does not need it
+        grids,
+        plots,
+    )
+
+    pairs = {
+        name: (s.raw_positives, s.raw_negatives, s.whitened_positives, s.whitened_negatives)
+        for name, s in data.similarities.items()
+    }
+    shares = {run: _shares(records) for run, records in data.runs.items()}
+    shares = {run: curves for run, curves in shares.items() if curves}
+    losses = {
+        run: _curve((r.get("step"), r.get("loss")) for r in records)
+        for run, records in data.runs.items()
+    }
+    losses = {run: curve for run, curve in losses.items() if len(curve[0])}
+    competing = [teacher for curves in shares.values() for teacher in curves]
+    colours = plots.teacher_colours([*pairs, *data.spectra, *data.whitening_choices, *competing])
+    drawn = {
+        "results": plots.results(data.rows),
+        "accuracy_latency": plots.accuracy_latency(data.rows),
+        "similarities": plots.similarities(pairs, colours),
+        "spectra": plots.spectra(data.spectra, colours),
+        "whitening_choices": plots.whitening_choices(data.whitening_choices, colours),
+        "wins": plots.wins(shares, colours),
+        "loss": plots.loss(losses),
+    }
+    for queries, slug in zip(data.retrievals.values(), _slugs(data.retrievals), strict=True):
+        rows = [(grid.label, grid.query, grid.ap, grid.hits) for grid in queries]
+        drawn[slug] = grids.retrievals(rows)
+    return {name: png for name, png in drawn.items() if png is not None}
+
+
+def _slugs(encoders: Iterable[str]) -> list[str]:
+    """File names of the grids: plain, short, and no two alike even where case is ignored."""
+    slugs: list[str] = []
+    for encoder in encoders:
+        plain = unicodedata.normalize("NFKD", encoder.lower()).encode("ascii", "ignore").decode()
+        slug = "retrievals_" + (re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48] or "encoder")
+        n = 2
+        unique = slug
+        while unique in slugs:
+            unique, n = f"{slug}-{n}", n + 1
+        slugs.append(unique)
+    return slugs
+
+
+def _shares(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]:
+    """By teacher the share of the positives that it won, of those that were counted in a step."""
+    won = [(record.get("step"), record.get("wins") or {}) for record in records]
+    won = [(step, {t: n / (sum(w.values()) or 1) for t, n in w.items()}) for step, w in won]
+    teachers = dict.fromkeys(teacher for _, shares in won for teacher in shares)
+    curves = {t: _curve((step, shares.get(t)) for step, shares in won) for t in teachers}
+    return {teacher: curve for teacher, curve in curves.items() if len(curve[0])}
+
+
+def _curve(points: Iterable[tuple[Any, Any]]) -> tuple[Array, Array]:
+    """Steps and values in order; a resumed run repeats steps, and a loss can be NaN."""
+    numbers = {x: y for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)}
+    kept = sorted((x, y) for x, y in numbers.items() if math.isfinite(x) and math.isfinite(y))
+    table = np.array(kept, np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _page(data: ReportData, drawn: Mapping[str, bytes]) -> str:
+    title = escape(printable(data.title))
+    parts = [f"<h1>{title}</h1>"]
+    if data.notes:
+        notes = "".join(f"<li>{escape(note)}</li>" for note in data.notes)
+        parts.append(f'<ul class="notes">{notes}</ul>')
+    if data.facts:
+        pairs = [f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in data.facts]
+        parts.append("<dl><div>" + "</div><div>".join(pairs) + "</div></dl>")
+    if data.rows:
+        parts.append(section("Results", TABLE_HELP, _table(data.rows)))
+    for name, (heading, help_) in SECTIONS.items():
+        if name in drawn:
+            parts.append(section(heading, help_, embedded(heading, drawn[name])))
+    grids = ""
+    for encoder, slug in zip(data.retrievals, _slugs(data.retrievals), strict=True):
+        if slug in drawn:
+            heading = escape(printable(encoder))
+            grids += f"<h3>{heading}</h3>" + embedded(f"Retrievals of {encoder}", drawn[slug])
+    if grids:
+        parts.append(section("What is found", RETRIEVALS_HELP, grids))
+    if data.commands:
+        lines = "\n".join(map(escape, data.commands))
+        parts.append(section("Go on", "Copy a line into a shell.", f"<pre>{lines}</pre>"))
+    body = "\n".join(parts)
+    return PAGE.format(title=title, style=STYLE, body=body)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in HEADINGS)
+    best = max((row.map for row in rows if math.isfinite(row.map)), default=None)
+    body = ""
+    for row in rows:
+        name, kind, mean, *others = map(escape, cells_of(row))
+        if row.map == best:
+            number, _, interval = mean.partition(" ")
+            mean = f"<b>{number}</b> {interval}".rstrip()
+        numbers = "".join(f"<td>{cell}</td>" for cell in (mean, *others))
+        body += f'<tr><th scope="row">{name}</th><td class="{kind}">{kind}</td>{numbers}</tr>\n'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="wide">{table}</div>'

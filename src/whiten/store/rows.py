@@ -1,0 +1,71 @@
+"""What a store holds of whole images, laid row after row into a file that is read by blocks."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from whiten.datasets.collection import Item, Items
+from whiten.errors import NoImagesError
+from whiten.store.shards import read_columns
+from whiten.store.store import Store
+from whiten.utils.arrays import Vectors
+from whiten.utils.names import display_path
+
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def is_store(source: Path) -> bool:
+    """Whether a folder holds embeddings and not images."""
+    return source.is_dir() and next(source.glob("part-*.parquet"), None) is not None
+
+
+def stored_items(store: Store) -> Items:
+    """The whole images of a store, by id, with their files as they lay when they were embedded.
+
+    Raises:
+        NoImagesError: it has none.
+    """
+
+    def rows() -> Iterator[Item]:
+        for shard in store.shards:
+            table = read_columns(shard.path, ["id", "path", "group", "view", "frame_ms"])
+            for row in table.to_pylist():
+                if row["view"] == 0:
+                    yield Item(row["id"], real_path(row["path"]), row["group"], row["frame_ms"])
+
+    items = Items.of(rows()).sorted()
+    if not len(items):
+        raise NoImagesError(f"{store.folder} holds no whole image (view 0): embed images again")
+    return items
+
+
+def write_stored(store: Store, items: Items, file: IO[bytes]) -> None:
+    """Write the items' (n, dim) float32 embeddings into an empty file, in their order."""
+    for names, _, vectors in store.blocks(view=0):
+        rows = items.by_id.rows(names)
+        for row, vector in zip(rows.tolist(), vectors, strict=True):
+            if row >= 0:
+                file.seek(row * vector.nbytes)
+                file.write(vector.tobytes())
+    file.flush()
+
+
+def mapped_rows(file: IO[bytes], dim: int) -> Vectors:
+    """The (n, dim) float32 rows of a file, memory-mapped."""
+    file.flush()
+    count = os.fstat(file.fileno()).st_size // (4 * dim)
+    return np.memmap(file, np.float32, "r", shape=(count, dim))
+
+
+def real_path(shown: str) -> str:
+    r"""The file that `display_path` shows: where \\xNN stands for a byte, with that byte."""
+    if os.path.lexists(shown):
+        return shown
+    path = os.fsdecode(_ESCAPED.sub(lambda m: bytes.fromhex(m[1].decode()), os.fsencode(shown)))
+    return path if os.path.lexists(path) and display_path(path) == shown else shown

@@ -1,0 +1,350 @@
+"""One shard of an embedding store: a Parquet file, written whole or not at all.
+
+Columns are `id`, `path`, `group`, `view`, `frame_ms`, `content_hash` and `embedding`, with
+checksums. The schema's metadata says under `whiten` what made the embeddings and which images were
+skipped, under `whiten.seen` how their files were found, under `whiten.check` a checksum of both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from whiten.errors import StoreError
+from whiten.media.reading import Skipped, Stamp
+from whiten.utils.arrays import Vectors
+from whiten.utils.hashing import content_hash
+
+FORMAT = "1"
+_KEY = b"whiten"
+_SEEN_KEY = b"whiten.seen"
+_CHECK_KEY = b"whiten.check"
+
+_TYPES = {
+    "id": pa.string(),
+    "path": pa.string(),
+    "group": pa.string(),
+    "view": pa.int32(),
+    "frame_ms": pa.int64(),
+    "content_hash": pa.string(),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made the embeddings of a store.
+
+    Attributes:
+        uri: the model's URI, for people.
+        fingerprint: of its weights, preprocessing and dimension; decides.
+        dim: dimension of the embeddings.
+        plan: fingerprint of the view plan; empty where there are whole images only, which
+            depend on no plan.
+        plan_seed: its seed, for people.
+        precision: 32 or bf16, in which the model ran.
+        dtype: float32 or float16, as stored.
+        version: of this library.
+    """
+
+    uri: str
+    fingerprint: str
+    dim: int
+    plan: str
+    plan_seed: int
+    precision: str = "32"
+    dtype: str = "float32"
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One embedding to be stored; `embedding` is (dim,), L2-normalised."""
+
+    id: str
+    path: str
+    group: str | None
+    view: int
+    content_hash: str
+    embedding: Vectors
+    frame_ms: int | None = None
+
+
+class Seen(NamedTuple):
+    """How an image's file was found, to tell later whether it has changed.
+
+    Attributes:
+        path: where it was; "" is not known.
+        stamp: of the file; None where there was none, or it is not known.
+        content_hash: "" where the file could not be read.
+    """
+
+    path: str = ""
+    stamp: Stamp | None = None
+    content_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's place and what it covers, without its vectors."""
+
+    path: Path
+    names: pa.Array
+    numbers: pa.Array
+    skipped: list[Skipped]
+
+    @classmethod
+    def of(cls, path: Path, table: pa.Table, skipped: Sequence[Skipped]) -> Shard:
+        """Of a table with the columns `id` and `view`; a million names take little so."""
+        names, numbers = (table[name].combine_chunks() for name in ("id", "view"))
+        return cls(path, names, numbers, list(skipped))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the rows; made anew each time."""
+        found: list[str] = self.names.to_pylist()
+        return found
+
+    @property
+    def views(self) -> list[int]:
+        """Their view numbers; made anew each time."""
+        found: list[int] = self.numbers.to_pylist()
+        return found
+
+
+def write_shard(
+    path: Path,
+    origin: Origin,
+    rows: Sequence[Row],
+    skipped: Sequence[Skipped],
+    seen: Mapping[str, Seen],
+) -> Shard:
+    """Write a new shard; `seen` is by id, and for images with rows only its stamp is taken."""
+    table = _table(rows, origin)
+    facts = asdict(origin) | {"rows": len(rows), "crc": _crc(table["embedding"])}
+    ids = [row.id for row in rows]
+    _write(table.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), path)
+    return Shard.of(path, table, skipped)
+
+
+def rewrite_shard(
+    shard: Shard, *, drop: Collection[str], forget: Collection[str], found: Mapping[str, Seen]
+) -> Shard:
+    """Rewrite a shard without the rows of `drop` and the skipped ones of `forget`.
+
+    The other vectors keep their bytes; images of `found`, by id, get the paths and stamps there.
+    """
+    table = read_columns(shard.path)
+    facts = json.loads(table.schema.metadata[_KEY])
+    seen = read_seen(shard) | dict(found)
+    keep = [i for i, name in enumerate(shard.ids) if name not in drop]
+    ids = shard.names.take(pa.array(keep, pa.int64())).to_pylist()
+    skipped = [skip for skip in shard.skipped if skip.id not in forget]
+    paths = pa.array([seen[name].path for name in ids], pa.string())
+    column = table.schema.get_field_index("path")
+    kept = table.take(pa.array(keep, pa.int64()))
+    kept = kept.set_column(column, table.schema.field(column), paths)
+    facts |= {"rows": len(ids), "crc": _crc(kept["embedding"])}
+    _write(kept.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), shard.path)
+    return Shard.of(shard.path, kept, skipped)
+
+
+def read_shard(path: Path) -> tuple[Origin, Shard]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            metadata = file.schema_arrow.metadata
+            facts = json.loads(metadata[_KEY])
+            if facts["format"] != FORMAT:
+                raise StoreError(
+                    f"{path} has store format {facts['format']!r}, this version reads {FORMAT}: "
+                    "embed again, or use the version that wrote it"
+                )
+            _check_metadata(metadata)
+            table = file.read(columns=["id", "view"])
+            _check_rows(table)
+            width = file.schema_arrow.field("embedding").type.list_size
+        skipped = [Skipped(*pair) for pair in facts["skipped"]]
+        origin = Origin(**{k: facts[k] for k in Origin.__dataclass_fields__})
+        shard = Shard.of(path, table, skipped)
+    except (
+        OSError,
+        pa.ArrowException,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise _damaged(path, error) from error
+    if width != origin.dim:
+        raise _damaged(path, f"its rows have {width} dimensions, its header says {origin.dim}")
+    return origin, shard
+
+
+def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A shard's columns, by default all.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(columns=columns)
+        if columns is not None and table.schema.names != columns:
+            raise ValueError("columns are missing")
+        table.validate(full=True)
+        _check_rows(table)
+        return table
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _check_metadata(metadata: Mapping[bytes, bytes]) -> None:
+    check = content_hash(metadata[_KEY] + metadata.get(_SEEN_KEY, b"")).encode()
+    if metadata.get(_CHECK_KEY, check) != check:
+        raise ValueError("its metadata do not match their checksum")
+
+
+def _check_rows(table: pa.Table) -> None:
+    """Find what Parquet's checksums miss, which cover pages but not their headers."""
+    metadata = table.schema.metadata
+    facts = json.loads(metadata[_KEY])
+    if "rows" not in facts:  # of an earlier version
+        return
+    _check_metadata(metadata)  # Parquet holds it twice
+    if table.num_rows != facts["rows"]:
+        raise ValueError(f"it has {table.num_rows} rows, its header says {facts['rows']}")
+    for field in table.schema:
+        if field.name == "embedding":
+            if _crc(table["embedding"]) != facts["crc"]:
+                raise ValueError("its embeddings do not match their checksum")
+        elif field.type != _TYPES[field.name]:
+            raise ValueError(f"{field.name} is {field.type}")
+
+
+def _crc(embeddings: pa.ChunkedArray) -> int:
+    total = 0
+    for chunk in embeddings.chunks:
+        total = zlib.crc32(chunk.flatten().to_numpy(zero_copy_only=False), total)
+    return total
+
+
+def read_seen(shard: Shard) -> dict[str, Seen]:
+    """How each image of a shard was found, by id; of skipped ones without the path.
+
+    What a shard of an earlier version does not say is unknown.
+    """
+    table = read_columns(shard.path, ["path", "content_hash"])
+    columns = (shard.ids, table["path"].to_pylist(), table["content_hash"].to_pylist())
+    known = {name: (path, digest) for name, path, digest in zip(*columns, strict=True)}
+    noted = json.loads(table.schema.metadata.get(_SEEN_KEY, "{}"))
+    stamps = noted.get("images", [None] * len(known))
+    found = {
+        name: Seen(path, stamp and Stamp(*stamp), digest)
+        for (name, (path, digest)), stamp in zip(known.items(), stamps, strict=True)
+    }
+    for skip, stamp in zip(shard.skipped, noted.get("skipped", []), strict=False):
+        if stamp is not None and skip.id not in found:
+            found[skip.id] = Seen("", Stamp(*stamp[:3]), stamp[3])
+    return found
+
+
+def _damaged(path: Path, error: object) -> StoreError:
+    reason = str(error).splitlines()[0] if str(error) else repr(error)
+    return StoreError(
+        f"{path} is damaged or not a shard of a store ({reason}): delete that file and embed "
+        "again, only its images are computed anew"
+    )
+
+
+def _metadata(
+    facts: Mapping[str, Any],
+    ids: Sequence[str],
+    skipped: Sequence[Skipped],
+    seen: Mapping[str, Seen],
+) -> dict[bytes, str]:
+    """A shard's schema metadata: its origin and what was skipped, and how the files were found."""
+    facts = {**facts, "format": FORMAT, "skipped": [[s.id, s.reason] for s in skipped]}
+    stamps = [seen.get(name, Seen()).stamp for name in dict.fromkeys(ids)]
+    unused = [seen.get(skip.id, Seen()) for skip in skipped]
+    noted = {
+        "images": stamps,
+        "skipped": [s.stamp and [*s.stamp, s.content_hash] for s in unused],
+    }
+    packed = json.dumps(noted, sort_keys=True, separators=(",", ":"))
+    metadata = {_KEY: json.dumps(facts, sort_keys=True), _SEEN_KEY: packed}
+    return metadata | {_CHECK_KEY: content_hash("".join(metadata.values()).encode())}
+
+
+def _table(rows: Sequence[Row], origin: Origin) -> pa.Table:
+    vectors = np.asarray([row.embedding for row in rows], dtype=origin.dtype)
+    value = pa.float16() if origin.dtype == "float16" else pa.float32()
+    embedding = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.reshape(-1), type=value), origin.dim
+    )
+    schema = pa.schema(
+        [
+            *(
+                pa.field(name, kind, nullable=name in ("group", "frame_ms"))
+                for name, kind in _TYPES.items()
+            ),
+            pa.field("embedding", embedding.type),
+        ]
+    )
+    columns: list[Any] = [
+        [r.id for r in rows],
+        [r.path for r in rows],
+        [r.group for r in rows],
+        [r.view for r in rows],
+        [r.frame_ms for r in rows],
+        [r.content_hash for r in rows],
+    ]
+    arrays = [
+        pa.array(column, type=field.type)
+        for column, field in zip(columns, list(schema)[:-1], strict=True)
+    ]
+    return pa.Table.from_arrays([*arrays, embedding], schema=schema)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    # Embeddings hardly compress; ids and paths do.
+    text = {"id": "zstd", "path": "zstd", "group": "zstd", "content_hash": "zstd"}
+    codecs = {name: text.get(name, "none") for name in _leaf_names(table.schema)}
+    try:
+        pq.write_table(
+            table,
+            partial,
+            compression=codecs,
+            use_dictionary=["group"],
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise StoreError(
+                f"cannot write {path} ({reason.lower()}): the shards before it are kept, make "
+                "room or give access and run again"
+            ) from error
+        raise
+
+
+def _leaf_names(schema: pa.Schema) -> list[str]:
+    """Parquet's column paths: a list's values lie one level deeper."""
+    return [
+        f"{field.name}.list.element" if pa.types.is_fixed_size_list(field.type) else field.name
+        for field in schema
+    ]

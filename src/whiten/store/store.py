@@ -1,0 +1,282 @@
+"""Embeddings on disk: a folder of Parquet shards that is appended to, resumed and streamed.
+
+A shard is written under a temporary name and renamed, so that a kill leaves whole shards or none.
+Its metadata says which model, weights, preprocessing and view plan made it; anything else
+is refused by name. Images that could not be embedded are recorded in the shard of their
+neighbours, so that a resumed run continues exactly where an uninterrupted one would be.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from whiten.datasets.collection import Items
+from whiten.errors import StoreError
+from whiten.media.reading import Skipped
+from whiten.store.shards import (
+    Origin,
+    Row,
+    Seen,
+    Shard,
+    read_columns,
+    read_seen,
+    read_shard,
+    rewrite_shard,
+    write_shard,
+)
+from whiten.utils.arrays import Vectors
+from whiten.utils.names import NameIndex
+from whiten.views.plan import agree
+
+__all__ = [
+    "Origin",
+    "Row",
+    "Seen",
+    "Shard",
+    "Store",
+    "Vectors",
+    "embedded_by_all",
+    "stored_precision",
+]
+
+
+class Store:
+    """A folder of shards, open for reading and appending."""
+
+    def __init__(self, folder: Path, origin: Origin, shards: list[Shard]) -> None:
+        self.folder = folder
+        self.origin = origin
+        self.shards = shards
+
+    # --- opening ------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Store:
+        """Open an existing store.
+
+        Raises:
+            StoreError: no store there, foreign files, a damaged shard, or shards of different
+                models.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise StoreError(f"{root} is not a store: make one with `whiten embed … --out {root}`")
+        paths = _shard_paths(root)
+        if not paths:
+            raise StoreError(f"{root} holds no embeddings yet: run `whiten embed … --out {root}`")
+        opened = [read_shard(path) for path in paths]
+        origin = next((o for o, _ in opened if o.plan), opened[0][0])
+        for other, shard in opened:
+            _refuse_other(origin, other, shard.path)
+        return cls(root, origin, [shard for _, shard in opened])
+
+    @classmethod
+    def create_or_resume(cls, folder: str | os.PathLike[str], origin: Origin) -> Store:
+        """Open a store for appending embeddings of `origin`, or begin one.
+
+        Raises:
+            StoreError: the folder holds something else, or embeddings of another origin.
+        """
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(".part-*.partial"):
+            stale.unlink()
+        if not _shard_paths(root):
+            return cls(root, origin, [])
+        store = cls.open(root)
+        _refuse_other(store.origin, origin, root)
+        store.origin = origin
+        return store
+
+    # --- writing ------------------------------------------------------------------------
+
+    def append(
+        self,
+        rows: Sequence[Row],
+        skipped: Sequence[Skipped] = (),
+        seen: Mapping[str, Seen] | None = None,
+    ) -> None:
+        """Write one shard; whole or not at all.
+
+        Args:
+            rows: its embeddings.
+            skipped: images that could not be embedded.
+            seen: of any of these images, by id; of those with rows, the stamp alone is taken.
+        """
+        number = 1 + max((_shard_number(s.path) for s in self.shards), default=-1)
+        path = self.folder / f"part-{number:06d}.parquet"
+        self.shards.append(write_shard(path, self.origin, rows, skipped, seen or {}))
+
+    def amend(
+        self,
+        shard: Shard,
+        *,
+        drop: Collection[str] = (),
+        forget: Collection[str] = (),
+        found: Mapping[str, Seen] | None = None,
+    ) -> None:
+        """Rewrite a shard that is no longer true; its other vectors keep their bytes.
+
+        Args:
+            drop: ids whose embeddings are of another image than lies there now.
+            forget: ids that are no longer to be skipped.
+            found: the same images, by id, as they have been found elsewhere or touched.
+        """
+        place = self.shards.index(shard)
+        if set(shard.ids) <= set(drop) and {skip.id for skip in shard.skipped} <= set(forget):
+            shard.path.unlink()
+            del self.shards[place]
+            return
+        self.shards[place] = rewrite_shard(shard, drop=drop, forget=forget, found=found or {})
+
+    # --- reading ------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    @property
+    def dim(self) -> int:
+        return self.origin.dim
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return [skip for shard in self.shards for skip in shard.skipped]
+
+    def blocks(self, view: int | None = None) -> Iterator[tuple[list[str], list[int], Vectors]]:
+        """Stream `(ids, views, embeddings (n, dim) float32)`, one shard in memory at a time."""
+        for shard in self.shards:
+            ids, views = shard.ids, shard.views
+            if view is not None and view not in views:
+                continue
+            vectors = self.vectors(shard)
+            if view is not None:
+                keep = [i for i, v in enumerate(views) if v == view]
+                ids, views, vectors = [ids[i] for i in keep], [view] * len(keep), vectors[keep]
+            yield ids, views, vectors
+
+    def gather(self, ids: Sequence[str], view: int = 0) -> Vectors:
+        """Embeddings of one view in the order of `ids`: (len(ids), dim) float32.
+
+        Raises:
+            StoreError: an id is not there.
+        """
+        index = NameIndex(pa.array(list(dict.fromkeys(ids)), pa.large_string()))
+        out = np.empty((len(index), self.dim), np.float32)
+        is_there = np.zeros(len(index), bool)
+        for names, _, vectors in self.blocks(view):
+            rows = index.rows(names)
+            here = rows >= 0
+            out[rows[here]], is_there[rows[here]] = vectors[here], True
+        if not is_there.all():
+            first = index.names[int(is_there.argmin())].as_py()
+            raise StoreError(
+                f"{self.folder} lacks {int((~is_there).sum())} of {len(index)} images "
+                f"(view {view}), first {first!r}: embed them with `whiten embed`"
+            )
+        return out if len(index) == len(ids) else out[index.rows(ids)]
+
+    def seen(self, shard: Shard) -> dict[str, Seen]:
+        """How each image of a shard was found, by id; of skipped ones without the path."""
+        return read_seen(shard)
+
+    def content_hashes(self, images: NameIndex) -> pa.Array:
+        """Content hash of each image; null for those that are not there."""
+        sources, parts, count = np.full(len(images), -1, np.int64), [], 0
+        for shard in self.shards:
+            rows = images.rows(shard.ids)
+            here = np.flatnonzero(rows >= 0)
+            sources[rows[here]] = count + np.arange(len(here))
+            column = read_columns(shard.path, ["content_hash"])["content_hash"]
+            parts.append(column.combine_chunks().take(pa.array(here)))
+            count += len(here)
+        order = pa.array(sources, mask=sources < 0)
+        return pa.concat_arrays(parts).take(order)
+
+    def has(self, images: NameIndex, views: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """(images, views) which are stored."""
+        found = np.zeros((len(images), len(views)), bool)
+        for shard in self.shards:
+            rows = images.rows(shard.ids)
+            numbers = shard.numbers.to_numpy()
+            for column, view in enumerate(views):
+                found[rows[(numbers == view) & (rows >= 0)], column] = True
+        return found
+
+    def skipped_of(self, images: NameIndex) -> list[Skipped]:
+        """Those of the images that could not be embedded, and why."""
+        skipped = self.skipped
+        rows = images.rows([skip.id for skip in skipped])
+        return [skip for skip, row in zip(skipped, rows, strict=True) if row >= 0]
+
+    def vectors(self, shard: Shard) -> Vectors:
+        """All embeddings of a shard: (rows, dim) float32."""
+        column = read_columns(shard.path, ["embedding"])["embedding"]
+        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors: Vectors = flat.reshape(-1, self.dim).astype(np.float32)
+        return vectors
+
+
+def embedded_by_all(
+    items: Items, stores: Sequence[Store], views: Sequence[int] = (0,)
+) -> tuple[Items, list[Skipped]]:
+    """The items that every store holds in every view, and why the others are out."""
+    usable = np.ones(len(items), bool)
+    skipped: dict[str, Skipped] = {}
+    for store in stores:
+        usable &= store.has(items.by_id, views).all(axis=1)
+        skipped |= {skip.id: skip for skip in store.skipped_of(items.by_id)}
+    return items if usable.all() else items.take(usable), list(skipped.values())
+
+
+def stored_precision(folder: str | os.PathLike[str]) -> str | None:
+    """The precision that an existing store was computed in; None where there is no store yet."""
+    root = Path(folder)
+    paths = _shard_paths(root) if root.is_dir() else []
+    return read_shard(paths[0])[0].precision if paths else None
+
+
+def _shard_paths(root: Path) -> list[Path]:
+    paths = sorted(root.iterdir())
+    for path in paths:
+        is_ours = re.fullmatch(r"part-\d{6,}\.parquet", path.name)
+        if not is_ours and not path.name.startswith("."):
+            raise StoreError(
+                f"{root} is not an embedding store, it holds {path.name!r}: "
+                "name an empty or new folder"
+            )
+    return [path for path in paths if not path.name.startswith(".")]
+
+
+def _shard_number(path: Path) -> int:
+    return int(path.stem.removeprefix("part-"))
+
+
+def _refuse_other(stored: Origin, asked: Origin, place: Path) -> None:
+    differences = {
+        "fingerprint": "model",
+        "plan": "view plan",
+        "dtype": "number type",
+        "precision": "precision",
+    }
+    for name, what in differences.items():
+        ours, theirs = getattr(stored, name), getattr(asked, name)
+        if not (agree(ours, theirs) if name == "plan" else ours == theirs):
+            detail = {
+                "fingerprint": f"{stored.uri} ({stored.fingerprint[:8]}), "
+                f"not {asked.uri} ({asked.fingerprint[:8]})",
+                "plan": f"plan {stored.plan[:8]} (seed {stored.plan_seed}), "
+                f"not {asked.plan[:8]} (seed {asked.plan_seed})",
+                "dtype": f"{stored.dtype}, not {asked.dtype}",
+                "precision": f"{stored.precision}, not {asked.precision}",
+            }[name]
+            raise StoreError(
+                f"{place} holds embeddings of another {what}, {detail}: "
+                "name another folder, or delete this one"
+            )

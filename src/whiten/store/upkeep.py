@@ -1,0 +1,81 @@
+"""Make a store true again before it is extended: which files have changed, moved or come back.
+
+A file whose stamp and place are those of last time is not read. Otherwise its content decides:
+the same content is noted with its new stamp and place, so that it is not read again next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from whiten.datasets.collection import Item, Items
+from whiten.errors import ImageError, StoreError
+from whiten.media.reading import read_bytes, stamp_of
+from whiten.store.shards import Seen, Shard
+from whiten.store.store import Store
+from whiten.utils.hashing import content_hash
+from whiten.utils.names import display_path
+
+Usable = Callable[[str, str], bool]
+"""Whether an image that was skipped can be used now, by its id and content hash."""
+
+
+def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -> None:
+    """Drop embeddings of images that are others now, and forget reasons that no longer hold.
+
+    What is stored of a file that is gone, or that cannot be read any more, stays true.
+
+    Args:
+        store: is changed shard by shard, each whole.
+        items: the images that are asked for; of others nothing is changed.
+        usable: for teachers that hold embeddings and may hold more than last time.
+    """
+    for shard in list(store.shards):
+        seen = store.seen(shard)
+        found: dict[str, Seen] = {}
+        changed: set[str] = set()
+        for item in _asked(items, shard.ids):
+            now = _look_again(item, seen[item.id])
+            if now.content_hash != seen[item.id].content_hash:
+                changed.add(item.id)
+            elif now != seen[item.id]:
+                found[item.id] = now
+        skipped = _asked(items, [skip.id for skip in shard.skipped])
+        forgotten = {item.id for item in skipped if _may_work(item, seen.get(item.id), usable)}
+        if changed or forgotten:
+            store.amend(shard, drop=changed, forget=forgotten, found=found)
+        elif found:
+            _note(store, shard, found)
+
+
+def _asked(items: Items, names: Sequence[str]) -> Items:
+    rows = np.unique(items.by_id.rows(names))
+    return items.take(rows[rows >= 0])
+
+
+def _look_again(item: Item, before: Seen) -> Seen:
+    """How a file is found now; as before where it is gone or cannot be read."""
+    stamp, place = stamp_of(item.path), display_path(item.path)
+    if stamp is None or (stamp, place) == (before.stamp, before.path):
+        return before
+    try:
+        return Seen(place, stamp, content_hash(read_bytes(item.path)))
+    except ImageError:
+        return before
+
+
+def _may_work(item: Item, before: Seen | None, usable: Usable | None) -> bool:
+    before = before or Seen()
+    if stamp_of(item.path) != before.stamp:
+        return True
+    return usable is not None and before.content_hash != "" and usable(item.id, before.content_hash)
+
+
+def _note(store: Store, shard: Shard, found: dict[str, Seen]) -> None:
+    """Write down what saves reading the files again; a store that cannot be written will do."""
+    try:
+        store.amend(shard, found=found)
+    except StoreError:
+        return

@@ -1,0 +1,124 @@
+"""Files and folders that are written whole or not at all, and files that notice damage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whiten.errors import ConfigError
+from whiten.utils.arrays import Array
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name, then rename; what cannot be written leaves nothing."""
+    with renaming(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def renaming(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, which it takes once the block has ended.
+
+    An error in the block removes what was written under the temporary name.
+    """
+    partial = partial_of(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def partial_of(path: Path) -> Path:
+    """Return the temporary name that a file is written under."""
+    return path.with_name(f".{path.name}.partial")
+
+
+_HEADER, _OLD_HEADER = "whiten.2", "whiten"  # the old one had no checksum
+
+
+def save_sealed(path: Path, arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
+    """Write arrays and JSON-serialisable facts, atomically; equal content gives equal bytes."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    facts = {**facts, "checksum": _checksum(facts, tensors)}
+    # One JSON value under one key: safetensors writes several keys in a random order.
+    header = {_HEADER: json.dumps(facts, sort_keys=True)}
+    write_atomically(path, save(tensors, metadata=header))
+
+
+def load_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Read the facts and the arrays.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, KeyError: it is damaged, or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            headers = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    is_sealed = _HEADER in headers
+    facts = json.loads(headers[_HEADER if is_sealed else _OLD_HEADER])
+    if not isinstance(facts, dict):
+        raise ValueError("its header is no mapping")
+    if is_sealed and facts.pop("checksum") != _checksum(facts, tensors):
+        raise ValueError("its content does not have the checksum it was saved with")
+    return facts, tensors
+
+
+def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, Array]) -> str:
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.shape}|{tensor.dtype}|".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(target: Path, marker: str, what: str) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `target` once the block has ended without error.
+
+    Args:
+        target: the folder to write or to replace.
+        marker: a file that every folder of this kind holds; others are not replaced.
+        what: such a folder in words, for the message: "an export".
+
+    Raises:
+        ConfigError: `target` is a file, or holds something else.
+    """
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file: name another --out")
+    if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
+        raise ConfigError(f"{target} holds something else than {what}: name another --out")
+    target = target.absolute()
+    partial, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
+    # A kill between the two renames below leaves the earlier folder under the name `old` alone.
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,76 @@
+"""Names of images: millions of them looked up without an object for each, and shown as text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from whiten.utils.arrays import Indices
+
+Names: TypeAlias = "Sequence[str | None] | pa.Array"
+
+_CHUNK = 65536
+
+
+def name_codes(names: Names) -> Indices:
+    """Equal names as equal numbers, counted as they first occur; -1 for None."""
+    column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
+    codes: Indices = column.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
+    return codes
+
+
+class NameIndex:
+    """Where each of many distinct names stands, exactly, at 16 bytes each beside the names.
+
+    Attributes:
+        names: (n,) Arrow strings.
+    """
+
+    def __init__(self, names: pa.Array) -> None:
+        self.names = names
+        hashes = np.empty(len(names), np.int64)
+        for start in range(0, len(names), _CHUNK):
+            part = names[start : start + _CHUNK].to_pylist()
+            hashes[start : start + len(part)] = _hashes(part)
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, names: Sequence[str]) -> Indices:
+        """The position of each name, -1 for those that are not there."""
+        found = np.full(len(names), -1, np.int64)
+        hashes = _hashes(names)
+        place = np.searchsorted(self._hashes, hashes)
+        left = np.arange(len(names))
+        while True:  # once, but for names of equal hash, which stand one after the other
+            left = left[place[left] < len(self._hashes)]
+            left = left[self._hashes[place[left]] == hashes[left]]
+            if not len(left):
+                return found
+            rows = self._order[place[left]]
+            asked = pa.array([names[i] for i in left], self.names.type)
+            is_it = pc.equal(self.names.take(pa.array(rows)), asked).to_numpy(zero_copy_only=False)
+            found[left[is_it]] = rows[is_it]
+            left = left[~is_it]
+            place[left] += 1
+
+
+def _hashes(names: Sequence[str]) -> Indices:
+    return np.fromiter(map(hash, names), np.int64, len(names))
+
+
+def display_path(path: str) -> str:
+    r"""The absolute path as valid UTF-8, for tables and messages; other bytes become \\xNN."""
+    return as_utf8(os.path.abspath(path))  # noqa: PTH100 - links stay as the user named them
+
+
+def as_utf8(name: str) -> str:
+    r"""A name of the file system as valid UTF-8; bytes that are none become \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

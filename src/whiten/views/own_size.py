@@ -1,0 +1,58 @@
+"""Images at their own size: cut out, and shrunk until the longest side fits, as PIL's thumbnails.
+
+This is how instance retrieval is measured on landmarks (Radenović et al., CVPR 2018): nothing is
+cropped to a square and nothing is enlarged.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from whiten.errors import ImageError
+from whiten.media.boxes import Box
+from whiten.media.decoding import decode_scaled
+
+LONGEST = 1024  # pixels of the longest side, as published results have it
+_SMALLEST = 4  # pixels; at half the size there must be something left
+
+
+def render_own_size(
+    data: bytes, *, longest: int = LONGEST, box: Box | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode, cut and shrink: (h, w, 3) uint8 RGB.
+
+    A part that is cut out keeps the scale that it has in the whole image at its `longest` side, as
+    the benchmark's authors do it in cnnimageretrieval: the cut has the side `longest · c / l` where
+    c and l are the longest sides of cut and image. For images no larger than `longest`, as the
+    published ones are, the cut has its own pixels.
+
+    Args:
+        data: the file's content. An EXIF orientation is not applied: boxes are in pixels as they
+            are stored.
+        longest: side in pixels that the whole image is shrunk to; smaller ones stay as they are.
+        box: what to cut out, rounded to whole pixels.
+
+    Raises:
+        ImageError: the content cannot be decoded, or nothing is left.
+    """
+    image, _ = decode_scaled(data, min_side=None, upright=False)
+    limit = float(longest)
+    if box is not None:
+        whole = max(image.size)
+        image = _cut(image, box)
+        limit *= max(image.size) / whole
+    # In place, and only ever smaller.
+    image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
+    if min(image.size) < _SMALLEST:
+        raise ImageError(f"{image.width}x{image.height} pixels are too few to embed")
+    return np.asarray(image)
+
+
+def _cut(image: Image.Image, box: Box) -> Image.Image:
+    left, top, right, bottom = (round(side) for side in box)
+    inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise ImageError(f"the box {box} lies outside of its {image.width}x{image.height} pixels")
+    return image.crop(inside)

@@ -1,0 +1,114 @@
+"""How the views of an image are drawn: the plan that comes with the library, and the paper's two.
+
+No imaging here: `views` draws and renders by these plans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from whiten.utils.hashing import fingerprint
+
+# Begins the fingerprint of a plan whose view 0 is no whole image: it never passes for one.
+DRAWN = "drawn-"
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Changes of colour and sharpness; pairs of numbers are for even and for odd view numbers.
+
+    Attributes:
+        probability: of changing brightness, contrast, saturation and hue, in random order.
+        brightness, contrast, saturation: largest relative change.
+        hue: largest turn, as a fraction of the circle.
+        grayscale: probability of dropping colour.
+        blur: probabilities of a Gaussian blur.
+        sigma: smallest and largest, in pixels of an input of 224 × 224; inputs of other sizes are
+            blurred in proportion, so that all models see the same view.
+        solarize: probabilities of inverting the bright half of the values.
+    """
+
+    probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: tuple[float, float] = (1.0, 0.1)
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: tuple[float, float] = (0.0, 0.2)
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """How views are drawn; equal plans give equal views on every machine.
+
+    View 0 is the whole image, unless the plan says otherwise. Views 1, 2, … are random: a crop of
+    `scale` of the area and an aspect `ratio`, a mirror image with probability `flip`, and colour
+    changes.
+
+    Attributes:
+        seed: any integer; part of every view's randomness.
+        scale: smallest and largest fraction of the area that a crop keeps.
+        ratio: largest change of the aspect ratio, at least 1.
+        flip: probability of a horizontal flip.
+        jitter: largest relative change of brightness, contrast and saturation.
+        grayscale: probability of dropping colour.
+        whole: view 0 is the whole image. Otherwise it is drawn like the others, as the paper does,
+            which never looks at a whole image in training; and a crop that does not fit into the
+            image is drawn again, as torchvision's RandomResizedCrop does, where it is else cut.
+        colours: instead of `jitter` and `grayscale`.
+    """
+
+    seed: int = 0
+    scale: tuple[float, float] = (0.35, 1.0)
+    ratio: float = 4 / 3
+    flip: float = 0.5
+    jitter: float = 0.3
+    grayscale: float = 0.1
+    whole: bool = True
+    colours: Colours | None = None
+
+    @classmethod
+    def named(cls, name: str, seed: int = 0) -> ViewPlan:
+        """One of `PLANS`, with a seed of its own."""
+        return dataclasses.replace(PLANS[name], seed=seed)
+
+    @property
+    def is_asymmetric(self) -> bool:
+        """Whether even and odd views are drawn differently, so that a pair has one of each."""
+        colours = self.colours
+        return colours is not None and (len({*colours.blur}) > 1 or len({*colours.solarize}) > 1)
+
+    def is_random(self, number: int) -> bool:
+        """Whether this view of an image depends on the plan."""
+        return number > 0 or not self.whole
+
+    def fingerprint(self) -> str:
+        facts = dataclasses.asdict(self)
+        if self.whole:  # as ever: stores hold this fingerprint
+            del facts["whole"]
+        if self.colours is None:
+            del facts["colours"]
+        return ("" if self.whole else DRAWN) + fingerprint(facts)
+
+
+# By the names that `--augment` takes. The paper's are the transforms of its published code: for
+# landmarks crops and flips alone, for video frames colours too, differently for the two views.
+_PUBLISHED = ViewPlan(scale=(0.4, 1.0), jitter=0.0, grayscale=0.0, whole=False)
+PLANS: dict[str, ViewPlan] = {
+    "light": ViewPlan(),
+    "paper-images": _PUBLISHED,
+    "paper-frames": dataclasses.replace(_PUBLISHED, colours=Colours()),
+}
+
+
+def agree(one: str, other: str) -> bool:
+    """Whether views of two plans, by fingerprint, may stand in one store.
+
+    Whole images alone are of no plan, "": they are the view 0 of every plan that keeps it whole.
+    """
+    if "" in (one, other):
+        return not (one + other).startswith(DRAWN)
+    return one == other

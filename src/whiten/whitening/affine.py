@@ -1,0 +1,64 @@
+"""Affine maps of rows, for NumPy arrays and torch tensors alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whiten.utils.arrays import Array, require_finite
+
+if TYPE_CHECKING:
+    pass
+
+
+_PART = 4096  # rows mapped at once: memory beyond the result stays bounded
+
+
+def map_rows(vectors: Any, mean: Array, matrix: Array, *, forward: bool) -> Any:
+    """`(vectors - mean) @ matrix.T` forward, `vectors @ matrix + mean` backward.
+
+    Args:
+        vectors: (n, D) forward, (n, dim) backward; array or tensor. Not written to.
+        mean: (D,) float64.
+        matrix: (dim, D) float64.
+
+    Returns:
+        The kind, dtype (integers become float32) and device of the input. Computed in float64 if
+        the input is, for NumPy integers too, otherwise in float32.
+
+    Raises:
+        NonFiniteInputError: a row of an array holds NaN or infinity.
+    """
+    if isinstance(vectors, np.ndarray):
+        return _map_array(vectors, mean, matrix, forward=forward)
+    import torch
+
+    compute = torch.float64 if vectors.dtype == torch.float64 else torch.float32
+    centre = torch.as_tensor(mean, dtype=compute, device=vectors.device)
+    weight = torch.as_tensor(matrix, dtype=compute, device=vectors.device)
+    work = vectors.to(compute)
+    out = (work - centre) @ weight.T if forward else work @ weight + centre
+    return out.to(vectors.dtype)
+
+
+def _map_array(vectors: Array, mean: Array, matrix: Array, *, forward: bool) -> Array:
+    kind = vectors.dtype if vectors.dtype.kind == "f" else np.dtype(np.float32)
+    compute = np.float32 if vectors.dtype in (np.float16, np.float32) else np.float64
+    weight: Array = matrix.astype(compute)
+    centre: Array = mean.astype(compute)
+    # What rounding took from the mean is taken from the result.
+    rest: Array = ((centre - mean) @ matrix.T).astype(compute) if forward else centre
+    out = np.empty((len(vectors), matrix.shape[0 if forward else 1]), kind)
+    for start in range(0, len(vectors), _PART):
+        rows: Array = vectors[start : start + _PART]
+        with np.errstate(all="ignore"):  # what is not finite is named below
+            if forward:
+                result = np.subtract(rows, centre, dtype=compute) @ weight.T
+            else:
+                result = rows.astype(compute) @ weight
+            result += rest
+            out[start : start + _PART] = result
+        if not np.isfinite(result).all():
+            require_finite(rows, start)
+    return out
