@@ -133,6 +133,7 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows, some in ((1, 5), (7, 1), (30, 1000)):
         monkeypatch.setattr("whiten.retrieval.blocks.BLOCK_BYTES", 4 * rows * min(some, 70))
         monkeypatch.setattr(MODULE, "QUERIES", some)
+        monkeypatch.setattr("whiten.retrieval.blocks.QUERIES", some)
         monkeypatch.setattr("whiten.retrieval.ranks._GATHERED", rows)
         assert evaluate_task(task, queries, gallery).figures == whole.figures
         assert [list(best) for best, _ in top_k(queries, gallery, 6)] == hits

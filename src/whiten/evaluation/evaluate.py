@@ -27,11 +27,10 @@ from whiten.errors import ConfigError
 from whiten.evaluation.task import Task, folder_task
 from whiten.media.reading import Skipped
 from whiten.metrics import Figure
+from whiten.retrieval.blocks import QUERIES
 from whiten.retrieval.ranks import count_ranks
 from whiten.utils.arrays import Indices, Vectors
 from whiten.utils.progress import announce
-
-QUERIES = 1024  # that a pass over the gallery serves
 
 PER_QUERY: dict[str, Callable[[metrics.Ranks], float]] = {
     "map": metrics.ap_from_ranks,
