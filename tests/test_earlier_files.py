@@ -92,6 +92,15 @@ def test_a_finished_run_is_finished(capsys: Captured) -> None:
     assert Path("run/report.html").is_file()
 
 
+def test_an_interrupted_run_goes_on(capsys: Captured) -> None:
+    """It was stopped after half of its steps, and ends like the run that was not."""
+    facts = json.loads(prints(capsys, "distill", "--out", "run-half", "--resume", "--json")[0])
+    assert facts["steps"] == ANSWERS["steps"]
+    assert len(Path("run-half/metrics.jsonl").read_text().splitlines()) == ANSWERS["steps"]
+    vectors = whiten.load("run-half").embed(QUERIES)
+    np.testing.assert_allclose(vectors, ANSWERS["embeddings"]["run"], atol=10 * CLOSE)
+
+
 def test_a_run_is_reported(capsys: Captured) -> None:
     command = ("report", "run", "--test", "images", "--json")
     rows = {row["name"]: row for row in json.loads(prints(capsys, *command)[0])["rows"]}

@@ -10,6 +10,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image
 import whiten
 from whiten import cli
 from whiten.compact import open_compact
+from whiten.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 WORK = Path(tempfile.gettempdir()) / "whiten-earlier"
@@ -65,6 +68,8 @@ def write_files() -> None:
     cli.main(["embed", "images", "--teacher", TEACHER, "--out", "store-views", *views])
     options = ["--student", STUDENT, *DISTIL, *FROZEN, "--out", "run"]
     cli.main(["distill", "images", "--teachers", *TEACHERS, *options])
+    with interrupted(step=3):
+        cli.main(["distill", "images", "--teachers", *TEACHERS, *options[:-1], "run-half"])
     noise = np.random.default_rng(0).normal(size=(64, 6)) * [5, 4, 3, 2, 1, 0.5]
     whiten.Whitener(4).fit(noise).save("whitener.safetensors")
     cli.main(["export", "run/student", "--out", "export"])
@@ -77,6 +82,25 @@ def write_files() -> None:
     for kind in ("int8", "pca:4", "binary"):
         out = f"compact-{kind.replace(':', '')}"
         cli.main(["compact", "images", "--student", TEACHER, "--write", kind, "--out", out])
+
+
+@contextmanager
+def interrupted(step: int) -> Iterator[None]:
+    """Interrupt a training once its checkpoint of a step is written."""
+    save = RunFolder.save_checkpoint
+
+    def save_and_stop(run: RunFolder, state: dict) -> None:
+        save(run, state)
+        if state["step"] == step:
+            raise KeyboardInterrupt
+
+    RunFolder.save_checkpoint = save_and_stop
+    try:
+        yield
+    except SystemExit as stop:
+        assert stop.code == 130
+    finally:
+        RunFolder.save_checkpoint = save
 
 
 def removed() -> list[str]:
