@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from whiten.run_folder import RunFolder
 
 import whiten
 from whiten import cli
 from whiten.compact import open_compact
-from whiten.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 WORK = Path(tempfile.gettempdir()) / "whiten-earlier"
