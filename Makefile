@@ -3,7 +3,8 @@
 #   make test   the same .venv, the whole suite
 # `make browser` installs Debian's Chromium, which the tests of the search page want (as root; without
 # it they are skipped),
-# and `make docs`, which builds the documentation into site/
+# `make docs` builds the documentation into site/, and `make architecture` draws its picture of the
+# packages again
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BENCHMARKS := $(filter-out quality target_distributions whitening_choice, $(basename $(notdir \
 	$(shell grep -l "arguments(__doc__)" benchmarks/*.py))))
 
-.PHONY: demo test check browser bench docs clean
+.PHONY: demo test check architecture browser bench docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/whiten demo
@@ -38,6 +39,9 @@ bench: .venv/dev-installed
 		$(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json > /dev/null; \
 	done
 	$(BIN)/python benchmarks/table.py
+
+architecture:
+	$(PYTHON) tools/house.py --draw docs/architecture.svg
 
 docs: .venv/docs-installed
 	$(BIN)/mkdocs build --strict --quiet

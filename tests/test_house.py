@@ -3,48 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "whiten"
-
-FLOORS = """
-errors _version
-utils
-media retrieval whitening
-metrics sklearn datasets views report
-store
-models
-runs
-embedding
-index evaluation distillation
-dedup compact export
-serve demo
-cli
-"""
-HEIGHT = {name: row for row, line in enumerate(FLOORS.split("\n")) for name in line.split()}
+from house import HEIGHT, ROOT, SOURCE, arrows, draw, files, home, imports, reduced
 
 WITHOUT_TORCH = ("utils", "media", "datasets", "store", "retrieval", "index")
 
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
-
-
-def home(path: Path) -> str:
-    """The package of a file; of a file directly in `src/whiten` its own name."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of all modules imported below this node, in functions too."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level and node.module, "imports name their module in full"
-            # `from whiten import metrics` imports a module, not the front.
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+FILES = files(SOURCE)
 
 
 def imports_at_once(path: Path) -> set[str]:
@@ -58,14 +25,12 @@ def imports_at_once(path: Path) -> set[str]:
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             waiting += node.orelse
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            waiting += [
-                child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)
-            ]
+            waiting += [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.stmt)]
     return found
 
 
-def test_every_package_has_a_floor() -> None:
-    assert {home(path) for path in FILES} == set(HEIGHT)
+def test_every_package_is_in_the_rule() -> None:
+    assert {home(path, SOURCE) for path in FILES} == set(HEIGHT)
 
 
 def test_few_files_stand_outside_of_packages() -> None:
@@ -73,8 +38,8 @@ def test_few_files_stand_outside_of_packages() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_point_up_the_list(path: Path) -> None:
-    own = home(path)
+def test_imports_point_to_lines_above(path: Path) -> None:
+    own = home(path, SOURCE)
     for name in imports(ast.parse(path.read_text())):
         top, _, rest = name.partition(".")
         if top != "whiten":
@@ -88,13 +53,26 @@ def test_imports_point_up_the_list(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_heavy_imports_stay_where_they_belong(path: Path) -> None:
-    if home(path) in WITHOUT_TORCH:
+    if home(path, SOURCE) in WITHOUT_TORCH:
         assert not imports_at_once(path) & {"torch", "torchvision", "timm"}
     used = {name.split(".")[0] for name in imports(ast.parse(path.read_text()))}
-    assert "matplotlib" not in used or home(path) == "report"
+    assert "matplotlib" not in used or home(path, SOURCE) == "report"
 
 
 def test_a_package_says_what_it_is_for() -> None:
     for path in SOURCE.rglob("__init__.py"):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert 2 <= len(text.splitlines()) <= 5, path
+
+
+def test_the_reduction_keeps_every_way() -> None:
+    assert reduced({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d")}) == {
+        ("a", "b"),
+        ("b", "c"),
+        ("a", "d"),
+    }
+
+
+def test_the_picture_shows_the_imports_of_today() -> None:
+    picture = (ROOT / "docs" / "architecture.svg").read_text()
+    assert picture == draw(arrows(SOURCE)), "run: make architecture"
