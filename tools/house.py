@@ -17,26 +17,20 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "whiten"
 
 # A package imports only from packages on the lines above its own.
-FLOORS = [
-    line.split()
-    for line in [
-        "",
-        "errors _version",
-        "utils",
-        "media retrieval whitening",
-        "metrics sklearn datasets views report",
-        "store",
-        "models",
-        "runs",
-        "embedding",
-        "index evaluation distillation",
-        "dedup compact export",
-        "serve demo",
-        "cli",
-        "",
-    ]
-    if line
-]
+FLOORS = (
+    ("errors", "_version"),
+    ("utils",),
+    ("media", "retrieval", "whitening"),
+    ("metrics", "sklearn", "datasets", "views", "report"),
+    ("store",),
+    ("models",),
+    ("runs",),
+    ("embedding",),
+    ("index", "evaluation", "distillation"),
+    ("dedup", "compact", "export"),
+    ("serve", "demo"),
+    ("cli",),
+)
 HEIGHT = {name: row for row, names in enumerate(FLOORS) for name in names}
 
 Arrows = set[tuple[str, str]]
