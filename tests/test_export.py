@@ -228,7 +228,7 @@ def test_without_images_made_up_ones_are_compared(student: Path, tmp_path: Path)
     assert (known["held_out"], known["drawn"], known["map_by"]) == (0, 64, "neighbours")
     assert known["torch"]["map"] == 1
     assert kept.manifest.variants[0].parity["map"] == pytest.approx(1)
-    assert any("made-up images" in line for line in kept.lines())
+    assert any("synthetic images" in line for line in kept.lines())
 
 
 def test_a_run_is_exported_by_its_folder(student: Path, tmp_path: Path) -> None:

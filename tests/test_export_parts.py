@@ -310,7 +310,7 @@ def test_embeddings_that_lie_close_together_are_noticed() -> None:
     speeds = {"torch fp32": {"1": 1.0}, "onnx fp32": {"1": 1.0}, "onnx fp16": {"1": 1.0}}
     near = dataclasses.asdict(Parity(0.9999, 0.9999, 0.05))
     [remark] = remarks_on(Variant("onnx", "fp16", {}, 1, near), speeds)
-    assert remark.startswith("mean-centred cosine 0.0500: embeddings of this student lie so close")
+    assert remark.startswith("mean-centred cosine 0.0500: embeddings of this student are so close")
     assert remarks_on(Variant("onnx", "fp16", {}, 1, near | {"centred": 0.995}), speeds) == []
 
 

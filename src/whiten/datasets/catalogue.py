@@ -1,6 +1,6 @@
-"""Which published data sets lie below a folder, what of them is missing, and where to get them.
+"""Published data sets found below a folder, what is missing of them, and where to get it.
 
-Nothing is downloaded. Lists are read, images are looked for: all of a small set, an even sample of
+Nothing is downloaded. Lists are read, and files are checked: all of a small set, an even sample of
 a large one.
 """
 
@@ -35,23 +35,23 @@ from whiten.datasets.svd import METADATA, is_svd, read_svd
 from whiten.errors import ConfigError, WhitenError
 from whiten.media.video import VIDEO_SUFFIXES
 
-SAMPLE = 10_000  # images that are looked for; of more than that, so many evenly spaced ones
+SAMPLE = 10_000  # most images that are checked; of larger sets so many evenly spaced ones
 UNSTATED = "unstated"
 
 
 @dataclass
 class DataSet:
-    """A published data set and what of it was found.
+    """A published data set and the parts of it that were found.
 
     Attributes:
         name: as papers call it.
-        use: what it serves for here.
-        published: the page that it is had from.
-        contents: what it holds when complete.
+        use: the command that uses it.
+        published: the page that offers it.
+        contents: what the complete set holds.
         size: on disk, as published.
-        root: where it was found; None where it was not.
-        there: what was found, in words.
-        missing: what was not, in words.
+        root: where it was found; None if it was not.
+        there: the parts that were found, in words.
+        missing: the parts that were not, in words.
     """
 
     name: str
@@ -78,7 +78,7 @@ class DataSet:
 
 
 def find_datasets(root: Path) -> list[DataSet]:
-    """All data sets that have a reader here, and what of each lies in a folder or just below it.
+    """Look for every data set that has a reader, in a folder or just below it.
 
     Raises:
         ConfigError: there is no such folder.

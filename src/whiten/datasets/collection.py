@@ -1,4 +1,4 @@
-"""The images of a collection, as columns: a third of the memory that as many objects take."""
+"""The images of a collection as columns, in a third of the memory that objects would take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from whiten.utils.names import NameIndex
 
-_CHUNK = 8192  # images that exist as objects at once
+_CHUNK = 8192  # images that are objects at the same time
 
 # Paths need not be text.
 _COLUMNS = {"id": pa.large_string(), "path": pa.large_binary(), "group": pa.large_string()}
@@ -31,7 +31,7 @@ class Item:
         id: name that is unique in the collection and valid UTF-8.
         path: where the file is.
         group: what the image shows (landmark, product), or None where unknown.
-        frame_ms: of a video's frame, milliseconds since the first one.
+        frame_ms: milliseconds since the video's first frame; None if it is no frame.
     """
 
     id: str
@@ -49,7 +49,7 @@ def _times(values: array[int]) -> pa.Array:
 
 
 class _Growing:
-    """Bytes by the million in one buffer, for an Arrow column of which there is no second copy."""
+    """Millions of byte strings in one buffer, which becomes an Arrow column without a copy."""
 
     def __init__(self) -> None:
         self._data, self._ends, self._is_valid = bytearray(), array("q", [0]), bytearray()
@@ -69,7 +69,7 @@ class _Growing:
 
 
 class Items(Sequence[Item]):
-    """Images with unique ids; each becomes an `Item` when it is looked at.
+    """Images with unique ids; each becomes an `Item` when it is accessed.
 
     Attributes:
         ids, paths, groups: (n,) Arrow columns; paths as bytes, groups null where unknown.
@@ -87,11 +87,11 @@ class Items(Sequence[Item]):
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> Items:
-        """The same images as columns."""
+        """Convert images to columns."""
         if isinstance(items, Items):
             return items
         ids, paths, groups = (_Growing() for _ in _COLUMNS)
-        times = array("q")  # nothing as long as no image has one
+        times = array("q")  # empty as long as no image has one
         for item in items:
             if item.frame_ms is not None or times:
                 times.extend([_NO_TIME] * (len(ids) - len(times)))
@@ -105,7 +105,7 @@ class Items(Sequence[Item]):
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Items:
-        """From columns `id`, `path`, `group` and perhaps `frame_ms`, as `table` has them."""
+        """Build from columns `id`, `path`, `group` and perhaps `frame_ms`, as in `table`."""
         names = [*_COLUMNS, *({_FRAME_MS} & set(table.schema.names))]
         return cls(*(table[name].combine_chunks() for name in names))
 
@@ -114,18 +114,18 @@ class Items(Sequence[Item]):
         return pa.table(columns if self.frame_ms is None else columns | {_FRAME_MS: self.frame_ms})
 
     def sorted(self) -> Items:
-        """In the order of the ids' code points."""
+        """Sort by the code points of the ids."""
         if pc.all(pc.less_equal(self.ids[:-1], self.ids[1:])).as_py() is not False:
             return self
         return self.take(pc.sort_indices(self.ids).to_numpy())
 
     def first_twice(self) -> str | None:
-        """An id that occurs more than once, of sorted images; None if there is none."""
+        """Return an id that occurs twice in sorted images; None if there is none."""
         row = pc.index(pc.equal(self.ids[:-1], self.ids[1:]), True).as_py()
         return None if row < 0 else self[row].id
 
     def take(self, rows: npt.NDArray[Any]) -> Items:
-        """Those at some rows, or where a mask is true."""
+        """Select by row numbers or by a mask."""
         wanted = np.flatnonzero(rows) if rows.dtype == bool else rows
         at = pa.array(wanted, pa.int64())
         times = None if self.frame_ms is None else self.frame_ms.take(at)
@@ -133,7 +133,7 @@ class Items(Sequence[Item]):
 
     @cached_property
     def by_id(self) -> NameIndex:
-        """Finds images by id."""
+        """An index that finds images by id."""
         return NameIndex(self.ids)
 
     @property

@@ -1,4 +1,4 @@
-"""Which images or videos a collection has: a folder, or a table of paths."""
+"""Find the images or videos of a collection: a folder, or a table of paths."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _Row = tuple[str | None, str | None, int | None]
 
 
 def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | None = None) -> Items:
-    """The images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
+    """Find the images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
 
     In a folder whose images all lie one folder deep or deeper, the folder that holds an
     image is its group; images directly in the root have none. Hidden files and folders are
-    passed over, links to folders are not followed. A folder that cannot be listed is an item
-    too, `NAME/`: whoever reads it gets the reason, so that its images do not go missing
-    silently. In a table, relative paths start at the table's folder. The order is by id, the
-    same on every machine. A folder of frames with a `frames.parquet` is read by that table; of SVD,
+    skipped, links to folders are not followed. A folder that cannot be listed becomes an item
+    `NAME/`: reading it gives the reason, so its images do not go missing silently. In a table,
+    relative paths start at the table's folder. Items are sorted by id, the same on every
+    machine. A folder of frames with a `frames.parquet` is read by that table; of SVD,
     the frames of its training videos are taken, see `whiten.datasets.svd`.
 
     A folder with the list of GLDv2-clean is read by that list, see `whiten.datasets.gldv2`.
 
     Args:
         source: the folder or table.
-        tell: told in one line what data set was recognised, if one was.
+        tell: called with one line if a published data set was recognised.
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
@@ -81,7 +81,7 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
     elif root.suffix.lower() in (".csv", ".parquet") and root.is_file():
         items = Items.of(_read_table(root))
         if not items:
-            raise NoImagesError(f"{root} has no rows: list one image path a row")
+            raise NoImagesError(f"{root} has no rows: list one image path per row")
         items = items.sorted()
         if (path := items.first_twice()) is not None:
             raise ConfigError(f"{root} lists {path!r} twice: list every image once")
@@ -93,10 +93,10 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
 
 
 def find_videos(source: str | os.PathLike[str]) -> Items:
-    """The videos of a folder, or of a table with columns `path` and `group`; see `find_items`.
+    """Find the videos of a folder, or of a table with columns `path` and `group`; see `find_items`.
 
-    An id is the file's place without its suffix, where that is unique: `trip/1.mp4` is `trip/1`. In
-    SVD it is the name alone, and there are no groups.
+    The id is the path below the root without suffix, if that is unique: `trip/1.mp4` is `trip/1`.
+    In SVD it is the name alone, and there are no groups.
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no video.
@@ -115,11 +115,11 @@ def find_videos(source: str | os.PathLike[str]) -> Items:
             )
     else:
         videos = find_items(root)
-    if is_svd(root):  # whose names are unique wherever below its root a video lies
+    if is_svd(root):  # names are unique over all of its folders
         videos = Items.of(Item(os.path.basename(v.id), v.path) for v in videos)
     stems = [_stem(video.id) for video in videos]
     count = Counter(stems)
-    # A name is a folder of frames: it holds no other one's folder.
+    # A name becomes a folder of frames, which must not hold another one.
     inner = {name[:i] for name in count for i, c in enumerate(name) if c == "/"}
     named = (
         replace(video, id=stem if count[stem] == 1 and stem not in inner else video.id)
@@ -129,12 +129,12 @@ def find_videos(source: str | os.PathLike[str]) -> Items:
 
 
 def holds(folder: Path, suffixes: frozenset[str]) -> bool:
-    """Whether a file with one of the suffixes lies in a folder, however deep."""
+    """Whether a folder holds a file with one of the suffixes, at any depth."""
     return any(not item.id.endswith("/") for item in _walk(folder, suffixes))
 
 
 def _stem(name: str) -> str:
-    """A video's id without the suffix; a folder that cannot be listed keeps its slash."""
+    """Cut the suffix from a video's id; a folder that cannot be listed keeps its slash."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in VIDEO_SUFFIXES and not stem.endswith("/") else name
 
@@ -215,8 +215,8 @@ def _whole(value: object) -> int | None:
 
 
 def _id(name: str) -> str:
-    r"""A name below the root as an id: valid UTF-8, with slashes.
+    r"""Convert a name below the root to an id: valid UTF-8, with slashes.
 
-    Bytes that are no UTF-8 become \\xNN. So do backslashes: no other name has the same id.
+    Invalid bytes become \\xNN. So do backslashes: no other name has the same id.
     """
     return as_utf8(name.replace(os.sep, "/").replace("\\", r"\x5c"))

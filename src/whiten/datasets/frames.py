@@ -1,9 +1,9 @@
 """Frames of videos as JPEG files, in the layout of the SVD benchmark: `FRAMES/VIDEO/0000.jpg`.
 
-A video's folder is written under a hidden name and renamed, so that a kill loses at most the videos
-at work; a hidden file in it says which state of which video it was made from, and how. At the end
-`frames.parquet` lists the frames of all videos: path, group, frame_ms, video, source. `find_items`
-reads it. Videos without a frame are listed with the reason in `skipped.csv`.
+A video's folder is written under a hidden name and renamed, so a kill loses at most the videos in
+progress; a hidden file in it records which state of which video it was made from, and how. At the
+end `frames.parquet` lists the frames of all videos: path, group, frame_ms, video, source, which
+`find_items` reads. Videos without a frame are listed with the reason in `skipped.csv`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SKIPPED_TABLE = "skipped.csv"
 _FACTS = ".video.json"
 _PARTIAL = ".partial"
 _QUALITY = 92  # of the JPEG files
-_CHUNK = 1024  # videos whose frames are written to the table at once
+_CHUNK = 1024  # videos whose frames are written to the table together
 _COLUMNS = ("path", "group", "frame_ms", "video", "source")
 
 Progress = Callable[[int, int], None]
@@ -43,12 +43,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Extraction:
-    """What came of a collection of videos.
+    """The result of extracting frames from a collection of videos.
 
     Attributes:
-        frames: one item a frame, id `VIDEO/0000.jpg`, with `frame_ms` and the video's group.
-        videos: that have a frame.
-        skipped: videos that have none, and why.
+        frames: one item per frame, id `VIDEO/0000.jpg`, with `frame_ms` and the video's group.
+        videos: number of videos with a frame.
+        skipped: videos without a frame, and why.
     """
 
     frames: Items
@@ -65,18 +65,18 @@ def extract_frames(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
-    """Write the frames of videos; what is there already and still true is kept.
+    """Write the frames of videos; frames that are there and up to date are kept.
 
-    May be interrupted at any time and called again. Videos that changed, or were sampled otherwise,
-    are done anew, and skipped ones are tried again. The tables are about the videos of this call.
+    May be interrupted at any time and called again. Videos that changed or were sampled differently
+    are extracted again, and skipped ones are retried. The tables list the videos of this call.
 
     Args:
         videos: as `find_videos` finds them.
         out: the folder of frames, existing or new.
         fps, max_frames: see `sample_frames`.
-        workers: videos that are read at the same time, each by one thread; by default one for
-            each core.
-        progress: told after every video.
+        workers: videos that are read at the same time, each by one thread; by default one per
+            core.
+        progress: called after every video.
 
     Raises:
         ConfigError: a folder of frames that whiten did not write is in the way, or the disk is
@@ -119,7 +119,7 @@ def extract_frames(
 
 
 def frame_times(folder: Path) -> dict[str, int]:
-    """Milliseconds of the frames in a folder, by `VIDEO/0000.jpg`, where they are known."""
+    """Read the times in ms of the frames in a folder, by `VIDEO/0000.jpg`, where known."""
     if not (folder / FRAMES_TABLE).is_file():
         return {}
     return {frame.id: frame.frame_ms for frame in find_items(folder) if frame.frame_ms is not None}
@@ -133,7 +133,7 @@ def find_or_extract(
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> tuple[Items, list[Skipped]]:
-    """The images of a source; of one that has videos instead, their frames, one a second.
+    """Find the images of a source; if it has videos instead, extract one frame per second.
 
     Args:
         source: what `find_items` or `find_videos` takes.
@@ -146,7 +146,7 @@ def find_or_extract(
     root = Path(source)
     is_table = root.suffix.lower() in (".csv", ".parquet") and root.is_file()
     items = find_items(root) if is_table else None
-    if items is not None:  # whose first row says what it lists
+    if items is not None:  # the first row tells what the table lists
         has_videos = Path(items[0].path).suffix.lower() in VIDEO_SUFFIXES
     elif root.is_dir():
         has_videos = not holds(root, SUFFIXES) and holds(root, VIDEO_SUFFIXES)
@@ -164,7 +164,7 @@ def find_or_extract(
 def _bring_up_to_date(
     video: Item, *, root: Path, fps: float, max_frames: int
 ) -> list[int] | Skipped:
-    """Times in ms of a video's frames, which then lie in its folder; or why it has none."""
+    """Write a video's frames into its folder; return their times in ms, or why it has none."""
     facts = {"stamp": stamp_of(video.path), "fps": fps, "max_frames": max_frames}
     folder = root / video.id
     known = _read_facts(folder)
@@ -187,7 +187,7 @@ def _bring_up_to_date(
             _move_away(folder, root)
         return Skipped(video.id, str(error))
     (new / _FACTS).write_text(json.dumps({**facts, "frame_ms": times}))
-    new.chmod(0o755)  # of a temporary folder nobody else may read anything
+    new.chmod(0o755)  # temporary folders are unreadable for others
     if known is not None:
         _move_away(folder, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def _bring_up_to_date(
 
 
 def _read_facts(folder: Path) -> tuple[dict[str, object], list[int]] | None:
-    """What a folder of frames was made from, and its times; None where it was not made here."""
+    """Read what a folder of frames was made from, and its times; None if whiten did not make it."""
     try:
         facts = json.loads((folder / _FACTS).read_text())
         times = facts.pop("frame_ms")
@@ -208,7 +208,7 @@ def _read_facts(folder: Path) -> tuple[dict[str, object], list[int]] | None:
 
 
 def _move_away(folder: Path, root: Path) -> None:
-    """Delete a folder at once for whoever looks, also if killed halfway."""
+    """Delete a folder so that it vanishes at once, even if killed halfway."""
     old = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=root))
     os.replace(folder, old)
     shutil.rmtree(old)
@@ -247,5 +247,5 @@ def _write_skipped(root: Path, skipped: Sequence[Skipped]) -> None:
 
 
 def video_of(frame_id: str) -> str:
-    """`VIDEO/0000.jpg` -> `VIDEO`; "" for an image that lies in no folder."""
+    """`VIDEO/0000.jpg` -> `VIDEO`; "" for an image outside of any folder."""
     return frame_id.rpartition("/")[0]

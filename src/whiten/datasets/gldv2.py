@@ -1,4 +1,4 @@
-"""Published data sets in their own layouts, found by the file that marks their root.
+"""GLDv2-clean in its published layout, recognised by its list.
 
 GLDv2-clean (Weyand et al., CVPR 2020; cleaned by Yokoo et al., 2020) lists the images of each
 landmark in `train_clean.csv`, columns `landmark_id,images` with spaces between the images, and
@@ -25,27 +25,27 @@ _ROW_BYTES = 1 << 24  # a landmark of 10,000 images takes a row of 170 kB
 
 
 def landmark_list(root: Path) -> Path | None:
-    """GLDv2-clean's list below its root, or beside its images; None where there is none."""
+    """Find GLDv2-clean's list below its root, or next to its images; None if there is none."""
     places = [root / folder / LANDMARKS for folder in LANDMARKS_IN]
-    if root.absolute().name == "train":  # by themselves its folders of images would pass for groups
+    if root.absolute().name == "train":  # without the list its folders would pass for groups
         places.append(root.absolute().parent / LANDMARKS)
     return next((place for place in places if place.is_file()), None)
 
 
 def landmark_images(root: Path) -> Path:
-    """The folder that holds the three levels of folders: `train`, or the root itself."""
+    """Return the folder that holds the three levels of folders: `train`, or the root itself."""
     return root / "train" if (root / "train").is_dir() else root
 
 
 def read_landmarks(table: Path, images: Path) -> Items:
-    """GLDv2-clean as columns, in the order of the ids; whether the files are there is not asked.
+    """Read GLDv2-clean as columns, sorted by id; does not check that the files exist.
 
     Args:
         table: `train_clean.csv`.
         images: the folder that holds the three levels of folders.
 
     Returns:
-        Ids are those of the list, groups the landmarks of two images or more.
+        Ids as in the list; groups are the landmarks with two images or more.
 
     Raises:
         ConfigError: the list is damaged, or names an image twice.
@@ -69,13 +69,13 @@ def read_landmarks(table: Path, images: Path) -> Items:
 
 
 def describe_landmarks(items: Items) -> str:
-    """What was recognised, in one line."""
+    """Describe in one line what was recognised."""
     landmarks = len(items.groups.unique().drop_null())
     return f"GLDv2-clean: {len(items):,} images of {landmarks:,} landmarks"
 
 
 def _read_list(table: Path) -> tuple[pa.Array, pa.Array]:
-    """Image ids and their landmarks."""
+    """Read image ids and their landmarks."""
     from pyarrow import csv
 
     columns = {"landmark_id": pa.large_string(), "images": pa.large_string()}

@@ -1,6 +1,6 @@
 """The ground truth of revisited Oxford and Paris: `gnd_NAME.pkl` as published, or JSON.
 
-Both hold `imlist` and `qimlist`, names of database and query images without their ending, and
+Both hold `imlist` and `qimlist`, names of database and query images without suffix, and
 `gnd`: for each query the database indices that are `easy`, `hard` and `junk`, and `bbx`, the box
 of the landmark in the query, (left, top, right, bottom) in pixels of the image as it is stored
 (Radenović et al., CVPR 2018).
@@ -24,7 +24,7 @@ LISTS = ("easy", "hard", "junk")
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Who is searched, who searches, and what is right.
+    """Names of the gallery and of the queries, and which images are right for each query.
 
     Attributes:
         images: names of the n database images.
@@ -40,7 +40,7 @@ class GroundTruth:
 
 
 def truth_file(folder: Path, name: str) -> Path | None:
-    """`gnd_NAME.pkl` in a folder, or `gnd_NAME.json`; None where there is neither."""
+    """Find `gnd_NAME.pkl` or `gnd_NAME.json` in a folder; None if there is neither."""
     files = [folder / f"gnd_{name}{ending}" for ending in (".pkl", ".json")]
     return next((file for file in files if file.is_file()), None)
 
@@ -49,8 +49,8 @@ def read_truth(file: Path) -> GroundTruth:
     """Read and check a ground truth.
 
     Raises:
-        ConfigError: the file cannot be read, is damaged, holds anything but plain containers and
-            arrays of numbers, or does not fit together.
+        ConfigError: the file cannot be read, is damaged or inconsistent, or holds anything but
+            plain containers and arrays of numbers.
     """
     try:
         data = file.read_bytes()
@@ -67,7 +67,7 @@ def read_truth(file: Path) -> GroundTruth:
 
 
 def write_truth_json(truth: GroundTruth, file: Path) -> None:
-    """Write the JSON form, which any program reads without trust in it."""
+    """Write the JSON form, which any program can read without trusting its source."""
     gnd = [{**lists, "bbx": list(box)} for lists, box in zip(truth.lists, truth.boxes, strict=True)]
     facts = {"imlist": truth.images, "qimlist": truth.queries, "gnd": gnd}
     file.write_text(json.dumps(facts), "utf-8")
@@ -90,7 +90,7 @@ def _names(names: Any) -> list[str]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError("a list of names is expected")
     for name in names:
-        if not name or not set(name).isdisjoint("/\\\0"):  # an image lies where it should
+        if not name or not set(name).isdisjoint("/\\\0"):  # a name must not lead to another folder
             raise ValueError(f"{name!r} is no image's name")
     if len(set(names)) < len(names):
         raise ValueError("an image is listed twice")
@@ -100,7 +100,7 @@ def _names(names: Any) -> list[str]:
 def _indices(truth: Any, name: str, count: int) -> list[int]:
     values = truth[name]
     if isinstance(values, np.ndarray) and values.ndim == 1:
-        values = values.tolist() if values.size else []  # an empty one is of whatever type
+        values = values.tolist() if values.size else []  # an empty array may have any type
     if not isinstance(values, list | tuple) or not all(type(value) is int for value in values):
         raise TypeError(f"{name} is no list of indices")
     if values and not 0 <= min(values) <= max(values) < count:

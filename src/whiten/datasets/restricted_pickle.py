@@ -2,8 +2,8 @@
 
 A pickle is a program: it may import anything and call it. The ground truth of the revisited Oxford
 and Paris benchmark is published as one, and holds lists, dicts, texts, numbers and NumPy arrays.
-Here every name that a pickle asks for is looked up in one table, and what stands there is not
-NumPy's own code: arrays are put together from their bytes by functions that check shape and type.
+Here every name that a pickle requests is looked up in one table. Its entries are not NumPy's own
+code: functions that check shape and type build the arrays from their bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_DEPTH = 100  # of containers in containers
 
 
 class _RefusedError(Exception):
-    """What the pickle asks for is not admitted."""
+    """The pickle requests something that is not admitted."""
 
 
 class _Type:
@@ -44,7 +44,7 @@ class _Type:
 
 
 class _Array:
-    """An array between being announced and being given its state."""
+    """An array that was announced and has no state yet."""
 
     def __init__(self, *_: Any) -> None:
         self.value: np.ndarray | None = None
@@ -78,7 +78,7 @@ def _number(kind: Any, data: Any) -> Any:
 
 
 def _bytes(text: Any, encoding: Any) -> bytes:
-    """Bytes, as protocols before the third write them."""
+    """Decode bytes as protocols before the third write them."""
     if not isinstance(text, str) or encoding != "latin1":
         raise _RefusedError(f"an encoding {encoding!r}")
     return text.encode("latin1")
@@ -101,7 +101,7 @@ def _no_array(*_: Any) -> Any:
 
 
 class _Maker:
-    """All that a pickle gets for a name: it can be called, and not be changed."""
+    """What a pickle receives for a name: it can be called, but not changed."""
 
     __slots__ = ("_make",)
 
@@ -148,14 +148,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_numbers(data: bytes, source: str) -> Any:
-    """What a pickle of plain containers, texts, numbers and arrays of numbers holds.
+    """Read a pickle of plain containers, texts, numbers and arrays of numbers.
 
     Args:
         data: the pickle; of any protocol.
         source: its name in messages.
 
     Raises:
-        ConfigError: it is damaged, or holds anything else; what that is is named.
+        ConfigError: it is damaged, or holds anything else, which is named.
     """
     try:
         return _finished(_Unpickler(io.BytesIO(data)).load(), 0, {})
@@ -169,10 +169,10 @@ def read_numbers(data: bytes, source: str) -> Any:
 
 
 def _finished(value: Any, depth: int, known: dict[int, Any]) -> Any:
-    """With arrays in place of what stood for them.
+    """Replace the placeholders of arrays by the arrays.
 
     Args:
-        known: results by identity: what is shared a thousand times is looked at once.
+        known: results by identity, so that shared objects are converted once.
     """
     if depth > _MAX_DEPTH:
         raise _RefusedError("containers without end")

@@ -29,7 +29,7 @@ LANDMARKS = 70
 
 @dataclass(frozen=True)
 class RevisitedSet:
-    """One of the two sets, with its files' places.
+    """One of the two sets, with the places of its files.
 
     Attributes:
         name: roxford5k or rparis6k.
@@ -44,13 +44,13 @@ class RevisitedSet:
 
 
 def set_folder(root: Path, name: str) -> Path | None:
-    """The folder of a set: below a root or the root itself; None where it is not there."""
+    """Find the folder of a set, below a root or the root itself; None if it is missing."""
     places = (root / name, root)
     return next((place for place in places if truth_file(place, name) is not None), None)
 
 
 def read_set(root: Path, name: str) -> RevisitedSet:
-    """Read a set's ground truth; whether its images are there is not asked.
+    """Read a set's ground truth; does not check that its images exist.
 
     Raises:
         ConfigError: the ground truth is missing, damaged, or refused.
@@ -72,14 +72,14 @@ def read_set(root: Path, name: str) -> RevisitedSet:
 
 
 def distractor_list(root: Path) -> Path | None:
-    """The distractors' list, below a root or in it; None where it is not there."""
+    """Find the distractors' list, in a root or below it; None if it is missing."""
     places = (root / DISTRACTORS, root)
     files = [place / f"{DISTRACTORS}.txt" for place in places]
     return next((file for file in files if file.is_file()), None)
 
 
 def read_distractors(file: Path) -> Items:
-    """The images of `revisitop1m.txt`, which lie in `jpg/` beside it; ids are its lines.
+    """Read the images of `revisitop1m.txt`, stored in `jpg/` next to it; ids are its lines.
 
     Raises:
         ConfigError: the list is damaged, names an image twice, or one outside of `jpg/`.

@@ -1,9 +1,9 @@
 """SVD, the short-video dataset of near-duplicates (Jiang et al., ICCV 2019), in its own layout.
 
-`metadata-release/` holds `query-id`, `labeled-data-id` and `unlabeled-data-id` with a video a line,
+`metadata-release/` holds `query-id`, `labeled-data-id` and `unlabeled-data-id`, one video per line,
 and `train_groundtruth` and `test_groundtruth` with lines `QUERY CANDIDATE 0|1`; names end in
-`.mp4`. Frames lie in `frames/VIDEO/0000.jpg`, their numbers in `num_frames`, lines `VIDEO N`.
-Without frames, the videos lie anywhere below the root (`videos/`, or `query/`, `labeled-0/`, …).
+`.mp4`. Frames are stored in `frames/VIDEO/0000.jpg`, their counts in `num_frames`, lines `VIDEO N`.
+Without frames, the videos are anywhere below the root (`videos/`, or `query/`, `labeled-0/`, …).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from whiten.datasets.collection import Item, Items
 from whiten.errors import ConfigError, NoImagesError
 
 Truth = dict[str, dict[str, bool]]
-"""By query, whether each of its labelled candidates is a near-duplicate."""
+"""Per query, whether each of its labelled candidates is a near-duplicate."""
 
 METADATA = "metadata-release"
-FRAMES_TABLE = "frames.parquet"  # what `whiten.datasets.frames` knows of the frames beside it
+FRAMES_TABLE = "frames.parquet"  # written by `whiten.datasets.frames` next to the frames
 _SUFFIX = ".mp4"
 
 
 @dataclass(frozen=True)
 class Svd:
-    """What the release says; names of videos are without suffix.
+    """The metadata of the release; names of videos are without suffix.
 
     Attributes:
         root: the folder of the dataset.
         query, labeled, unlabeled: the three sets.
-        train, test: the ground truth; empty where there is no such file.
-        num_frames: by video, empty where there is no such file.
+        train, test: the ground truth; empty if there is no such file.
+        num_frames: by video; empty if there is no such file.
     """
 
     root: Path
@@ -89,15 +89,15 @@ def is_svd(root: Path) -> bool:
 
 
 def metadata_folder(root: Path) -> Path | None:
-    """The folder of the lists, as released or as people put them; None where it is not there."""
+    """Find the folder of the lists, as released or moved; None if it is missing."""
     places = (root / METADATA, root / "metadata", root)
     return next((place for place in places if (place / "query-id").is_file()), None)
 
 
 def training_frames(root: Path) -> Items:
-    """Frames of the videos in the training ground truth, in the order of the ids.
+    """Find the frames of the videos in the training ground truth, sorted by id.
 
-    They have no group: two views of a frame are a pair, as the paper has it.
+    They have no group: two views of a frame are a pair, as in the paper.
 
     Raises:
         ConfigError: the metadata are damaged, or there is no training ground truth.
@@ -112,7 +112,7 @@ def training_frames(root: Path) -> Items:
             f"`whiten frames {root} --out {svd.frames}`"
         )
     names = {name for query, own in svd.train.items() for name in (query, *own)}
-    # What whiten has taken is all there; SVD's numbers are those of other frames.
+    # Frames that whiten extracted are complete; SVD's numbers count other frames.
     counts = {} if (svd.frames / FRAMES_TABLE).is_file() else svd.num_frames
     items = Items.of(list_frames(svd.frames, sorted(names), counts)).sorted()
     if not items:
@@ -121,16 +121,16 @@ def training_frames(root: Path) -> Items:
 
 
 def describe_training(frames: Items) -> str:
-    """What was recognised, in one line."""
+    """Describe in one line what was recognised."""
     return f"SVD: {len(frames):,} frames of {len(frames.videos.unique()):,} training videos"
 
 
 def list_frames(folder: Path, names: Iterable[str], counts: dict[str, int]) -> Iterator[Item]:
-    """Frames of the named videos, ids `VIDEO/0000.jpg`.
+    """List the frames of the named videos, ids `VIDEO/0000.jpg`.
 
     Args:
-        folder: that holds a folder for each video.
-        counts: frames of each video; where it is not known, the folder is looked into.
+        folder: holds one folder per video.
+        counts: frames per video; where unknown, the folder is listed.
     """
     for name in names:
         for file in _files(folder / name, counts.get(name)):
@@ -150,7 +150,7 @@ def _files(folder: Path, count: int | None) -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number, words) of the lines that are not empty."""
+    """Yield (number, words) of the lines that are not empty."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):

@@ -1,9 +1,9 @@
-"""The embedded demo: real weights, real images, the whole way through.
+"""The demo: real weights, real images, every step.
 
 Three networks of different families, tasks and input conventions teach one EfficientNet-Lite0
 at 64 px. First without labels, on the backbone's frozen features, from raw and from whitened
 teachers at equal budget; then with groups as positive pairs, the whole network, which can also
-search a gallery of its teachers. Train and test groups are disjoint, and the choices below were
+query a gallery of its teachers. Train and test groups are disjoint, and the choices below were
 made on the validation split.
 """
 
@@ -44,12 +44,12 @@ LABEL_FREE_RAW = "student, label-free, raw teachers"
 LABEL_FREE = "student, label-free"
 GROUPS = "student, groups"
 
-_MARK = "demo.json"  # says that a folder is a demo's, and which
+_MARK = "demo.json"  # marks the folder of a demo, and records which
 
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """How much of everything; `quick` is for tests."""
+    """The size of everything; `QUICK` is for tests."""
 
     teachers: list[str]
     student: str
@@ -89,11 +89,11 @@ QUICK = DemoPlan(
 def run_demo(
     out: Path, *, quick: bool = False, show_progress: bool = True
 ) -> tuple[list[Row], Path]:
-    """Run the demo, or go on with an interrupted one.
+    """Run the demo, or continue an interrupted one.
 
     Args:
-        out: a new or empty folder, or that of an earlier demo.
-        quick: the few-second version: little data, no meaning in its numbers.
+        out: a new or empty folder, or the folder of an earlier demo.
+        quick: a version of a few seconds on little data; its numbers mean nothing.
 
     Returns:
         The rows of the result table, also in `results.json`, and the report's path.
@@ -187,7 +187,7 @@ def _report(
             ("test images", f"{len(test):,}, {len({i.group for i in test}):,} other emoji"),
             (
                 "protocol",
-                "each test image searches all others; the same emoji in other styles is right",
+                "each test image queries all others; the same emoji in other styles is right",
             ),
             ("teachers", ", ".join(plan.teachers)),
             ("student", f"{plan.student}, 256 dimensions"),
@@ -204,7 +204,7 @@ def _report(
 
 
 def conclusions(rows: list[Row]) -> list[str]:
-    """What the demo shows, in sentences."""
+    """Summarise the demo in sentences."""
     score = {row.name: f"{100 * row.map:.1f}" for row in rows}
     label_free = (
         f"Without labels the student learns {score[LABEL_FREE]} from whitened teachers and "
@@ -215,7 +215,7 @@ def conclusions(rows: list[Row]) -> list[str]:
 
 
 def next_commands(out: Path) -> list[str]:
-    """What to type for a folder of one's own."""
+    """List commands for the user's own images."""
     teachers = "demo:efficientnet-lite2 demo:mobilenetv2"
     query = next(iter(find_items(out / "images" / "test"))).path
     student, test = out / "groups" / "student", out / "images" / "test"
@@ -229,10 +229,10 @@ def next_commands(out: Path) -> list[str]:
 
 
 def extract_images(folder: Path, groups: int | None = None) -> None:
-    """Lay the bundled images out as `SPLIT/GROUP/VENDOR.webp`, for train and test.
+    """Write the bundled images as `SPLIT/GROUP/VENDOR.webp`, for train and test.
 
     Args:
-        groups: of each split, as many; None takes all.
+        groups: the number of groups per split; None takes all.
     """
     if (folder / "complete").exists():
         return

@@ -1,4 +1,4 @@
-"""From a student to the files of each format and precision."""
+"""Write a student in each format and precision."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Wanted = tuple[str, str]
 
 
 def choose(formats: list[str], precisions: list[str]) -> tuple[list[Wanted], list[str]]:
-    """Every format in every precision that it has, and remarks on those that it has not.
+    """Combine formats and precisions, with remarks on those that a format does not have.
 
     Raises:
         ConfigError: a name is wrong, or a format has none of the precisions.
@@ -68,12 +68,12 @@ def choose(formats: list[str], precisions: list[str]) -> tuple[list[Wanted], lis
 
 
 class Builder:
-    """Writes variants; what they have in common is made once.
+    """Writes variants; shared parts are made once.
 
     Args:
-        student: folder of the student; it is loaded anew, for tracing wraps its layers.
-        manifest: what the files say of themselves.
-        calibration: (m, h, w, 3) uint8: images that int8 measures ranges on.
+        student: folder of the student; it is loaded again, because tracing wraps its layers.
+        manifest: what the files record about themselves.
+        calibration: (m, h, w, 3) uint8: images for measuring the ranges of int8.
     """
 
     def __init__(self, student: Path, manifest: Manifest, calibration: Pixels) -> None:
@@ -99,7 +99,7 @@ class Builder:
         else:
             graph = self._int8 if precision == "int8" else self._fp32
             if name == "openvino":
-                # The half weights of bf16 are more exact than what it computes with.
+                # fp16 weights are more exact than the bf16 that it computes with.
                 halves = precision in ("fp16", "bf16")
                 files = write_openvino(graph, path, metadata, halves=halves)
             else:
@@ -110,7 +110,7 @@ class Builder:
         return Variant(name, precision, hashes, size)
 
     def _metadata(self, precision: str) -> dict[str, str]:
-        """What a file says of itself when it has lost its folder; all as text."""
+        """Return what a file records about itself, for when it is moved alone; all as text."""
         known = self._manifest
         return {
             "format": str(FORMAT),

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: its own part, and the student's card below it."""
+"""The model card of an export, followed by the card of its student."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from whiten.models.exported import Manifest
 
 
 def export_card(manifest: Manifest, student_card: str) -> str:
-    """Markdown that says what lies here, how to use it, and what it was measured to do.
+    """Write the card: what the folder holds, how to use it, and what was measured.
 
     Args:
-        student_card: of the student that was exported; it is carried over, a level lower.
+        student_card: card of the exported student, which is appended one level lower.
     """
     first = manifest.variants[0]
     height, width = manifest.preprocess.size
@@ -26,7 +26,7 @@ def export_card(manifest: Manifest, student_card: str) -> str:
     )
     return f"""# {manifest.name}, exported: {manifest.dim} dimensions
 
-A student of image embeddings in the form that it is deployed in.
+A student for image embeddings, ready to deploy.
 
 ```python
 from whiten import Exported
@@ -51,13 +51,13 @@ On the command line it is `{first.format}:path/to/this/folder?precision={first.p
 {markdown(manifest)}
 ## The student that was exported
 
-What follows is the card of the student's own folder.
+The card of the student's own folder:
 
 {_lowered(student_card)}"""
 
 
 def _lowered(card: str) -> str:
-    """Headings two levels lower, save in blocks of code."""
+    """Lower headings by two levels, except in blocks of code."""
     parts = re.split(r"(^```.*?^```$)", card, flags=re.MULTILINE | re.DOTALL)
     return "".join(
         part if part.startswith("```") else re.sub(r"^#", "###", part, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Export from beginning to end: choose, read images, write, compare, refuse or keep."""
+"""Export a student: choose variants, read images, write, compare, keep or refuse."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Exports:
-    """What was exported.
+    """The result of an export.
 
     Attributes:
         folder: where it is.
-        manifest: what `export.json` says: the variants, their parity and speed.
+        manifest: content of `export.json`: the variants, their parity and speed.
         skipped: images that could not be read.
-        left_out: remarks on what was asked for and is not there.
+        left_out: remarks on requested variants that were not written.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Exports:
         }
 
     def lines(self) -> list[str]:
-        """For people: a table, and remarks."""
+        """Yield the lines of a table and remarks, for people."""
         return lines(self.manifest)
 
 
@@ -77,20 +77,20 @@ def export(
     workers: int | None = None,
     show_progress: bool = False,
 ) -> Exports:
-    """Export a student in all formats and precisions that are asked for, or not at all.
+    """Export a student in all requested formats and precisions, or not at all.
 
     Args:
         student: its folder, or the folder of the run that made it.
-        out: the folder to write; an earlier export there is replaced.
+        out: the folder to write; replaces an earlier export.
         formats: onnx, openvino, torchscript.
         precisions: fp32, fp16, bf16 (not with ONNX), int8 (not with TorchScript).
-        images: a folder or table of images like those in use. Half of them calibrate int8; on the
-            others, held out, embeddings are compared. Without them made-up images are compared,
-            and there is no int8.
-        fold_normalisation: the graphs take (n, h, w, 3) uint8 RGB and normalise themselves.
-        int8_floor: least mean-centred cosine that int8 may have to torch, on average.
+        images: a folder or table of images like those in use. Half of them calibrate int8; the
+            other half is held out to compare embeddings. Without them, synthetic images are
+            compared, and int8 is not available.
+        fold_normalisation: make the graphs take (n, h, w, 3) uint8 RGB and normalise it.
+        int8_floor: lowest mean-centred cosine to torch, on average, that int8 may have.
         int8_loss: most retrieval mAP that int8 may lose, where the images have groups.
-        workers: threads that decode images; by default one for each core.
+        workers: threads that decode images; by default one per core.
 
     Raises:
         ConfigError: a wrong option, or int8 without images.
@@ -135,7 +135,7 @@ def export(
                 if reason:
                     raise TeacherError(f"{title(variant)} is refused: {reason}")
                 manifest.variants.append(replace(variant, parity=asdict(parity)))
-            # What is slower than fp32 says so, also where fp32 is not kept.
+            # A variant slower than fp32 is remarked on, even if fp32 is not kept.
             for name in {name for name, _ in wanted if (name, "fp32") not in wanted}:
                 plain = builder.write(builder.scratch, name, "fp32")
                 models[title(plain)] = open_variant(builder.scratch, manifest, plain)
@@ -149,7 +149,7 @@ def export(
 
 
 def student_folder(student: str | os.PathLike[str]) -> Path:
-    """The folder of the student that a folder, its run's folder or a `whiten:` URI names."""
+    """Return the folder of a student, given that folder, its run's folder or a `whiten:` URI."""
     folder = Path(os.fspath(student).removeprefix("whiten:"))
     run = RunFolder(folder)
     return run.student if run.config.is_file() else folder
@@ -170,7 +170,7 @@ def _sample(
 
 
 def _embed(model: Teacher, sample: Sample) -> Vectors:
-    """The held-out images, in batches, of which the last is smaller as a rule."""
+    """Embed the held-out images in batches; the last one is usually smaller."""
     batches = range(0, len(sample.pixels), _BATCH)
     return np.concatenate([model.embed(sample.pixels[i : i + _BATCH]) for i in batches])
 
@@ -178,7 +178,7 @@ def _embed(model: Teacher, sample: Sample) -> Vectors:
 def _timed(
     manifest: Manifest, sample: Sample, truth: Truth, speeds: Mapping[str, Mapping[str, float]]
 ) -> Manifest:
-    """With the speeds, what they mean, and what all figures were measured on."""
+    """Add the speeds, what they mean, and what everything was measured on."""
     return replace(
         manifest,
         variants=[

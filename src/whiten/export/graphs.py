@@ -1,4 +1,4 @@
-"""A student as a graph: traced once to ONNX, from which the other formats are made."""
+"""A student as a graph: traced once to ONNX, from which the other formats are converted."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from whiten.views.rendering import Preprocess
 
 OPSET = 17
 INPUT, OUTPUT = "images", "embeddings"
-METADATA = "whiten"  # where each format keeps it
-BACKBONE = "/net/backbone/"  # nodes of the graph that are the backbone's are called so
+METADATA = "whiten"  # the key in each format
+BACKBONE = "/net/backbone/"  # prefix of the backbone's nodes in the graph
 
 
 class Deployed(nn.Module):
-    """What a graph computes: a student whose embeddings are L2-normalised.
+    """The module that is traced: a student whose embeddings are L2-normalised.
 
     Args:
-        net: the student; its backbone is wrapped, so that it is no longer good for training.
-        preprocess: of its input.
-        takes_pixels: (n, h, w, 3) uint8 RGB go in instead of the normalised (n, 3, h, w) float32.
+        net: the student; its backbone is wrapped, so it cannot be trained any more.
+        preprocess: preprocessing of its input.
+        takes_pixels: take (n, h, w, 3) uint8 RGB instead of normalised (n, 3, h, w) float32.
     """
 
     def __init__(self, net: StudentNet, preprocess: Preprocess, takes_pixels: bool) -> None:
@@ -72,7 +72,7 @@ class Deployed(nn.Module):
 
 
 class _Scoped(nn.Module):
-    """A backbone whose nodes bear its name: `forward_features` alone would leave no trace."""
+    """A backbone as a module of its own, so that tracing gives its nodes a prefix."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Scoped(nn.Module):
 
 
 def onnx_libraries() -> tuple[Any, Any]:
-    """`onnx` and `onnxruntime`.
+    """Import `onnx` and `onnxruntime`.
 
     Raises:
         MissingExtraError: they are not installed.
@@ -111,7 +111,7 @@ def onnx_libraries() -> tuple[Any, Any]:
 
 
 def trace_onnx(deployed: Deployed, size: tuple[int, int]) -> Any:
-    """The student as an ONNX model with a dynamic batch.
+    """Trace the student to an ONNX model with a dynamic batch size.
 
     Raises:
         TeacherError: its network cannot be traced.
@@ -133,10 +133,10 @@ def trace_onnx(deployed: Deployed, size: tuple[int, int]) -> Any:
 
 
 def fold_sizes(model: Any) -> Any:
-    """Replace sizes that the graph computes from its input by numbers, as far as they are fixed.
+    """Replace sizes that the graph computes from its input by constants where they are fixed.
 
-    Traced code that pads "same" asks each feature map for its size. With all but the batch known
-    these are constants, and once they are, paddings move into convolutions: up to twice as fast.
+    Traced "same" padding reads the size of each feature map. All but the batch size is known, so
+    these are constants, and paddings then move into convolutions: up to twice as fast.
     """
     onnx, ort = onnx_libraries()
     while _fold_known_sizes(onnx, model):
@@ -159,7 +159,7 @@ def _optimised(onnx: Any, ort: Any, model: Any, options: Any) -> Any:
 
 
 def _drop_unused(graph: Any) -> None:
-    """Remove nodes that nothing reads, such as sizes that are known by now."""
+    """Remove nodes that nothing reads, such as sizes that became constants."""
     read = {name.name for name in graph.output}
     for node in reversed(list(graph.node)):  # readers come after what they read
         if read.isdisjoint(node.output):
@@ -169,7 +169,7 @@ def _drop_unused(graph: Any) -> None:
 
 
 def _fold_known_sizes(onnx: Any, model: Any) -> bool:
-    """Turn each `Gather(Shape(x), i)` of a known size into a constant; whether there was one."""
+    """Turn each `Gather(Shape(x), i)` of a known size into a constant; return whether any was."""
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     sizes = {
         value.name: [d.dim_value or None for d in value.type.tensor_type.shape.dim]
@@ -198,9 +198,9 @@ def _fold_known_sizes(onnx: Any, model: Any) -> bool:
 
 
 def to_fp16(model: Any) -> Any:
-    """The backbone's weights and computation in half precision.
+    """Convert the weights and the computation of the backbone to half precision.
 
-    Pooling takes powers, which overflow in it.
+    Pooling stays in fp32: it takes powers, which overflow in fp16.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -228,11 +228,11 @@ def write_onnx(model: Any, path: Path, metadata: Mapping[str, str]) -> list[Path
 def write_openvino(
     model: Any, path: Path, metadata: Mapping[str, str], *, halves: bool
 ) -> list[Path]:
-    """`path` and the weights beside it; `halves` stores these as fp16."""
+    """Write `path` and its weights file; `halves` stores the weights as fp16."""
     ov = import_openvino()
     found = ov.Core().read_model(model.SerializeToString())
     for number, node in enumerate(found.get_ordered_ops()):
-        # Nodes without a name are named by a count of all nodes that the process has made: the
+        # Nodes without a name are numbered over all nodes that the process has made: the
         # same student would have another file, and so another fingerprint, each time.
         if node.get_friendly_name().startswith(f"{node.get_type_name()}_"):
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
@@ -255,7 +255,7 @@ def write_torchscript(
 
 @contextlib.contextmanager
 def _traceable() -> Iterator[None]:
-    """Turn what tracing fails with into a line: operators without a name there, control flow."""
+    """Turn errors of tracing, such as missing operators and control flow, into one line."""
     try:
         with _quiet():
             yield
@@ -269,7 +269,7 @@ def _traceable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters say about themselves, of which a user can change nothing."""
+    """Silence messages of the exporters, which a user cannot act on."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""The images that an export is calibrated and measured on."""
+"""Images for calibrating and measuring an export."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Sample:
-    """Images as the student sees them.
+    """Images as the student receives them.
 
     Attributes:
-        items, pixels: the held-out images and what is seen of them, (n, h, w, 3) uint8.
-        calibration: (m, h, w, 3) uint8: others, of other groups.
-        skipped: what could not be read.
-        is_drawn: whether these are no images of the user's but made up.
+        items, pixels: the held-out images and their pixels, (n, h, w, 3) uint8.
+        calibration: (m, h, w, 3) uint8 pixels of other images, of other groups.
+        skipped: images that could not be read.
+        is_drawn: whether the images are synthetic because the user named none.
     """
 
     items: list[Item]
@@ -43,9 +43,9 @@ class Sample:
 
 
 def sample_images(items: Items, preprocess: Preprocess, workers: int | None) -> Sample:
-    """Split a collection by the hashes of its names, groups whole, and read what is chosen.
+    """Split a collection by hashes of its names, keeping groups whole, and read both halves.
 
-    The same collection gives the same two halves everywhere, in any order of its files.
+    The same collection gives the same halves on every machine, in any order of its files.
 
     Raises:
         NoImagesError: none of the held-out images can be read.
@@ -64,7 +64,7 @@ def sample_images(items: Items, preprocess: Preprocess, workers: int | None) -> 
 
 
 def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """Held-out and calibration images, at most `HELD_OUT` and `CALIBRATION` of them."""
+    """Choose at most `HELD_OUT` held-out and `CALIBRATION` calibration images."""
     listed = list(items)
     sizes = Counter(item.group for item in listed if item.group is not None)
     by_groups = sum(size > 1 for size in sizes.values()) > 1
@@ -106,9 +106,9 @@ def _show(preprocess: Preprocess, item: Item) -> Pixels | ImageError:
 
 
 def draw_images(preprocess: Preprocess, count: int = 64) -> Sample:
-    """Made-up images where the user names none: smooth blobs of colour.
+    """Make synthetic images, smooth blobs of colour, for when the user names none.
 
-    They tell whether the graph computes what the student does, not how well it retrieves.
+    They tell whether the graph computes what the student computes, not how well it retrieves.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""How an exported student's embeddings compare with torch's, and what is good enough."""
+"""Agreement of an exported student's embeddings with torch's, and the limits on it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from whiten.utils.arrays import Vectors
 
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}  # of each image
 _NEIGHBOURS = 5
-_LEAST_IMAGES = 4 * _NEIGHBOURS  # for neighbours to be more than half of the others
+_LEAST_IMAGES = 4 * _NEIGHBOURS  # below this, most images are neighbours
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Embeddings of the same held-out images, exported against torch.
+    """Agreement of exported embeddings with torch's, on the same held-out images.
 
     Attributes:
         cosine, lowest_cosine: mean and minimum.
-        centred, lowest_centred: the same once torch's mean embedding is subtracted from both.
-            Embeddings share a direction, which makes cosines high whatever the rest does: this
-            tells more. None for a single image.
-        map: retrieval mAP of the exported embeddings; None where it could not be measured.
-        map_lost: torch's mAP less this.
+        centred, lowest_centred: the same after subtracting torch's mean embedding from both.
+            Embeddings share a direction that makes all cosines high, so these tell more. None
+            for a single image.
+        map: retrieval mAP of the exported embeddings; None if it could not be measured.
+        map_lost: torch's mAP minus this.
     """
 
     cosine: float
@@ -42,11 +42,11 @@ class Parity:
 
 @dataclass(frozen=True)
 class Truth:
-    """What retrieval is measured against.
+    """The truth that retrieval is measured against.
 
     Attributes:
-        task: which images should be found; None where too few are known.
-        by: `groups`, or `neighbours`: the nearest images in torch, where there are no groups.
+        task: which images should be found; None if there are too few.
+        by: `groups`, or `neighbours`: without groups, the nearest images in torch.
         map: torch's own.
     """
 
@@ -56,7 +56,7 @@ class Truth:
 
 
 def find_truth(items: Sequence[Item], embeddings: Vectors) -> Truth:
-    """The groups of the held-out images, else torch's nearest neighbours.
+    """Take the groups of the held-out images as truth, else torch's nearest neighbours.
 
     Args:
         embeddings: (n, d) float32 of torch.
@@ -73,7 +73,7 @@ def find_truth(items: Sequence[Item], embeddings: Vectors) -> Truth:
 
 
 def mean_precision(task: Task, embeddings: Vectors) -> float:
-    """mAP of a task whose queries are among its gallery."""
+    """Compute the mAP of a task whose queries are part of its gallery."""
     rows = {id(item): row for row, item in enumerate(task.gallery)}
     queries = embeddings[[rows[id(query)] for query in task.queries]]
     return evaluate_task(task, queries, embeddings).figures["map"].value
@@ -107,7 +107,7 @@ def compare(reference: Vectors, exported: Vectors, truth: Truth) -> Parity:
 
 
 def _cosines(one: Vectors, other: Vectors) -> npt.NDArray[np.float64]:
-    """(n,) of the rows, in double precision; 0 where one of them is null."""
+    """Compute (n,) cosines of the rows in double precision; 0 if a row is zero."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     products: npt.NDArray[np.float64] = np.einsum("nd,nd->n", a, b)
@@ -118,11 +118,11 @@ def _cosines(one: Vectors, other: Vectors) -> npt.NDArray[np.float64]:
 def reason_to_refuse(
     precision: str, parity: Parity, *, by: str, int8_floor: float, int8_loss: float
 ) -> str:
-    """Why an export is not good enough; "" where it is.
+    """Return why an export is not exact enough; "" if it is.
 
     Args:
         by: what mAP was measured on, see `Truth`.
-        int8_floor: least mean-centred cosine of int8, on average.
+        int8_floor: lowest mean-centred cosine of int8, on average.
         int8_loss: most mAP that int8 may lose, where images have groups.
     """
     if precision != "int8":

@@ -1,4 +1,4 @@
-"""Static int8: ranges of activations are measured once, on the user's own images."""
+"""Static int8: the ranges of activations are measured once, on the user's own images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from whiten.export.graphs import BACKBONE, INPUT, onnx_libraries
 
-# The operators that processors have int8 instructions for, and those between them: a value that
-# goes to fp32 and back costs more than it gains.
+# Operators that processors have int8 instructions for, and those between them: converting to fp32
+# and back costs more than it gains.
 _TYPES = [
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Clip", "Relu", "Concat"),
     *("MaxPool", "AveragePool", "GlobalAveragePool"),
@@ -24,14 +24,14 @@ _BATCH = 16
 
 
 def quantise(model: Any, inputs: Sequence[npt.NDArray[Any]]) -> Any:
-    """Weights (a channel each) as int8, activations as uint8, in QDQ form.
+    """Quantise weights per channel to int8 and activations to uint8, in QDQ form.
 
-    Pooling, projection and normalisation stay in fp32: they take next to no time, and the
-    embedding's directions come from them. In 8 bits the lengths alone would ruin it.
+    Pooling, projection and normalisation stay in fp32: they take little time and set the
+    directions of the embeddings, which 8 bits would ruin.
 
     Args:
         model: a traced student.
-        inputs: images as the graph takes them, each without the batch's axis.
+        inputs: images as the graph takes them, each without the batch axis.
     """
     onnx, _ = onnx_libraries()
     from onnxruntime.quantization import (
@@ -64,7 +64,7 @@ def quantise(model: Any, inputs: Sequence[npt.NDArray[Any]]) -> Any:
 
 
 class _Reader:
-    """Batches of images, as ONNX Runtime's calibration asks for them."""
+    """Feeds batches of images to ONNX Runtime's calibration."""
 
     def __init__(self, inputs: Sequence[npt.NDArray[Any]]) -> None:
         self._batches = self._stacked(inputs)

@@ -1,4 +1,4 @@
-"""How fast each variant embeds on this machine, against eager torch in float32."""
+"""The speed of each variant on this machine, compared with eager torch in float32."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from whiten.models.teacher import Teacher
 BATCHES = (1, 16)
 ROUNDS = 5
 PAUSE = 0.02  # seconds, in which threads that spin after work fall asleep
-SECONDS = 0.05  # seconds that a turn takes
+SECONDS = 0.05  # duration of a turn
 
 
 def measure_speeds(models: Mapping[str, Teacher]) -> dict[str, dict[str, float]]:
-    """Images a second of each model, by batch size: from rendered pixels to embeddings.
+    """Measure images per second of each model by batch size, from rendered pixels to embeddings.
 
-    The models take turns, and each one's best turn counts: whatever else the machine does is no
-    property of theirs.
+    The models take turns, and the best turn of each counts, so that other work on the machine
+    matters less.
     """
     speeds: dict[str, dict[str, float]] = {name: {} for name in models}
     for batch in BATCHES:
@@ -35,13 +35,13 @@ def measure_speeds(models: Mapping[str, Teacher]) -> dict[str, dict[str, float]]
 
 
 def _repeats(model: Teacher, batch: int) -> int:
-    """Calls that fill a turn; finding out warms the model up."""
+    """Count the calls that fill a turn; this also warms the model up."""
     _seconds(model, batch, 1)
     return max(1, round(SECONDS / max(_seconds(model, batch, 1), 1e-6)))
 
 
 def _seconds(model: Teacher, batch: int, repeats: int) -> float:
-    """Of one call."""
+    """Time one call in seconds."""
     pixels = np.zeros((batch, *model.preprocess.size, 3), np.uint8)
     began = time.perf_counter()
     for _ in range(repeats):

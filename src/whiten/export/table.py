@@ -1,4 +1,4 @@
-"""What an export is and does, in one table: for the terminal and for the model card."""
+"""The table of an export, for the terminal and for the model card."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from whiten.models.exported import Manifest, Variant
 
 TORCH = "torch fp32"
 Speeds = Mapping[str, Mapping[str, float]]
-_SLOWER = 0.95  # of another's speed: less is no noise
+_SLOWER = 0.95  # a smaller ratio of speeds is not noise
 
-_CENTRED = 0.99  # below this, rounding is no longer small beside how embeddings differ
+_CENTRED = 0.99  # below this, rounding is not small compared with how embeddings differ
 
 _HEAD = [
     *("variant", "MB", "cosine", "lowest", "centred", "mAP"),
@@ -24,7 +24,7 @@ def title(variant: Variant) -> str:
 
 
 def remarks_on(variant: Variant, speeds: Speeds) -> list[str]:
-    """What is slower here than it might be hoped, and what a precision costs or does not do.
+    """Remark on variants that are slower than fp32 or torch, and on the costs of a precision.
 
     Args:
         speeds: images a second by batch size, of `TORCH`, of the variants and of the formats' fp32.
@@ -39,7 +39,7 @@ def remarks_on(variant: Variant, speeds: Speeds) -> list[str]:
     centred = variant.parity.get("centred")
     if variant.precision in ("fp16", "bf16") and centred is not None and centred < _CENTRED:
         found.append(
-            f"mean-centred cosine {centred:.4f}: embeddings of this student lie so close together "
+            f"mean-centred cosine {centred:.4f}: embeddings of this student are so close together "
             "that half precision changes who is near"
         )
     if (variant.format, variant.precision) == ("openvino", "fp16"):
@@ -48,7 +48,7 @@ def remarks_on(variant: Variant, speeds: Speeds) -> list[str]:
 
 
 def rows(manifest: Manifest) -> list[list[str]]:
-    """The cells, a head first."""
+    """Yield the rows of cells, the header first."""
     torch: dict[str, Any] = manifest.measured["torch"]
     speed = [cell for s in torch["speed"].values() for cell in (f"{s:,.1f}", "1.00x")]
     found = [_HEAD, [TORCH, "", "", "", "", _cell(torch["map"]), *speed]]
@@ -78,10 +78,10 @@ def _cell(value: float | None) -> str:
 
 
 def notes(manifest: Manifest) -> list[str]:
-    """What the table's figures are of, and remarks on its rows."""
+    """Explain what was measured, and remark on the rows."""
     known = manifest.measured
     if known["drawn"]:
-        images = f"{known['drawn']} made-up images, for none were named (--images)"
+        images = f"{known['drawn']} synthetic images, since --images named none"
     else:
         images = f"{known['held_out']:,} held-out images"
     found = [f"compared with torch on {images}"]
@@ -112,7 +112,7 @@ def lines(manifest: Manifest) -> list[str]:
 
 
 def markdown(manifest: Manifest) -> str:
-    """For the model card."""
+    """Format the table for the model card."""
     head, *body = rows(manifest)
     ruled = [head, ["---", *(["---:"] * (len(head) - 1))], *body]
     table = "\n".join(f"| {' | '.join(row)} |" for row in ruled)

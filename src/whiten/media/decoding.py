@@ -1,4 +1,4 @@
-"""From a file's content to an upright RGB image of 8 bits a channel."""
+"""From a file's content to an upright RGB image of 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMATS: list[str] = [
 MAX_PIXELS = 200_000_000  # 600 MB as RGB
 
 _ORIENTATION = 0x0112  # EXIF tag
-# What turns an image of each orientation upright.
+# Makes an image of each orientation upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,17 +52,17 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode to an upright RGB image of 8 bits a channel; see `decode_scaled`."""
+    """Decode to an upright RGB image of 8 bits per channel; see `decode_scaled`."""
     return decode_scaled(data, min_side=None)[0]
 
 
 def decode_scaled(
     data: bytes, *, min_side: int | None, upright: bool = True
 ) -> tuple[Image.Image, Box]:
-    """Decode to an upright RGB image of 8 bits a channel, and the box in it that is the picture.
+    """Decode to an upright RGB image of 8 bits per channel, with the box of the picture in it.
 
-    Transparency is laid over white, CMYK and grey are converted, 16-bit and float images are
-    scaled to 8 bits, the EXIF orientation is applied, and of an animation the first frame is taken.
+    Transparency is blended with white, CMYK and grey are converted, 16-bit and float images are
+    scaled to 8 bits, the EXIF orientation is applied, and the first frame of an animation is taken.
 
     Args:
         data: the file's content.
@@ -71,17 +71,17 @@ def decode_scaled(
         upright: apply the EXIF orientation; else the pixels are as they are stored.
 
     Returns:
-        The image, and (left, top, right, bottom) in its pixels: all of it, save for a JPEG whose
+        The image, and (left, top, right, bottom) in its pixels: all of it, except for a JPEG whose
         size is no multiple of the reduction, of which the last pixels are partly beyond the edge.
 
     Raises:
-        ImageError: not an image, truncated, or larger than MAX_PIXELS. Only a JPEG may be larger
-            that is decoded at a smaller size.
+        ImageError: not an image, truncated, or larger than MAX_PIXELS; only a JPEG may be larger
+            if it is decoded at a smaller size.
     """
     try:
         with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             # Before anything else: asking a PNG for its EXIF block decodes it. All coefficients of
-            # a progressive JPEG lie in memory, at whatever size it is decoded.
+            # a progressive JPEG are held in memory, at whatever size it is decoded.
             if opened.info.get("progressive"):
                 _refuse_large(opened.size)
             drafted = None
@@ -99,7 +99,7 @@ def decode_scaled(
         box = _upright_box(image.size, size, orientation)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
-            image.info = {}  # still tells how to turn it, and `upright_rgb` would, once more
+            image.info = {}  # it still holds the orientation, which `upright_rgb` would apply again
         return image, box
     except ImageError:
         raise
@@ -111,15 +111,15 @@ def decode_scaled(
 
 
 def _decode_fast(opened: Image.Image, data: bytes) -> Image.Image | None:
-    """Decode a JPEG by simplejpeg, where it is installed: the same pixels as Pillow's, sooner.
+    """Decode a JPEG with simplejpeg, if installed: the same pixels as Pillow's in less time.
 
-    None for all that it has a word to say about: Pillow's verdict on damaged files is what counts.
+    Returns None if simplejpeg warns: Pillow decides which files are damaged.
     """
     if simplejpeg is None or opened.format not in _JPEG or opened.mode != "RGB":
         return None
     width, height = opened.size
     try:
-        # The least scale that has the size that Pillow was asked for is the one that it takes.
+        # Pillow takes the smallest scale that is at least as large as the requested size.
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
     except (ValueError, RuntimeError):
         return None
@@ -127,7 +127,7 @@ def _decode_fast(opened: Image.Image, data: bytes) -> Image.Image | None:
 
 
 def stored_size(data: bytes) -> tuple[int, int]:
-    """Width and height as a file's header has them, before any orientation; decodes nothing.
+    """Read width and height from a file's header, before any orientation; decodes nothing.
 
     Raises:
         ImageError: not an image, or its header is damaged.
@@ -147,7 +147,7 @@ def _refuse_large(size: tuple[int, int]) -> None:
 
 
 def _upright_box(pixels: tuple[int, int], picture: tuple[float, float], orientation: int) -> Box:
-    """Where a picture at the top left of an image of `pixels` lies once that is upright."""
+    """Return the box of a picture at the top left of an image of `pixels` once it is upright."""
     if orientation in _ON_SIDE:
         pixels, picture = pixels[::-1], picture[::-1]
     left = pixels[0] - picture[0] if orientation in _FROM_RIGHT else 0.0
@@ -156,7 +156,7 @@ def _upright_box(pixels: tuple[int, int], picture: tuple[float, float], orientat
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none."""
+    """Read the EXIF orientation; 1 if there is none."""
     try:
         value = image.getexif().get(_ORIENTATION)
     except Exception:  # a damaged EXIF block is no reason to lose the image
@@ -197,7 +197,7 @@ def _draft_size(size: tuple[int, int], min_side: int) -> tuple[int, int]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as `decode` would return it."""
+    """Convert an opened image to what `decode` returns."""
     return _to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -219,6 +219,6 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype.kind in "iu":
         white = 65535.0 if values.max(initial=0) > 255 or pixels.dtype.itemsize == 2 else 255.0
     else:
-        # Float images carry no range: 0..1 by convention, else up to their brightest pixel.
+        # Float images state no range: 0..1 by convention, else up to their brightest pixel.
         white = max(1.0, float(values.max(initial=0)))
     return (values * (255.0 / white)).clip(0, 255).round().astype(np.uint8)

@@ -21,10 +21,10 @@ class Skipped:
 
 
 class Stamp(NamedTuple):
-    """What the file system says of a file; while it is the same, so is the content.
+    """Size and times of a file; as long as they are the same, so is the content.
 
-    The time of the last change of content or status cannot be set by a program, unlike `mtime_ns`,
-    which copies and archives bring with them.
+    `ctime_ns`, the time of the last change of content or status, cannot be set by a program, unlike
+    `mtime_ns`, which copies and archives preserve.
     """
 
     size: int
@@ -33,7 +33,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(path: str) -> Stamp | None:
-    """The stamp of a file; None where there is none, or no way to it."""
+    """Return the stamp of a file; None if it is missing or cannot be reached."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -42,7 +42,7 @@ def stamp_of(path: str) -> Stamp | None:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole file; never waits for another program, as reading a pipe would.
+    """Read the whole file; never waits for another program, as reading a pipe would.
 
     Raises:
         ImageError: missing, unreadable, empty, larger than MAX_BYTES, or no file.
@@ -69,7 +69,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _listing_error(folder: str) -> OSError | None:
-    """Why a folder cannot be listed."""
+    """Return the reason why a folder cannot be listed."""
     try:
         os.scandir(folder).close()
     except OSError as error:

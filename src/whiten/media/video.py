@@ -1,4 +1,4 @@
-"""Frames of a video at a steady rate, by their timestamps, upright and of a sane size."""
+"""Frames of a video at a steady rate, by their timestamps, upright and of bounded size."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _TURNS = {
 def sample_frames(
     path: str | os.PathLike[str], *, fps: float = 1.0, max_frames: int = MAX_FRAMES
 ) -> Iterator[tuple[int, Image.Image]]:
-    """The frames that a player shows at 0, 1/fps, 2/fps, … seconds, until there are `max_frames`.
+    """Yield the frames that a player shows at 0, 1/fps, 2/fps, … seconds, at most `max_frames`.
 
-    Timestamps decide, so that a variable rate does no harm; a frame that is shown at several of
-    these times comes once. Rotation and oblong pixels are applied as a player does it, and frames
+    Timestamps decide, so a variable rate does no harm; a frame shown at several of these times is
+    yielded once. Rotation and oblong pixels are applied as a player does it, and frames
     are made no larger than `MAX_SIDE`. Frames that arrive damaged are left out.
 
     Args:
-        path: a file; of several video streams the first one counts.
-        fps: frames a second.
-        max_frames: the most that are taken, from the beginning.
+        path: a file; the first of several video streams is used.
+        fps: frames per second.
+        max_frames: the most frames to take, from the beginning.
 
     Yields:
         When the frame began to be shown, in milliseconds since the first one, and the upright RGB
@@ -96,7 +96,7 @@ def check_sampling(fps: float, max_frames: int) -> None:
     """Refuse a rate or a number of frames that makes no sense.
 
     Raises:
-        ConfigError: it is so.
+        ConfigError: the rate is not positive, or the number is less than 1.
     """
     if not (math.isfinite(fps) and fps > 0):
         raise ConfigError(f"fps must be a positive number, not {fps}")
@@ -113,7 +113,7 @@ def _require_av() -> Any:
 
 
 def _refuse_no_file(path: str | os.PathLike[str]) -> None:
-    """Refuse what is missing, empty, or would make us wait, as a pipe does."""
+    """Refuse a file that is missing or empty, or that blocks on reading, as a pipe does."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -125,7 +125,7 @@ def _refuse_no_file(path: str | os.PathLike[str]) -> None:
 
 
 def _video_stream(av: Any, container: Any) -> Any:
-    """The first video stream that is no cover picture, decoded by one thread."""
+    """Return the first video stream that is no cover picture, decoded by one thread."""
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             break
@@ -135,12 +135,12 @@ def _video_stream(av: Any, container: Any) -> Any:
     if context is None:
         raise ImageError("its video is of an unknown kind")
     _refuse_large(context)
-    context.thread_count = 1  # videos are read side by side
+    context.thread_count = 1  # several videos are read at the same time
     return stream
 
 
 def _decoded(av: Any, container: Any, stream: Any) -> Iterator[Any]:
-    """Whole frames; packets that cannot be decoded are passed over."""
+    """Yield whole frames; packets that cannot be decoded are skipped."""
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
@@ -160,9 +160,9 @@ def _refuse_large(size: Any) -> None:
 
 
 class _Clock:
-    """Seconds since the first frame, which never go back.
+    """Seconds since the first frame, which never decrease.
 
-    Where a joined file's timestamps start again, time goes on from the frame before.
+    If the timestamps of a joined file start again, time continues from the previous frame.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -186,7 +186,7 @@ class _Clock:
 
 
 def _upright(frame: Any, shape: Fraction | None) -> Image.Image:
-    """A frame as a player shows it, its longer side at most `MAX_SIDE`.
+    """Convert a frame to what a player shows, its longer side at most `MAX_SIDE`.
 
     Args:
         shape: width by height of a pixel.

@@ -1,4 +1,4 @@
-"""The figure of two videos: which moment of one looks like which moment of the other."""
+"""A plot of two videos: which moment of one looks like which moment of the other."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ def alignment(
     paths: tuple[Sequence[str], Sequence[str]],
     times: tuple[Sequence[int] | None, Sequence[int] | None],
 ) -> Figure:
-    """Cosines of the frames of two videos, some of the frames along the sides.
+    """Draw the cosines of the frames of two videos, with some of the frames along the sides.
 
-    Copies of the same scene make a bright line; a faster copy makes it steeper, and a scene that
-    only looks alike makes a spot. Rings mark each query frame's best match, whose mean the chamfer
-    similarity is.
+    A copied scene is a bright line, steeper if the copy is faster; a scene that only looks alike is
+    a spot. Rings mark the best match of each query frame; the chamfer similarity is their mean.
 
     Args:
         cosines: (query frames, match frames).
         names, paths: of the query and its match; paths of their frames.
-        times: of the frames in ms, None where they are not known.
+        times: of the frames in ms; None if unknown.
     """
     rows, columns = cosines.shape
     cell = min(float(_PITCH), _LARGEST / max(rows, columns))
@@ -73,7 +72,7 @@ def _label(
     shape: tuple[int, int],
     cell: float,
 ) -> None:
-    """Seconds along both sides, or the numbers of the frames."""
+    """Label both sides with seconds, or with the numbers of the frames."""
     for side, (known, n) in enumerate(zip(times, shape, strict=True)):
         shown = range(0, n, max(1, round(48 / cell)))
         labels = [str(i) if known is None else f"{known[i] / 1000:.3g}" for i in shown]
@@ -84,5 +83,5 @@ def _label(
 
 
 def _spread(n: int, cell: float) -> range:
-    """Frames that are far enough apart to be shown."""
+    """Choose frames that are far enough apart to be shown."""
     return range(0, n, max(1, math.ceil(_PITCH / cell)))

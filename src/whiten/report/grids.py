@@ -1,4 +1,4 @@
-"""The grids of a report: queries, and the images that were found for them."""
+"""The grids of a report: queries and the images found for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKS = {True: (GOOD, "✓ "), False: (BAD, "✗ "), None: ("#8C8C8C", "")}
 
 
 class Found(Protocol):
-    """An image that was found, and whether it should have been (None: not known)."""
+    """An image that was found, and whether it is right (None if unknown)."""
 
     @property
     def path(self) -> str: ...
@@ -34,7 +34,7 @@ class Found(Protocol):
 
 @styled
 def retrievals(grids: Sequence[tuple[str, str, float, Sequence[Found]]]) -> Figure | None:
-    """Rows of a query and what was found for it, best first.
+    """Draw one row per query: the query and the images found for it, best first.
 
     Args:
         grids: label ("best", …), path of the query, average precision, and hits.

@@ -73,7 +73,7 @@ def section(heading: str, help_: str, content: str) -> str:
 
 
 def embedded(alt: str, png: bytes) -> str:
-    # The width of a PNG stands in its bytes 16 to 20; 1.25 of its pixels make one of the page.
+    # Bytes 16 to 20 of a PNG hold its width; 1.25 of its pixels make one pixel of the page.
     width = round(int.from_bytes(png[16:20], "big") / 1.25)
     source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     image = f'<img alt="{escape(printable(alt))}" width="{width}" src="{source}">'

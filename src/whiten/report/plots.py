@@ -1,7 +1,7 @@
-"""The figures of a report: plain data in, the bytes of a PNG out, or None with nothing to draw.
+"""The plots of a report: plain data in, the bytes of a PNG out, or None without data.
 
-Drawn with matplotlib's object interface under a style of its own (`plot_style`): a caller's
-figures, backend and settings are neither used nor changed. Equal data give equal bytes.
+Drawn with matplotlib's object interface under the style of `report.style`: a caller's figures,
+backend and settings are neither used nor changed. Equal data give equal bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Curve = tuple[Array, Array]  # x and y, both (n,)
 
 
 class Result(Protocol):
-    """What the figures need of a line of the result table."""
+    """The part of a row of the result table that the plots need."""
 
     name: str
     kind: Literal["teacher", "fusion-raw", "fusion-whitened", "student", "asymmetric"]
@@ -50,7 +50,7 @@ class Result(Protocol):
 
 
 def teacher_colours(names: Iterable[str]) -> dict[str, str]:
-    """One colour a teacher, to be used in every figure of a report."""
+    """Assign one colour per teacher, the same in every plot of a report."""
     return {name: TEACHERS[i % len(TEACHERS)] for i, name in enumerate(dict.fromkeys(names))}
 
 
@@ -58,7 +58,7 @@ def teacher_colours(names: Iterable[str]) -> dict[str, str]:
 def similarities(
     samples: Mapping[str, tuple[Array, Array, Array, Array]], colours: Mapping[str, str]
 ) -> Figure | None:
-    """Histograms of pairs' similarities, a column a teacher: raw above whitened.
+    """Draw histograms of the similarities of pairs, one column per teacher, raw above whitened.
 
     Args:
         samples: teacher to raw positives, raw negatives, whitened positives and negatives.
@@ -96,7 +96,7 @@ def similarities(
 
 
 def _bins(samples: Iterable[Array]) -> Array:
-    """Bins that all histograms of a row share."""
+    """Compute the bins that all histograms of a row share."""
     values = np.concatenate([finite(sample) for sample in samples])
     low, high = (values.min(), values.max()) if len(values) else (-1.0, 1.0)
     edges: Array = np.linspace(low - 0.01, high + 0.01, 61)
@@ -113,14 +113,14 @@ def _histogram(axis: Axes, sample: Array, edges: Array, colour: str) -> None:
 
 
 def finite(values: Any) -> Array:
-    """(n,) float64 without NaN and infinity."""
+    """Convert to (n,) float64 without NaN and infinity."""
     array = np.asarray(values, np.float64).ravel()
     return array[np.isfinite(array)]
 
 
 @styled
 def spectra(eigenvalues: Mapping[str, Array], colours: Mapping[str, str]) -> Figure | None:
-    """Eigenvalues of the teachers' covariances over their rank, both axes logarithmic."""
+    """Draw the eigenvalues of the teachers' covariances by rank, both axes logarithmic."""
     kept = {name: values[values > 0] for name, v in eigenvalues.items() if len(values := finite(v))}
     kept = {name: values for name, values in kept.items() if len(values)}
     if not kept:
@@ -129,7 +129,7 @@ def spectra(eigenvalues: Mapping[str, Array], colours: Mapping[str, str]) -> Fig
     axis = figure.subplots()
     labels = []  # given with the lines: an automatic legend leaves out names such as "_a"
     for i, (name, values) in enumerate(kept.items()):
-        # The participation ratio: how many equal eigenvalues would spread the variance as well.
+        # The participation ratio: the number of equal eigenvalues that spread the variance as much.
         effective = values.sum() ** 2 / (values**2).sum()
         labels.append(f"{short(name)}: {len(values)} axes, effective dimension {effective:.0f}")
         ranks = np.arange(1, len(values) + 1)
@@ -144,7 +144,7 @@ def spectra(eigenvalues: Mapping[str, Array], colours: Mapping[str, str]) -> Fig
 def whitening_choices(
     curves: Mapping[str, tuple[Array, Array, int]], colours: Mapping[str, str]
 ) -> Figure | None:
-    """Held-out score over shrinkage, (shrinkages, scores, index chosen) of each teacher."""
+    """Draw the held-out score by shrinkage: (shrinkages, scores, chosen index) per teacher."""
     if not curves:
         return None
     figure = Figure(figsize=(8, 3.8))
@@ -181,7 +181,7 @@ def _plain_log_ticks(axis: Axes) -> None:
 
 @styled
 def wins(shares: Mapping[str, Mapping[str, Curve]], colours: Mapping[str, str]) -> Figure | None:
-    """Each teacher's share of the positives over the steps, a panel a run.
+    """Draw each teacher's share of the positives by step, one panel per run.
 
     Args:
         shares: run to teacher to steps and shares (0 to 1).
@@ -214,7 +214,7 @@ def wins(shares: Mapping[str, Mapping[str, Curve]], colours: Mapping[str, str]) 
 
 @styled
 def loss(curves: Mapping[str, Curve]) -> Figure | None:
-    """The loss over the steps, as it was and smoothed, a line a run."""
+    """Draw the loss by step, raw and smoothed, one line per run."""
     if not curves:
         return None
     figure = Figure(figsize=(8, 3.8))
@@ -231,7 +231,7 @@ def loss(curves: Mapping[str, Curve]) -> Figure | None:
 
 
 def smooth(values: Array) -> Array:
-    """Centred moving average over a 25th of the curve; the window is cut at the ends."""
+    """Smooth by a centred moving average over a 25th of the curve, cut at the ends."""
     reach, at = len(values) // 50, np.arange(len(values))
     total = np.concatenate([[0.0], np.cumsum(values)])
     low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
@@ -241,7 +241,7 @@ def smooth(values: Array) -> Array:
 
 @styled
 def accuracy_latency(rows: Sequence[Result]) -> Figure | None:
-    """mAP over the time an image takes: a point a row, with its interval and its name."""
+    """Draw mAP by time per image: one point per row, with its interval and its name."""
     timed = [(r, r.ms_per_image) for r in rows if r.ms_per_image and np.isfinite(r.map)]
     timed = [(r, ms) for r, ms in timed if 0 < ms < math.inf]
     if not timed:
@@ -256,7 +256,7 @@ def accuracy_latency(rows: Sequence[Result]) -> Figure | None:
         axis.plot([ms, ms], [100 * end for end in r.map_ci], color=colour, lw=1.5, alpha=0.55)
         axis.scatter(ms, 100 * r.map, size, colour, marker=marker, edgecolors="w", zorder=3)
     fastest, slowest = min(ms for _, ms in timed), max(ms for _, ms in timed)
-    axis.set(xscale="log", xlabel="time for an image, ms (left is faster)", ylabel="mAP, %")
+    axis.set(xscale="log", xlabel="time per image, ms (left is faster)", ylabel="mAP, %")
     axis.set_xlim(fastest / 1.6, slowest * 2.2)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     _plain_log_ticks(axis)
@@ -279,7 +279,7 @@ def _kind_legend(figure: Figure, kinds: Sequence[str], *, markers: bool) -> None
 
 
 def _legend(figure: Figure, handles: Mapping[str, Any], *, columns: int) -> None:
-    """Above the axes, where it hides nothing."""
+    """Place the legend above the axes, where it hides nothing."""
     labels = [short(name, 28) for name in handles]
     where: Any = "outside upper center"
     figure.legend(list(handles.values()), labels, loc=where, ncols=min(columns, len(labels)))
@@ -289,7 +289,7 @@ def _place_labels(
     figure: Figure, axis: Axes, timed: Sequence[tuple[Result, float]], sizes: Sequence[float]
 ) -> None:
     """Put each name at the free place nearest to its point; far ones get a line to it."""
-    point = DPI / 72  # in pixels, as all lengths here
+    point = DPI / 72  # in pixels, like all lengths here
     centres = [axis.transData.transform((ms, 100 * r.map)) for r, ms in timed]
     radii = [0.7 * math.sqrt(size) * point for size in sizes]
     taken = [_box(c, 2 * r, 2 * r) for c, r in zip(centres, radii, strict=True)]
@@ -332,7 +332,7 @@ def _overlap(a: Any, b: Any) -> float:
 
 @styled
 def results(rows: Sequence[Result]) -> Figure | None:
-    """Bars of mAP with their intervals, by kind, and beside them what an answer costs."""
+    """Draw bars of mAP with their intervals, coloured by kind, and the cost of each encoder."""
     order = sorted(rows, key=lambda r: list(KINDS).index(r.kind))
     if not order:
         return None

@@ -1,4 +1,4 @@
-"""The report of a run: a table for the terminal, and one HTML page that needs nothing else."""
+"""The report of a run: one self-contained HTML page, and its plots as files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from whiten.utils.files import write_atomically
 
 @dataclass
 class Similarities:
-    """Sampled similarities of one teacher, each (n,): of pairs that match and that do not."""
+    """Sampled similarities of one teacher, each (n,): positive and negative pairs."""
 
     raw_positives: Array
     raw_negatives: Array
@@ -32,7 +32,7 @@ class Similarities:
 
 @dataclass
 class Hit:
-    """An image that was found; `correct` is None where the truth is not known."""
+    """An image that was found; `correct` is None if unknown."""
 
     path: str
     score: float
@@ -51,17 +51,17 @@ class Retrieval:
 
 @dataclass
 class ReportData:
-    """All that a report shows; a part without data is left out.
+    """Everything that a report shows; parts without data are left out.
 
     Attributes:
-        facts: what was measured on what: ("images", "4,712 train, 1,912 test").
-        similarities, spectra: by teacher; eigenvalues fall.
-        whitening_choices: by teacher the shrinkages tried, their scores, and the index chosen.
+        facts: what was measured, by name: ("images", "4,712 train, 1,912 test").
+        similarities, spectra: by teacher; eigenvalues in descending order.
+        whitening_choices: by teacher the shrinkages, their scores, and the chosen index.
         runs: by name the records of `metrics.jsonl`: step, epoch, loss, lr, images_per_s and,
             where teachers compete, wins (teacher to its share of the positives).
         retrievals: by encoder.
         notes: sentences that a reader must not miss, shown near the top.
-        commands: lines of shell to go on with.
+        commands: shell commands to continue with.
     """
 
     title: str
@@ -80,7 +80,7 @@ def write_report(data: ReportData, folder: Path) -> Path:
     """Write `report.html` and `figures/*.png`, each whole or not at all.
 
     Returns:
-        The path of the page. It carries its figures within, and can be sent on its own.
+        The path of the page. It contains its plots, and can be sent on its own.
     """
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def write_report(data: ReportData, folder: Path) -> Path:
 
 
 def _draw(data: ReportData) -> dict[str, bytes]:
-    """PNGs by the name of their file, only of figures that have data."""
+    """Draw PNGs by file name, only those that have data."""
     from whiten.report import (  # matplotlib is slow to import, and a table does not need it
         grids,
         plots,
@@ -128,7 +128,7 @@ def _draw(data: ReportData) -> dict[str, bytes]:
 
 
 def _slugs(encoders: Iterable[str]) -> list[str]:
-    """File names of the grids: plain, short, and no two alike even where case is ignored."""
+    """Make file names for the grids: plain, short, and distinct even if case is ignored."""
     slugs: list[str] = []
     for encoder in encoders:
         plain = unicodedata.normalize("NFKD", encoder.lower()).encode("ascii", "ignore").decode()
@@ -142,7 +142,7 @@ def _slugs(encoders: Iterable[str]) -> list[str]:
 
 
 def _shares(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]:
-    """By teacher the share of the positives that it won, of those that were counted in a step."""
+    """Compute per teacher its share of the positives that were counted in a step."""
     won = [(record.get("step"), record.get("wins") or {}) for record in records]
     won = [(step, {t: n / (sum(w.values()) or 1) for t, n in w.items()}) for step, w in won]
     teachers = dict.fromkeys(teacher for _, shares in won for teacher in shares)
@@ -151,7 +151,7 @@ def _shares(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Arra
 
 
 def _curve(points: Iterable[tuple[Any, Any]]) -> tuple[Array, Array]:
-    """Steps and values in order; a resumed run repeats steps, and a loss can be NaN."""
+    """Sort steps and values; a resumed run repeats steps, and a loss can be NaN."""
     numbers = {x: y for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)}
     kept = sorted((x, y) for x, y in numbers.items() if math.isfinite(x) and math.isfinite(y))
     table = np.array(kept, np.float64).reshape(-1, 2)
@@ -181,7 +181,7 @@ def _page(data: ReportData, drawn: Mapping[str, bytes]) -> str:
         parts.append(section("What is found", RETRIEVALS_HELP, grids))
     if data.commands:
         lines = "\n".join(map(escape, data.commands))
-        parts.append(section("Go on", "Copy a line into a shell.", f"<pre>{lines}</pre>"))
+        parts.append(section("Continue", "Copy a line into a shell.", f"<pre>{lines}</pre>"))
     body = "\n".join(parts)
     return PAGE.format(title=title, style=STYLE, body=body)
 

@@ -11,7 +11,7 @@ from whiten.report.style import TEACHERS, short, styled
 
 
 class Mark(NamedTuple):
-    """One kind of storage, with its accuracy and the interval of that."""
+    """One kind of storage, its accuracy and the interval of the accuracy."""
 
     kind: str
     bytes: int

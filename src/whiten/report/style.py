@@ -1,4 +1,4 @@
-"""What all figures of a report share: colours, type, and how they are saved."""
+"""The style of all plots: colours, type, and how they are saved."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from matplotlib.font_manager import findfont, get_font
 DPI = 150
 
 # Okabe & Ito's palette for the kinds, and Paul Tol's "muted" one for teachers, its light colours
-# darkened for white paper: colour-blind readers can tell both apart. Runs have their own, so that
-# no line of one figure seems to be that of another.
+# darkened for white paper: colour-blind readers can tell both apart. Runs have their own, so
+# that no line of one plot is taken for a line of another.
 KINDS = {
     "teacher": ("#8A94A6", "o"),
     "fusion-raw": ("#E69F00", "s"),
@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if 
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same on every machine
+    "font.family": ["DejaVu Sans"],  # part of matplotlib: the same on every machine
     "font.size": 9,
     "grid.color": GRID,
     "legend.frameon": False,
@@ -59,7 +59,7 @@ P = ParamSpec("P")
 
 
 def styled(draw: Callable[P, Figure | None]) -> Callable[P, bytes | None]:
-    """Draw and save under the style above; ticks are made as late as in saving."""
+    """Draw and save under the style above; saving makes the ticks, so both need it."""
 
     @functools.wraps(draw)
     def png(*args: P.args, **kwargs: P.kwargs) -> bytes | None:
@@ -68,7 +68,7 @@ def styled(draw: Callable[P, Figure | None]) -> Callable[P, bytes | None]:
             if figure is None:
                 return None
             buffer = io.BytesIO()
-            # Without matplotlib's version in it, the file depends on the picture alone.
+            # Leave matplotlib's version out, so that the file depends on the picture alone.
             figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
             return buffer.getvalue()
 
@@ -76,8 +76,8 @@ def styled(draw: Callable[P, Figure | None]) -> Callable[P, bytes | None]:
 
 
 def short(text: str, length: int = 34) -> str:
-    """`text` on one line, cut in the middle if long, a box for what the font cannot show."""
-    font = get_font(findfont("DejaVu Sans"))  # a missing glyph would be a warning in every figure
+    """Fit `text` on one line: cut in the middle if long, boxes for characters the font lacks."""
+    font = get_font(findfont("DejaVu Sans"))  # a missing glyph would be a warning in every plot
     text = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in text)
     if len(text) <= length:
         return text

@@ -17,13 +17,13 @@ TABLE_WIDTH = 110  # columns of a terminal
 
 @dataclass
 class Row:
-    """One line of the result table.
+    """One row of the result table.
 
     Attributes:
-        kind: asymmetric is a student that searches a gallery of its teachers' embeddings.
+        kind: asymmetric is a student that queries a gallery of its teachers' embeddings.
         map: mean average precision, 0 to 1, with its interval `map_ci`; NaN if not measured.
-        recall_at_1: share of the queries whose first hit is right, 0 to 1.
-        params, macs, ms_per_image: what the encoder of a query costs; None where it is not known.
+        recall_at_1: share of queries whose first hit is right, 0 to 1.
+        params, macs, ms_per_image: cost of the encoder of the queries; None if unknown.
         dim: length of an embedding.
     """
 
@@ -42,7 +42,7 @@ HEADINGS = ("name", "kind", "mAP, %", "R@1, %", "params", "MACs", "ms/image", "d
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The result table as plain text, numbers to the right, at most TABLE_WIDTH columns wide."""
+    """Format the result table as plain text, at most TABLE_WIDTH columns wide."""
     cells = [cells_of(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(HEADINGS, *cells, strict=True)]
     room = TABLE_WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
@@ -71,7 +71,7 @@ def _percent(share: float) -> str:
 
 
 def _count(number: int | None) -> str:
-    """Two digits at least, and the unit: 3.4M, 33M, 1.2G."""
+    """Format with at least two digits and the unit: 3.4M, 33M, 1.2G."""
     if number is None:
         return "–"
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -81,12 +81,12 @@ def _count(number: int | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that neither breaks the line nor, as half a surrogate pair, the file's encoding."""
+    """Replace characters that break a line or, as half a surrogate pair, a file's encoding."""
     return "".join(c if c.isprintable() else "□" for c in text)
 
 
 def _columns(text: str) -> int:
-    """Columns of a terminal: two for a wide character, none for a combining one."""
+    """Count the columns on a terminal: two for a wide character, none for a combining one."""
     return sum(
         0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in text
@@ -94,7 +94,7 @@ def _columns(text: str) -> int:
 
 
 def _fit(name: str, room: int) -> str:
-    """Leave out of the middle of a long name, since both ends of it tell names apart."""
+    """Cut the middle of a long name, since both ends tell names apart."""
     fitted, kept = name, len(name)
     while _columns(fitted) > room:
         kept -= 1

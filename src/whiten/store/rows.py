@@ -1,4 +1,4 @@
-"""What a store holds of whole images, laid row after row into a file that is read by blocks."""
+"""The whole images of a store, written row after row into a file that is read by blocks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def is_store(source: Path) -> bool:
-    """Whether a folder holds embeddings and not images."""
+    """Whether a folder is a store of embeddings, not a folder of images."""
     return source.is_dir() and next(source.glob("part-*.parquet"), None) is not None
 
 
 def stored_items(store: Store) -> Items:
-    """The whole images of a store, by id, with their files as they lay when they were embedded.
+    """Return the whole images of a store, sorted by id, with the paths of when they were embedded.
 
     Raises:
         NoImagesError: it has none.
@@ -57,14 +57,14 @@ def write_stored(store: Store, items: Items, file: IO[bytes]) -> None:
 
 
 def mapped_rows(file: IO[bytes], dim: int) -> Vectors:
-    """The (n, dim) float32 rows of a file, memory-mapped."""
+    """Memory-map the (n, dim) float32 rows of a file."""
     file.flush()
     count = os.fstat(file.fileno()).st_size // (4 * dim)
     return np.memmap(file, np.float32, "r", shape=(count, dim))
 
 
 def real_path(shown: str) -> str:
-    r"""The file that `display_path` shows: where \\xNN stands for a byte, with that byte."""
+    r"""Return the path that `display_path` shows, with \\xNN turned back into bytes."""
     if os.path.lexists(shown):
         return shown
     path = os.fsdecode(_ESCAPED.sub(lambda m: bytes.fromhex(m[1].decode()), os.fsencode(shown)))

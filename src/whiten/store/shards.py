@@ -1,8 +1,8 @@
 """One shard of an embedding store: a Parquet file, written whole or not at all.
 
 Columns are `id`, `path`, `group`, `view`, `frame_ms`, `content_hash` and `embedding`, with
-checksums. The schema's metadata says under `whiten` what made the embeddings and which images were
-skipped, under `whiten.seen` how their files were found, under `whiten.check` a checksum of both.
+checksums. The schema's metadata hold under `whiten` what made the embeddings and which images were
+skipped, under `whiten.seen` the state of the files, under `whiten.check` a checksum of both.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Origin:
-    """What made the embeddings of a store.
+    """The model and the views that made the embeddings of a store.
 
     Attributes:
         uri: the model's URI, for people.
-        fingerprint: of its weights, preprocessing and dimension; decides.
+        fingerprint: of its weights, preprocessing and dimension; decides what may be mixed.
         dim: dimension of the embeddings.
-        plan: fingerprint of the view plan; empty where there are whole images only, which
-            depend on no plan.
+        plan: fingerprint of the view plan; empty if there are only whole images, which depend
+            on no plan.
         plan_seed: its seed, for people.
-        precision: 32 or bf16, in which the model ran.
+        precision: 32 or bf16, the precision that the model ran in.
         dtype: float32 or float16, as stored.
         version: of this library.
     """
@@ -79,12 +79,12 @@ class Row:
 
 
 class Seen(NamedTuple):
-    """How an image's file was found, to tell later whether it has changed.
+    """The state of an image's file, to tell later whether it has changed.
 
     Attributes:
-        path: where it was; "" is not known.
-        stamp: of the file; None where there was none, or it is not known.
-        content_hash: "" where the file could not be read.
+        path: where it was; "" if unknown.
+        stamp: of the file; None if missing or unknown.
+        content_hash: "" if the file could not be read.
     """
 
     path: str = ""
@@ -94,7 +94,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's place and what it covers, without its vectors."""
+    """The path of a shard and the images that it covers, without its vectors."""
 
     path: Path
     names: pa.Array
@@ -103,7 +103,7 @@ class Shard:
 
     @classmethod
     def of(cls, path: Path, table: pa.Table, skipped: Sequence[Skipped]) -> Shard:
-        """Of a table with the columns `id` and `view`; a million names take little so."""
+        """Build from a table with the columns `id` and `view`, which is compact for many names."""
         names, numbers = (table[name].combine_chunks() for name in ("id", "view"))
         return cls(path, names, numbers, list(skipped))
 
@@ -112,13 +112,13 @@ class Shard:
 
     @property
     def ids(self) -> list[str]:
-        """Of the rows; made anew each time."""
+        """Ids of the rows; built at each call."""
         found: list[str] = self.names.to_pylist()
         return found
 
     @property
     def views(self) -> list[int]:
-        """Their view numbers; made anew each time."""
+        """View numbers of the rows; built at each call."""
         found: list[int] = self.numbers.to_pylist()
         return found
 
@@ -130,7 +130,7 @@ def write_shard(
     skipped: Sequence[Skipped],
     seen: Mapping[str, Seen],
 ) -> Shard:
-    """Write a new shard; `seen` is by id, and for images with rows only its stamp is taken."""
+    """Write a new shard; `seen` is by id, and only its stamp is used for images with rows."""
     table = _table(rows, origin)
     facts = asdict(origin) | {"rows": len(rows), "crc": _crc(table["embedding"])}
     ids = [row.id for row in rows]
@@ -143,7 +143,7 @@ def rewrite_shard(
 ) -> Shard:
     """Rewrite a shard without the rows of `drop` and the skipped ones of `forget`.
 
-    The other vectors keep their bytes; images of `found`, by id, get the paths and stamps there.
+    The other vectors keep their bytes; the images in `found`, by id, get its paths and stamps.
     """
     table = read_columns(shard.path)
     facts = json.loads(table.schema.metadata[_KEY])
@@ -192,7 +192,7 @@ def read_shard(path: Path) -> tuple[Origin, Shard]:
 
 
 def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A shard's columns, by default all.
+    """Read columns of a shard, by default all.
 
     Raises:
         StoreError: the file is damaged.
@@ -219,7 +219,7 @@ def _check_rows(table: pa.Table) -> None:
     """Find what Parquet's checksums miss, which cover pages but not their headers."""
     metadata = table.schema.metadata
     facts = json.loads(metadata[_KEY])
-    if "rows" not in facts:  # of an earlier version
+    if "rows" not in facts:  # written by an earlier version
         return
     _check_metadata(metadata)  # Parquet holds it twice
     if table.num_rows != facts["rows"]:
@@ -240,9 +240,9 @@ def _crc(embeddings: pa.ChunkedArray) -> int:
 
 
 def read_seen(shard: Shard) -> dict[str, Seen]:
-    """How each image of a shard was found, by id; of skipped ones without the path.
+    """Read the state of each image's file, by id; skipped images have no path.
 
-    What a shard of an earlier version does not say is unknown.
+    Shards of an earlier version leave it unknown.
     """
     table = read_columns(shard.path, ["path", "content_hash"])
     columns = (shard.ids, table["path"].to_pylist(), table["content_hash"].to_pylist())
@@ -263,7 +263,7 @@ def _damaged(path: Path, error: object) -> StoreError:
     reason = str(error).splitlines()[0] if str(error) else repr(error)
     return StoreError(
         f"{path} is damaged or not a shard of a store ({reason}): delete that file and embed "
-        "again, only its images are computed anew"
+        "again, only its images are embedded again"
     )
 
 
@@ -273,7 +273,7 @@ def _metadata(
     skipped: Sequence[Skipped],
     seen: Mapping[str, Seen],
 ) -> dict[bytes, str]:
-    """A shard's schema metadata: its origin and what was skipped, and how the files were found."""
+    """Build a shard's schema metadata: its origin, skipped images, and the state of the files."""
     facts = {**facts, "format": FORMAT, "skipped": [[s.id, s.reason] for s in skipped]}
     stamps = [seen.get(name, Seen()).stamp for name in dict.fromkeys(ids)]
     unused = [seen.get(skip.id, Seen()) for skip in skipped]
@@ -343,7 +343,7 @@ def _write(table: pa.Table, path: Path) -> None:
 
 
 def _leaf_names(schema: pa.Schema) -> list[str]:
-    """Parquet's column paths: a list's values lie one level deeper."""
+    """Return Parquet's column paths: values of a list are one level deeper."""
     return [
         f"{field.name}.list.element" if pa.types.is_fixed_size_list(field.type) else field.name
         for field in schema

@@ -1,9 +1,9 @@
 """Embeddings on disk: a folder of Parquet shards that is appended to, resumed and streamed.
 
-A shard is written under a temporary name and renamed, so that a kill leaves whole shards or none.
-Its metadata says which model, weights, preprocessing and view plan made it; anything else
-is refused by name. Images that could not be embedded are recorded in the shard of their
-neighbours, so that a resumed run continues exactly where an uninterrupted one would be.
+A shard is written under a temporary name and renamed, so a kill leaves whole shards or none. Its
+metadata name the model, weights, preprocessing and view plan that made it; anything else is refused
+by name. Images that could not be embedded are recorded in the shard of their neighbours, so a
+resumed run continues exactly where an uninterrupted one would be.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Store:
 
     @classmethod
     def create_or_resume(cls, folder: str | os.PathLike[str], origin: Origin) -> Store:
-        """Open a store for appending embeddings of `origin`, or begin one.
+        """Open a store for appending embeddings of `origin`, or create one.
 
         Raises:
             StoreError: the folder holds something else, or embeddings of another origin.
@@ -103,12 +103,12 @@ class Store:
         skipped: Sequence[Skipped] = (),
         seen: Mapping[str, Seen] | None = None,
     ) -> None:
-        """Write one shard; whole or not at all.
+        """Write one shard, whole or not at all.
 
         Args:
             rows: its embeddings.
             skipped: images that could not be embedded.
-            seen: of any of these images, by id; of those with rows, the stamp alone is taken.
+            seen: the state of these images' files, by id; of those with rows only the stamp.
         """
         number = 1 + max((_shard_number(s.path) for s in self.shards), default=-1)
         path = self.folder / f"part-{number:06d}.parquet"
@@ -122,12 +122,12 @@ class Store:
         forget: Collection[str] = (),
         found: Mapping[str, Seen] | None = None,
     ) -> None:
-        """Rewrite a shard that is no longer true; its other vectors keep their bytes.
+        """Rewrite a shard that is out of date; its other vectors keep their bytes.
 
         Args:
-            drop: ids whose embeddings are of another image than lies there now.
-            forget: ids that are no longer to be skipped.
-            found: the same images, by id, as they have been found elsewhere or touched.
+            drop: ids whose files hold another image now.
+            forget: ids that are no longer skipped.
+            found: the new state, by id, of unchanged images that were moved or touched.
         """
         place = self.shards.index(shard)
         if set(shard.ids) <= set(drop) and {skip.id for skip in shard.skipped} <= set(forget):
@@ -183,11 +183,11 @@ class Store:
         return out if len(index) == len(ids) else out[index.rows(ids)]
 
     def seen(self, shard: Shard) -> dict[str, Seen]:
-        """How each image of a shard was found, by id; of skipped ones without the path."""
+        """Return the state of each image's file in a shard, by id; skipped images have no path."""
         return read_seen(shard)
 
     def content_hashes(self, images: NameIndex) -> pa.Array:
-        """Content hash of each image; null for those that are not there."""
+        """Return the content hash of each image; null for those that are missing."""
         sources, parts, count = np.full(len(images), -1, np.int64), [], 0
         for shard in self.shards:
             rows = images.rows(shard.ids)
@@ -200,7 +200,7 @@ class Store:
         return pa.concat_arrays(parts).take(order)
 
     def has(self, images: NameIndex, views: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """(images, views) which are stored."""
+        """Return (images, views) of bool: which embeddings are stored."""
         found = np.zeros((len(images), len(views)), bool)
         for shard in self.shards:
             rows = images.rows(shard.ids)
@@ -210,13 +210,13 @@ class Store:
         return found
 
     def skipped_of(self, images: NameIndex) -> list[Skipped]:
-        """Those of the images that could not be embedded, and why."""
+        """Return those of the images that could not be embedded, and why."""
         skipped = self.skipped
         rows = images.rows([skip.id for skip in skipped])
         return [skip for skip, row in zip(skipped, rows, strict=True) if row >= 0]
 
     def vectors(self, shard: Shard) -> Vectors:
-        """All embeddings of a shard: (rows, dim) float32."""
+        """Read all embeddings of a shard: (rows, dim) float32."""
         column = read_columns(shard.path, ["embedding"])["embedding"]
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         vectors: Vectors = flat.reshape(-1, self.dim).astype(np.float32)
@@ -226,7 +226,7 @@ class Store:
 def embedded_by_all(
     items: Items, stores: Sequence[Store], views: Sequence[int] = (0,)
 ) -> tuple[Items, list[Skipped]]:
-    """The items that every store holds in every view, and why the others are out."""
+    """Return the items that every store holds in every view, and why the others are left out."""
     usable = np.ones(len(items), bool)
     skipped: dict[str, Skipped] = {}
     for store in stores:
@@ -236,7 +236,7 @@ def embedded_by_all(
 
 
 def stored_precision(folder: str | os.PathLike[str]) -> str | None:
-    """The precision that an existing store was computed in; None where there is no store yet."""
+    """Return the precision that a store was computed in; None if there is no store yet."""
     root = Path(folder)
     paths = _shard_paths(root) if root.is_dir() else []
     return read_shard(paths[0])[0].precision if paths else None

@@ -1,7 +1,7 @@
-"""Make a store true again before it is extended: which files have changed, moved or come back.
+"""Bring a store up to date before it is extended: files may have changed, moved or come back.
 
-A file whose stamp and place are those of last time is not read. Otherwise its content decides:
-the same content is noted with its new stamp and place, so that it is not read again next time.
+A file with the same stamp and path as last time is not read. Otherwise its content decides: the
+same content is noted with its new stamp and path, so that it is not read again next time.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from whiten.utils.hashing import content_hash
 from whiten.utils.names import display_path
 
 Usable = Callable[[str, str], bool]
-"""Whether an image that was skipped can be used now, by its id and content hash."""
+"""Called with id and content hash: whether an image that was skipped can be used now."""
 
 
 def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -> None:
-    """Drop embeddings of images that are others now, and forget reasons that no longer hold.
+    """Drop embeddings of files with new content, and forget reasons that no longer hold.
 
-    What is stored of a file that is gone, or that cannot be read any more, stays true.
+    Embeddings of files that are gone or unreadable stay.
 
     Args:
-        store: is changed shard by shard, each whole.
-        items: the images that are asked for; of others nothing is changed.
-        usable: for teachers that hold embeddings and may hold more than last time.
+        store: is rewritten shard by shard, each whole or not at all.
+        items: the requested images; others are left alone.
+        usable: for models that hold embeddings and may hold more than last time.
     """
     for shard in list(store.shards):
         seen = store.seen(shard)
@@ -56,7 +56,7 @@ def _asked(items: Items, names: Sequence[str]) -> Items:
 
 
 def _look_again(item: Item, before: Seen) -> Seen:
-    """How a file is found now; as before where it is gone or cannot be read."""
+    """Return the state of a file now; the earlier one if it is gone or unreadable."""
     stamp, place = stamp_of(item.path), display_path(item.path)
     if stamp is None or (stamp, place) == (before.stamp, before.path):
         return before
@@ -74,7 +74,7 @@ def _may_work(item: Item, before: Seen | None, usable: Usable | None) -> bool:
 
 
 def _note(store: Store, shard: Shard, found: dict[str, Seen]) -> None:
-    """Write down what saves reading the files again; a store that cannot be written will do."""
+    """Record the state that saves reading the files again, if the store can be written."""
     try:
         store.amend(shard, found=found)
     except StoreError:

@@ -1,4 +1,4 @@
-"""Which device and precision to compute in."""
+"""The device and the precision to compute in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def best_device() -> torch.device:
-    """CUDA, then MPS, then the CPU."""
+    """Return CUDA if there is one, else MPS, else the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -22,7 +22,7 @@ def best_device() -> torch.device:
 
 
 def computes_bf16(device_type: str) -> bool:
-    """Whether bfloat16 is a native number type of the device, and so a gain."""
+    """Whether the device computes in bfloat16 natively, and so gains from it."""
     import torch
 
     if device_type == "cuda":
@@ -34,7 +34,7 @@ def computes_bf16(device_type: str) -> bool:
 
 
 def resolve_precision(wanted: str, device_type: str) -> str:
-    """`32`, `bf16` or `16` for a wanted precision that may be `auto`.
+    """Return `32`, `bf16` or `16` for a requested precision that may be `auto`.
 
     Raises:
         ConfigError: half precision on a device without it.

@@ -17,6 +17,7 @@ def keep_freed_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the system.
 
     Process-wide; only the command line calls this.
+
     Every large tensor is otherwise mapped, faulted in page by page, and unmapped again, in each
     forward pass.
     """
@@ -28,8 +29,9 @@ def share_pools(count: int) -> None:
     """Let all threads that start later allocate from `count` of glibc's pools.
 
     Process-wide; only the command line calls this.
-    Each pool keeps what it once held. Many threads that decode an image now and then would each
-    fill one of their own, up to eight for each core.
+
+    Each pool keeps the memory that it once held. Many threads that decode an image now and then
+    would each fill a pool of their own, up to eight per core.
     """
     _mallopt(_M_ARENA_MAX, count)
 
@@ -43,10 +45,10 @@ def _mallopt(option: int, value: int) -> None:
 
 
 def forget(part: npt.NDArray[Any]) -> None:
-    """Give the pages of a mapped file back; the system still holds them as a cache.
+    """Release the pages of a mapped file; the system may still cache them.
 
-    Nothing is lost: what was written to a shared map is the system's to write. Anything else than a
-    contiguous part of such a map is left alone, private maps (`mode="c"`) too.
+    Nothing is lost: the system writes what a shared map holds. Anything but a contiguous part of
+    such a map is left alone, private maps (`mode="c"`) too.
     """
     base: Any = part
     mode = ""

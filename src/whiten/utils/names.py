@@ -18,14 +18,14 @@ _CHUNK = 65536
 
 
 def name_codes(names: Names) -> Indices:
-    """Equal names as equal numbers, counted as they first occur; -1 for None."""
+    """Number the names by first occurrence, equal names alike; -1 for None."""
     column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
     codes: Indices = column.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
     return codes
 
 
 class NameIndex:
-    """Where each of many distinct names stands, exactly, at 16 bytes each beside the names.
+    """Positions of many distinct names, exact, in 16 bytes per name in addition to the names.
 
     Attributes:
         names: (n,) Arrow strings.
@@ -44,12 +44,12 @@ class NameIndex:
         return len(self.names)
 
     def rows(self, names: Sequence[str]) -> Indices:
-        """The position of each name, -1 for those that are not there."""
+        """Return the position of each name, -1 for those that are missing."""
         found = np.full(len(names), -1, np.int64)
         hashes = _hashes(names)
         place = np.searchsorted(self._hashes, hashes)
         left = np.arange(len(names))
-        while True:  # once, but for names of equal hash, which stand one after the other
+        while True:  # once, except for names of equal hash, which are adjacent
             left = left[place[left] < len(self._hashes)]
             left = left[self._hashes[place[left]] == hashes[left]]
             if not len(left):
@@ -67,10 +67,10 @@ def _hashes(names: Sequence[str]) -> Indices:
 
 
 def display_path(path: str) -> str:
-    r"""The absolute path as valid UTF-8, for tables and messages; other bytes become \\xNN."""
+    r"""Return the absolute path as valid UTF-8, for people to read; other bytes become \\xNN."""
     return as_utf8(os.path.abspath(path))  # noqa: PTH100 - links stay as the user named them
 
 
 def as_utf8(name: str) -> str:
-    r"""A name of the file system as valid UTF-8; bytes that are none become \\xNN."""
+    r"""Return a name of the file system as valid UTF-8; invalid bytes become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Update = Callable[..., None]
-"""Called with (done, total), and keyword figures to show, such as loss="1.234"."""
+"""Called with (done, total), and values to show by name, such as loss="1.234"."""
 
 _QUIET_SECONDS = 20.0
 
 
 def announce(text: str) -> None:
-    """A line on stderr, beside the progress."""
+    """Print a line on stderr without disturbing the progress."""
     print(text, file=sys.stderr)
 
 
 @contextmanager
 def progress(description: str, *, enabled: bool = True, unit: str = "") -> Iterator[Update]:
-    """Yield a function that shows how far the work is.
+    """Yield a function that shows the progress of the work.
 
     Args:
-        unit: of what is counted, `images`; with it the speed is shown.
+        unit: name of what is counted, `images`; if given, the speed is shown.
     """
     if not enabled:
         yield lambda done, total, **figures: None
@@ -74,7 +74,7 @@ def _bar(description: str) -> Iterator[Update]:
 
 
 def _lines(description: str) -> Update:
-    """For logs: a line at the end, and every 20 s in between."""
+    """Print for logs: a line at the end, and one every 20 s until then."""
     start = last = time.monotonic()
 
     def update(done: int, total: int, **figures: str) -> None:

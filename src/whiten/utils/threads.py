@@ -1,4 +1,4 @@
-"""A `map` on threads that looks ahead a bounded way."""
+"""A `map` on threads that computes a bounded number of results in advance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Out = TypeVar("Out")
 
 
 def cores() -> int:
-    """How many this process may use, which a container or `taskset` may have limited."""
+    """Count the cores that this process may use; a container or `taskset` may limit them."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -28,13 +28,13 @@ def ordered_map(
 ) -> Iterator[Out]:
     """`map` on threads: results in order, at most `ahead` of them computed in advance.
 
-    Memory stays bounded however many inputs there are. Decoding releases the GIL, so threads
-    run on all cores beside the caller, without the copies between processes
+    Memory stays bounded however many inputs there are. Decoding releases the GIL, so threads use
+    all cores without the copies that processes would need
     (`benchmarks/decode.py`).
 
     Args:
-        workers: threads; by default one for each core.
-        ahead: by default four for each thread.
+        workers: threads; by default one per core.
+        ahead: by default four per thread.
     """
     workers = workers or cores()
     ahead = 4 * workers if ahead is None else ahead

@@ -9,9 +9,9 @@ from whiten.errors import ConfigError, nearest
 
 
 def check_types(values: Any) -> None:
-    """Refuse a dataclass whose fields hold something else than their annotations say.
+    """Refuse a dataclass whose fields do not have the types of their annotations.
 
-    For what comes from files and from callers without a type checker.
+    For values from files and from callers without a type checker.
 
     Raises:
         ConfigError: names the first wrong field, and what it must be.
@@ -47,14 +47,14 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _choices(kind: Any) -> list[str]:
-    """The texts that a type allows by name."""
+    """List the texts that a type allows."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     return [choice for part in get_args(kind) for choice in _choices(part)]
 
 
 def _describe(kind: Any) -> str:
-    """A type in words that are no Python."""
+    """Describe a type in plain words."""
     origin, parts = get_origin(kind), get_args(kind)
     plain = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
     if kind in plain:

@@ -1,7 +1,7 @@
 """The colours of views on the device that trains, with Pillow's results to a grey level.
 
-`views` is the reference: it colours in the threads that decode. On a GPU the same parameters are
-applied here to a whole batch, so that these threads only decode, cut and resize.
+`views.rendering` is the reference: it colours in the threads that decode. On a GPU the same
+parameters are applied here to a whole batch, so that these threads only decode, crop and resize.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _PASSES = 3  # box blurs that make Pillow's Gaussian
 def recolour(
     pixels: npt.NDArray[np.uint8], views: Sequence[View], device: torch.device
 ) -> npt.NDArray[np.uint8]:
-    """Colour, blur, solarise and flip views that were only cut and resized.
+    """Colour, blur, solarise and flip views that were only cropped and resized.
 
     Args:
         pixels: (n, h, w, 3) RGB.
-        views: of each image; their boxes are not looked at.
+        views: per image; their boxes are ignored.
         device: where to compute.
 
     Returns:
@@ -76,12 +76,12 @@ def _apply(
 
 
 def _blend(base: Tensor, x: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's: from the base through the image and beyond, cut to whole grey levels."""
+    """Blend as Pillow does: from the base through the image and beyond, in whole grey levels."""
     return (base + factor * (x - base)).clamp(0, 255).floor()
 
 
 def _gray(x: Tensor) -> Tensor:
-    """(n, 1, h, w) luma in Pillow's integers."""
+    """Compute (n, 1, h, w) luma in Pillow's integers."""
     r, g, b = x.to(torch.int32).unbind(1)
     luma: Tensor = (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
     return luma.float()[:, None]
@@ -101,7 +101,7 @@ def _saturate(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, hue: Tensor) -> Tensor:
-    """The hue turned by whole 255ths of the circle, through HSV of one byte a channel."""
+    """Turn the hue by whole 255ths of the circle, through HSV of one byte per channel."""
     top, low = x.amax(1), x.amin(1)
     span = (top - low).clamp(min=1)
     r, g, b = ((top - channel) / span for channel in x.unbind(1))
@@ -114,13 +114,13 @@ def _turn(x: Tensor, hue: Tensor) -> Tensor:
     f = h - sector
     p, q, t = ((top * (1 - s * part)).round() for part in (torch.ones_like(f), f, 1 - f))
     sector = (sector.long() % 6)[:, None]
-    # By sector of the circle, what red, green and blue are.
+    # Red, green and blue by sector of the circle.
     out = [(top, q, p, p, t, top), (t, top, top, q, p, p), (p, p, t, top, top, q)]
     return torch.cat([torch.stack(c, dim=1).gather(1, sector) for c in out], dim=1).clamp(0, 255)
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Pillow's Gaussian: three box blurs, horizontally and vertically, of repeated edges."""
+    """Blur as Pillow's Gaussian: three box blurs per direction, with repeated edges."""
     n, channels, height, width = x.shape
     scale = math.sqrt(height * width) / BLUR_SIDE
     kernels = [_kernel(scale * s) for s in sigma[:, 0, 0, 0].tolist()]
@@ -137,7 +137,7 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _kernel(sigma: float) -> Tensor:
-    """What three box blurs of a fractional radius make of a point: (2·reach + 1,).
+    """The kernel of three box blurs of a fractional radius: (2·reach + 1,).
 
     The radius gives them the Gaussian's variance (Gwosdek et al., "Theoretical foundations of
     Gaussian convolution by extended box filtering", SSVM 2011).

@@ -1,4 +1,4 @@
-"""Images at their own size: cut out, and shrunk until the longest side fits, as PIL's thumbnails.
+"""Images at their own size: cropped, and shrunk until the longest side fits.
 
 This is how instance retrieval is measured on landmarks (Radenović et al., CVPR 2018): nothing is
 cropped to a square and nothing is enlarged.
@@ -21,18 +21,17 @@ _SMALLEST = 4  # pixels; at half the size there must be something left
 def render_own_size(
     data: bytes, *, longest: int = LONGEST, box: Box | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Decode, cut and shrink: (h, w, 3) uint8 RGB.
+    """Decode, crop and shrink: (h, w, 3) uint8 RGB.
 
-    A part that is cut out keeps the scale that it has in the whole image at its `longest` side, as
-    the benchmark's authors do it in cnnimageretrieval: the cut has the side `longest · c / l` where
-    c and l are the longest sides of cut and image. For images no larger than `longest`, as the
-    published ones are, the cut has its own pixels.
+    A crop keeps the scale that it has in the whole image at its `longest` side, as in the benchmark
+    authors' cnnimageretrieval: its longest side is `longest · c / l`, where c and l are the longest
+    sides of crop and image. For images no larger than `longest`, as the published ones are, the
+    crop keeps its own pixels.
 
     Args:
-        data: the file's content. An EXIF orientation is not applied: boxes are in pixels as they
-            are stored.
-        longest: side in pixels that the whole image is shrunk to; smaller ones stay as they are.
-        box: what to cut out, rounded to whole pixels.
+        data: the file's content. The EXIF orientation is not applied: boxes are in stored pixels.
+        longest: side in pixels that the whole image is shrunk to; smaller images are unchanged.
+        box: the crop, rounded to whole pixels.
 
     Raises:
         ImageError: the content cannot be decoded, or nothing is left.

@@ -1,6 +1,6 @@
-"""How the views of an image are drawn: the plan that comes with the library, and the paper's two.
+"""Plans of how views are drawn: the default plan, and the two of the paper.
 
-No imaging here: `views` draws and renders by these plans.
+No imaging here: `views.rendering` draws and renders by these plans.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from whiten.utils.hashing import fingerprint
 
-# Begins the fingerprint of a plan whose view 0 is no whole image: it never passes for one.
+# Prefix of the fingerprint of plans whose view 0 is not the whole image.
 DRAWN = "drawn-"
 
 
@@ -25,7 +25,7 @@ class Colours:
         grayscale: probability of dropping colour.
         blur: probabilities of a Gaussian blur.
         sigma: smallest and largest, in pixels of an input of 224 × 224; inputs of other sizes are
-            blurred in proportion, so that all models see the same view.
+            blurred in proportion, so all models see the same view.
         solarize: probabilities of inverting the bright half of the values.
     """
 
@@ -44,7 +44,7 @@ class Colours:
 class ViewPlan:
     """How views are drawn; equal plans give equal views on every machine.
 
-    View 0 is the whole image, unless the plan says otherwise. Views 1, 2, … are random: a crop of
+    View 0 is the whole image, unless `whole` is False. Views 1, 2, … are random: a crop of
     `scale` of the area and an aspect `ratio`, a mirror image with probability `flip`, and colour
     changes.
 
@@ -55,10 +55,10 @@ class ViewPlan:
         flip: probability of a horizontal flip.
         jitter: largest relative change of brightness, contrast and saturation.
         grayscale: probability of dropping colour.
-        whole: view 0 is the whole image. Otherwise it is drawn like the others, as the paper does,
-            which never looks at a whole image in training; and a crop that does not fit into the
-            image is drawn again, as torchvision's RandomResizedCrop does, where it is else cut.
-        colours: instead of `jitter` and `grayscale`.
+        whole: view 0 is the whole image. If False, it is drawn like the others, since the paper
+            never trains on whole images, and a crop that does not fit into the image is drawn
+            again, as torchvision's RandomResizedCrop does; by default such a crop is cut.
+        colours: replaces `jitter` and `grayscale`.
     """
 
     seed: int = 0
@@ -72,7 +72,7 @@ class ViewPlan:
 
     @classmethod
     def named(cls, name: str, seed: int = 0) -> ViewPlan:
-        """One of `PLANS`, with a seed of its own."""
+        """Return one of `PLANS` with the given seed."""
         return dataclasses.replace(PLANS[name], seed=seed)
 
     @property
@@ -87,15 +87,15 @@ class ViewPlan:
 
     def fingerprint(self) -> str:
         facts = dataclasses.asdict(self)
-        if self.whole:  # as ever: stores hold this fingerprint
+        if self.whole:  # omit the default so that existing fingerprints stay valid
             del facts["whole"]
         if self.colours is None:
             del facts["colours"]
         return ("" if self.whole else DRAWN) + fingerprint(facts)
 
 
-# By the names that `--augment` takes. The paper's are the transforms of its published code: for
-# landmarks crops and flips alone, for video frames colours too, differently for the two views.
+# By the names that `--augment` takes. The paper's plans are the transforms of its published code:
+# crops and flips for landmarks; for video frames colours too, different for the two views.
 _PUBLISHED = ViewPlan(scale=(0.4, 1.0), jitter=0.0, grayscale=0.0, whole=False)
 PLANS: dict[str, ViewPlan] = {
     "light": ViewPlan(),
@@ -105,9 +105,9 @@ PLANS: dict[str, ViewPlan] = {
 
 
 def agree(one: str, other: str) -> bool:
-    """Whether views of two plans, by fingerprint, may stand in one store.
+    """Whether views of two plans, by fingerprint, may be in one store.
 
-    Whole images alone are of no plan, "": they are the view 0 of every plan that keeps it whole.
+    Whole images alone have no plan, "": they are view 0 of every plan that keeps it whole.
     """
     if "" in (one, other):
         return not (one + other).startswith(DRAWN)

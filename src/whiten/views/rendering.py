@@ -39,7 +39,7 @@ RESAMPLING = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model expects of its input.
+    """The preprocessing that a model expects.
 
     Attributes:
         size: (height, width) in pixels.
@@ -65,12 +65,12 @@ class Preprocess:
 
     def fingerprint(self) -> str:
         facts = dataclasses.asdict(self)
-        # The number grows when crops come to be cut otherwise.
+        # The number grows when the way of cropping changes.
         return fingerprint(facts if self.fit == "squash" else [2, facts])
 
     @classmethod
     def from_mapping(cls, facts: dict[str, Any]) -> Preprocess:
-        """From the fields as JSON has them, with lists for tuples; `check_types` tells the rest."""
+        """Build from the fields as in JSON, lists for tuples; `check_types` validates the rest."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
         return cls(**own)
 
@@ -78,10 +78,10 @@ class Preprocess:
         return dataclasses.replace(self, size=(side, side))
 
     def fitted(self, fit: str) -> Preprocess:
-        """The same with another `fit`.
+        """Return the same preprocessing with another `fit`.
 
         Raises:
-            ConfigError: it is neither crop nor squash.
+            ConfigError: `fit` is neither crop nor squash.
         """
         if fit not in ("crop", "squash"):
             raise ConfigError(f"fit={fit} must be crop or squash")
@@ -96,7 +96,7 @@ class Preprocess:
         n, height, width, _ = pixels.shape
         std = np.asarray(self.std, np.float32)
         ordered = pixels[..., ::-1] if self.channels == "bgr" else pixels
-        # A whole row at a time: loops over the three channels would cost five times as much.
+        # A whole row at a time: loops over the three channels take five times as long.
         rows = ordered.reshape(n * height, width * 3)
         out: npt.NDArray[np.float32] = rows.astype(np.float32)
         out *= np.tile(np.float32(self.white / 255.0) / std, width)
@@ -134,7 +134,7 @@ class View:
 
 
 def plan_view(plan: ViewPlan, item_id: str, number: int, size: tuple[float, float]) -> View:
-    """View `number` of an image: a pure function of its arguments.
+    """Draw view `number` of an image: a pure function of its arguments.
 
     Args:
         item_id: the image's id in its collection.
@@ -166,7 +166,7 @@ _RANDOM_CROP = 4 * _TRIES  # draws
 
 
 def _uniforms(seed: int, item_id: str, number: int, n: int) -> list[float]:
-    """`n` numbers in [0, 1) that belong to a view; more of them begin with the same ones."""
+    """Draw `n` numbers in [0, 1) for a view; a longer draw starts with the same numbers."""
     key = f"{seed}\0{item_id}\0{number}".encode()
     digest = int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little")
     # Uniform draws by hand from Philox: its raw stream is specified, so a view is the same
@@ -176,7 +176,7 @@ def _uniforms(seed: int, item_id: str, number: int, n: int) -> list[float]:
 
 
 def _crop_sides(area: float, u: float, ratio: float, image_aspect: float) -> tuple[float, float]:
-    """Width and height, in parts of the image's, of a crop with log-uniform aspect in pixels."""
+    """Return width and height, as fractions, of a crop with log-uniform aspect in pixels."""
     aspect = math.exp((2 * u - 1) * math.log(ratio))
     return math.sqrt(area * aspect / image_aspect), math.sqrt(area / aspect * image_aspect)
 
@@ -199,7 +199,7 @@ def _redrawn_crop(
 
 
 def _coloured(view: View, colours: Colours | None, number: int, u: Sequence[float]) -> View:
-    """The view with the changes of colour and sharpness that ten draws make of it."""
+    """Add the changes of colour and sharpness that ten draws give."""
     if colours is None:
         return view
     if u[0] < colours.probability:
@@ -225,10 +225,10 @@ def _coloured(view: View, colours: Colours | None, number: int, u: Sequence[floa
 def render(
     image: Image.Image, view: View, preprocess: Preprocess, picture: Box | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Cut, resize and colour an upright RGB image: (h, w, 3) uint8, RGB, not normalised.
+    """Crop, resize and colour an upright RGB image: (h, w, 3) uint8, RGB, not normalised.
 
     Args:
-        picture: the part of `image` that the view is a view of, in pixels; by default all of it.
+        picture: the part of `image` that holds the picture, in pixels; by default all of it.
     """
     height, width = preprocess.size
     left, top, right, bottom = picture or (0.0, 0.0, *image.size)
@@ -248,7 +248,7 @@ def render(
 
 
 def _recoloured(image: Image.Image, view: View) -> Image.Image:
-    """In the order of the published code: jitter, grey, blur, solarise."""
+    """Change colours in the order of the published code: jitter, grey, blur, solarise."""
     for number in view.order:
         if number == 3:
             image = _turned(image, view.hue)
@@ -269,7 +269,7 @@ def _recoloured(image: Image.Image, view: View) -> Image.Image:
 
 
 def _turned(image: Image.Image, hue: float) -> Image.Image:
-    """The colour circle turned by a fraction of it, in its 256 steps."""
+    """Turn the colour circle by a fraction of it, in its 256 steps."""
     if hue == 0:
         return image
     steps = int(hue * 255)
@@ -291,7 +291,7 @@ def render_bytes(
     """Decode a file's content no larger than the view needs, and render the view.
 
     Args:
-        is_coloured: otherwise it is only cut and resized, for `views_torch.recolour` to do the
+        is_coloured: if False, the view is only cropped and resized; `on_device.recolour` does the
             rest.
 
     Raises:
@@ -312,7 +312,7 @@ def _fitted_box(size: tuple[float, float], preprocess: Preprocess) -> Box:
     width, height = size
     if preprocess.fit == "squash":
         return (0.0, 0.0, width, height)
-    # As torchvision and timm do it: resized so that the crop fits in, cut at whole pixels.
+    # As in torchvision and timm: resized so that the crop fits, cropped at whole pixels.
     crop = preprocess.size[::-1]
     covered = [math.floor(side / preprocess.crop_fraction + 1e-6) for side in crop]
     if covered[0] * height >= covered[1] * width:
@@ -325,7 +325,7 @@ def _fitted_box(size: tuple[float, float], preprocess: Preprocess) -> Box:
 
 
 def _pixels(box: tuple[float, float, float, float], size: tuple[float, float]) -> Box:
-    """From left, top, width and height as fractions to a box in pixels."""
+    """Convert left, top, width and height as fractions to a box in pixels."""
     left, top, width, height = box
     return (
         left * size[0],
