@@ -23,10 +23,10 @@ from typing import Any
 import yaml
 
 from whiten._version import __version__
-from whiten.utils.files import partial_of, write_atomically
 from whiten.errors import DAMAGED, ConfigError, RunError, one_line
-from whiten.utils.hashing import content_hash
 from whiten.runs.spec import DistillSpec
+from whiten.utils.files import partial_of, write_atomically
+from whiten.utils.hashing import content_hash
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-
-from whiten.utils.validation import check_types
-
 import dataclasses
-import os
-import re
-from collections import Counter
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-from urllib.parse import parse_qsl, quote
+from typing import Any, Literal
 
 from whiten.errors import ConfigError, nearest
+from whiten.utils.validation import check_types
 from whiten.views.plan import ViewPlan
-
 
 # The terms of the objective: each is an option that holds its weight.
 TERMS = ("kl", "labels", "relational", "align", "queue")
