@@ -1,6 +1,7 @@
 # Two commands for a fresh machine with Python 3.11 or later and make:
 #   make demo   its own .venv, installation, the whole way on the bundled images
 #   make test   the same .venv, the whole suite
+# `make test-fast` runs what answers quickly, a part of every package, for the loop of work,
 # `make browser` installs Debian's Chromium, which the tests of the search page want (as root; without
 # it they are skipped),
 # `make docs` builds the documentation into site/, and `make architecture` draws its picture of the
@@ -10,18 +11,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# A process per core, and each file to one of them, so that its fixtures are made once.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 # What takes the options of a benchmark. The comparison of recipes takes hours, and what reads its
 # cache comes after it.
 BENCHMARKS := $(filter-out quality target_distributions whitening_choice, $(basename $(notdir \
 	$(shell grep -l "arguments(__doc__)" benchmarks/*.py))))
 
-.PHONY: demo test check architecture browser bench docs clean
+.PHONY: demo test test-fast check architecture browser bench docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/whiten demo
 
 test: .venv/dev-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-fast: .venv/dev-installed
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 check: .venv/dev-installed
 	$(BIN)/ruff check .

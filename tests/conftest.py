@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +16,23 @@ from helpers import write_factory
 from postgres import Server
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 ImageFolder = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process starts one when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collection of garbage, which some fixtures ask for, what was imported."""
+    import hypothesis  # noqa: F401 - looks for referrers of what was imported
+
+    gc.collect()
+    gc.freeze()
 
 
 def colourful(seed: int, width: int = 40, height: int = 32) -> Image.Image:

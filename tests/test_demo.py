@@ -33,6 +33,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_results_hold_every_row_with_every_figure(demo: Path) -> None:
     rows = json.loads((demo / "results.json").read_text())
     assert [row["name"] for row in rows] == NAMES
@@ -53,6 +54,7 @@ def test_results_hold_every_row_with_every_figure(demo: Path) -> None:
     assert rows[2]["macs"] == rows[0]["macs"] + rows[1]["macs"]
 
 
+@pytest.mark.slow
 def test_the_report_stands_alone(demo: Path) -> None:
     page = (demo / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -63,6 +65,7 @@ def test_the_report_stands_alone(demo: Path) -> None:
     assert sum(name.startswith("retrievals_") for name in figures) == 3
 
 
+@pytest.mark.slow
 def test_the_asymmetric_row_is_what_evaluate_finds(demo: Path) -> None:
     row = json.loads((demo / "results.json").read_text())[-1]
     student, gallery = demo / "groups", f"fuse:compatible:{demo / 'groups'}"
@@ -86,6 +89,7 @@ def test_train_and_test_groups_are_disjoint(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.webp"))) == 4 * (1178 + 478)
 
 
+@pytest.mark.slow
 def test_a_second_call_computes_nothing_again(
     demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +101,7 @@ def test_a_second_call_computes_nothing_again(
     assert "whiten search" in out
 
 
+@pytest.mark.slow
 def test_the_demo_s_student_searches(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query = next((demo / "images" / "test").rglob("*.webp"))
     student = str(demo / "groups" / "student")

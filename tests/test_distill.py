@@ -130,7 +130,11 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [OPTIONS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in OPTIONS[1:])],
+    ids=str,
+)
 def test_an_interrupted_run_resumes_on_the_same_trajectory(
     images: Path,
     cache: Path,
@@ -228,7 +232,7 @@ def test_a_sigkill_leaves_a_loadable_checkpoint(images: Path, cache: Path, tmp_p
     )
     program = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
-        "from whiten.distill import distill\n"
+        "from whiten.distillation.distill import distill\n"
         "images, out, cache, teachers, options = json.loads(sys.argv[1])\n"
         "distill(images, teachers, out=out, embeddings=cache, show_progress=False, **options)\n"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ CLOSE = 1e-4  # between CPUs
 
 
 @pytest.fixture(autouse=True)
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the files to work in; their paths are relative to it."""
     shutil.copytree(EARLIER, tmp_path / "earlier")
     monkeypatch.chdir(tmp_path / "earlier")
     monkeypatch.syspath_prepend(tmp_path / "earlier")
-    return tmp_path / "earlier"
+    # Other tests have another module of this name.
+    sys.modules.pop("colour_teachers", None)
+    yield tmp_path / "earlier"
+    sys.modules.pop("colour_teachers", None)
 
 
 def assert_same_hits(found: Sequence[Any], expected: list[Any]) -> None:

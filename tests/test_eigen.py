@@ -35,6 +35,7 @@ def test_only_the_lower_triangle_is_read() -> None:
     )
 
 
+@pytest.mark.slow
 def test_axes_too_weak_for_float32_are_left_to_float64() -> None:
     spectrum = np.geomspace(1, 1e-12, SIZE)
     assert eigen._within_single(covariance(spectrum), SIZE // 2) is None

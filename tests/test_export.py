@@ -22,6 +22,8 @@ from whiten.export.parity import LEAST_COSINE
 from whiten.models.exported import Exported, read_manifest
 
 ALL = ["onnx", "openvino", "torchscript"]
+pytestmark = pytest.mark.slow
+
 # How far single values may lie from torch's.
 EXACT = {"fp32": 1e-5, "fp16": 3e-2, "bf16": 0.1, "int8": 0.5}
 

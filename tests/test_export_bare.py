@@ -126,6 +126,7 @@ def test_the_class_needs_three_packages(folder: Path, tmp_path: Path) -> None:
     check_class(sys.executable, prelude, folder, tmp_path, str(SOURCE))
 
 
+@pytest.mark.slow
 def test_the_verbs_need_no_torch(folder: Path, tmp_path: Path) -> None:
     prelude = ONLY.format(blocked=BLOCKED, allowed=set(), strict=False)
     check_verbs(sys.executable, prelude, folder, tmp_path, str(SOURCE))

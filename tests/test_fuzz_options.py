@@ -22,6 +22,8 @@ from whiten.models.uri import SCHEMES, TeacherURI, parse_uri
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 
+pytestmark = pytest.mark.slow
+
 FUZZ = settings(
     max_examples=300,
     deadline=None,

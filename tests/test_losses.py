@@ -267,6 +267,7 @@ def _worker(rank: int, port: int, results: multiprocessing.Queue) -> None:  # ty
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_gloo_processes_equal_one_on_the_joined_batch() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

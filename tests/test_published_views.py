@@ -99,6 +99,7 @@ def test_a_crop_that_never_fits_is_the_largest_central_one() -> None:
     assert left == pytest.approx((1 - width) / 2)
 
 
+@pytest.mark.slow
 def test_even_and_odd_frames_change_as_often_as_published() -> None:
     for number, blurred, solarized in ((0, 1.0, 0.0), (2, 1.0, 0.0), (1, 0.1, 0.2), (3, 0.1, 0.2)):
         views = drawn(FRAMES, number)

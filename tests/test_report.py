@@ -187,6 +187,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_equal_data_give_equal_bytes_whatever_the_users_style(
     data: ReportData, written: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from command_line import STUDENT, Captured, fails, prints
 from helpers import TEACHER, write_factory, write_groups
 from whiten import cli
 
+pytestmark = pytest.mark.slow
+
 TEACHERS = [TEACHER, f"{TEACHER}?seed=1&dim=5"]
 HEAD = ["--whiten-dim", "4", "--backbone-lr", "0", "--epochs", "10", "--batch-size", "16"]
 WIDE = {f"g{number}": 4 for number in range(12)}

@@ -38,6 +38,7 @@ def test_resume_a_finished_run(capsys: Captured, run: Path) -> None:
     assert out.splitlines()[-2] == f"student  {run / 'student'}"
 
 
+@pytest.mark.slow
 def test_results_as_json(capsys: Captured, run: Path) -> None:
     images = run.parent / "images"
     command = ("distill", "--out", run, "--resume", "--test", images, "--json")

@@ -65,6 +65,7 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["whiten teachers timm", "whiten teachers --json"])
 def test_a_reader_that_has_enough(command: str) -> None:
     """As of any tool that SIGPIPE ends: no word, and a code that only the shell sees."""

@@ -82,6 +82,7 @@ def test_search_opens_a_page(
     assert f"page     {page}" in err
 
 
+@pytest.mark.slow
 def test_file_names_that_are_not_text(tmp_path: Path) -> None:
     images = write_groups(tmp_path / "images", {"a": 2})
     name = os.fsdecode(b"caf\xe9.png")

@@ -23,7 +23,7 @@ def images(tmp_path: Path) -> Path:
     return write_groups(tmp_path / "images", {"a": 3, "b": 3})
 
 
-@pytest.fixture(params=["folder", "milvus", "pgvector"])
+@pytest.fixture(params=["folder", pytest.param("milvus", marks=pytest.mark.slow), "pgvector"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "folder":
         yield str(tmp_path / "index")

@@ -225,6 +225,7 @@ def recall(index: Index, vectors: np.ndarray, queries: np.ndarray) -> float:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_graph_answers_nearly_all(postgres: Server) -> None:
     place = f"pgvector:{postgres.new_schema()}#photos"
     index = backend_of(f"{place}?index=hnsw", 2000, dim=16, rare=[n % 50 == 0 for n in range(2000)])
@@ -248,6 +249,7 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "folder.db").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_collections_of_something_else(tmp_path: Path) -> None:
     place = f"milvus:{tmp_path / 'index.db'}#photos"
     write(place, facts_of(), ["a"])

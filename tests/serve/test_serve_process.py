@@ -23,6 +23,7 @@ from whiten.serve import running
 Captured = pytest.CaptureFixture[str]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_from_start_to_end(index: Index, drawing: bytes, tmp_path: Path, number: int) -> None:
     with Service(Path(index.place), code=tmp_path / "code") as service:

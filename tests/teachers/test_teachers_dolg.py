@@ -73,6 +73,7 @@ def fuse_slowly(third: Tensor, whole: Tensor, tensors: dict[str, Tensor]) -> Ten
     return tensors["fc.weight"] @ joined + tensors["fc.bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_multi_atrous", [False, True])
 def test_fused_dolg(is_multi_atrous: bool, folder: Path) -> None:
     tensors = published_tensors("resnet101_dolg")

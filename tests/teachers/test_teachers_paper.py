@@ -39,7 +39,13 @@ BGR = ("resnet101_delg", "resnet101_dolg")
 # --- the golden outputs -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("resnet101") else [])
+        for name in FILES
+    ],
+)
 def test_golden(name: str, folder: Path) -> None:
     golden = golden_outputs()
     path = write_published(name, folder, published_tensors(name))
@@ -90,6 +96,7 @@ def check_average(teacher: Teacher, path: Path) -> None:
     assert averaging.fingerprint() != teacher.fingerprint()
 
 
+@pytest.mark.slow
 def test_gem_as_its_own_authors_publish_it(folder: Path) -> None:
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     tensors = {"pool.p": torch.tensor([3.0])}
@@ -113,6 +120,7 @@ def norm_shapes(key: str, width: int, *, is_affine: bool = True) -> dict[str, tu
     return {f"{key}.num_batches_tracked": (), **{f"{key}.{name}": (width,) for name in names}}
 
 
+@pytest.mark.slow
 def test_mocov3_with_its_head(folder: Path) -> None:
     base, predictor = "module.base_encoder.fc", "module.predictor"
     shapes = {
@@ -147,6 +155,7 @@ def test_mocov3_with_its_head(folder: Path) -> None:
         open_teacher(f"paper:mocov3?weights={path}&head=1")
 
 
+@pytest.mark.slow
 def test_barlowtwins_with_its_head(folder: Path) -> None:
     def hankel(seed: int, width: int) -> Tensor:
         """A matrix without equal rows or columns, of the memory of two of its rows."""
