@@ -24,4 +24,4 @@ def test_every_package_has_fast_tests() -> None:
     trees = [ast.parse(path.read_text()) for path in TESTS.rglob("test_*.py")]
     used = {name for tree in trees if has_fast_tests(tree) for name in imports(tree)}
     packages = {name.split(".")[1] for name in used if name.startswith("whiten.")}
-    assert set(HEIGHT) - packages == set()
+    assert set(HEIGHT) - packages == {"_version"}  # a number
