@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,12 @@ def test_the_reduction_keeps_every_way() -> None:
 def test_the_picture_shows_the_imports_of_today() -> None:
     picture = (ROOT / "docs" / "architecture.svg").read_text()
     assert picture == draw(arrows(SOURCE)), "run: make architecture"
+
+
+def test_the_page_names_files_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page)
+    assert len(named) > 20
+    assert [
+        name for name in named if not ((SOURCE / name).is_file() or (ROOT / name).is_file())
+    ] == []

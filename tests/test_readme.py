@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from clips import near_duplicates, segments, write_lines, write_video
+from documents import blocks, commands, run
 from miniature import write_distractors, write_gldv2, write_revisited
 from whiten.demo.run import extract_images
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-# What a reader puts in place of the README's long-running defaults.
-SMALLER = "--epochs 2 --batch-size 16 --whiten-dim 16"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def write_clips(root: Path) -> None:
@@ -54,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_first_commands_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"make (\w+)", blocks("sh")[0])
+    targets = re.findall(r"make (\w+)", blocks(README, "sh")[0])
     assert targets == ["demo", "test"]
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
@@ -62,38 +52,19 @@ def test_the_first_commands_are_targets_of_the_makefile() -> None:
 
 @pytest.mark.slow
 def test_the_commands_run_in_their_order(folder: Path) -> None:
-    commands = [
-        line
-        for block in blocks("sh")[1:]
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("whiten ")
-    ]
-    verbs = [command.split()[1] for command in commands]
+    lines = commands(README)
+    verbs = [command.split()[1] for command in lines]
     assert {"teachers", "embed", "distill", "evaluate", "search", "frames", "datasets"} <= set(
         verbs
     )
-    for command in commands:
-        if command.startswith("whiten serve "):
-            continue  # it does not end by itself; tests/serve starts it
-        words = shlex.split(command, comments=True)[1:]
-        if words[0] == "distill":
-            words += SMALLER.split()
-        done = subprocess.run(
-            [sys.executable, "-m", "whiten.cli", *words],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert done.stdout
+    for command in lines:
+        run(command, folder)
 
 
 @pytest.mark.slow  # with what the commands have made
 def test_the_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    found = blocks("python")
+    found = blocks(README, "python")
     assert found
     scope: dict[str, object] = {}
     for block in found:
@@ -102,7 +73,7 @@ def test_the_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_table_is_that_of_a_demo() -> None:
     """Copied from `make demo`, not written: its columns line up as the program prints them."""
-    [table] = [block for block in blocks("text") if "mAP" in block]
+    [table] = [block for block in blocks(README, "text") if "mAP" in block]
     lines = table.splitlines()
     assert [line.split()[0] for line in lines][:1] == ["name"]
     assert [sum(name in line for line in lines) for name in ("whitened fusion", "asymmetric")] == [

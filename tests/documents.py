@@ -1,0 +1,45 @@
+"""The commands and code blocks of a page, run as a reader would."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+# What a reader puts in place of the long-running defaults.
+SMALLER = "--epochs 2 --batch-size 16 --whiten-dim 16"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """Its lines of shell that call whiten, but for `serve`, which does not end by itself."""
+    lines = [
+        line
+        for block in blocks(page, "sh")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("whiten ")
+    ]
+    return [line for line in lines if not line.startswith("whiten serve ")]
+
+
+def run(command: str, folder: Path) -> None:
+    """Run a command in a folder; it must end well and print something."""
+    words = shlex.split(command, comments=True)[1:]
+    if words[0] == "distill":
+        words += SMALLER.split()
+    done = subprocess.run(
+        [sys.executable, "-m", "whiten.cli", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert done.stdout, command
