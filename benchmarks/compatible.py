@@ -91,7 +91,7 @@ def trial(
         student=PRETRAINED,
         pool="avg",
         out=run.root,
-        embeddings=work / "embeddings",
+        cache=work / "embeddings",
         seed=seed,
         show_progress=False,
         **chosen,

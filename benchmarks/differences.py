@@ -99,7 +99,7 @@ def train(name: str, seed: int, out: Path) -> float:
             images(out, "labelled"),
             WEAK,
             out=folder,
-            embeddings=out / "embeddings",
+            cache=out / "embeddings",
             show_progress=False,
             seed=seed,
             **RUNS[name],

@@ -116,7 +116,7 @@ def seconds_a_pair(folder: Path, number: str, batch: int) -> float:
         folder / "images",
         TEACHERS,
         out=out,
-        embeddings=folder / "cache",
+        cache=folder / "cache",
         student=STUDENT,
         size=SIDE,
         epochs=1,

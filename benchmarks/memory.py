@@ -158,7 +158,7 @@ def stage(name: str, root: Path, dim: int) -> dict[str, Any]:
             root / "pairs.csv",
             [uri],
             out=root / "run",
-            embeddings=cache,
+            cache=cache,
             student=STUDENT,
             dim=32,
             whiten_dim=32,

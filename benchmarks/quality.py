@@ -132,7 +132,7 @@ def run_trial(trial: Trial, ledger: Ledger, strong: Path) -> dict[str, Any]:
         images(out, trial.setting),
         teachers,
         out=folder,
-        embeddings=out / "embeddings",
+        cache=out / "embeddings",
         show_progress=False,
         # Every recipe on the same views and on all pairs, the paper's too.
         augment="light",

@@ -414,4 +414,4 @@ def test_mistakes_are_one_line(images: Path, capsys: Captured) -> None:
     assert "there is no kind 'int4'" in fails(capsys, *command, "--kinds", "int4")
     assert "belong together" in fails(capsys, *command, "--write", "int8")
     assert "belong together" in fails(capsys, *command, "--out", "x")
-    assert "add --student" in fails(capsys, "compact", images)
+    assert "add --model" in fails(capsys, "compact", images)

@@ -171,11 +171,15 @@ def test_a_whitener_from_a_file(capsys: Captured, images: Path, tmp_path: Path) 
     assert (model.dim, model.name) == (3, f"{plain.name}, whitened")
     expected = normalize_rows(fitted.transform(plain.embed([draw(1), draw(2)])))
     np.testing.assert_allclose(model.embed([draw(1), draw(2)]), expected, atol=1e-6)
-    out = json.loads(prints(capsys, "evaluate", TEACHER, images, "--whitener", file, "--json")[0])
+    out = json.loads(
+        prints(capsys, "evaluate", images, "--model", TEACHER, "--whitener", file, "--json")[0]
+    )
     by_hand = Encoder("by hand", [Part(plain.parts[0].teacher, fitted)])
     assert out["map"]["value"] == evaluate(by_hand, images).figures["map"].value
     fused = f"fuse:raw:{TEACHER},{OTHER}"
-    assert "for a single model" in fails(capsys, "evaluate", fused, images, "--whitener", file)
+    assert "for a single model" in fails(
+        capsys, "evaluate", images, "--model", fused, "--whitener", file
+    )
 
 
 def test_a_whitener_of_another_model_is_refused(images: Path, tmp_path: Path) -> None:

@@ -258,7 +258,18 @@ def test_what_is_not_good_enough_is_not_written(
     capsys: Captured, student: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["export", student, "--out", out, "--precision", "fp32", "int8", "--images", images]
+    arguments = [
+        "export",
+        "--model",
+        student,
+        "--out",
+        out,
+        "--precision",
+        "fp32",
+        "int8",
+        "--images",
+        images,
+    ]
     line = fails(capsys, *arguments, "--int8-floor", "1.5")
     assert "onnx int8 is refused: its mean-centred cosine to torch is" in line
     assert "below the floor 1.5" in line and "--int8-floor" in line
@@ -283,16 +294,16 @@ def test_wrong_options_are_one_line(
         (["--precision", "int8"], "int8 is calibrated on images: add --images"),
         (["--images", tmp_path / "none"], "none"),
     ):
-        assert message in fails(capsys, "export", student, "--out", out, *options)
+        assert message in fails(capsys, "export", "--model", student, "--out", out, *options)
     assert not out.exists()
-    assert "is not a student folder" in fails(capsys, "export", images, "--out", out)
+    assert "is not a student folder" in fails(capsys, "export", "--model", images, "--out", out)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "note.txt").write_text("mine")
     assert "holds something else than an export" in fails(
-        capsys, "export", student, "--out", foreign
+        capsys, "export", "--model", student, "--out", foreign
     )
-    assert "is a file" in fails(capsys, "export", student, "--out", foreign / "note.txt")
+    assert "is a file" in fails(capsys, "export", "--model", student, "--out", foreign / "note.txt")
     assert [path.name for path in foreign.iterdir()] == ["note.txt"]
 
 
@@ -312,7 +323,9 @@ def test_images_that_cannot_be_read_are_named(
     some = write_groups(tmp_path / "some", {"a": 3, "b": 3, "c": 3, "d": 3})
     for group in "abcd":
         (some / group / "broken.png").write_bytes(b"no image")
-    out, err = prints(capsys, "export", student, "--out", tmp_path / "out", "--images", some)
+    out, err = prints(
+        capsys, "export", "--model", student, "--out", tmp_path / "out", "--images", some
+    )
     assert "onnx fp32" in out and out.endswith(f"{tmp_path / 'out'}\n")
     assert "4 images skipped:" in err
 
@@ -324,7 +337,7 @@ def test_fp32_must_be_exact(student: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_json(capsys: Captured, student: Path, tmp_path: Path) -> None:
-    out, _ = prints(capsys, "export", student, "--out", tmp_path / "out", "--json")
+    out, _ = prints(capsys, "export", "--model", student, "--out", tmp_path / "out", "--json")
     facts = json.loads(out)
     assert facts["folder"] == str(tmp_path / "out")
     [variant] = facts["variants"]

@@ -103,7 +103,7 @@ def check_verbs(python: str, prelude: str, folder: Path, work: Path, path: str =
     run(python, code, "index", images, "--student", model, "--out", work / "named", path=path)
     found = run(python, code, "search", files[8], "--index", work / "named", "--json", path=path)
     assert json.loads(found)[0]["path"] == str(files[8])
-    told = run(python, code, "evaluate", model, images, path=path)
+    told = run(python, code, "evaluate", images, "--model", model, path=path)
     assert "18 queries, 18 images" in told
     # What it says of a model that needs torch is one line too.
     done = subprocess.run(

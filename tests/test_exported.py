@@ -85,7 +85,7 @@ def test_the_verbs_give_the_very_same_embeddings(
         capsys, "search", files[5], "--student", model, "--in", images, "--index", tmp_path / "i"
     )
     assert out.splitlines()[0] == f"1.0000  {files[5]}"
-    found = json.loads(prints(capsys, "evaluate", model, images, "--json")[0])
+    found = json.loads(prints(capsys, "evaluate", images, "--model", model, "--json")[0])
     assert (found["queries"], found["dim"]) == (21, DIM)
     facts = json.loads(prints(capsys, "teachers", model, "--json")[0])
     assert facts["fingerprint"] == own.fingerprint()

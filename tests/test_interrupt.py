@@ -98,13 +98,13 @@ def test_embed() -> None:
     command = ("embed", "images", "--teacher", TEACHER, "--out", "store")
     process = start(*command, SECONDS_A_BATCH="30")
     wait_for(Path("begun").exists, process)
-    assert "the same command goes on" in interrupted(process)
+    assert "the same command continues" in interrupted(process)
     assert go_on(*command) == "store: 48 embeddings of 3 dimensions\n"
     assert len(Store.open("store")) == 48
 
 
 def test_evaluate() -> None:
-    process = start("evaluate", TEACHER, "images", SECONDS_A_BATCH="30")
+    process = start("evaluate", "images", "--model", TEACHER, SECONDS_A_BATCH="30")
     wait_for(Path("begun").exists, process)
     line = interrupted(process)
     assert "run the same command again" in line
@@ -112,10 +112,10 @@ def test_evaluate() -> None:
 
 
 def test_evaluate_with_a_cache() -> None:
-    command = ("evaluate", TEACHER, "images", "--embeddings", "cache")
+    command = ("evaluate", "images", "--model", TEACHER, "--embeddings", "cache")
     process = start(*command, SECONDS_A_BATCH="30")
     wait_for(Path("begun").exists, process)
-    assert "what is done is kept, the same command goes on" in interrupted(process)
+    assert "finished work is kept, the same command continues" in interrupted(process)
 
 
 def begun_training(*options: str) -> subprocess.Popen[str]:
@@ -130,14 +130,14 @@ def test_distill_while_it_embeds() -> None:
     process = start(*command, "--epochs", "1", SECONDS_A_BATCH="30")
     wait_for(Path("begun").exists, process)
     line = interrupted(process)
-    [said] = re.findall(r"whiten (distill .*) goes on$", line)
+    [said] = re.findall(r"whiten (distill .*) continues$", line)
     assert shlex.split(said) == ["distill", "--out", "my run", "--resume"]
     assert "student  my run/student" in go_on(*shlex.split(said))
 
 
 def test_distill_while_it_trains() -> None:
     line = interrupted(begun_training("--epochs", "200"))
-    [said] = re.findall(r"whiten (distill .*) goes on$", line)
+    [said] = re.findall(r"whiten (distill .*) continues$", line)
     run = RunFolder(Path("my run"))
     steps = int(run.load_checkpoint()["step"])
     assert steps > 1

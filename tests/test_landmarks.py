@@ -40,7 +40,7 @@ def test_from_landmarks_to_revisited_oxford_with_distractors(
     )
     assert "GLDv2-clean: 401 images of 100 landmarks" in err
     assert "student  runs/landmarks/student" in out
-    command = ("evaluate", "runs/landmarks", "revisited", "--protocol", "roxford5k")
+    command = ("evaluate", "revisited", "--model", "runs/landmarks", "--protocol", "roxford5k")
     found = json.loads(
         prints(capsys, *command, "--distractors", "revisited", "--multi-scale", "--json")[0]
     )

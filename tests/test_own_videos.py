@@ -130,7 +130,7 @@ def test_the_command_and_its_page(
         grids, "read_bytes", lambda p: (shown.append(Path(p).is_file()), show(p))[1]
     )
     page = tmp_path / "pages" / "videos.html"
-    command = ["evaluate", teacher, str(videos), "--protocol", "videos"]
+    command = ["evaluate", str(videos), "--model", teacher, "--protocol", "videos"]
     cli.main([*command, "--report", str(page), "--similarity", "smx"])
     printed = capsys.readouterr()
     assert "5 queries, 6 videos" in printed.out
@@ -143,7 +143,7 @@ def test_the_command_and_its_page(
     assert len(shown) > 20 and all(shown)  # the frames are still there when the page is drawn
     cli.main([*command, "--json"])
     assert json.loads(capsys.readouterr().out)["map"]["value"] == 1
-    images = ["evaluate", teacher, videos]
+    images = ["evaluate", videos, "--model", teacher]
     told = fails(capsys, *images, "--report", page, "--similarity", "fme")
     assert "--similarity, --report belong to a benchmark: add --protocol svd or videos" in told
     assert "--multi-scale belong to a benchmark: add --protocol rox" in fails(

@@ -57,7 +57,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(images: Path, out: Path, cache: Path, **options: Any) -> RunFolder:
     options = {**OPTIONS, **options}
-    distill(images, TEACHERS, out=out, embeddings=cache, show_progress=False, **options)
+    distill(images, TEACHERS, out=out, cache=cache, show_progress=False, **options)
     return RunFolder(out)
 
 

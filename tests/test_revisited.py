@@ -292,7 +292,9 @@ def test_lists_of_distractors_that_are_no_such(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_all_settings(capsys: Captured, root: Path) -> None:
-    out, _ = prints(capsys, "evaluate", TEACHER, root, "--distractors", root)  # recognised
+    out, _ = prints(
+        capsys, "evaluate", root, "--model", TEACHER, "--distractors", root
+    )  # recognised
     lines = out.splitlines()
     assert lines[0] == "roxford5k: colour_teachers:make, 12 dimensions"
     assert lines[1] == "6 queries, 18 images, longest side 1024, 1 scale"
@@ -310,7 +312,7 @@ def test_the_command_prints_all_settings(capsys: Captured, root: Path) -> None:
 
 def test_the_command_as_json(capsys: Captured, root: Path) -> None:
     folder = write_revisited(root, "rparis6k", 3, json_form=True)
-    command = ("evaluate", TEACHER, folder, "--multi-scale", "--json")
+    command = ("evaluate", folder, "--model", TEACHER, "--multi-scale", "--json")
     found = json.loads(prints(capsys, *command)[0])
     report = evaluate_revisited_set(load(TEACHER), root, "rparis6k", multi_scale=True)
     assert found == report.to_json()
@@ -324,7 +326,14 @@ def test_the_command_as_json(capsys: Captured, root: Path) -> None:
 def test_a_whitening_from_a_file(capsys: Captured, root: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((99, 12))
     Whitener(6).fit(rows).save(root / "w.safetensors")
-    command = ("evaluate", TEACHER, root / "roxford5k", "--whitener", root / "w.safetensors")
+    command = (
+        "evaluate",
+        root / "roxford5k",
+        "--model",
+        TEACHER,
+        "--whitener",
+        root / "w.safetensors",
+    )
     assert prints(capsys, *command)[0].startswith(
         "roxford5k: colour_teachers:make, whitened, 6 dimensions\n"
     )
@@ -341,9 +350,9 @@ def test_mistakes_are_one_line(capsys: Captured, root: Path) -> None:
         ("is not a readable whitener", (root, "--whitener", root / "no")),
     ]
     for message, arguments in cases:
-        assert message in fails(capsys, "evaluate", TEACHER, *arguments)
+        assert message in fails(capsys, "evaluate", *arguments, "--model", TEACHER)
     write_revisited(root, "rparis6k", 2)
-    assert "add --protocol" in fails(capsys, "evaluate", TEACHER, root)
+    assert "add --protocol" in fails(capsys, "evaluate", root, "--model", TEACHER)
     fused = f"fuse:raw:{TEACHER},{TEACHER}?seed=1"
-    line = fails(capsys, "evaluate", fused, root, "--protocol", "roxford5k")
+    line = fails(capsys, "evaluate", root, "--model", fused, "--protocol", "roxford5k")
     assert "one model at a time" in line

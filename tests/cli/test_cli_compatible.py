@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_compatible_student_asks_its_teachers(capsys: Captured, made: Path) -> None:
     gallery = f"fuse:compatible:{made / 'run'}"
-    command = ("evaluate", made / "run", made / "images", "--gallery-encoder", gallery)
+    command = ("evaluate", made / "images", "--model", made / "run", "--gallery-model", gallery)
     facts = json.loads(prints(capsys, *command, "--json")[0])
     assert facts["name"] == ("run against colour_teachers:make + colour_teachers:make, compatible")
     assert (facts["dim"], facts["queries"], facts["gallery"]) == (6, 48, 48)
@@ -54,7 +54,7 @@ def test_the_report_has_a_row_for_it(capsys: Captured, made: Path) -> None:
     assert asked["params"] == rows["student"]["params"] != gallery["params"]
     page = (made / "run" / "report.html").read_text()
     assert "In the gallery of the teachers (6 dimensions) the queries of student have" in page
-    command = ("evaluate", made / "run", made / "images", "--json", "--gallery-encoder")
+    command = ("evaluate", made / "images", "--model", made / "run", "--json", "--gallery-model")
     facts = json.loads(prints(capsys, *command, f"fuse:compatible:{made / 'run'}")[0])
     assert facts["map"]["value"] == pytest.approx(asked["map"], abs=0.02)
     assert (
@@ -65,14 +65,18 @@ def test_the_report_has_a_row_for_it(capsys: Captured, made: Path) -> None:
 def test_another_student_is_refused(capsys: Captured, made: Path) -> None:
     gallery = f"fuse:compatible:{made / 'run'}"
     for model in (made / "plain", TEACHER, f"fuse:whitened:{made / 'run'}"):
-        line = fails(capsys, "evaluate", model, made / "images", "--gallery-encoder", gallery)
+        line = fails(
+            capsys, "evaluate", made / "images", "--model", model, "--gallery-model", gallery
+        )
         assert "their spaces are not the same: distil it with --compatible" in line
     other = f"fuse:compatible:{made / 'plain'}"
-    line = fails(capsys, "evaluate", made / "run", made / "images", "--gallery-encoder", other)
+    line = fails(
+        capsys, "evaluate", made / "images", "--model", made / "run", "--gallery-model", other
+    )
     assert "cannot search its teachers' gallery: distil with --compatible" in line
-    line = fails(capsys, "evaluate", made / "run", "x", "--protocol", "rparis6k",
-                 "--gallery-encoder", gallery)  # fmt: skip
-    assert "leave out --gallery-encoder" in line
+    line = fails(capsys, "evaluate", "x", "--model", made / "run", "--protocol", "rparis6k",
+                 "--gallery-model", gallery)  # fmt: skip
+    assert "leave out --gallery-model" in line
 
 
 def test_an_index_of_the_teachers_answers_its_student(capsys: Captured, made: Path) -> None:

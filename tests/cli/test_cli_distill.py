@@ -54,7 +54,7 @@ def test_results_as_json(capsys: Captured, run: Path) -> None:
 def test_a_student_is_evaluated_and_searches(capsys: Captured, run: Path) -> None:
     images = run.parent / "images"
     for model in (run / "student", f"whiten:{run / 'student'}", run, f"fuse:whitened:{run}"):
-        facts = json.loads(prints(capsys, "evaluate", model, images, "--json")[0])
+        facts = json.loads(prints(capsys, "evaluate", images, "--model", model, "--json")[0])
         assert facts["queries"] == 16
     query = images / "c" / "1.png"
     out, _ = prints(capsys, "search", query, "--student", run / "student", "--in", images)
@@ -96,4 +96,4 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(
         cli.main(["embed", str(images), "--teacher", TEACHER, "--out", "store"])
     assert stop.value.code == 130
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "the same command goes on" in lines[0]
+    assert len(lines) == 1 and "the same command continues" in lines[0]

@@ -16,7 +16,7 @@ def test_empty_folder(capsys: Captured, tmp_path: Path) -> None:
     assert "holds no image file" in fails(
         capsys, "embed", empty, "--teacher", TEACHER, "--out", tmp_path / "store"
     )
-    assert "holds no image file" in fails(capsys, "evaluate", TEACHER, empty)
+    assert "holds no image file" in fails(capsys, "evaluate", empty, "--model", TEACHER)
 
 
 def test_no_readable_image(capsys: Captured, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_no_readable_image(capsys: Captured, tmp_path: Path) -> None:
         (broken / name).write_bytes(b"no image")
     for command in (
         ("embed", broken, "--teacher", TEACHER, "--out", tmp_path / "store"),
-        ("evaluate", TEACHER, broken),
+        ("evaluate", broken, "--model", TEACHER),
     ):
         line = fails(capsys, *command, progress="embed colour_teachers:make: 3/3")
         assert "none of 3 images could be read, first 'a/0.png'" in line
@@ -45,7 +45,7 @@ def test_no_readable_image(capsys: Captured, tmp_path: Path) -> None:
 )
 def test_unknown_teachers(capsys: Captured, images: Path, uri: str, message: str) -> None:
     assert message in fails(capsys, "embed", images, "--teacher", uri, "--out", "store")
-    assert message in fails(capsys, "evaluate", uri, images)
+    assert message in fails(capsys, "evaluate", images, "--model", uri)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_options_of_embed(capsys: Captured, images: Path, options: list[str], me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch: 2\n", "unknown option 'epoch'; did you mean 'epochs'"),
-        ("- 1\n", "must hold options, one `name: value` a line"),
+        ("epoch: 2\n", "Did you mean --epochs?"),
+        ("- 1\n", "must hold options, one `name: value` per line"),
         ("a: [\n", "cannot read c.yaml"),
         ("dim: eight\n", "eight"),
         (None, "cannot read c.yaml: [Errno 2]"),
@@ -151,15 +151,15 @@ def test_a_student_as_start_stays_as_it_is(capsys: Captured, images: Path, run: 
 
 def test_whitening_that_does_not_fit(capsys: Captured, images: Path) -> None:
     uri = f"fuse:whitened:{TEACHER}"
-    assert "add --whiten-on" in fails(capsys, "evaluate", uri, images)
-    command = ("evaluate", uri, images, "--whiten-on", images)
+    assert "add --whiten-on" in fails(capsys, "evaluate", images, "--model", uri)
+    command = ("evaluate", images, "--model", uri, "--whiten-on", images)
     assert "dim" in fails(capsys, *command, "--whiten-dim", "0")
     assert "shrinkage" in fails(capsys, *command, "--shrinkage", "-1")
 
 
 def test_one_group(capsys: Captured, tmp_path: Path) -> None:
     one = write_groups(tmp_path / "one", {"a": 4})
-    assert "the gallery has 1 group: " in fails(capsys, "evaluate", TEACHER, one)
+    assert "the gallery has 1 group: " in fails(capsys, "evaluate", one, "--model", TEACHER)
     command = ("distill", one, "--teachers", TEACHER, "--student", STUDENT, "--out", "run")
     assert "found 1 group with two images or more" in fails(capsys, *command, "--pairs", "auto")
 

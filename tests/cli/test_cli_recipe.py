@@ -70,7 +70,7 @@ def test_the_images_of_the_command_go_before_the_recipes(capsys: Captured, image
 def test_a_wrong_recipe_is_one_line(capsys: Captured) -> None:
     write(fusion="maxmim")
     line = fails(capsys, "distill", "--recipe", "r.yaml", "--out", "run")
-    assert "r.yaml: unknown fusion 'maxmim'; did you mean 'maxmin'" in line
+    assert 'Invalid value "maxmim" for [fusion] from r.yaml' in line and '"maxmin"?' in line
     assert "cannot read none.yaml" in fails(
         capsys, "distill", "--recipe", "none.yaml", "--out", "run"
     )

@@ -33,13 +33,13 @@ def test_embed_goes_on(capsys: Captured, images: Path) -> None:
 
 
 def test_evaluate(capsys: Captured, images: Path) -> None:
-    out, _ = prints(capsys, "evaluate", TEACHER, images)
+    out, _ = prints(capsys, "evaluate", images, "--model", TEACHER)
     assert out.splitlines()[0] == "colour_teachers:make: 16 queries, 16 images"
     assert "  recall@1   1.0000  [1.0000, 1.0000]" in out.splitlines()
-    facts = json.loads(prints(capsys, "evaluate", TEACHER, images, "--json")[0])
+    facts = json.loads(prints(capsys, "evaluate", images, "--model", TEACHER, "--json")[0])
     assert facts["recall@1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     write_image(images / "lonely" / "0.png", seed=77)
-    out, err = prints(capsys, "evaluate", TEACHER, images, "--embeddings", "cache")
+    out, err = prints(capsys, "evaluate", images, "--model", TEACHER, "--embeddings", "cache")
     assert out.splitlines()[0] == "colour_teachers:make: 16 queries, 17 images"
     assert "1 queries left out" in err or "1 query left out" in err
     assert any(Path("cache").rglob("*.parquet"))
@@ -47,7 +47,17 @@ def test_evaluate(capsys: Captured, images: Path) -> None:
 
 def test_evaluate_whitened_fusion(capsys: Captured, images: Path) -> None:
     uri = f"fuse:whitened:{TEACHER},{TEACHER}?seed=1"
-    command = ("evaluate", uri, images, "--whiten-on", images, "--whiten-dim", "3", "--json")
+    command = (
+        "evaluate",
+        images,
+        "--model",
+        uri,
+        "--whiten-on",
+        images,
+        "--whiten-dim",
+        "3",
+        "--json",
+    )
     facts = json.loads(prints(capsys, *command)[0])
     assert facts["dim"] == 6
 

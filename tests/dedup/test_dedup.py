@@ -161,7 +161,7 @@ def test_a_store_needs_no_student(
     ):
         pass
     with (
-        pytest.raises(ConfigError, match="add --student"),
+        pytest.raises(ConfigError, match="add --model"),
         open_collection(folder, None, None),
     ):
         pass
@@ -262,7 +262,7 @@ def test_the_verb_prints_and_writes(
     assert "… and 2 more: add --out FOLDER or --csv FILE" in out
     assert not (tmp_path / "out").exists()
     out, err = prints(capsys, *command, "--out", "out", "--csv", "table.csv")
-    assert "out/delete.sh says what it would delete" in err
+    assert "out/delete.sh lists what it would delete" in err
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"groups.csv", "groups.html", "delete.sh", "embeddings"}
     assert (tmp_path / "table.csv").read_bytes() == (tmp_path / "out/groups.csv").read_bytes()
@@ -280,4 +280,4 @@ def test_mistakes_are_one_line(copied: tuple[Path, dict[str, str]], capsys: Capt
     assert "threshold must be" in fails(capsys, *command, "--threshold", 1.5)
     missing = fails(capsys, "dedup", "nowhere", "--student", TEACHER, "--threshold", 0.9)
     assert "nowhere does not exist" in missing
-    assert "add --student" in fails(capsys, "dedup", copied[0], "--threshold", 0.9)
+    assert "add --model" in fails(capsys, "dedup", copied[0], "--threshold", 0.9)

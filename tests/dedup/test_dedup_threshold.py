@@ -106,7 +106,7 @@ def test_what_cannot_be_reached_is_refused() -> None:
     for target in (0.0, 1.0, 2.0):
         with pytest.raises(ConfigError, match="between 0 and 1"):
             calibrate(grouped(0), target, positives="groups")
-    with pytest.raises(ConfigError, match="add --student"):
+    with pytest.raises(ConfigError, match="add --model"):
         calibrate(grouped(0), 0.9, positives="views")
 
 

@@ -201,11 +201,11 @@ def test_mistakes(capsys: Captured, index: Index, images: Path) -> None:
     for message, arguments in (
         ("nothing to look for", ("--index", "index")),
         ("nothing to search: add --in IMAGES, or --index FOLDER", (query,)),
-        ("name it with --student", (query, "--in", images, "--index", "index")),
+        ("name it with --model", (query, "--in", images, "--index", "index")),
         ("no is not an index: make one with `whiten index", (query, "--index", "no")),
         ("k must be at least 1", (query, "--index", "index", "-k", "0")),
         ("there is no column 'x'", (query, "--index", "index", "--where", "x < 3")),
-        ("say where the index lies", (query, "--index", "index", "--store", "milvus:x")),
+        ("name the place of the index", (query, "--index", "index", "--store", "milvus:x")),
         ("milvus: names no database: write milvus:ADDRESS", (query, "--store", "milvus:")),
     ):
         assert message in fails(capsys, "search", *arguments)
@@ -230,7 +230,7 @@ def test_index_on_the_command_line(capsys: Captured, encoder: Encoder, images: P
     facts = json.loads(prints(capsys, "index", "--out", "idx", "--remove", "b/0.png", "--json")[0])
     assert (facts["images"], facts["removed"]) == (4, 1)
     for message, arguments in (
-        ("say where the index lies", (images, "--student", TEACHER)),
+        ("name the place of the index", (images, "--student", TEACHER)),
         ("say what to do", ("--out", "idx")),
         ("say what to do", (images, "--out", "idx", "--remove", "x")),
         ("is not an index", (images, "--out", "new")),

@@ -22,7 +22,6 @@ from whiten.cli import (  # noqa: F401 - they add their verbs
     serve,
 )
 from whiten.cli.app import app
-from whiten.cli.config_file import with_config
 from whiten.cli.terminal import one_line_endings, show_warning
 from whiten.utils.memory import keep_freed_memory
 
@@ -33,4 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     with one_line_endings(tokens):
-        app(with_config(tokens))
+        app(tokens)

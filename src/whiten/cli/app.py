@@ -1,23 +1,41 @@
-"""The command-line application that the verbs belong to."""
+"""The command-line application that the verbs belong to, and the options that they share."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from pathlib import Path
+from typing import Annotated, get_args
 
-from cyclopts import App, Parameter
+from cyclopts import App, ArgumentCollection, Parameter
 
 from whiten._version import __version__
+from whiten.errors import ConfigError
+
+
+def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse 2.5 where an integer is expected, which would be rounded in silence."""
+    for argument in arguments:
+        kinds = {argument.hint, *get_args(argument.hint)}
+        if int in kinds and float not in kinds:
+            for token in argument.tokens:
+                if re.fullmatch(r"[-+]?\d*\.\d+(e[-+]?\d+)?", token.value.strip(), re.IGNORECASE):
+                    name = argument.name.lstrip("-").replace("-", "_")
+                    raise ConfigError(f"{name} must be an integer, not {token.value}")
+
 
 app = App(
     name="whiten",
     version=__version__,
     help="Distil frozen image-embedding models into one small, fast student for visual search.",
     version_flags=["--version"],
+    config=[whole_numbers],
     print_error=False,
     exit_on_error=False,
     result_action="return_value",
-    default_parameter=Parameter(consume_multiple=True),  # --teachers A B
-    suppress_keyboard_interrupt=False,  # `main` says how to go on
+    default_parameter=Parameter(consume_multiple=True, negative=()),  # --teachers A B
+    suppress_keyboard_interrupt=False,  # `main` says how to continue
 )
 
 Json = Annotated[bool, Parameter("--json")]
+Cache = Annotated[Path | None, Parameter(("--cache", "--embeddings"))]
+Model = Annotated[str | None, Parameter(("--model", "--student"))]

@@ -1,4 +1,4 @@
-"""Compact embeddings: what each kind costs, and one of them written."""
+"""The verb `compact`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, app
+from whiten.cli.app import Cache, Json, Model, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 
@@ -17,26 +17,26 @@ def compact(
     images: Path,
     /,
     *,
-    student: str | None = None,
+    model: Model = None,
     kinds: list[str] | None = None,
     queries: Path | None = None,
     write: Annotated[str | None, Parameter("--write")] = None,
     out: Path | None = None,
-    embeddings: Path | None = None,
+    cache: Cache = None,
     plot: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Say what embeddings lose in fewer bytes, in one table; or write them so.
+    """Measure what embeddings lose when they are stored in fewer bytes; or store them so.
 
     Args:
         images: a folder or table of images, or a store of embeddings.
-        student: the student's folder, or any model's URI; a store needs none.
-        kinds: which: float32 float16 int8 binary hamming pca:K pq:M; by default a spread of them.
-        queries: images that search; by default each image searches all the others.
+        model: folder of a student, or URI of any model; not needed for a store.
+        kinds: kinds to measure: float32 float16 int8 binary hamming pca:K pq:M; by default some.
+        queries: images to query with; by default each image queries all others.
         write: write this kind into OUT instead of measuring: float16 as a store, others as a folder
             of codes.
         out: the new folder for --write.
-        embeddings: where embeddings are kept between calls.
+        cache: folder for embeddings, to reuse them.
         plot: draw the table into this PNG.
         as_json: print JSON.
     """
@@ -48,8 +48,8 @@ def compact(
         parse_kind(kind)  # before anything is embedded
     if (write is None) != (out is None):
         raise ConfigError("--write KIND and --out FOLDER belong together: give both or neither")
-    encoder = None if student is None else load(student)
-    with open_embedded(images, encoder, embeddings, show_progress=True) as source:
+    encoder = None if model is None else load(model)
+    with open_embedded(images, encoder, cache, show_progress=True) as source:
         if write is not None and out is not None:
             count = write_kind(source, write, out)
             size = sum(path.stat().st_size for path in out.iterdir())

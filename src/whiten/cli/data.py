@@ -1,9 +1,12 @@
-"""Data: what there is, and its embeddings."""
+"""The verbs for data: `embed`, `frames`, `datasets`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
 from whiten.cli.terminal import list_duplicates, list_skipped, print_json, say
@@ -15,7 +18,7 @@ def embed(
     images: Path,
     /,
     *,
-    teacher: str,
+    model: Annotated[str, Parameter(("--model", "--teacher"))],
     out: Path,
     views: int = 1,
     seed: int = 0,
@@ -24,18 +27,18 @@ def embed(
     workers: int | None = None,
     as_json: Json = False,
 ) -> None:
-    """Embed images into a store; interrupted or extended, it goes on where it was.
+    """Embed images into a store; run it again to continue or to extend the store.
 
     Args:
-        images: a folder, or a CSV or Parquet with columns path,group. Of videos, frames are taken
-            into OUT-frames first, one a second.
-        teacher: the model's URI.
+        images: a folder, or a CSV or Parquet with columns path,group. From videos, one frame per
+            second is first extracted into OUT-frames.
+        model: URI of the model, see whiten teachers.
         out: the store's folder.
-        views: views of each image; the first is the whole image, the others are random crops.
-        seed: of the random views.
-        precision: 32, bf16, or auto: that of an existing store, else bf16 where it is faster.
+        views: views per image; the first is the whole image, the others are random crops.
+        seed: seed of the random views.
+        precision: 32, bf16, or auto: the precision of an existing store, else bf16 if it is faster.
         dtype: float32, or float16 for half the disk space.
-        workers: threads that decode images; by default one for each core.
+        workers: threads that decode images; by default one per core.
         as_json: print the summary as JSON.
     """
     from whiten.datasets.frames import find_or_extract
@@ -55,11 +58,11 @@ def embed(
         items, no_videos = find_or_extract(
             images, beside, workers=workers, progress=update, tell=say
         )
-    model = open_teacher(teacher).on_best_device()
-    with progress(f"embed {model.name}", unit="images") as update:
+    opened = open_teacher(model).on_best_device()
+    with progress(f"embed {opened.name}", unit="images") as update:
         store = embed_items(
             items,
-            model,
+            opened,
             out,
             views=range(views),
             plan=ViewPlan(seed=seed),
@@ -89,14 +92,14 @@ def frames(
     workers: int | None = None,
     as_json: Json = False,
 ) -> None:
-    """Take frames of videos, for every verb that takes images; interrupted, it goes on.
+    """Extract frames of videos, for every verb that takes images; run it again to continue.
 
     Args:
         videos: a folder, or a CSV or Parquet with columns path,group.
         out: the folder of frames, OUT/VIDEO/0000.jpg.
-        fps: frames a second.
-        max_frames: the most of a video, from its beginning.
-        workers: videos that are read at the same time; by default one for each core.
+        fps: frames per second.
+        max_frames: the most frames per video, from its beginning.
+        workers: videos that are read at the same time; by default one per core.
         as_json: print the summary as JSON.
     """
     from whiten.datasets.finding import find_videos
@@ -125,7 +128,7 @@ def frames(
 
 @app.command
 def datasets(root: Path = Path(), /, *, as_json: Json = False) -> None:
-    """Say which published data sets are in a folder or just below it, and where to get them.
+    """List the published data sets in a folder or just below it, and where to get the others.
 
     Args:
         root: the folder.

@@ -1,4 +1,4 @@
-"""Near-duplicates: find them, show them, and write a script that deletes them."""
+"""The verb `dedup`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, app
+from whiten.cli.app import Cache, Json, Model, app
 from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
 
@@ -19,30 +19,32 @@ def dedup(
     images: Path,
     /,
     *,
-    student: str | None = None,
+    model: Model = None,
     threshold: float | None = None,
     target_precision: float | None = None,
     positives: Literal["groups", "views"] | None = None,
     out: Path | None = None,
     keep: Literal["best", "first"] = "best",
-    embeddings: Path | None = None,
+    cache: Cache = None,
     csv: Annotated[Path | None, Parameter("--csv")] = None,
     as_json: Json = False,
 ) -> None:
-    """Group near-duplicates of images or videos; deletes nothing, but writes a script that does.
+    """Group near-duplicates of images or videos, and write a script that deletes the copies.
+
+    Nothing is deleted unless you run the script.
 
     Args:
         images: a folder or a table of images or of videos, or a store of embeddings.
-        student: the student's folder, or any model's URI; a store needs none.
-        threshold: cosine similarity from which two are near-duplicates; of videos, chamfer.
+        model: folder of a student, or URI of any model; not needed for a store.
+        threshold: least similarity of near-duplicates: cosine for images, chamfer for videos.
         target_precision: choose the threshold so that this share of the pairs above it is right,
             at 95 % confidence.
-        positives: what that is learnt from: groups, pairs of a group, the default for a table with
-            groups; or views, crops and changes of light of the images themselves.
-        out: a folder for groups.html, groups.csv and delete.sh.
-        keep: best, the most pixels, then bytes; or first, by path.
-        embeddings: where embeddings are kept between calls; by default OUT/embeddings.
-        csv: write the table of groups here.
+        positives: pairs that the choice learns from: groups (the default for a table with groups),
+            or views, which are crops and changes of light of the images themselves.
+        out: folder for groups.html, groups.csv and delete.sh.
+        keep: best keeps the most pixels, then the most bytes; first keeps the first path.
+        cache: folder for embeddings, to reuse them; by default OUT/embeddings.
+        csv: write the table of groups to this file.
         as_json: print JSON.
     """
     from whiten.dedup import deduplicate, open_collection
@@ -55,9 +57,9 @@ def dedup(
         raise ConfigError("give one of --threshold and --target-precision")
     if threshold is not None:
         check_threshold(threshold)
-    encoder = None if student is None else load(student)
-    cache = embeddings or (None if out is None else out / "embeddings")
-    with open_collection(images, encoder, cache, show_progress=True) as collection:
+    encoder = None if model is None else load(model)
+    kept = cache or (None if out is None else out / "embeddings")
+    with open_collection(images, encoder, kept, show_progress=True) as collection:
         calibration = None
         if target_precision is not None:
             is_table = images.is_file() and any(group for group in collection.groups)
@@ -93,5 +95,5 @@ def dedup(
     for path in written:
         say(f"wrote    {path}")
     if written and found.copies:
-        say(f"         sh {written[-1]} says what it would delete, with --yes it deletes")
+        say(f"         sh {written[-1]} lists what it would delete; with --yes it deletes")
     list_skipped(found.skipped, found.what)

@@ -1,4 +1,4 @@
-"""What is installed, which devices there are, and what would make it faster."""
+"""Report what is installed, which devices there are, and what would be faster."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine; nothing is changed or sent anywhere."""
+    """Inspect this machine; nothing is changed or sent anywhere."""
     device = best_device()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {

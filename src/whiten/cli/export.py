@@ -1,8 +1,11 @@
-"""Export: the student in the form that it is deployed in."""
+"""The verb `export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from whiten.cli.app import Json, app
 from whiten.cli.terminal import list_skipped, print_json, say
@@ -10,13 +13,12 @@ from whiten.cli.terminal import list_skipped, print_json, say
 
 @app.command
 def export(
-    student: str,
-    /,
+    images: Path | None = None,
     *,
+    model: Annotated[str, Parameter(("--model", "--student"))],
     out: Path,
     format: list[str] | None = None,  # noqa: A002 - the option's name
     precision: list[str] | None = None,
-    images: Path | None = None,
     fold_normalisation: bool = False,
     int8_floor: float = 0.9,
     int8_loss: float = 0.02,
@@ -26,23 +28,23 @@ def export(
     """Export a student to ONNX, OpenVINO or TorchScript, compared with torch and timed.
 
     Args:
-        student: the student's folder, or its run's.
-        out: the folder to write; an earlier export there is replaced.
-        format: onnx (the default), openvino or torchscript; several may follow each other.
-        precision: fp32 (the default), fp16, bf16 (not with onnx) or int8 (not with
-            torchscript); likewise.
-        images: a folder or table of images like those in use: half of them calibrate int8, on the
-            others embeddings are compared, and retrieval where they have groups.
-        fold_normalisation: the graphs take uint8 RGB pixels and normalise them.
-        int8_floor: the least mean-centred cosine to torch that int8 may have.
-        int8_loss: the most mAP that int8 may lose, where images have groups.
-        workers: threads that decode images; by default one for each core.
+        images: a folder or table of images like those in use. Half of them calibrate int8; the
+            other half is held out to compare embeddings, and retrieval if there are groups.
+        model: folder of a student, or of its run.
+        out: the folder to write; replaces an earlier export.
+        format: onnx (the default), openvino, torchscript; one or more.
+        precision: fp32 (the default), fp16, bf16 (not with onnx), int8 (not with torchscript);
+            one or more.
+        fold_normalisation: make the graphs take uint8 RGB pixels and normalise them.
+        int8_floor: lowest mean-centred cosine to torch that int8 may have.
+        int8_loss: most mAP that int8 may lose, if the images have groups.
+        workers: threads that decode images; by default one per core.
         as_json: print JSON.
     """
     from whiten.export import export as run
 
     done = run(
-        student,
+        model,
         out,
         formats=_split(format) or ["onnx"],
         precisions=_split(precision) or ["fp32"],

@@ -1,4 +1,4 @@
-"""Indexes: make one, keep it up to date, and search it."""
+"""The verbs `index` and `search`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, app
+from whiten.cli.app import Json, Model, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 
@@ -17,7 +17,7 @@ def index(
     images: Path | None = None,
     /,
     *,
-    student: str | None = None,
+    model: Model = None,
     out: Path | None = None,
     store: str | None = None,
     metadata: Path | None = None,
@@ -27,20 +27,20 @@ def index(
     recall: float | None = None,
     as_json: Json = False,
 ) -> None:
-    """Make an index, or bring it up to date: only new and changed images are embedded.
+    """Build an index, or bring it up to date: only new and changed images are embedded.
 
     Args:
         images: a folder, a table of paths, or a store of embeddings.
-        student: the student's folder, or any model's URI; not needed for a store.
-        out: the index's folder.
-        store: instead, a vector database: milvus:URI or pgvector:DSN.
+        model: folder of a student, or URI of any model; not needed for a store, nor to update.
+        out: folder of the index.
+        store: vector database to use instead of a folder: milvus:URI or pgvector:DSN.
         metadata: CSV or Parquet with columns to filter by, and id or path; by default the other
             columns of the table of images.
         add: add these images to the index, and remove none.
-        remove: ids of images to take out.
-        kind: of search: exact, int8 (exact too), ivf, hnsw, or what is measured to be fast; by
-            default as before, at first auto.
-        recall: the least recall@10 against exact search, at first 0.95.
+        remove: ids of images to remove.
+        kind: kind of search: exact, int8 (also exact), ivf, hnsw, or auto, which measures what is
+            fast; by default the kind of the last build, at first auto.
+        recall: lowest recall@10 compared with exact search; at first 0.95.
         as_json: print JSON.
     """
     from dataclasses import asdict
@@ -59,10 +59,10 @@ def index(
         changed = Index.open(where)
         changed.remove(remove or [])
     else:
-        if student is None and not is_store(images):
-            student = Index.open(where).facts.uri or None  # or it says how to begin
+        if model is None and not is_store(images):
+            model = Index.open(where).facts.uri or None  # its error says how to begin
         changed = Index.build(
-            student,
+            model,
             images,
             where,
             metadata=metadata,
@@ -93,7 +93,7 @@ def search(
     /,
     *,
     ids: Annotated[list[str] | None, Parameter("--id", consume_multiple=True)] = None,
-    student: str | None = None,
+    model: Model = None,
     images: Annotated[Path | None, Parameter("--in")] = None,
     index: Path | None = None,
     store: str | None = None,
@@ -113,25 +113,25 @@ def search(
     """Search an index, or a folder of images, by images.
 
     Args:
-        queries: what to look for: images, of which several are one question, or a video.
-        ids: images of the index to look for, by id.
-        student: the student's folder, or any model's URI; by default what the index was made with.
+        queries: images that form one query, or a video.
+        ids: ids of images in the index to query with.
+        model: folder of a student, or URI of any model; by default the model of the index.
         images: a folder or a table of paths to search; its index is brought up to date first.
-        index: the index's folder; with --in by default beside the student's run.
-        store: instead, a vector database: milvus:URI or pgvector:DSN.
-        k: how many hits.
-        threshold: the least score of a hit.
+        index: folder of the index; with --in by default next to the student's run.
+        store: vector database to use instead of a folder: milvus:URI or pgvector:DSN.
+        k: number of hits.
+        threshold: lowest score of a hit.
         where: filter on columns of the index: price < 10 and group in ['shoes', 'bags']
-        box: x,y,w,h in pixels of the one image; only this part of it counts.
-        combine: how several images are one question: their mean, or the best similarity to any;
-            by default the mean, and the best for the frames of a video.
-        videos: list videos instead of their frames, each with its best frame.
-        expand: search again with the query and so many of its first results (α-query expansion).
-        alpha: the power of the similarity that weighs these.
-        background: index of images none of which is right; how alike they are to the query is taken
-            off the scores, so that one threshold serves all queries.
+        box: x,y,w,h in pixels: the part of the single image to query with.
+        combine: how several images form one query: mean averages their embeddings, max takes the
+            best similarity to any of them; by default mean, and max for the frames of a video.
+        videos: list videos instead of frames, each with its best frame.
+        expand: query again with this many of the first hits added (α-query expansion).
+        alpha: power of the similarity that weighs these hits.
+        background: index of images that are all wrong; the query's similarity to them is subtracted
+            from the scores, so that one threshold serves all queries.
         as_json: print JSON.
-        paths_only: print the paths alone, one a line.
+        paths_only: print only paths, one per line.
         open_page: write a page of the hits and open it in the browser.
     """
     from whiten.index import Index
@@ -152,7 +152,7 @@ def search(
             alpha,
             None if background is None else Index.open(background),
         ),
-        student=student,
+        student=model,
         images=images,
         place=index if store is None else place(index, store, "--index"),
         show_progress=True,
@@ -174,8 +174,7 @@ def search(
 
 
 def place(folder: Path | None, store: str | None, option: str) -> Path | str:
-    """Where an index lies: one of the two must say so."""
-
+    """Return the place of an index: a folder or a database, one of which must be given."""
     if (folder is None) == (store is None):
-        raise ConfigError(f"say where the index lies: {option} FOLDER, or --store milvus:URI")
+        raise ConfigError(f"name the place of the index: {option} FOLDER, or --store milvus:URI")
     return folder if folder is not None else store or ""

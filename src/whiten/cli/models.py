@@ -1,4 +1,4 @@
-"""What there is: models, and the machine."""
+"""The verbs `teachers`, `convert` and `doctor`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from whiten.models.uri import SCHEMES
 
 @app.command
 def teachers(pattern: str = "", /, *, as_json: Json = False) -> None:
-    """List the models that can teach, and describe one.
+    """List models, or describe one.
 
     Args:
-        pattern: part of a name lists what fits; a whole URI that can be opened is described.
+        pattern: part of a name, to list what matches; or a whole URI, to describe that model.
         as_json: print JSON.
     """
     from whiten.models.listing import describe, list_teachers, names_one
@@ -46,12 +46,12 @@ def convert(
     size: int | None = None,
     as_json: Json = False,
 ) -> None:
-    """Convert what the paper's authors released: a PCA-whitening or a student.
+    """Convert a PCA-whitening or a student that the paper's authors released.
 
     Args:
         file: the released file.
-        out: the whitening's file or the student's folder to write.
-        p: GeM power of a student: 3 for landmarks, 1 for videos.
+        out: file of the whitening or folder of the student to write.
+        p: GeM power of a student; 3 for landmarks, 1 for videos.
         size: input side of a student in pixels.
         as_json: print JSON.
     """
@@ -63,7 +63,7 @@ def convert(
 
 @app.command
 def doctor(*, as_json: Json = False) -> None:
-    """Say what is installed, which devices there are, and what would make it faster."""
+    """Report what is installed, which devices there are, and what would be faster."""
     from whiten.cli.doctor import diagnose
 
     found = diagnose()

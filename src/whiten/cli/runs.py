@@ -2,65 +2,85 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts.config import Yaml
 
-from whiten.cli.app import Json, app
+from whiten.cli.app import Cache, Json, app, whole_numbers
 from whiten.cli.terminal import list_skipped, print_json
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, one_line
 from whiten.runs.spec import DistillSpec
 
 
-@app.command
+class _Options(Yaml):
+    """Options of a run from a YAML file; the `config.yaml` of an earlier run is one."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        try:
+            options: Any = super().config
+        except (OSError, ValueError, TypeError, RecursionError, CycloptsError) as error:
+            raise ConfigError(f"cannot read {self.path}: {one_line(error)}") from error
+        if not isinstance(options, dict):
+            raise ConfigError(f"{self.path} must hold options, one `name: value` per line")
+        chosen = {str(k): v for k, v in options.items() if k != "version" and v is not None}
+        return {"distill": chosen}  # below the verb, since `teachers` is the name of another verb
+
+
+def _from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill options that the command line leaves open from `--config FILE` and `--recipe FILE`."""
+    given = {name: argument for argument in arguments for name in argument.names}
+    files = [token.value for token in given["--config"].tokens]
+    for token in list(given["--recipe"].tokens):
+        if _is_file(token.value):
+            given["--recipe"].tokens.remove(token)  # the file may name a recipe
+            files.append(token.value)
+    for file in files:
+        read = _Options(file, must_exist=True, source=file)
+        read(app, commands, arguments)
+
+
+def _is_file(text: str) -> bool:
+    """Whether a recipe is a file: names of recipes have neither dot nor slash."""
+    return "." in text or "/" in text or os.sep in text or os.path.isfile(text)  # noqa: PTH113
+
+
+@app.command(config=[_from_files, whole_numbers])
 def distill(
     images: Path | None = None,
-    /,
     *,
     out: Path,
     spec: Annotated[DistillSpec | None, Parameter(name="*")] = None,
     config: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    embeddings: Path | None = None,
+    cache: Cache = None,
     test: Path | None = None,
-    recipe_images: Annotated[Path | None, Parameter(show=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Distil teachers into a student, and report what was gained.
 
     Args:
         images: a folder, or a CSV or Parquet with columns path,group.
-        out: the run's folder; the student will be OUT/student.
-        config: a YAML file with any of the options; those given here go before it. --recipe FILE
-            reads one that may name the images too.
-        resume: go on with the run in OUT; nothing else needs to be repeated.
+        out: the run's folder; the student is written to OUT/student.
+        config: a YAML file with any of these options; options on the command line take precedence.
+        resume: continue the run in OUT; nothing else needs to be repeated.
         overwrite: delete the run in OUT first.
-        embeddings: where teachers' embeddings are kept, to share them between runs.
-        test: grouped images that were not trained on, for the table in the report.
-        recipe_images: what a recipe's file names, where nothing is named here.
+        cache: folder for the teachers' embeddings, to share them between runs.
+        test: grouped images that training does not see, for the table in the report.
         as_json: print JSON.
     """
     from whiten.distillation.distill import distill as run
     from whiten.evaluation.run import report_run, verdicts
     from whiten.report.table import format_table
 
-    options = {} if spec is None else spec.to_mapping()
-    images = images or recipe_images
     if images is None and not resume:
         raise ConfigError("name the images: whiten distill IMAGES --teachers URI --out RUN")
-    teachers = options.pop("teachers", [])
-    result = run(
-        images or "",
-        teachers,
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        embeddings=embeddings,
-        **options,
-    )
+    result = run(images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache)
     list_skipped(result.skipped)
     report, rows = report_run(out, test=test, show_progress=True)
     if as_json:
@@ -90,11 +110,11 @@ def report(
     test: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's report again, with figures on grouped test images if some are named.
+    """Write a run's report again, with metrics on grouped test images if any are named.
 
     Args:
         run: the folder of a finished run.
-        test: grouped images that were not trained on.
+        test: grouped images that training did not see.
         as_json: print JSON.
     """
     from whiten.evaluation.run import report_run
@@ -120,7 +140,7 @@ def demo(
 
     Args:
         out: the demo's folder.
-        quick: a few seconds' version, whose numbers mean nothing.
+        quick: a version of a few seconds, whose numbers mean nothing.
         as_json: print JSON.
     """
     from whiten.demo.run import conclusions, next_commands, run_demo

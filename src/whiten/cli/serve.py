@@ -1,4 +1,4 @@
-"""Serve an index."""
+"""The verb `serve`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import app
+from whiten.cli.app import Model, app
 from whiten.cli.terminal import say
 
-_POOLS = 2  # of memory: it stays as it is after two thousand requests
+_POOLS = 2  # of memory; with more it grows over thousands of requests
 
 
 @app.command
@@ -18,11 +18,11 @@ def serve(
     index: str,
     /,
     *,
-    student: str | None = None,
+    model: Model = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-    root: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
-    allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    root: Annotated[tuple[Path, ...], Parameter()] = (),
+    allow_host: Annotated[tuple[str, ...], Parameter()] = (),
     token_file: Path | None = None,
     max_upload: float = 20.0,
     max_pixels: float = 50.0,
@@ -31,21 +31,21 @@ def serve(
 ) -> None:
     """Serve an index: a search page for people, and an interface for programs.
 
-    It is open to this machine alone unless --host says otherwise. A token that clients must show
-    is read from the environment variable WHITEN_TOKEN, or from a file.
+    By default only this machine can reach it. A token that clients must send is read from the
+    environment variable WHITEN_TOKEN, or from a file.
 
     Args:
         index: a folder, milvus:URI or pgvector:DSN.
-        student: model that queries are embedded with; by default the index's own.
-        host: address to listen on; 0.0.0.0 is all of this machine's.
-        port: 0 takes any that is free.
-        root: folders whose images may be searched for by their path.
-        allow_host: names that clients reach the service by.
+        model: model that embeds the queries; by default the model of the index.
+        host: address to listen on; 0.0.0.0 is every address of this machine.
+        port: port to listen on; 0 takes any free one.
+        root: folders whose images may be queried by path.
+        allow_host: host names that clients may use.
         token_file: file with the token.
-        max_upload: megabytes of a request.
-        max_pixels: millions, of an image that is sent.
-        waiting: requests that may wait for the model.
-        timeout: seconds that a request may take.
+        max_upload: largest request in megabytes.
+        max_pixels: largest uploaded image in millions of pixels.
+        waiting: most requests that wait for the model.
+        timeout: longest time for a request in seconds.
     """
     from whiten.serve import Settings, create_app
     from whiten.serve.running import is_loopback, listen, run, url_of
@@ -66,7 +66,7 @@ def serve(
         from whiten.embedding.opening import load
         from whiten.index import Index
 
-        opened = Index.open(index, None if student is None else load(student))
+        opened = Index.open(index, None if model is None else load(model))
         service = create_app(opened, settings)
         if not is_loopback(listening) and settings.token is None:
             say("whiten: warning: everyone who reaches this port can search; set WHITEN_TOKEN")

@@ -1,4 +1,4 @@
-"""How the command line speaks and ends: results on stdout, the rest on stderr, errors in a line."""
+"""Output and exit of the command line: results on stdout, all else on stderr, errors in a line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as shells number s
 
 @contextmanager
 def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
-    """Turn what a user can mend, an interrupt and a closed pipe into a line and an exit code.
+    """Turn errors that a user can mend, interrupts and closed pipes into a line and an exit code.
 
     Args:
-        arguments: of the command; an interrupt's line says how to go on with them.
+        arguments: the command line; after an interrupt the message says how to continue it.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not text stay whole
@@ -38,7 +38,7 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
     except KeyboardInterrupt:
         for child in multiprocessing.active_children():  # Python would wait for their ends
             child.terminate()
-        _end(f"interrupted: {how_to_go_on(arguments)}", INTERRUPTED)
+        _end(f"interrupted: {how_to_continue(arguments)}", INTERRUPTED)
     except BrokenPipeError:  # the reader of `whiten … | head` has enough
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):  # Python would complain while it flushes them
@@ -47,22 +47,24 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         what = " ".join((error.strerror or str(error)).split())
-        _end(f"{what}:{where}; what is done is kept, make room or give access and run again", USAGE)
+        _end(
+            f"{what}:{where}; finished work is kept, make room or give access and run again", USAGE
+        )
 
 
-def how_to_go_on(arguments: Sequence[str]) -> str:
-    """What to type after an interrupt, so that what is done is used."""
+def how_to_continue(arguments: Sequence[str]) -> str:
+    """Say how to continue after an interrupt without losing work."""
     verb = arguments[0] if arguments else ""
     out = _option(arguments, "--out")
     if verb == "distill" and out is not None and Path(out, "config.yaml").is_file():
-        return f"what is done is kept, whiten distill --out {shlex.quote(out)} --resume goes on"
-    is_cached = _option(arguments, "--embeddings") is not None
+        return f"finished work is kept, whiten distill --out {shlex.quote(out)} --resume continues"
+    is_cached = any(_option(arguments, name) for name in ("--cache", "--embeddings"))
     if (
         verb in ("embed", "search", "demo")
         or (verb in ("evaluate", "dedup", "compact") and is_cached)
         or (verb == "dedup" and out is not None)
     ):
-        return "what is done is kept, the same command goes on"
+        return "finished work is kept, the same command continues"
     return "nothing is broken, run the same command again"
 
 
@@ -81,12 +83,12 @@ def _end(message: str, code: int) -> None:
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr)
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning in one line, without the place in the source."""
+    """Print a warning on one line, without the place in the source."""
     say(f"whiten: warning: {' '.join(str(message).split())}")
 
 
@@ -103,7 +105,7 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 
 def list_skipped(skipped: Sequence[Any], what: str = "image") -> None:
-    """Name on stderr each image that could not be used, with its reason."""
+    """List on stderr the images that were skipped, with the reasons."""
     if skipped:
         say(f"{len(skipped)} {what}{'' if len(skipped) == 1 else 's'} skipped:")
     for skip in skipped:
@@ -111,7 +113,7 @@ def list_skipped(skipped: Sequence[Any], what: str = "image") -> None:
 
 
 def list_duplicates(groups: Sequence[Sequence[str]]) -> None:
-    """Name on stderr the images that have the same content."""
+    """List on stderr the images with the same content."""
     if groups:
         more = sum(len(group) - 1 for group in groups)
         say(f"{more} image{'' if more == 1 else 's'} with the content of another:")
@@ -120,5 +122,5 @@ def list_duplicates(groups: Sequence[Sequence[str]]) -> None:
 
 
 def printable(name: str) -> str:
-    """A name that may hold line breaks, as one line."""
+    """Escape line breaks and other control characters in a name."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

@@ -71,7 +71,7 @@ def open_embedded(
                 yield Embedded(items, vectors, model, encoder, store, folder, store.skipped)
                 return
             if encoder is None:
-                raise ConfigError(f"{source} has no embeddings yet: add --student STUDENT")
+                raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
             found = find_items(source)
             kept, skipped = write_embeddings(
                 encoder, found, file, cache=folder, show_progress=show_progress
@@ -89,7 +89,7 @@ def _require(encoder: Encoder, store: Store) -> None:
     if prints != [store.origin.fingerprint] or encoder.parts[0].whitener is not None:
         raise ConfigError(
             f"{store.folder} holds embeddings of {store.origin.uri}, not of {encoder.name}: name "
-            "that model, or leave --student out"
+            "that model, or leave --model out"
         )
 
 
@@ -108,7 +108,7 @@ def costs_of(
     asked = None
     if queries is not None:
         if source.encoder is None:
-            raise ConfigError("queries must be embedded: add --student STUDENT")
+            raise ConfigError("queries must be embedded: add --model MODEL")
         who, vectors, _ = source.encoder.embed_items(
             find_items(queries),
             # Ids are unique within a folder only, so that each collection has stores of its own.

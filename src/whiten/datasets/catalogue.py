@@ -96,7 +96,7 @@ def find_datasets(root: Path) -> list[DataSet]:
         *(
             DataSet(
                 title,
-                f"whiten evaluate ENCODER ROOT --protocol {name}",
+                f"whiten evaluate ROOT --model MODEL --protocol {name}",
                 f"http://cmp.felk.cvut.cz/revisitop (ground truth), {images} (images)",
                 f"70 queries, {count:,} images",
                 UNSTATED,
@@ -125,7 +125,7 @@ def find_datasets(root: Path) -> list[DataSet]:
         ),
         DataSet(
             "SVD",
-            "whiten distill ROOT, whiten evaluate ENCODER ROOT --protocol svd",
+            "whiten distill ROOT, whiten evaluate ROOT --model MODEL --protocol svd",
             "https://svdbase.github.io",
             "over 500,000 short videos, over 30,000 of them labelled",
             UNSTATED,

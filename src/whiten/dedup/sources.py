@@ -91,7 +91,7 @@ def open_collection(
                 yield _of_store(Store.open(source), encoder, file, folder)
                 return
             if encoder is None:
-                raise ConfigError(f"{source} has no embeddings yet: add --student STUDENT")
+                raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
             place = source.resolve()
             frames = folder / f"frames-{place.stem}-{fingerprint(str(place))[:8]}"
             with progress("frames", enabled=show_progress) as update:
@@ -143,7 +143,7 @@ def _of_store(store: Store, encoder: Encoder | None, file: IO[bytes], cache: Pat
         if fingerprints != [store.origin.fingerprint] or encoder.parts[0].whitener is not None:
             raise ConfigError(
                 f"{store.folder} holds embeddings of {store.origin.uri}, not of {encoder.name}: "
-                "name that model, or leave --student out"
+                "name that model, or leave --model out"
             )
     items = stored_items(store)
     if items.frame_ms is not None:

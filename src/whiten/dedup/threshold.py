@@ -126,7 +126,7 @@ def calibrate(
     if positives == "groups":
         return _by_groups(collection, target)
     if encoder is None:
-        raise ConfigError("the threshold is chosen from views of the images: add --student STUDENT")
+        raise ConfigError("the threshold is chosen from views of the images: add --model MODEL")
     return _by_views(collection, target, encoder, show_progress)
 
 

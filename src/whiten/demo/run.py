@@ -115,7 +115,7 @@ def run_demo(
             student=plan.student,
             pool="avg",  # as the backbone was trained, so that the start is a fair baseline
             out=folder.root,
-            embeddings=cache,
+            cache=cache,
             resume=True,
             show_progress=show_progress,
             **options,
@@ -220,11 +220,11 @@ def next_commands(out: Path) -> list[str]:
     query = next(iter(find_items(out / "images" / "test"))).path
     student, test = out / "groups" / "student", out / "images" / "test"
     return [
-        f"whiten search {query} --student {student} --in {test}",
+        f"whiten search {query} --model {student} --in {test}",
         "whiten teachers",
         f"whiten distill YOUR_IMAGES --teachers {teachers} "
         "--student demo:efficientnet-lite0 --out runs/mine",
-        "whiten search QUERY.jpg --student runs/mine/student --in YOUR_IMAGES",
+        "whiten search QUERY.jpg --model runs/mine/student --in YOUR_IMAGES",
     ]
 
 

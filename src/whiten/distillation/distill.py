@@ -16,7 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from whiten.distillation.fusion import check_strategy
 from whiten.distillation.prepare import prepare
 from whiten.distillation.training import train
 from whiten.errors import ConfigError
@@ -55,40 +54,47 @@ class DistillResult:
 
 def distill(
     images: str | os.PathLike[str],
-    teachers: Sequence[str] = (),
+    spec: DistillSpec | Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
-    out: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    embeddings: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
     **options: Any,
 ) -> DistillResult:
     """Distil teachers into a student on a folder of images.
 
+        whiten.distill("photos", ["demo:mobilenetv2"], "runs/a", dim=128)
+        whiten.distill("photos", DistillSpec(teachers=["demo:mobilenetv2"], dim=128), "runs/a")
+
     Args:
         images: a folder, or a CSV or Parquet with columns `path,group`.
-        teachers: URIs, see `whiten teachers`.
+        spec: the options; or the URIs of the teachers, see `whiten teachers`, with the other
+            options as keywords. May be left out to resume a run.
         out: the run folder; must be new or empty.
-        resume: go on with the run that is in `out`; options may be left out.
-        overwrite: delete the run that is in `out` first.
-        embeddings: where teachers' embeddings are cached, to share them between runs; by default
-            in the run folder.
-        show_progress: on stderr.
+        cache: folder for the teachers' embeddings, to share them between runs; by default in the
+            run folder.
+        resume: continue the run in `out`.
+        overwrite: delete the run in `out` first.
+        show_progress: show progress on stderr.
         options: fields of `whiten.runs.spec.DistillSpec`.
 
     Raises:
-        WhitenError: bad input; what has been computed stays and is used by the next run.
+        WhitenError: bad input; what has been computed is kept and used by the next run.
     """
-    if isinstance(teachers, str):
-        raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
+    if out is None:
+        raise ConfigError("name the run folder: distill(images, teachers, out)")
     run = RunFolder(Path(out))
-    if resume and not teachers and not options:
-        images, spec = run.read_config()
-    else:
-        spec = DistillSpec.from_mapping({"teachers": list(teachers), **options})
-    if spec.fusion is not None:
-        check_strategy(spec.fusion)
+    if not isinstance(spec, DistillSpec):
+        if isinstance(spec, str):
+            raise ConfigError(f"teachers is a list of URIs: write [{spec!r}]")
+        if resume and not spec and not options:
+            images, spec = run.read_config()
+        else:
+            spec = DistillSpec.from_mapping({"teachers": list(spec or ()), **options})
+    elif options:
+        raise ConfigError(f"{', '.join(options)}: set options in the spec, or pass keywords alone")
     if spec.nodes > 1 and not _is_launched():
         raise ConfigError(
             "several nodes are started with torchrun: torchrun --nnodes N --nproc-per-node M "
@@ -99,7 +105,7 @@ def distill(
     if int(os.environ.get("RANK", "0")) == 0:
         run.begin(str(images), spec, resume=resume, overwrite=overwrite)
     if not is_finished:
-        _launch(run, str(images), spec, Path(embeddings or run.embeddings), show_progress)
+        _launch(run, str(images), spec, Path(cache or run.embeddings), show_progress)
     records = run.read_metrics()
     _, config = load_student(run.student)
     return DistillResult(

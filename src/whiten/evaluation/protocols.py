@@ -134,7 +134,7 @@ def find_protocol(
     if name is not None and queries is not None:
         raise ConfigError(f"{name} has queries of its own: leave out --queries")
     if name is not None and gallery_encoder is not None:
-        raise ConfigError(f"{name} is measured with one encoder: leave out --gallery-encoder")
+        raise ConfigError(f"{name} is measured with one encoder: leave out --gallery-model")
     if foreign := options.foreign(_OPTIONS[name] if name else ()):
         takers = [taker for taker in PROTOCOLS if not options.foreign(_OPTIONS[taker])]
         raise ConfigError(

@@ -138,7 +138,7 @@ def _find_distractors(place: Path, model: Teacher) -> Items | Store:
     if store.origin.fingerprint != model.fingerprint():
         raise StoreError(
             f"{place} holds embeddings of another model, or of other scales, sizes or whitening "
-            f"({store.origin.uri}): name the images, --embeddings keeps their store for the next "
+            f"({store.origin.uri}): name the images, --cache keeps their store for the next "
             "time"
         )
     return store

@@ -203,7 +203,7 @@ def report_run(
         data.notes = verdicts(data.rows)
     else:
         data.notes = ["No test images were named: add --test IMAGES to see what was gained."]
-    data.commands = [f"whiten search QUERY.jpg --student {run.student} --in IMAGES"]
+    data.commands = [f"whiten search QUERY.jpg --model {run.student} --in IMAGES"]
     return write_report(data, run.root), data.rows
 
 

@@ -28,7 +28,7 @@ def open_source(encoder: Encoder | str | None, images: Images) -> Source:
     if isinstance(images, str | os.PathLike) and is_store(images):
         return StoreSource(Store.open(images))
     if encoder is None:
-        raise ConfigError("images need a model that embeds them: name it with --student")
+        raise ConfigError("images need a model that embeds them: name it with --model")
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
     found = find_items(images) if isinstance(images, str | os.PathLike) else Items.of(images)
     return ImageSource(model, found)

@@ -53,7 +53,7 @@ class Index:
         if backend.facts is None:
             raise StoreError(
                 f"{backend.place} is not an index: make one with `whiten index IMAGES "
-                f"--student STUDENT --out {backend.place}`"
+                f"--model MODEL --out {backend.place}`"
             )
         index = cls(backend, encoder)
         if encoder is not None:
@@ -176,7 +176,7 @@ class Index:
             if not self.facts.uri:
                 raise ConfigError(
                     f"{self.place} was made with {self.facts.name}, which no single URI opens: "
-                    "name the model with --student"
+                    "name the model with --model"
                 )
             encoder = load(self.facts.uri)
             self.require(encoder)

@@ -160,7 +160,7 @@ def run_search(
         vectors = question.embed(index.encoder) if question.paths else None
     else:
         if encoder is None or student is None:
-            raise ConfigError("images need a model that embeds them: name it with --student")
+            raise ConfigError("images need a model that embeds them: name it with --model")
         vectors = question.embed(encoder) if question.paths else None
         where = place or _default_index(student, images)
         index = Index.build(encoder, images, where, show_progress=show_progress)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
 
 from whiten.errors import ConfigError, nearest
+from whiten.models.uri import parse_uri
 from whiten.utils.validation import check_types
 from whiten.views.plan import ViewPlan
 
@@ -14,117 +17,148 @@ from whiten.views.plan import ViewPlan
 TERMS = ("kl", "labels", "relational", "align", "queue")
 _PARALLEL = ("devices", "nodes", "workers")
 
+_MODELS, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
+    Parameter(group=Group.create_ordered(name))
+    for name in (
+        "Teachers, student and whitening",
+        "Data",
+        "Objective",
+        "Optimisation",
+        "Hardware",
+        "Reproducing the paper",
+    )
+)
+
+
+def _no(name: str) -> Parameter:
+    """A flag that a configuration file may set and the command line may unset."""
+    return Parameter(negative=f"--no-{name}")
+
 
 @dataclass(frozen=True)
 class DistillSpec:
     """Options of one distillation; every field is an option of `whiten distill`."""
 
-    teachers: list[str] = field(default_factory=list)
+    teachers: Annotated[list[str], _MODELS] = field(default_factory=list)
     """URIs of the teachers, at least one."""
-    student: str = "timm:efficientnet_lite0"
+    student: Annotated[str, _MODELS] = "timm:efficientnet_lite0"
     """URI of the student's backbone: timm:NAME or demo:NAME."""
-    dim: int = 256
+    dim: Annotated[int, _MODELS] = 256
     """Dimension of the student's embedding."""
-    pool: Literal["auto", "gem", "gem-fixed", "avg"] = "auto"
-    """Pooling: GeM with a learnable or a fixed power, or the average; auto is gem for
-    feature maps and avg for transformers."""
-    size: int | None = None
+    size: Annotated[int | None, _MODELS] = None
     """Input side of the student in pixels; by default the backbone's own."""
-    recipe: Literal[
-        "auto",
-        "paper",
-        "similarity",
-        "similarity-relational",
-        "queue",
-        "labels",
-        "labels-relational",
-        "labels-similarity-relational",
-        "labels-queue",
-        "labels-light-queue",
-    ] = "auto"
-    """What is minimised: the paper's loss as published, or with a better start, alone or with the
-    teachers' relations; distillation of similarities to a queue; groups alone, or with the
-    teachers' relations, with these and the paper's loss, or with a queue of full or a third of the
-    weight. auto is what proved best for such pairs, such a student and such teachers. A file
-    (recipes/FILE.yaml) is read like --config, and may name the images too."""
-    kl: float | None = None
-    """Weight of the paper's loss on fused similarities of positives and negatives."""
-    labels: float | None = None
-    """Weight of the contrastive loss on groups, or on views where there are none."""
-    relational: float | None = None
-    """Weight of the distillation of similarities between different things."""
-    align: float | None = None
-    """Weight of the cosine regression onto the fused teacher space."""
-    compatible: bool = False
-    """The student's queries can search a gallery of the teachers: it also regresses their fused
-    embeddings, cut to its own dim, whose encoder is fuse:compatible:RUN. Gives align a weight."""
-    queue: float | None = None
-    """Weight of the distillation of similarities to cached teacher embeddings."""
-    fusion: str | None = None
-    """How the paper's loss fuses teachers: mean, maxmin, maxmean, maxrand or rand."""
-    temperature: float | None = None
-    """Softmax temperature of the distillation."""
-    label_temperature: float | None = None
-    """Softmax temperature of the contrastive loss."""
-    start: Literal["principal", "random"] | None = None
-    """The projection's start: principal axes of the backbone's features, or random."""
-    whiten: bool = True
-    """Whiten the teachers; without it only L2-normalise them."""
-    whiten_dim: int | Literal["auto"] = "auto"
-    """Axes that each teacher's whitening keeps; auto chooses on held-out images."""
-    whiten_images: int | None = None
-    """Images, drawn at random, that the whitenings are fitted on; 0 is all, which is the default
-    except with the recipe paper."""
-    shrinkage: float | Literal["auto"] | None = None
-    """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto chooses on
-    held-out images."""
-    pairs: Literal["auto", "groups", "views", "frames", "mixed"] = "auto"
-    """Where positive pairs come from; auto takes groups where there are any, and mixes in views of
-    ungrouped images where those are many; frames takes two views of one frame of each video, its
-    group or folder, an epoch."""
-    pairs_per_class: int | None = None
-    """Most pairs of one group in a batch."""
-    pairs_per_epoch: int | None = None
-    """Most pairs of one group in an epoch; with 0 each of its images is used once."""
-    views: int | None = None
-    """Views of an image that teachers embed; by default 1 with groups, else 2."""
-    augment: Literal["light", "paper-images", "paper-frames"] | None = None
-    """How views are drawn: light is view 0 whole, the others cropped with a little colour;
-    paper-images crops and flips every view; paper-frames changes colours, blurs and solarises
-    too. By default light, with the recipe paper the paper's."""
-    epochs: int = 20
-    batch_size: int = 128
-    """Pairs in a batch, over all devices."""
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    lr: float = 1e-3
-    """Peak learning rate."""
-    min_lr: float = 0.0
-    """Learning rate that the cosine ends at."""
-    backbone_lr: float = 1.0
-    """Learning rate of the backbone, relative to lr; 0 freezes it and its batch statistics."""
-    weight_decay: float = 1e-4
-    """Of matrices alone with adamw; of all parameters with adam, as an L2 penalty."""
-    schedule: Literal["cosine", "onecycle"] = "cosine"
-    warmup: float = 0.05
-    """Fraction of the steps with a rising learning rate."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 is off."""
-    ema: float = 0.0
-    """Decay of the moving average of the weights that becomes the student; 0 is off."""
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """Precision of the training; auto is bf16 where the device computes in it."""
-    teachers_online: bool = False
-    """Run the teachers in every step, as the paper does, and cache nothing."""
-    checkpoint_every: int = 200
-    """Steps between checkpoints; one is written after each epoch too."""
-    devices: int = 1
-    nodes: int = 1
-    accelerator: str = "auto"
-    workers: int | None = None
-    """Threads that decode images; by default one for each core."""
-    seed: int = 0
-    view_seed: int = 0
+    pool: Annotated[Literal["auto", "gem", "gem-fixed", "avg"], _MODELS] = "auto"
+    """Pooling: GeM with a learnable or a fixed power, or the average; auto is gem for feature maps
+    and avg for transformers."""
+    whiten: Annotated[bool, _MODELS, _no("whiten")] = True
+    """Whiten the teachers; without it they are only L2-normalised."""
+    whiten_dim: Annotated[int | Literal["auto"], _MODELS] = "auto"
+    """Axes that the whitening of each teacher keeps; auto chooses on held-out images."""
+    shrinkage: Annotated[float | Literal["auto"] | None, _MODELS] = None
+    """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto, the default,
+    chooses on held-out images."""
+    compatible: Annotated[bool, _MODELS, _no("compatible")] = False
+    """Make the student's queries able to search a gallery of its teachers, fuse:compatible:RUN: the
+    student also regresses their fused embeddings, cut to its own dimension."""
+
+    pairs: Annotated[Literal["auto", "groups", "views", "frames", "mixed"], _DATA] = "auto"
+    """Source of positive pairs: images of a group, two views of an image, or both (mixed); frames
+    takes two views of one frame per video and epoch. auto takes groups if there are any, and mixes
+    in views of ungrouped images if those are many."""
+    pairs_per_class: Annotated[int | None, _DATA] = None
+    """Most pairs of one group per batch."""
+    views: Annotated[int | None, _DATA] = None
+    """Views of each image that the teachers embed; by default 1 with groups, else 2."""
+    augment: Annotated[Literal["light", "paper-images", "paper-frames"] | None, _DATA] = None
+    """How views are drawn: light keeps view 0 whole and crops the others with a little colour;
+    paper-images crops and flips every view; paper-frames also changes colours, blurs and
+    solarises. By default light, or the paper's with the recipe paper."""
+    view_seed: Annotated[int, _DATA] = 0
     """Seed of the views; runs that share it share their cached embeddings."""
+
+    recipe: Annotated[
+        Literal[
+            "auto",
+            "paper",
+            "similarity",
+            "similarity-relational",
+            "queue",
+            "labels",
+            "labels-relational",
+            "labels-similarity-relational",
+            "labels-queue",
+            "labels-light-queue",
+        ],
+        _OBJECTIVE,
+    ] = "auto"
+    """Objective: auto chooses by the pairs, the student and the teachers, and says why; paper is
+    the published one. A file, such as recipes/NAME.yaml, is read like --config."""
+    kl: Annotated[float | None, _OBJECTIVE] = None
+    """Weight of the paper's loss on fused similarities of positives and negatives."""
+    labels: Annotated[float | None, _OBJECTIVE] = None
+    """Weight of the contrastive loss on groups, or on views if there are none."""
+    relational: Annotated[float | None, _OBJECTIVE] = None
+    """Weight of the distillation of similarities between different things."""
+    align: Annotated[float | None, _OBJECTIVE] = None
+    """Weight of the cosine regression onto the fused teacher space."""
+    queue: Annotated[float | None, _OBJECTIVE] = None
+    """Weight of the distillation of similarities to cached teacher embeddings."""
+    fusion: Annotated[
+        Literal["mean", "maxmin", "maxmean", "maxrand", "rand"] | None, _OBJECTIVE
+    ] = None
+    """How the paper's loss fuses the teachers' similarities; by default maxmin."""
+    temperature: Annotated[float | None, _OBJECTIVE] = None
+    """Softmax temperature of the distillation."""
+    label_temperature: Annotated[float | None, _OBJECTIVE] = None
+    """Softmax temperature of the contrastive loss."""
+    start: Annotated[Literal["principal", "random"] | None, _OBJECTIVE] = None
+    """Start of the projection: principal axes of the backbone's features, or random."""
+
+    epochs: Annotated[int, _OPTIMISATION] = 20
+    """Passes over the images."""
+    batch_size: Annotated[int, _OPTIMISATION] = 128
+    """Pairs per batch, over all devices."""
+    optimizer: Annotated[Literal["adamw", "adam"], _OPTIMISATION] = "adamw"
+    """Optimiser."""
+    lr: Annotated[float, _OPTIMISATION] = 1e-3
+    """Peak learning rate."""
+    min_lr: Annotated[float, _OPTIMISATION] = 0.0
+    """Learning rate at the end of the cosine."""
+    backbone_lr: Annotated[float, _OPTIMISATION] = 1.0
+    """Learning rate of the backbone, relative to lr; 0 freezes it and its batch statistics."""
+    weight_decay: Annotated[float, _OPTIMISATION] = 1e-4
+    """With adamw on matrices alone; with adam on all parameters, as an L2 penalty."""
+    schedule: Annotated[Literal["cosine", "onecycle"], _OPTIMISATION] = "cosine"
+    """Schedule of the learning rate."""
+    warmup: Annotated[float, _OPTIMISATION] = 0.05
+    """Fraction of the steps with a rising learning rate."""
+    clip: Annotated[float, _OPTIMISATION] = 1.0
+    """Largest norm of the gradient; 0 is off."""
+    ema: Annotated[float, _OPTIMISATION] = 0.0
+    """Decay of the moving average of the weights that becomes the student; 0 is off."""
+    seed: Annotated[int, _OPTIMISATION] = 0
+    """Seed of the training."""
+    checkpoint_every: Annotated[int, _OPTIMISATION] = 200
+    """Steps between checkpoints; one is also written after each epoch."""
+
+    accelerator: Annotated[str, _HARDWARE] = "auto"
+    """Kind of device: cpu, cuda, mps; auto takes the fastest."""
+    devices: Annotated[int, _HARDWARE] = 1
+    """Devices per node."""
+    nodes: Annotated[int, _HARDWARE] = 1
+    """Machines; more than one are started with torchrun."""
+    precision: Annotated[Literal["auto", "32", "bf16", "16"], _HARDWARE] = "auto"
+    """Precision of the training; auto is bf16 if the device computes in it."""
+    workers: Annotated[int | None, _HARDWARE] = None
+    """Threads that decode images; by default one per core."""
+
+    teachers_online: Annotated[bool, _PAPER, _no("teachers-online")] = False
+    """Run the teachers in every step, as the paper does, and cache nothing."""
+    whiten_images: Annotated[int | None, _PAPER] = None
+    """Images, drawn at random, that the whitenings are fitted on; 0 is all. By default all, or
+    10,000 with the recipe paper."""
+    pairs_per_epoch: Annotated[int | None, _PAPER] = None
+    """Most pairs of one group per epoch; with 0 each of its images is used once."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -133,6 +167,8 @@ class DistillSpec:
                 "name at least one teacher: --teachers demo:mobilenetv2 "
                 "(to --resume, leave out all options but --out)"
             )
+        for uri in (*self.teachers, self.student):
+            parse_uri(uri)
         for name in ("dim", "whiten_dim", "epochs", "pairs_per_class", *_PARALLEL):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
