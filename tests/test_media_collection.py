@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from whiten.datasets.collection import Item, Items
+from whiten.datasets.collection import Item, Items, video_of
 from whiten.utils import names as naming
 from whiten.utils.names import NameIndex, name_codes
 
@@ -72,3 +72,16 @@ def test_a_frame_belongs_to_its_group_or_its_folder() -> None:
         Item("alone.jpg", "/f/alone.jpg"),
     ]
     assert Items.of(frames).videos.to_pylist() == ["a/", "sub/a/", "copies", "copies", None]
+
+
+def test_videos_that_share_a_group_are_videos_of_their_own() -> None:
+    frames = Items.of(
+        [
+            Item("day/one/0000.jpg", "0.jpg", "day", 0),
+            Item("day/two/0000.jpg", "1.jpg", "day", 0),
+            Item("photo.jpg", "2.jpg", "a group"),
+            Item("loose.jpg", "3.jpg", None, 5),
+        ]
+    )
+    assert frames.videos.to_pylist() == ["day/one/", "day/two/", "a group", None]
+    assert video_of("day/one/0000.jpg") == "day/one" and video_of("photo.jpg") == ""

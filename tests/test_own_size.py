@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from whiten.errors import ImageError, TeacherError, WhiteningError
+from whiten.media.boxes import Box
 from whiten.models.multiscale import MULTI, SINGLE, see_own_size
 from whiten.models.registry import open_teacher
 from whiten.models.teacher import Teacher
@@ -61,13 +62,13 @@ def test_the_longest_side_is_limited_as_by_pil(size: tuple[int, int]) -> None:
 def test_nothing_is_enlarged() -> None:
     image = colourful(2, 60, 40)
     np.testing.assert_array_equal(render_own_size(png(image), longest=1024), np.asarray(image))
-    cut = render_own_size(png(image), longest=60, box=(10, 5, 40, 25))
+    cut = render_own_size(png(image), longest=60, box=Box(*(10, 5, 40, 25)))
     np.testing.assert_array_equal(cut, np.asarray(image)[5:25, 10:40])
 
 
 def test_a_cut_keeps_the_scale_of_the_whole_image() -> None:
     image = colourful(3, 400, 200)
-    cut = render_own_size(png(image), longest=100, box=(100, 50, 300, 150))
+    cut = render_own_size(png(image), longest=100, box=Box(*(100, 50, 300, 150)))
     expected = image.crop((100, 50, 300, 150))
     expected.thumbnail((50, 50), Image.Resampling.LANCZOS)  # 200 of 400 pixels at a quarter
     assert cut.shape == (25, 50, 3)
@@ -76,17 +77,17 @@ def test_a_cut_keeps_the_scale_of_the_whole_image() -> None:
 
 def test_boxes_are_rounded_and_clipped_or_refused() -> None:
     image = colourful(4, 60, 40)
-    cut = render_own_size(png(image), box=(9.6, -3.0, 99.0, 20.4))
+    cut = render_own_size(png(image), box=Box(*(9.6, -3.0, 99.0, 20.4)))
     np.testing.assert_array_equal(cut, np.asarray(image)[:20, 10:])
-    with pytest.raises(ImageError, match="outside of its 60x40 pixels"):
-        render_own_size(png(image), box=(60, 0, 80, 20))
+    with pytest.raises(ImageError, match="outside of the image, which has 60 × 40 pixels"):
+        render_own_size(png(image), box=Box(*(60, 0, 80, 20)))
 
 
 def test_boxes_are_in_pixels_as_they_are_stored() -> None:
     image = colourful(5, 60, 40)
     exif = Image.Exif()
     exif[0x0112] = 6  # on its side
-    cut = render_own_size(png(image, exif=exif), box=(0, 0, 50, 10))
+    cut = render_own_size(png(image, exif=exif), box=Box(*(0, 0, 50, 10)))
     np.testing.assert_array_equal(cut, np.asarray(image)[:10, :50])
 
 

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -21,8 +23,8 @@ from whiten.embedding.opening import load
 from whiten.errors import ConfigError
 from whiten.index import Index, Match
 from whiten.index.hits_page import write_hits_page
-from whiten.index.questions import Question, embed_paths, parse_box
-from whiten.index.searching import Answer, ask, ask_for_videos
+from whiten.index.query import Query, SearchOptions, search
+from whiten.media.boxes import Box
 from whiten.utils.arrays import normalize_rows
 
 
@@ -103,7 +105,9 @@ def test_scores_against_a_background(
     down = np.sort(near)[-10:].mean()
     assert [hit["id"] for hit in moved] == [hit["id"] for hit in plain]
     Index.build(load(f"{TEACHER}?seed=1"), other, "foreign")
-    assert "foreign is of another model" in fails(capsys, *command, "--background", "foreign")
+    assert "foreign was made with another model" in fails(
+        capsys, *command, "--background", "foreign"
+    )
     for before, after in zip(plain, moved, strict=True):
         assert after["score"] == pytest.approx(before["score"] - down, abs=1e-5)
 
@@ -145,9 +149,13 @@ def test_boxes_that_are_none(
 
 
 def test_a_box_is_of_one_image() -> None:
-    for question in ({"ids": ["x"]}, {"paths": [Path("a"), Path("b")]}, {"paths": [Path("a.mp4")]}):
+    for question in (
+        {"ids": ["x"]},
+        {"images": [Path("a"), Path("b")]},
+        {"images": [Path("a.mp4")]},
+    ):
         with pytest.raises(ConfigError, match="a box is a part of one image"):
-            Question(**question, box=parse_box("0,0,1,1"))  # type: ignore[arg-type]
+            Query(**question, box=Box.parse("0,0,1,1"))  # type: ignore[arg-type]
 
 
 # --- videos -----------------------------------------------------------------------------
@@ -172,11 +180,49 @@ def test_a_video_finds_its_frames_and_videos(capsys: Captured, frames: Path) -> 
     videos = json.loads(prints(capsys, *command, "--videos")[0])
     assert videos[0]["id"].startswith("one/") and len(videos) == 3
     index = Index.open("index")
-    vectors = embed_paths(index.encoder, [frames / "one.mp4"])
+    vectors = Query([frames / "one.mp4"]).embed(index.encoder)
     for hit in videos:  # chamfer similarity of the query to the video
         name = hit["id"].split("/")[0]
         own = index.vectors([one for one in index.ids() if one.startswith(f"{name}/")])
         assert hit["score"] == pytest.approx((vectors @ own.T).max(axis=1).mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("place", ["folders", "one folder", "top"])
+def test_each_video_is_itself(
+    capsys: Captured, colour_teachers: None, tmp_path: Path, place: str
+) -> None:
+    """Videos that share a folder, and so a group, are five hits and not two."""
+    folders = {"folders": "aabbb", "one folder": "aaaaa", "top": "....."}[place]
+    for number, folder in enumerate(folders):
+        for second in range(3):
+            path = tmp_path / "frames" / folder / f"v{number}" / f"{second:04d}.jpg"
+            write_image(path, 10 * number + second)
+    rows = [
+        {
+            "path": path.relative_to(tmp_path / "frames").as_posix(),
+            "group": path.parent.parent.name if place != "top" else None,
+            "frame_ms": 1000 * int(path.stem),
+        }
+        for path in sorted((tmp_path / "frames").rglob("*.jpg"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "frames" / "frames.parquet")
+    prints(capsys, "index", "frames", "--model", TEACHER, "--out", "index")
+    command = ("search", "--id", rows[0]["path"], "--index", "index", "--videos", "--json")
+    hits = json.loads(prints(capsys, *command)[0])
+    assert len({hit["id"].rpartition("/")[0] for hit in hits}) == len(hits) == 5
+    assert hits[0]["id"] == rows[0]["path"]
+
+
+def test_a_long_video_hides_no_other(index: Index, encoder: Encoder, tmp_path: Path) -> None:
+    """Its frames may take all of the first places; the search goes on until k videos are found."""
+    for second in range(60):
+        write_image(tmp_path / "clips" / "long" / f"{second:04d}.png", 7, second)
+    for name in ("b", "c"):
+        write_image(tmp_path / "clips" / name / "0000.png", ord(name))
+    clips = Index.build(encoder, tmp_path / "clips", tmp_path / "clips.idx")
+    hits = search(clips, clips.vectors(["long/0000.png"]), SearchOptions(k=3, videos=True))
+    assert hits[0].id.startswith("long/")
+    assert {hit.id.split("/")[0] for hit in hits} == {"long", "b", "c"}
 
 
 def test_a_broken_video(capsys: Captured, frames: Path) -> None:
@@ -188,9 +234,9 @@ def test_a_broken_video(capsys: Captured, frames: Path) -> None:
 def test_videos_that_no_hit_shows_are_bounded(index: Index) -> None:
     """With few hits a video's missing frames count with the least score among the hits."""
     vectors = index.vectors(["a/0.png", "b/0.png"])
-    [first, second] = ask_for_videos(index, vectors, Answer(k=2))
+    [first, second] = search(index, vectors, SearchOptions(k=2, videos=True))
     assert {first.group, second.group} == {"a", "b"}
-    assert ask(index, vectors, Answer(k=1))[0].score == pytest.approx(1, abs=1e-5)
+    assert search(index, vectors, SearchOptions(k=1))[0].score == pytest.approx(1, abs=1e-5)
 
 
 # --- what cannot be asked ---------------------------------------------------------------
@@ -199,7 +245,7 @@ def test_videos_that_no_hit_shows_are_bounded(index: Index) -> None:
 def test_mistakes(capsys: Captured, index: Index, images: Path) -> None:
     query = images / "a" / "0.png"
     for message, arguments in (
-        ("nothing to look for", ("--index", "index")),
+        ("nothing to search for", ("--index", "index")),
         ("nothing to search: add --in IMAGES, or --index FOLDER", (query,)),
         ("name it with --model", (query, "--in", images, "--index", "index")),
         ("no is not an index: make one with `whiten index", (query, "--index", "no")),

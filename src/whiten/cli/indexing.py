@@ -135,28 +135,24 @@ def search(
         open_page: write a page of the hits and open it in the browser.
     """
     from whiten.index import Index
-    from whiten.index.questions import Question, parse_box
-    from whiten.index.searching import Answer, run_search
+    from whiten.index.opened import open_for_query
+    from whiten.index.query import Query, SearchOptions
+    from whiten.index.query import search as run
+    from whiten.media.boxes import Box
 
-    question = Question(
-        tuple(queries or ()), tuple(ids or ()), None if box is None else parse_box(box), combine
+    query = Query(
+        tuple(queries or ()), tuple(ids or ()), None if box is None else Box.parse(box), combine
     )
-    hits, opened = run_search(
-        question,
-        Answer(
-            k,
-            threshold,
-            where,
-            videos,
-            expand,
-            alpha,
-            None if background is None else Index.open(background),
-        ),
-        student=model,
+    wrong = None if background is None else Index.open(background)
+    options = SearchOptions(k, threshold, where, videos, expand, alpha, wrong)
+    opened, vectors = open_for_query(
+        query,
+        model=model,
         images=images,
         place=index if store is None else place(index, store, "--index"),
         show_progress=True,
     )
+    hits = run(opened, vectors, options)
     if as_json:
         print_json([hit.to_json() for hit in hits])
     else:
@@ -167,7 +163,7 @@ def search(
 
         from whiten.index.hits_page import write_hits_page
 
-        page = write_hits_page(question.paths, hits)
+        page = write_hits_page(query.images, hits)
         say(f"page     {page}")
         webbrowser.open(page.as_uri())
     list_skipped(opened.changes.skipped)

@@ -138,16 +138,21 @@ class Items(Sequence[Item]):
 
     @property
     def videos(self) -> pa.Array:
-        """(n,) names of what frames belong to: the group, or without one the folder in the id.
+        """(n,) names of the videos of frames: the folder in the id, as `video_of` has it.
 
-        Null for images that have neither.
+        A group is no video, since several videos may share one. Only for images without a time,
+        which `whiten frames` did not make, it stands for the video if there is one. Null for
+        images that have neither.
         """
         folders = pc.if_else(
             pc.match_substring(self.ids, "/"),
-            pc.replace_substring_regex(self.ids, "/[^/]*$", "/"),  # no group ends so
+            pc.replace_substring_regex(self.ids, "/[^/]*$", "/"),  # no group ends like this
             pa.scalar(None, self.ids.type),
         )
-        return pc.coalesce(self.groups, folders)
+        if self.frame_ms is None:
+            return pc.coalesce(self.groups, folders)
+        is_frame = pc.is_valid(self.frame_ms)
+        return pc.coalesce(pc.if_else(is_frame, folders, self.groups), self.groups, folders)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -171,3 +176,8 @@ class Items(Sequence[Item]):
         path = os.fsdecode(self.paths[key].as_py())
         time = None if self.frame_ms is None else self.frame_ms[key].as_py()
         return Item(self.ids[key].as_py(), path, self.groups[key].as_py(), time)
+
+
+def video_of(frame_id: str) -> str:
+    """`VIDEO/0000.jpg` -> `VIDEO`; "" for an image outside of any folder."""
+    return frame_id.rpartition("/")[0]

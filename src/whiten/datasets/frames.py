@@ -244,8 +244,3 @@ def _write_skipped(root: Path, skipped: Sequence[Skipped]) -> None:
         writer = csv.writer(file)
         writer.writerow(["video", "reason"])
         writer.writerows((skip.id, skip.reason) for skip in skipped)
-
-
-def video_of(frame_id: str) -> str:
-    """`VIDEO/0000.jpg` -> `VIDEO`; "" for an image outside of any folder."""
-    return frame_id.rpartition("/")[0]

@@ -112,4 +112,4 @@ def _box(values: Any) -> Box:
     left, top, right, bottom = (float(value) for value in values)
     if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
         raise ValueError(f"bbx {values} is no box")
-    return (left, top, right, bottom)
+    return Box(left, top, right, bottom)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from html import escape
 
 from whiten.dedup.finding import Deduplication, Group, Member
-from whiten.errors import ImageError
-from whiten.media.decoding import decode_scaled
-from whiten.media.reading import read_bytes
+from whiten.media.thumbnails import data_url
 from whiten.report.page import PAGE, STYLE
 from whiten.utils.names import display_path
 
@@ -105,7 +101,7 @@ def _tile(member: Member) -> str:
     if member.is_link:
         facts += ", a link"
     name, path = escape(member.id), escape(display_path(member.path))
-    source = thumbnail(member.picture)
+    source = data_url(member.picture, _TILE)
     picture = (
         f'<img src="{source}" alt="{name}" loading="lazy">'
         if source
@@ -116,15 +112,3 @@ def _tile(member: Member) -> str:
         f'<figure{mark} title="{path}">{picture}<figcaption>{kind}<span>{name}</span>'
         f"<span>{facts}</span></figcaption></figure>"
     )
-
-
-def thumbnail(path: str) -> str:
-    """A small JPEG as a data URL; "" for what cannot be read."""
-    try:
-        image, _ = decode_scaled(read_bytes(path), min_side=_TILE)
-    except ImageError:
-        return ""
-    image.thumbnail((_TILE, _TILE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

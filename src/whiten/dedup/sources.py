@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whiten.datasets.collection import Items
-from whiten.datasets.frames import find_or_extract, video_of
+from whiten.datasets.collection import Items, video_of
+from whiten.datasets.frames import find_or_extract
 from whiten.datasets.svd import FRAMES_TABLE
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.embedding.encoder import Encoder, embed_cached

@@ -16,8 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from whiten.datasets.collection import Items
-from whiten.datasets.frames import video_of
+from whiten.datasets.collection import Items, video_of
 from whiten.dedup.counting import (
     count_pairs,
     edge,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from whiten.datasets.collection import Item, Items
+from whiten.datasets.collection import Item, Items, video_of
 from whiten.datasets.finding import find_items
-from whiten.datasets.frames import Progress, find_or_extract, video_of
+from whiten.datasets.frames import Progress, find_or_extract
 from whiten.errors import ConfigError
 from whiten.evaluation.video_task import VideoTask, count_frames
 from whiten.media.reading import Skipped

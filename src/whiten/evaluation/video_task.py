@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from whiten.datasets.collection import Item, Items
-from whiten.datasets.frames import video_of
+from whiten.datasets.collection import Item, Items, video_of
 from whiten.media.reading import Skipped
 from whiten.utils.arrays import Indices, indices
 

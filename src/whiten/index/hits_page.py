@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from whiten.errors import ImageError
-from whiten.index import Match
-from whiten.media.decoding import decode
-from whiten.media.reading import read_bytes
+from whiten.index.rows import Match
+from whiten.media.thumbnails import data_url
 from whiten.utils.names import display_path
 
 _TILE = 220  # pixels
@@ -21,13 +17,13 @@ _TILE = 220  # pixels
 def write_hits_page(queries: Sequence[Path], matches: Sequence[Match]) -> Path:
     """A self-contained page in a temporary file: the queries and their hits."""
     tiles = "".join(
-        f'<figure><img src="{_tile(match.path)}" alt=""><figcaption>{match.score:.3f}<br>'
+        f'<figure><img src="{data_url(match.path, _TILE)}" alt=""><figcaption>{match.score:.3f}<br>'
         f"{escape(match.id)}</figcaption></figure>"
         for match in matches
     )
     # A file's name need not be text, the page must be.
     name = escape(", ".join(Path(display_path(str(query))).name for query in queries))
-    asked = "".join(f'<img src="{_tile(str(query))}" alt="a query">' for query in queries)
+    asked = "".join(f'<img src="{data_url(str(query), _TILE)}" alt="a query">' for query in queries)
     count = len(matches)
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{name}: {count} hits</title>
@@ -49,14 +45,3 @@ figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
     ) as file:
         file.write(page)
     return Path(file.name)
-
-
-def _tile(path: str) -> str:
-    try:
-        image = decode(read_bytes(path))
-    except ImageError:
-        return ""
-    image.thumbnail((_TILE, _TILE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

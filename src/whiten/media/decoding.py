@@ -152,7 +152,7 @@ def _upright_box(pixels: tuple[int, int], picture: tuple[float, float], orientat
         pixels, picture = pixels[::-1], picture[::-1]
     left = pixels[0] - picture[0] if orientation in _FROM_RIGHT else 0.0
     top = pixels[1] - picture[1] if orientation in _FROM_BOTTOM else 0.0
-    return (left, top, left + picture[0], top + picture[1])
+    return Box(left, top, left + picture[0], top + picture[1])
 
 
 def _orientation(image: Image.Image) -> int:

@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from whiten.errors import ImageError
-from whiten.media.decoding import decode_scaled
 from whiten.media.reading import read_bytes
+from whiten.media.thumbnails import thumbnail
 from whiten.report.style import BAD, DPI, GOOD, INK, QUIET, short, styled
 
 TILE = 96  # pixels: the longest side of an image in a grid
@@ -69,8 +69,7 @@ def retrievals(grids: Sequence[tuple[str, str, float, Sequence[Found]]]) -> Figu
 def show_image(axis: Axes, path: str, x: float, y: float, colour: str) -> None:
     canvas = Image.new("RGB", (TILE, TILE), "#F3F4F6")
     try:
-        image, _ = decode_scaled(read_bytes(path), min_side=TILE)
-        image.thumbnail((TILE, TILE))
+        image = thumbnail(read_bytes(path), TILE)
         canvas.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
     except (ImageError, ValueError):  # a path with a null byte is a ValueError
         canvas.paste("#D1D5DB", (0, 0, TILE, TILE))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from whiten.errors import ImageError
-from whiten.media.boxes import Box
+from whiten.media.boxes import Box, crop
 from whiten.media.decoding import decode_scaled
 
 LONGEST = 1024  # pixels of the longest side, as published results have it
@@ -40,18 +40,10 @@ def render_own_size(
     limit = float(longest)
     if box is not None:
         whole = max(image.size)
-        image = _cut(image, box)
+        image = crop(image, box)
         limit *= max(image.size) / whole
     # In place, and only ever smaller.
     image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
     if min(image.size) < _SMALLEST:
         raise ImageError(f"{image.width}x{image.height} pixels are too few to embed")
     return np.asarray(image)
-
-
-def _cut(image: Image.Image, box: Box) -> Image.Image:
-    left, top, right, bottom = (round(side) for side in box)
-    inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        raise ImageError(f"the box {box} lies outside of its {image.width}x{image.height} pixels")
-    return image.crop(inside)

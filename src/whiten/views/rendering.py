@@ -311,7 +311,7 @@ def render_bytes(
 def _fitted_box(size: tuple[float, float], preprocess: Preprocess) -> Box:
     width, height = size
     if preprocess.fit == "squash":
-        return (0.0, 0.0, width, height)
+        return Box(0.0, 0.0, width, height)
     # As in torchvision and timm: resized so that the crop fits, cropped at whole pixels.
     crop = preprocess.size[::-1]
     covered = [math.floor(side / preprocess.crop_fraction + 1e-6) for side in crop]
@@ -321,13 +321,14 @@ def _fitted_box(size: tuple[float, float], preprocess: Preprocess) -> Box:
         resized = (max(covered[0], int(covered[1] * width / height)), covered[1])
     left, top = (round((r - c) / 2) for r, c in zip(resized, crop, strict=True))
     x, y = width / resized[0], height / resized[1]
-    return (left * x, top * y, min((left + crop[0]) * x, width), min((top + crop[1]) * y, height))
+    right, bottom = min((left + crop[0]) * x, width), min((top + crop[1]) * y, height)
+    return Box(left * x, top * y, right, bottom)
 
 
 def _pixels(box: tuple[float, float, float, float], size: tuple[float, float]) -> Box:
     """Convert left, top, width and height as fractions to a box in pixels."""
     left, top, width, height = box
-    return (
+    return Box(
         left * size[0],
         top * size[1],
         min((left + width) * size[0], size[0]),

@@ -1,0 +1,63 @@
+"""Open the index that the command line names, or bring that of a collection up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from whiten.embedding.opening import load
+from whiten.errors import ConfigError
+from whiten.index.index import Index
+from whiten.index.query import Query
+from whiten.runs.folder import RunFolder
+from whiten.utils.arrays import Vectors
+from whiten.utils.hashing import fingerprint
+
+
+def open_for_query(
+    query: Query,
+    *,
+    model: str | None = None,
+    images: Path | None = None,
+    place: Path | str | None = None,
+    show_progress: bool = False,
+) -> tuple[Index, Vectors]:
+    """Open or build an index, and return it with the vectors of a query.
+
+    Args:
+        model: model that embeds the query; by default the model of the index.
+        images: a collection that is indexed first; needs a model.
+        place: place of the index; with `images` by default `RUN/index/…` next to the student, one
+            per collection.
+
+    Raises:
+        ConfigError: neither images nor a place is named, or there is no default place.
+        ImageError: an image of the query cannot be read; nothing is indexed then.
+        StoreError: an id is not in the index.
+    """
+    encoder = None if model is None else load(model)
+    if images is None:
+        if place is None:
+            raise ConfigError("nothing to search: add --in IMAGES, or --index FOLDER")
+        index = Index.open(place, encoder)
+        vectors = query.embed(index.encoder) if query.images else None
+    else:
+        if encoder is None or model is None:
+            raise ConfigError("images need a model that embeds them: name it with --model")
+        vectors = query.embed(encoder) if query.images else None
+        where = place or _default_place(model, images)
+        index = Index.build(encoder, images, where, show_progress=show_progress)
+    parts = [] if vectors is None else [vectors]
+    if query.ids:
+        parts.append(index.vectors(list(query.ids)))
+    return index, query.combined(np.concatenate(parts))
+
+
+def _default_place(model: str, images: Path) -> Path:
+    folder = Path(model.removeprefix("whiten:"))
+    if not folder.is_dir():
+        raise ConfigError(f"{model} has no folder to keep its index in: add --index FOLDER")
+    run = folder if RunFolder(folder).config.is_file() else folder.parent
+    place = images.resolve()
+    return run / "index" / f"{place.name}-{fingerprint(str(place))[:8]}"
