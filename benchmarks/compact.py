@@ -20,27 +20,27 @@ import numpy.typing as npt
 from side_by_side import Comparison, Report, arguments, take_turns
 
 from whiten.compact import default_kinds, fit, measure_costs
-from whiten.compact.folder import decoded
 from whiten.compact.running import open_embedded
 from whiten.demo.run import FULL, extract_images
 from whiten.embedding.opening import load
 from whiten.errors import WhitenError
-from whiten.retrieval.blocks import top_k
+from whiten.index.local.storage.coded import searchable
+from whiten.retrieval.exact import exact_search
 
 BASE = "float32"
 
 
 def searching(kind: str, vectors: npt.NDArray[np.float32]) -> Callable[[], object]:
     codec = fit(kind, vectors)
-    gallery, queries = decoded(codec, codec.encode(vectors)), codec.queries(vectors)
-    return lambda: list(top_k(queries, gallery, 10))
+    gallery, queries = searchable(codec, codec.encode(vectors)), codec.queries(vectors)
+    return lambda: exact_search(queries, gallery, 10)
 
 
 def compare(images: Path, model: str, cache: Path, rounds: int) -> Comparison:
     with open_embedded(images, load(model), cache, show_progress=True) as source:
         vectors = np.array(source.vectors)
         kinds = default_kinds(vectors.shape[1])
-        costs = measure_costs(source.vectors, source.items, kinds, name=source.model[1])
+        costs = measure_costs(source.vectors, source.items, kinds, name=source.name)
     actions: dict[str, Callable[[], object]] = {}
     for kind in kinds:
         try:

@@ -22,11 +22,11 @@ from trials import PRETRAINED, WEAK
 
 from whiten.datasets.collection import Item
 from whiten.datasets.finding import find_items
+from whiten.datasets.task import folder_task
 from whiten.distillation.distill import distill
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.evaluation.evaluate import evaluate_task
-from whiten.evaluation.task import folder_task
 from whiten.runs.folder import RunFolder
 from whiten.whitening.whitener import Whitener
 

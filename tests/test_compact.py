@@ -1,4 +1,4 @@
-"""Compact embeddings: codes by hand, what they lose, and folders that notice damage."""
+"""Compact embeddings: codes by hand, what they lose, and the verb."""
 
 from __future__ import annotations
 
@@ -18,29 +18,24 @@ from whiten.compact import (
     default_kinds,
     fit,
     measure_costs,
-    open_compact,
-    write_compact,
 )
-from whiten.compact.kinds import from_state
-from whiten.compact.running import open_embedded, write_kind
 from whiten.datasets.collection import Item, Items
-from whiten.embedding.opening import load
-from whiten.errors import ConfigError, MissingExtraError, StoreError
+from whiten.datasets.task import folder_task
+from whiten.errors import ConfigError, MissingExtraError
 from whiten.evaluation.evaluate import evaluate_task
-from whiten.evaluation.task import folder_task
+from whiten.index import Index
+from whiten.index.local.storage.kinds import from_state
 from whiten.retrieval.blocks import top_k
-from whiten.store.store import Store
 from whiten.utils.arrays import normalize_rows
 
 Array = npt.NDArray[Any]
-MODEL = ("0123456789abcdef", "a model")
 HAS_FAISS = True
 try:
     import faiss  # noqa: F401
 except ImportError:
     HAS_FAISS = False
 PQ = [pytest.param("pq:8", marks=pytest.mark.skipif(not HAS_FAISS, reason="no FAISS"))]
-KINDS = ["float32", "float16", "int8", "binary", "hamming", "pca:12", *PQ]
+KINDS = ["float32", "float16", "int8", "binary", "pca:12", *PQ]
 
 
 def vectors_of(n: int = 600, dim: int = 32, seed: int = 0, groups: int = 150) -> Array:
@@ -69,7 +64,6 @@ def items_of(n: int, groups: int | None = 150) -> Items:
         ("float16", 64, 1 - 1e-6),
         ("int8", 32, 0.9995),
         ("binary", 4, 0.7),
-        ("hamming", 4, 0.7),
         ("pca:12", 24, 0.8),
         *[pytest.param("pq:8", 8, 0.9, marks=param.marks) for param in PQ],
     ],
@@ -105,38 +99,46 @@ def test_int8_by_hand() -> None:
     codes = codec.encode(vectors)
     assert codes.tolist() == [[50, 50], [127, -127]]  # beyond the sample's range it is clipped
     np.testing.assert_allclose(codec.decode(codes), [[0.5, 0.1], [1.27, -0.254]], rtol=1e-6)
-    query = np.array([[0.6, 0.8]], np.float32)
-    expected = query @ codec.decode(codes).T
-    np.testing.assert_allclose(codec.queries(query) @ codec.rows(codes).T, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_cosines_with_what_is_decoded(kind: str) -> None:
+    vectors, queries = vectors_of(), vectors_of(seed=9)[:5]
+    codec = fit(kind, vectors)
+    codes = codec.encode(vectors)
+    expected = queries @ normalize_rows(codec.decode(codes)).T
+    np.testing.assert_allclose(codec.queries(queries) @ codec.rows(codes).T, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoding_what_was_decoded_changes_nothing(kind: str) -> None:
+    codec = fit(kind, vectors_of())
+    codes = codec.encode(vectors_of(seed=9))
+    again = codec.encode(codec.decode(codes))
+    assert (again == codes).mean() > 0.99 and np.allclose(again, codes, atol=1e-6)
 
 
 def test_binary_by_hand() -> None:
     vectors = vectors_of(dim=20)
     mean = vectors.mean(axis=0)
     bits = vectors > mean
-    codec = fit("hamming", vectors)
+    codec = fit("binary", vectors)
     codes = codec.encode(vectors)
     assert codes.shape == (600, 3)
     assert np.array_equal(np.unpackbits(codes, axis=1)[:, :20].astype(bool), bits)
-    scores = codec.queries(vectors[:4]) @ codec.rows(codes).T
-    distances = (bits[:4, None] != bits[None]).sum(axis=2)
-    np.testing.assert_allclose(scores, 1 - 2 / 20 * distances, atol=1e-6)
-    asymmetric = fit("binary", vectors)
-    centred = normalize_rows(vectors[:4] - mean)
-    expected = centred @ np.where(bits, 1, -1).T / np.sqrt(20)
-    found = asymmetric.queries(vectors[:4]) @ asymmetric.rows(codes).T
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    step = np.linalg.norm(vectors - mean, axis=1).mean() / np.sqrt(20)
+    np.testing.assert_allclose(codec.decode(codes), np.where(bits, step, -step) + mean, atol=1e-6)
 
 
 def test_axes_are_the_principal_ones() -> None:
     vectors = vectors_of()
     codec = fit("pca:12", vectors)
-    centred = (vectors - vectors.mean(axis=0)).astype(np.float64)
+    mean = vectors.mean(axis=0)
+    centred = (vectors - mean).astype(np.float64)
     _, axes = np.linalg.eigh(centred.T @ centred)
     strongest = axes[:, ::-1][:, :12]
-    expected = normalize_rows(centred @ strongest)
-    rows = codec.rows(codec.encode(vectors)).astype(np.float64)
-    np.testing.assert_allclose(rows @ rows.T, expected @ expected.T, atol=2e-3)
+    expected = centred @ strongest @ strongest.T + mean
+    np.testing.assert_allclose(codec.decode(codec.encode(vectors)), expected, atol=1e-3)
 
 
 @pytest.mark.skipif(not HAS_FAISS, reason="no FAISS")
@@ -194,12 +196,12 @@ def nearest(queries: Array, gallery: Array) -> list[set[int]]:
 
 def test_losses_are_those_of_the_evaluation() -> None:
     vectors, items = vectors_of(), items_of(600)
-    costs = measure_costs(vectors, items, ["int8", "hamming"], name="a model")
+    costs = measure_costs(vectors, items, ["int8", "binary"], name="a model")
     assert (costs.images, costs.labelled, costs.asked, costs.dim) == (600, 600, 600, 32)
     task = folder_task(items)
     whole = evaluate_task(task, vectors, vectors).aps
     by_kind = {row.kind: row for row in costs.rows}
-    for kind in ("int8", "hamming"):
+    for kind in ("int8", "binary"):
         codec = fit(kind, vectors)
         rows = codec.rows(codec.encode(vectors))
         asked = codec.queries(vectors)
@@ -213,8 +215,8 @@ def test_losses_are_those_of_the_evaluation() -> None:
             for a, b in zip(nearest(vectors, vectors), nearest(asked, rows), strict=True)
         ]
         assert row.overlap is not None and row.overlap.value == pytest.approx(np.mean(shares))
-    assert by_kind["hamming"].map_loss is not None and by_kind["hamming"].map_loss.low > 0.01
-    assert by_kind["hamming"].bytes == 4
+    assert by_kind["binary"].map_loss is not None and by_kind["binary"].map_loss.low > 0.01
+    assert by_kind["binary"].bytes == 4
 
 
 def test_without_groups_there_is_the_overlap_alone() -> None:
@@ -236,7 +238,7 @@ def test_queries_of_their_own() -> None:
 
 def test_many_queries_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whiten.compact.table.QUERIES", 50)
-    monkeypatch.setattr("whiten.compact.folder.SAMPLE_ROWS", 300)
+    monkeypatch.setattr("whiten.index.local.storage.coded.SAMPLE_ROWS", 300)
     costs = measure_costs(vectors_of(), items_of(600), ["float32", "int8"])
     assert (costs.asked, costs.labelled, costs.fitted_on) == (50, 50, 300)
     assert costs.rows[0].overlap is not None and costs.rows[0].overlap.value == 1
@@ -247,100 +249,13 @@ def test_many_queries_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_codebooks_that_know_the_images_by_heart_are_named() -> None:
     costs = measure_costs(vectors_of(), items_of(600), ["int8", "pq:8"])
     assert costs.remarks == costs.to_json()["remarks"]
-    assert "fitted on 2.3 vectors a centroid, and 39 are advised" in costs.remarks[0]
+    assert "fitted on 2.3 vectors per centroid, and 39 are advised" in costs.remarks[0]
     assert measure_costs(vectors_of(), items_of(600), ["int8"]).remarks == []
 
 
 def test_too_few_vectors() -> None:
     with pytest.raises(ConfigError, match="2 vectors tell nothing"):
         measure_costs(vectors_of(2), items_of(2), ["int8"])
-
-
-# --- folders ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_searches_as_its_codes_do(kind: str, tmp_path: Path) -> None:
-    vectors, items = vectors_of(), items_of(600)
-    codec = fit(kind, vectors)
-    written = write_compact(tmp_path / "c", codec, vectors, items, MODEL)
-    opened = open_compact(tmp_path / "c")
-    assert len(opened) == len(written) == 600 and isinstance(opened.codes, np.memmap)
-    assert opened.model == MODEL and opened.codec.kind == kind
-    codes = codec.encode(vectors)
-    assert np.array_equal(opened.codes, codes)
-    np.testing.assert_array_equal(opened.decode([3, 1]), codec.decode(codes[[3, 1]]))
-    queries = vectors_of(seed=9)[:7]
-    scores = codec.queries(queries) @ codec.rows(codes).T
-    found = opened.search(queries * 3, 5)  # of any length
-    assert [[int(hit.id) for hit in hits] for hits in found] == [
-        np.argsort(-row, kind="stable")[:5].tolist() for row in scores
-    ]
-    assert found[0][0].path == f"/{found[0][0].id}.png"
-    assert found[0][0].score == pytest.approx(float(scores[0].max()), abs=1e-5)
-
-
-def test_a_folder_refuses_what_does_not_fit(tmp_path: Path) -> None:
-    vectors = vectors_of()
-    opened = write_compact(tmp_path / "c", fit("int8", vectors), vectors, items_of(600), MODEL)
-    with pytest.raises(StoreError, match="is not empty"):
-        write_compact(tmp_path / "c", fit("int8", vectors), vectors, items_of(600), MODEL)
-    with pytest.raises(ConfigError, match="cannot search codes of 32"):
-        opened.search(vectors[:, :8])
-    with pytest.raises(ConfigError, match="k must be at least 1"):
-        opened.search(vectors[:1], 0)
-    with pytest.raises(StoreError, match="holds no compact embeddings"):
-        open_compact(tmp_path / "nowhere")
-    spoilt = vectors.copy()
-    spoilt[3, 3] = np.nan
-    with pytest.raises(ConfigError, match="NaN"):
-        write_compact(tmp_path / "d", fit("int8", vectors), spoilt, items_of(600), MODEL)
-    assert not (tmp_path / "d").exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["codes.npy", "codec.safetensors", "names.parquet", "manifest.json"]
-)
-def test_damage_is_noticed(name: str, tmp_path: Path) -> None:
-    vectors = vectors_of()
-    write_compact(tmp_path / "c", fit("int8", vectors), vectors, items_of(600), MODEL)
-    path = tmp_path / "c" / name
-    content = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for place in [0, len(content) - 1, *rng.integers(0, len(content), 30).tolist()]:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
-        try:
-            opened = open_compact(tmp_path / "c")
-        except StoreError as error:
-            assert "is damaged" in str(error) and "\n" not in str(error)
-        else:  # a bit that says nothing, such as padding
-            assert np.array_equal(opened.decode(slice(None)), opened.codec.decode(opened.codes))
-            assert opened.model == MODEL and opened.names["id"][599].as_py() == "00599"
-    for cut in (0, len(content) // 2):
-        path.write_bytes(content[:cut])
-        with pytest.raises(StoreError, match="is damaged"):
-            open_compact(tmp_path / "c")
-    path.unlink()
-    with pytest.raises(StoreError, match=r"holds no compact embeddings|is damaged"):
-        open_compact(tmp_path / "c")
-
-
-def test_a_run_that_was_killed_leaves_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vectors, items = vectors_of(), items_of(600)
-    codec = fit("int8", vectors)
-
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("whiten.compact.folder.save_sealed", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_compact(tmp_path / "c", codec, vectors, items, MODEL)
-    assert not (tmp_path / "c").exists()
-    write_compact(tmp_path / "c", codec, vectors, items, MODEL)
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 # --- the verb ---------------------------------------------------------------------------
@@ -352,7 +267,7 @@ def images(tmp_path: Path, colour_teachers: None) -> Path:
 
 
 def test_the_verb_prints_a_table(images: Path, capsys: Captured, tmp_path: Path) -> None:
-    command = ("compact", images, "--student", TEACHER, "--embeddings", "cache")
+    command = ("compact", images, "--student", TEACHER, "--cache", "cache")
     out, _ = prints(capsys, *command, "--kinds", "float32", "int8", "pca:3", "--plot", "p.png")
     lines = out.splitlines()
     assert lines[0].endswith("20 vectors of 12 dimensions, fitted on 20")
@@ -370,48 +285,54 @@ def test_the_verb_prints_a_table(images: Path, capsys: Captured, tmp_path: Path)
     assert "20 queries" in out
 
 
-def test_the_verb_writes_codes(images: Path, capsys: Captured, tmp_path: Path) -> None:
-    command = ("compact", images, "--student", TEACHER, "--embeddings", "cache")
-    out, _ = prints(capsys, *command, "--write", "int8", "--out", "codes")
-    assert out.startswith("codes: 20 vectors as int8")
-    opened, model = open_compact("codes"), load(TEACHER)
-    opened.require(model)
-    [hits] = opened.search(model.embed(images / "c" / "2.png"), 4)
-    assert hits[0].id == "c/2.png" and hits[0].path == str(images / "c" / "2.png")
-    with pytest.raises(StoreError, match="search with that model"):
-        opened.require(load(f"{TEACHER}?seed=1"))
-    assert "is not empty" in fails(capsys, *command, "--write", "int8", "--out", "codes")
+def test_the_verb_writes_an_index(
+    images: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("compact", images, "--student", TEACHER, "--cache", "cache", "--out", "index")
+    out, _ = prints(capsys, *command, "--kinds", "int8")
+    assert out.splitlines()[-2].split()[:2] == ["int8", "12"]
+    assert out.splitlines()[-1] == "index: 20 images stored as int8"
+    hits = json.loads(
+        prints(capsys, "search", images / "c" / "2.png", "--index", "index", "--json")[0]
+    )
+    assert hits[0]["id"] == "c/2.png" and hits[0]["path"] == str(images / "c" / "2.png")
+    # It is brought up to date like any other index, and its storage stays.
+    (images / "c" / "2.png").unlink()
+    again = ("index", images, "--student", TEACHER, "--out", "index", "--json")
+    facts = json.loads(prints(capsys, *again)[0])
+    assert (facts["removed"], facts["unchanged"], facts["storage"]) == (1, 19, "int8")
+    assert facts["loss"]["overlap"]["low"] <= facts["loss"]["overlap"]["value"]
+    # What is in the cache is not embedded again.
+    embed = lambda *_, **__: pytest.fail("embedded")  # noqa: E731
+    monkeypatch.setattr("whiten.embedding.embed._embed_chunks", embed, raising=False)
+    found = json.loads(
+        prints(capsys, *command[:-1], "other", "--kinds", "binary+float32", "--json")[0]
+    )
+    assert (found["out"], found["count"], found["storage"]) == ("other", 19, "binary+float32")
+    assert found["rows"][0]["kind"] == "binary+float32" and found["rows"][0]["map"] is None
 
 
-def test_the_verb_writes_a_store_of_float16(images: Path, capsys: Captured, tmp_path: Path) -> None:
-    command = ("compact", images, "--student", TEACHER, "--embeddings", "cache")
-    prints(capsys, *command, "--write", "float16", "--out", "half")
-    half = Store.open("half")
-    [cache] = (tmp_path / "cache").iterdir()
-    whole = Store.open(cache)
-    ids = [f"{group}/{n}.png" for group in "abcde" for n in range(4)]
-    assert half.origin.dtype == "float16" and len(half) == 20
-    expected = whole.gather(ids).astype(np.float16).astype(np.float32)
-    assert np.array_equal(half.gather(ids), expected)
-    # It is a store for every verb, and needs no student.
-    out, _ = prints(capsys, "compact", "half", "--kinds", "int8")
-    assert "20 vectors of 12 dimensions" in out
+def test_the_verb_writes_an_index_of_a_store(images: Path, capsys: Captured) -> None:
+    prints(capsys, "embed", images, "--teacher", TEACHER, "--out", "store")
+    out, _ = prints(capsys, "compact", "store", "--kinds", "pca:3", "--out", "index")
+    assert out.splitlines()[-1] == "index: 20 images stored as pca:3"
+    assert Index.open("index").storage == "pca:3"
 
 
-def test_float16_of_several_models_is_refused(images: Path, tmp_path: Path) -> None:
-    both = load(f"fuse:raw:{TEACHER},{TEACHER}?seed=1")
-    with open_embedded(images, both, None) as source:
-        with pytest.raises(ConfigError, match="name another kind"):
-            write_kind(source, "float16", tmp_path / "x")
-        with pytest.raises(ConfigError, match="nothing to write"):
-            write_kind(source, "float32", tmp_path / "x")
-        assert write_kind(source, "int8", tmp_path / "x") == 20
-    assert open_compact(tmp_path / "x").codec.dim == 24
+def test_index_says_what_its_storage_costs(images: Path, capsys: Captured) -> None:
+    command = ("index", images, "--student", TEACHER, "--out", "index")
+    lines = prints(capsys, *command, "--storage", "int8")[0].splitlines()
+    assert lines[1].startswith("storage: int8, 12 bytes per vector, same@10 ")
+    assert ", mAP lost " in lines[1] and lines[1].endswith("]")
+    refused = fails(capsys, *command, "--storage", "float16")
+    assert "is stored as int8, its full vectors are gone: leave --storage out" in refused
+    assert "there is no kind 'int4'" in fails(capsys, *command, "--storage", "int4")
 
 
 def test_mistakes_are_one_line(images: Path, capsys: Captured) -> None:
     command = ("compact", images, "--student", TEACHER)
     assert "there is no kind 'int4'" in fails(capsys, *command, "--kinds", "int4")
-    assert "belong together" in fails(capsys, *command, "--write", "int8")
-    assert "belong together" in fails(capsys, *command, "--out", "x")
+    assert "name it with --kinds KIND" in fails(capsys, *command, "--out", "x")
+    several = fails(capsys, *command, "--out", "x", "--kinds", "int8", "--kinds", "binary")
+    assert "name it with --kinds KIND" in several
     assert "add --model" in fails(capsys, "compact", images)

@@ -12,12 +12,12 @@ from torch import nn
 
 from helpers import TEACHER, write_groups, write_image
 from whiten.datasets.collection import Item
+from whiten.datasets.task import Task, folder_task
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError
 from whiten.evaluation.cost import measure_cost
 from whiten.evaluation.evaluate import evaluate, evaluate_task, score_revisited
-from whiten.evaluation.task import Task, folder_task
 from whiten.metrics import bootstrap_interval, revisited
 from whiten.models.teacher import Teacher
 from whiten.retrieval.blocks import similarity_blocks, top_k

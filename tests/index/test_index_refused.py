@@ -59,7 +59,7 @@ def test_damage_is_reported(index: Index, place: Path, number: int, damage: str)
 def test_another_format_is_refused(index: Index, place: Path) -> None:
     manifest = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(StoreError, match="has index format 2, this version reads 3: delete it"):
+    with pytest.raises(StoreError, match="has index format 2, this version reads 3 and 4: delete"):
         Index.open(place)
 
 

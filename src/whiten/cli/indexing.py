@@ -25,6 +25,7 @@ def index(
     remove: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     kind: Literal["auto", "exact", "int8", "ivf", "hnsw"] | None = None,
     recall: float | None = None,
+    storage: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Build an index, or bring it up to date: only new and changed images are embedded.
@@ -41,6 +42,8 @@ def index(
         kind: kind of search: exact, int8 (also exact), ivf, hnsw, or auto, which measures what is
             fast; by default the kind of the last build, at first auto.
         recall: lowest recall@10 compared with exact search; at first 0.95.
+        storage: how vectors are stored: float32 float16 int8 binary pca:K pq:M, with +float32 to
+            keep full vectors that re-rank the answers; by default as before, at first float32.
         as_json: print JSON.
     """
     from dataclasses import asdict
@@ -52,9 +55,10 @@ def index(
     if (images is None) == (not remove):
         raise ConfigError("say what to do: name images to index, or --remove ids")
     if images is None:
-        if kind or recall:
+        if kind or recall or storage:
             raise ConfigError(
-                "--kind and --recall are chosen while images are indexed, not with --remove"
+                "--kind, --recall and --storage are chosen while images are indexed, not with "
+                "--remove"
             )
         changed = Index.open(where)
         changed.remove(remove or [])
@@ -69,20 +73,23 @@ def index(
             keep=add,
             kind=kind,
             recall=recall,
+            storage=storage,
             show_progress=True,
         )
-    tuning = changed.tuning
+    tuning, loss = changed.tuning, changed.loss
     if as_json:
         how = None if tuning is None else asdict(tuning)
         facts = {"place": changed.place, "images": len(changed), **asdict(changed.changes)}
-        print_json(facts | {"search": how})
+        kept = {"storage": changed.storage, "loss": None if loss is None else asdict(loss)}
+        print_json(facts | {"search": how} | kept)
         return
     done = changed.changes
     print(
         f"{changed.place}: {len(changed):,} images; {done.added:,} added ({done.embedded:,} images "
         f"embedded), {done.updated:,} updated, {done.removed:,} removed"
     )
-    for line in tuning.lines() if tuning is not None else ():
+    lines = [] if loss is None else [loss.line()]
+    for line in [*lines, *(tuning.lines() if tuning is not None else ())]:
         print(line)
     list_skipped(done.skipped)
 

@@ -1,4 +1,4 @@
-"""The table of codecs as a plot."""
+"""The table of storage kinds as a plot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whiten.compact.table import NEIGHBOURS, Costs
+from whiten.compact.table import Costs
+from whiten.index.local.storage.loss import NEIGHBOURS
 from whiten.utils.files import write_atomically
 
 if TYPE_CHECKING:

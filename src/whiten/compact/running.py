@@ -1,24 +1,23 @@
-"""The work of `whiten compact`: embed or open, measure, and write the kind that was chosen."""
+"""The work of `whiten compact`: embed or open, measure, and write an index."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from whiten.compact.folder import sample_rows, write_compact
-from whiten.compact.kinds import default_kinds, fit, parse_kind
 from whiten.compact.table import Costs, measure_costs
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
-from whiten.embedding.encoder import Encoder, embed_cached
+from whiten.embedding.encoder import Encoder
 from whiten.embedding.rows import write_embeddings
-from whiten.errors import ConfigError, StoreError
+from whiten.errors import ConfigError
+from whiten.index import Index
+from whiten.index.local.storage.kinds import default_kinds
 from whiten.media.reading import Skipped
 from whiten.store.rows import is_store, mapped_rows, stored_items, write_stored
-from whiten.store.shards import Row, read_columns
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
 
@@ -29,18 +28,16 @@ class Embedded:
 
     Attributes:
         items, vectors: rows of the same order; (n, dim) float32, memory-mapped.
-        model: fingerprint and name of what made them.
+        name: of the model that made them.
         encoder: None for a store that was opened without.
-        store: where they are kept, if one model made them.
         folder: for what else is embedded.
         skipped: what could not be used, and why.
     """
 
     items: Items
     vectors: Vectors
-    model: tuple[str, str]
+    name: str
     encoder: Encoder | None
-    store: Store | None
     folder: Path
     skipped: list[Skipped]
 
@@ -49,7 +46,7 @@ class Embedded:
 def open_embedded(
     source: Path, encoder: Encoder | None, cache: Path | None, *, show_progress: bool = False
 ) -> Iterator[Embedded]:
-    """Embed what is missing, or open a store, and lay the vectors into a file.
+    """Embed what is missing, or open a store, and write the vectors into a file.
 
     Raises:
         ConfigError: images without an encoder, or a store of another model.
@@ -63,12 +60,10 @@ def open_embedded(
                 items = stored_items(store)
                 if encoder is not None:
                     _require(encoder, store)
-                model = (store.origin.fingerprint, store.origin.uri)
-                if encoder is not None:
-                    model = (encoder.fingerprint(), encoder.name)
                 write_stored(store, items, file)
                 vectors = mapped_rows(file, store.dim)
-                yield Embedded(items, vectors, model, encoder, store, folder, store.skipped)
+                name = store.origin.uri if encoder is None else encoder.name
+                yield Embedded(items, vectors, name, encoder, folder, store.skipped)
                 return
             if encoder is None:
                 raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
@@ -76,12 +71,8 @@ def open_embedded(
             kept, skipped = write_embeddings(
                 encoder, found, file, cache=folder, show_progress=show_progress
             )
-            own = None
-            if len(encoder.parts) == 1 and encoder.parts[0].whitener is None:
-                own = embed_cached(encoder.parts[0].teacher, found, folder)
             vectors = mapped_rows(file, encoder.dim)
-            model = (encoder.fingerprint(), encoder.name)
-            yield Embedded(kept, vectors, model, encoder, own, folder, skipped)
+            yield Embedded(kept, vectors, encoder.name, encoder, folder, skipped)
 
 
 def _require(encoder: Encoder, store: Store) -> None:
@@ -121,55 +112,24 @@ def costs_of(
         source.items,
         kinds or default_kinds(int(source.vectors.shape[1])),
         queries=asked,
-        name=source.model[1],
+        name=source.name,
         show_progress=show_progress,
     )
 
 
-def write_kind(source: Embedded, kind: str, out: Path) -> int:
-    """Write one kind: float16 as a store, which every verb reads; others as a folder of codes.
+def write_index(
+    source: Embedded, images: Path, kind: str, out: Path, *, show_progress: bool = False
+) -> Index:
+    """Write an index of what was measured; see `Index.build`.
 
-    Returns:
-        How many vectors were written.
-
-    Raises:
-        ConfigError: float16 of several models, which is no store; or float32.
-        StoreError: the folder is not empty.
+    Args:
+        images: where `source` comes from.
     """
-    name, _ = parse_kind(kind)
-    if name == "float32":
-        raise ConfigError("float32 is what a store holds: there is nothing to write")
-    if name == "float16":
-        if source.store is None:
-            raise ConfigError(
-                "float16 is written as a store, which holds one model as it is: name another kind"
-            )
-        return _write_half(source.store, source.items, out)
-    codec = fit(kind, sample_rows(source.vectors))
-    return len(write_compact(out, codec, source.vectors, source.items, source.model))
-
-
-def _write_half(store: Store, items: Items, out: Path) -> int:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StoreError(f"{out} is not empty: name a new folder")
-    half = Store.create_or_resume(out, replace(store.origin, dtype="float16"))
-    for shard, (ids, views, vectors) in zip(store.shards, store.blocks(), strict=True):
-        seen = store.seen(shard)
-        columns = read_columns(shard.path, ["group", "frame_ms"])
-        groups, times = columns["group"].to_pylist(), columns["frame_ms"].to_pylist()
-        is_asked = items.by_id.rows(ids) >= 0
-        rows = [
-            Row(
-                id=name,
-                path=seen[name].path,
-                group=groups[i],
-                view=view,
-                content_hash=seen[name].content_hash,
-                embedding=vectors[i],
-                frame_ms=times[i],
-            )
-            for i, (name, view) in enumerate(zip(ids, views, strict=True))
-            if is_asked[i] and view == 0
-        ]
-        half.append(rows, shard.skipped, seen)
-    return len(half)
+    return Index.build(
+        None if is_store(images) else source.encoder,
+        images,
+        out,
+        storage=kind,
+        cache=source.folder,
+        show_progress=show_progress,
+    )

@@ -1,57 +1,34 @@
-"""What each kind costs: bytes a vector against the loss of mAP, and of the nearest neighbours."""
+"""The table of storage kinds: bytes per vector, and the loss of mAP and of neighbours."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from whiten import metrics
-from whiten.compact.codec import Codec, bytes_per_vector
-from whiten.compact.folder import decoded, encode_into, sample_rows
-from whiten.compact.kinds import fit, parse_kind
-from whiten.compact.product import CENTROIDS
 from whiten.datasets.collection import Items
 from whiten.errors import ConfigError, MissingExtraError, WhitenError
-from whiten.evaluation.evaluate import evaluate_task
-from whiten.evaluation.task import Task, folder_task
-from whiten.metrics import Figure
-from whiten.retrieval.blocks import top_k
-from whiten.utils.arrays import Indices, Vectors
+from whiten.index.local.storage.coded import map_codes, sample_rows, write_codes
+from whiten.index.local.storage.kinds import BASE, fit, parse_storage
+from whiten.index.local.storage.loss import (
+    FEWEST,
+    NEIGHBOURS,
+    Answers,
+    Cost,
+    Question,
+    answer,
+    ask,
+    cost,
+    interval,
+)
+from whiten.index.local.storage.product import CENTROIDS
+from whiten.utils.arrays import Vectors
 from whiten.utils.progress import progress
 
 QUERIES = 2000  # that search, at most; drawn at random
-NEIGHBOURS = 10
-ADVISED = 39  # vectors for each centroid of product quantisation, as FAISS asks for
-_BASE = "float32"
-
-Scores = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One kind.
-
-    Attributes:
-        kind: its name.
-        bytes: a vector.
-        map: mean average precision, 0 to 1; None where no groups are known.
-        map_loss: mAP of float32 less that of this kind, the mean over queries, with the interval
-            of the difference of pairs; None likewise.
-        overlap: share of float32's exact 10 nearest that are among this kind's 10 nearest.
-        unavailable: why it could not be had; the others are then None.
-    """
-
-    kind: str
-    bytes: int | None = None
-    map: float | None = None
-    map_loss: Figure | None = None
-    overlap: Figure | None = None
-    unavailable: str = ""
+ADVISED = 39  # vectors per centroid of product quantisation, as FAISS asks for
 
 
 @dataclass(frozen=True)
@@ -81,13 +58,13 @@ class Costs:
 
     @property
     def remarks(self) -> list[str]:
-        """What to say beside the table."""
+        """What to say with the table."""
         has_codebooks = any(row.overlap and row.kind.startswith("pq:") for row in self.rows)
         if not has_codebooks or self.fitted_on >= ADVISED * CENTROIDS:
             return []
         return [
-            f"pq was fitted on {self.fitted_on / CENTROIDS:.1f} vectors a centroid, and {ADVISED} "
-            "are advised: it knows these images by heart, and will lose more on others"
+            f"pq was fitted on {self.fitted_on / CENTROIDS:.1f} vectors per centroid, and "
+            f"{ADVISED} are advised: it knows these images by heart, and will lose more on others"
         ]
 
     def lines(self) -> Iterator[str]:
@@ -97,46 +74,27 @@ class Costs:
             f"{self.fitted_on:,}"
         )
         if self.labelled:
-            yield f"  mAP by the groups of {self.labelled:,} queries, lost against float32 [95 %]"
+            yield (
+                f"  mAP by the groups of {self.labelled:,} queries, lost compared with {BASE} "
+                "[95 %]"
+            )
         else:
             yield "  no groups are known, so that there is no mAP"
         yield (
-            f"  same@{NEIGHBOURS}: share of float32's exact {NEIGHBOURS} nearest that are found, "
+            f"  same@{NEIGHBOURS}: share of {BASE}'s exact {NEIGHBOURS} nearest that are found, "
             f"{self.asked:,} queries [95 %]"
         )
-        yield f"  {'kind':10} {'bytes':>6}  {'mAP':>6}  {'lost':>26}  same@{NEIGHBOURS}"
+        yield f"  {'kind':14} {'bytes':>6}  {'mAP':>6}  {'lost':>26}  same@{NEIGHBOURS}"
         for row in self.rows:
             yield f"  {_line(row)}"
 
 
 def _line(row: Cost) -> str:
     if row.overlap is None:
-        return f"{row.kind:10} {row.unavailable}"
+        return f"{row.kind:14} {row.unavailable}"
     mean = "–" if row.map is None else f"{row.map:.4f}"
-    lost = "" if row.map_loss is None else _interval(row.map_loss)
-    return f"{row.kind:10} {row.bytes:>6,}  {mean:>6}  {lost:>26}  {_interval(row.overlap)}"
-
-
-def _interval(figure: Figure) -> str:
-    value, low, high = (f"{round(x, 4) + 0.0:.4f}" for x in (figure.value, figure.low, figure.high))
-    return f"{value} [{low}, {high}]"
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked of every kind.
-
-    Attributes:
-        vectors: (q, dim) float32 of the queries.
-        own: (q,) rows of the gallery that are the queries themselves; -1 where there is none.
-        task: who should find whom; None where no groups are known.
-        rows: where the task's queries are in `vectors`.
-    """
-
-    vectors: Vectors
-    own: Indices
-    task: Task | None
-    rows: Indices
+    lost = "" if row.map_loss is None else interval(row.map_loss)
+    return f"{row.kind:14} {row.bytes:>6,}  {mean:>6}  {lost:>26}  {interval(row.overlap)}"
 
 
 def measure_costs(
@@ -150,12 +108,13 @@ def measure_costs(
 ) -> Costs:
     """Fit, encode and search with each kind, one after the other.
 
-    Codes lie in a temporary file while they are searched; memory does not grow with the collection.
+    Codes are stored in a temporary file while they are searched; memory does not grow with the
+    collection.
 
     Args:
         vectors: (n, dim) float32, L2-normalised; may be a memory map.
         items: of the rows; their groups, if there are any, say what is right.
-        kinds: see `whiten.compact.fit`; float32 is measured in any case.
+        kinds: see `whiten.compact.fit`; with `+float32`, full vectors re-rank the answers.
         queries: other images that search, and their embeddings; by default each image searches all
             the others.
 
@@ -163,29 +122,17 @@ def measure_costs(
         ConfigError: an unknown kind, or fewer than 3 vectors.
     """
     for kind in kinds:
-        parse_kind(kind)
-    if len(vectors) < 3:
+        parse_storage(kind)
+    if len(vectors) < FEWEST:
         raise ConfigError(f"{len(vectors)} vectors tell nothing about a loss: name more images")
-    question = ask(vectors, items, queries)
+    question = ask(vectors, items, QUERIES, queries)
     sample = sample_rows(vectors)
-    wanted = [_BASE, *(kind for kind in dict.fromkeys(kinds) if kind != _BASE)]
-    truth, base_aps = np.zeros((0, 0), np.int64), np.zeros(0)
+    base = answer(question, fit(BASE, sample), vectors, None)
     rows: list[Cost] = []
     with progress("measure kinds", enabled=show_progress) as update:
-        for number, kind in enumerate(wanted, start=1):
-            try:
-                codec = fit(kind, sample)
-            except (MissingExtraError, WhitenError) as error:
-                rows.append(Cost(kind, unavailable=str(error)))
-                continue
-            aps, found = answer(codec, vectors, question)
-            if kind == _BASE:
-                truth, base_aps = found, aps
-            row = Cost(kind, bytes_per_vector(codec), overlap=_figure(_overlap(truth, found)))
-            if question.task is not None:
-                row = replace(row, map=float(aps.mean()), map_loss=_figure(base_aps - aps))
-            rows.append(row)
-            update(number, len(wanted))
+        for number, kind in enumerate(dict.fromkeys(kinds), start=1):
+            rows.append(_measure(kind, vectors, sample, question, base))
+            update(number, len(kinds))
     return Costs(
         name=name,
         dim=int(vectors.shape[1]),
@@ -193,57 +140,23 @@ def measure_costs(
         labelled=0 if question.task is None else len(question.task.queries),
         asked=len(question.vectors),
         fitted_on=len(sample),
-        rows=rows if _BASE in kinds else rows[1:],
+        rows=rows,
     )
 
 
-def ask(vectors: Vectors, items: Items, queries: tuple[Items, Vectors] | None) -> Question:
-    """Choose who searches: those whose groups are known if there are any, and not too many."""
-    who, searching = (items, vectors) if queries is None else queries
+def _measure(
+    name: str, vectors: Vectors, sample: Vectors, question: Question, base: Answers
+) -> Cost:
+    kind, keeps_vectors = parse_storage(name)
     try:
-        task = folder_task(items, None if queries is None else who)
-    except ConfigError:
-        task = None
-    if task is None:
-        rows = _some(len(who))
-    else:
-        kept = _some(len(task.queries))
-        lists = ([every[i] for i in kept] for every in (task.queries, task.positives, task.junk))
-        asked, positives, junk = lists
-        task = replace(task, queries=asked, positives=positives, junk=junk)
-        rows = who.by_id.rows([item.id for item in asked])
-    own = rows if queries is None else np.full(len(rows), -1)
-    return Question(np.asarray(searching[rows], np.float32), own, task, np.arange(len(rows)))
-
-
-def answer(codec: Codec, vectors: Vectors, question: Question) -> tuple[Scores, Indices]:
-    """Each query's average precision by a kind's codes, and its nearest neighbours."""
-    with tempfile.TemporaryFile() as file:
-        encode_into(codec, vectors, file)
-        start = file.tell() - len(vectors) * bytes_per_vector(codec)
-        codes = np.memmap(file, codec.dtype, "r", start, (len(vectors), codec.width))
-        gallery, asked = decoded(codec, codes), codec.queries(question.vectors)
-        aps = np.zeros(0)
-        if question.task is not None:
-            aps = evaluate_task(question.task, asked, gallery, rows=question.rows).aps
-        k = min(NEIGHBOURS, len(vectors) - 1)
-        found = np.empty((len(asked), k), np.int64)
-        best = top_k(asked, gallery, k + 1)
-        for row, ((rows, _), own) in enumerate(zip(best, question.own, strict=True)):
-            found[row] = rows[rows != own][:k]
-    return aps, found
-
-
-def _overlap(truth: Indices, found: Indices) -> Scores:
-    pairs = zip(truth, found, strict=True)
-    return np.array([len(np.intersect1d(*pair)) / len(pair[0]) for pair in pairs])
-
-
-def _some(n: int) -> Indices:
-    if n <= QUERIES:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(0).permutation(n)[:QUERIES])
-
-
-def _figure(values: Scores) -> Figure:
-    return Figure(float(values.mean()), *metrics.bootstrap_interval(values))
+        codec = fit(kind, sample)
+    except (MissingExtraError, WhitenError) as error:
+        return Cost(name, unavailable=str(error))
+    if kind == BASE:
+        return cost(name, codec, base, base)
+    with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
+        path = Path(folder) / "codes"
+        write_codes(path, codec, vectors)
+        codes = map_codes(path, codec, len(vectors))
+        kept = vectors if keeps_vectors else None
+        return cost(name, codec, base, answer(question, codec, codes, kept))

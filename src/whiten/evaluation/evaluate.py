@@ -20,11 +20,11 @@ import numpy.typing as npt
 from whiten import metrics
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
+from whiten.datasets.task import Task, folder_task
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.embedding.rows import write_embeddings
 from whiten.errors import ConfigError
-from whiten.evaluation.task import Task, folder_task
 from whiten.media.reading import Skipped
 from whiten.metrics import Figure
 from whiten.retrieval.blocks import QUERIES

@@ -11,11 +11,11 @@ import numpy as np
 
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
+from whiten.datasets.task import folder_task
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import fit_on, load
 from whiten.evaluation.cost import Cost, measure_cost
 from whiten.evaluation.evaluate import Evaluation, evaluate_task
-from whiten.evaluation.task import folder_task
 from whiten.models.student import backbone_as_teacher, build_student, load_student
 from whiten.models.teacher import Teacher
 from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.datasets.collection import Item
+from whiten.datasets.task import Task, folder_task
 from whiten.errors import ConfigError
 from whiten.evaluation.evaluate import evaluate_task
-from whiten.evaluation.task import Task, folder_task
 from whiten.utils.arrays import Vectors
 
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}  # of each image

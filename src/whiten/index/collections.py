@@ -23,15 +23,21 @@ Place: TypeAlias = str | os.PathLike[str]
 Images: TypeAlias = Place | Sequence[Item]
 
 
-def open_source(encoder: Encoder | str | None, images: Images) -> Source:
-    """Open a folder, a table, items, or a store of embeddings, which needs no encoder."""
+def open_source(
+    encoder: Encoder | str | None, images: Images, cache: Place | None = None
+) -> Source:
+    """Open a folder, a table, items, or a store of embeddings, which needs no encoder.
+
+    Args:
+        cache: where embeddings are kept between calls; by default nowhere.
+    """
     if isinstance(images, str | os.PathLike) and is_store(images):
         return StoreSource(Store.open(images))
     if encoder is None:
         raise ConfigError("images need a model that embeds them: name it with --model")
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
     found = find_items(images) if isinstance(images, str | os.PathLike) else Items.of(images)
-    return ImageSource(model, found)
+    return ImageSource(model, found, None if cache is None else Path(cache))
 
 
 def is_store(images: Place) -> bool:

@@ -12,6 +12,8 @@ from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
 from whiten.index.collections import Images, Place, describe, open_source
 from whiten.index.local.folder import FolderIndex
+from whiten.index.local.storage.kinds import BASE, check_storage
+from whiten.index.local.storage.loss import Cost
 from whiten.index.local.tuning import Tuning, check_kind
 from whiten.index.places import open_place
 from whiten.index.rows import FILTERABLE, Backend, Facts, Match, matches
@@ -20,7 +22,7 @@ from whiten.index.synchronise import Changes, synchronise
 from whiten.index.where import Where, parse_where
 from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable
-from whiten.utils.arrays import Vectors
+from whiten.utils.arrays import Vectors, normalize_rows
 
 
 class Index:
@@ -71,6 +73,8 @@ class Index:
         keep: bool = False,
         kind: str | None = None,
         recall: float | None = None,
+        storage: str | None = None,
+        cache: Place | None = None,
         show_progress: bool = False,
     ) -> Index:
         """Index a collection, or bring its index up to date; only what is new is embedded.
@@ -86,24 +90,43 @@ class Index:
                 `auto`, what is measured to be fast at that recall. By default as it was chosen
                 before, at first `auto`. Databases choose for themselves.
             recall: the least recall@10 against exact search, 0.95 by default.
+            storage: how vectors are stored: `float32`, `float16`, `int8`, `pca:K`, `pq:M` or
+                `binary`; with `+float32`, such as `int8+float32`, full vectors are kept and
+                re-rank the answers. By default as before, at first `float32`. `loss` says what
+                it costs on these images.
+            cache: where embeddings are kept between calls; by default nowhere.
 
         Raises:
-            ConfigError: there is no such kind or recall.
+            ConfigError: there is no such kind, recall or storage, or too few images for the
+                storage.
             MissingExtraError: FAISS is needed, and not installed.
             StoreError: the place holds something else, another model's index, or an index of other
                 images, or another process is changing it.
             NoImagesError: no image can be read.
         """
         check_kind(kind, recall)
+        if storage is not None:
+            check_storage(storage)
         index = cls(open_place(place), encoder if isinstance(encoder, Encoder) else None)
-        if not isinstance(index._backend, FolderIndex) and (kind or recall):
-            raise ConfigError(
-                f"{index.place} is a database, which searches in its own way: leave out the kind "
-                "of search and the recall"
-            )
-        index._change(open_source(encoder, images), images, metadata, keep, show_progress)
+        if not isinstance(index._backend, FolderIndex):
+            if kind or recall:
+                raise ConfigError(
+                    f"{index.place} is a database, which searches in its own way: leave out the "
+                    "kind of search and the recall"
+                )
+            if storage not in (None, BASE):
+                raise ConfigError(
+                    f"{index.place} is a database, which stores {BASE}: leave out the storage, or "
+                    "name a folder"
+                )
+        source = open_source(encoder, images, cache)
+        if storage is not None:
+            check_storage(storage, source.dim)
+        index._change(source, images, metadata, keep, show_progress)
         if isinstance(index._backend, FolderIndex):
             with index._backend.writing():
+                if storage is not None:
+                    index._backend.store_as(storage)
                 index._backend.tune(kind, recall)
         return index
 
@@ -201,6 +224,16 @@ class Index:
         """How it answers, and what was measured; None of a database."""
         return self._backend.tuning if isinstance(self._backend, FolderIndex) else None
 
+    @property
+    def storage(self) -> str:
+        """How vectors are stored, see `build`."""
+        return self._backend.storage.name if isinstance(self._backend, FolderIndex) else BASE
+
+    @property
+    def loss(self) -> Cost | None:
+        """What the storage costs, measured when it was chosen; None of float32."""
+        return self._backend.storage.loss if isinstance(self._backend, FolderIndex) else None
+
     def refresh(self) -> None:
         """See what other processes have changed since."""
         self._backend.refresh()
@@ -227,7 +260,8 @@ class Index:
         Raises:
             StoreError: an id is not there.
         """
-        return self._backend.fetch(ids).vectors
+        vectors = self._backend.fetch(ids).vectors
+        return vectors if self.storage == BASE else normalize_rows(vectors)
 
     def pages(self, size: int = 1000) -> Iterator[pa.Table]:
         """All rows in order, some at a time; their columns are `facts.schema()`."""

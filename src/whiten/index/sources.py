@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -66,10 +67,11 @@ class Source(Protocol):
 
 
 class ImageSource:
-    """Images, embedded as they are asked for."""
+    """Images, embedded when they are needed, or read from a folder of stores."""
 
-    def __init__(self, encoder: Encoder, items: Items) -> None:
+    def __init__(self, encoder: Encoder, items: Items, cache: Path | None = None) -> None:
         self.encoder = encoder
+        self.cache = cache
         self.items = items
         self.model = encoder.fingerprint()
         self.uri = encoder.uri
@@ -84,7 +86,7 @@ class ImageSource:
 
     def embed(self, items: Items) -> Embedded:
         try:
-            kept, vectors, skipped = self.encoder.embed_items(items)
+            kept, vectors, skipped = self.encoder.embed_items(items, cache=self.cache)
         except NoImagesError:  # of these; others may be readable
             none = np.zeros((0, self.dim), np.float32)
             return Embedded(np.zeros(0, np.int64), none, [_why_not(item) for item in items])

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from whiten.errors import MissingExtraError, StoreError, one_line
-from whiten.index.local.codes import Gather, similarities
+from whiten.index.local.codes import Gather, compare
 from whiten.retrieval.exact import Mask, Rows
 from whiten.utils.arrays import Vectors
 
@@ -216,12 +216,6 @@ class ApproximateSegment:
             options = self._faiss.SearchParametersHNSW(efSearch=max(effort, wanted), sel=selector)
         _, found = self._index.search(np.ascontiguousarray(queries), wanted, params=options)
         return [
-            _compare(query, rows[(rows >= 0) & (rows < self._count)], k, gather)
+            compare(query, rows[(rows >= 0) & (rows < self._count)], k, gather)
             for query, rows in zip(queries, found, strict=True)
         ]
-
-
-def _compare(query: Any, rows: Rows, k: int, gather: Gather) -> tuple[Rows, Vectors]:
-    scores = similarities(gather(rows), query)
-    order = np.lexsort((rows, -scores))[:k]
-    return rows[order], scores[order]

@@ -35,6 +35,7 @@ _FEWEST = 4  # queries; for fewer a scan of the vectors is bound by memory, and 
 _MOST = 64  # candidates for each answer; where there are more, a scan of the vectors is faster
 
 Gather = Callable[[Rows], Vectors]
+Found = list[tuple[Rows, Vectors]]  # per query rows and similarities, best first
 
 
 @cache
@@ -184,3 +185,10 @@ def similarities(vectors: Vectors, query: Any) -> Vectors:
     """(n,) inner products; of equal vectors they are equal, which BLAS does not promise."""
     found: Vectors = np.einsum("nd,d->n", vectors, query)
     return found
+
+
+def compare(query: Any, rows: Rows, k: int, gather: Gather) -> tuple[Rows, Vectors]:
+    """The k best of a query's candidates by their vectors, best first; ties by row."""
+    scores = similarities(gather(rows), query)
+    order = np.lexsort((rows, -scores))[:k]
+    return rows[order], scores[order]

@@ -18,10 +18,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from whiten.errors import StoreError
+from whiten.datasets.collection import Items
+from whiten.errors import ConfigError, StoreError, WhitenError
 from whiten.index.local.manifest import MANIFEST, Manifest, Part
-from whiten.index.local.segments import Segment, SegmentWriter
+from whiten.index.local.segments import ROWS, VECTORS, Segment, SegmentWriter
 from whiten.index.local.snapshot import Snapshot
+from whiten.index.local.storage.coded import map_codes, sample_rows, write_codes
+from whiten.index.local.storage.earlier import refuse_earlier_codes
+from whiten.index.local.storage.kinds import BASE, fit, parse_storage
+from whiten.index.local.storage.loss import measure
+from whiten.index.local.storage.state import Storage, save_codec
 from whiten.index.local.tuning import RECALL, Tuning, choose
 from whiten.index.rows import Block, Facts, Match
 from whiten.index.where import Where
@@ -29,7 +35,7 @@ from whiten.utils.arrays import Vectors
 from whiten.utils.files import write_atomically
 
 _LOCK = ".lock"
-_SEGMENT, _GONE, _STAGED, _FAST = "segment-", "gone-", ".staged-", "fast-"
+_SEGMENT, _GONE, _STAGED, _FAST, _CODEC = "segment-", "gone-", ".staged-", "fast-", "codec-"
 _OURS = (MANIFEST, _LOCK, f".{MANIFEST}.partial")
 _MOST_SEGMENTS = 8  # before the small ones are merged
 _MOST_GONE = 0.25  # of the rows, before all are
@@ -57,8 +63,9 @@ class FolderIndex:
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"{self.root} is a file: name a folder for the index")
         for path in self.root.iterdir() if self.root.is_dir() else ():
-            ours = (_SEGMENT, _GONE, _STAGED, _FAST)
+            ours = (_SEGMENT, _GONE, _STAGED, _FAST, _CODEC, f".{_CODEC}")
             if path.name not in _OURS and not path.name.startswith(ours):
+                refuse_earlier_codes(self.root)
                 raise StoreError(
                     f"{self.root} holds something else than an index, {path.name!r}: name another "
                     "folder"
@@ -87,6 +94,11 @@ class FolderIndex:
     def tuning(self) -> Tuning | None:
         """How it answers; None while there is no index."""
         return None if self._manifest is None else self._manifest.tuning
+
+    @property
+    def storage(self) -> Storage:
+        """How the vectors are stored."""
+        return Storage() if self._manifest is None else self._manifest.storage
 
     @property
     def _manifest(self) -> Manifest | None:
@@ -152,7 +164,8 @@ class FolderIndex:
         before = self._manifest
         generation = 1 if before is None else before.generation + 1
         staged = self.root / f"{_STAGED}{generation:06d}-{os.urandom(4).hex()}"
-        with SegmentWriter(staged, facts) as writer:
+        coding = None if self._now is None else self._now.coding
+        with SegmentWriter(staged, facts, coding) as writer:
             writer.write(new)
         parts = self._without([*gone, *writer.ids], generation)
         if writer.ids:
@@ -160,7 +173,8 @@ class FolderIndex:
             shutil.rmtree(self.root / name, ignore_errors=True)  # of a change that was killed
             os.replace(staged, self.root / name)
             parts.append(Part(name, len(writer.ids)))
-        self._commit(Manifest(generation, facts, tuple(parts), self.tuning))
+        storage = Storage() if before is None else before.storage
+        self._commit(Manifest(generation, facts, tuple(parts), self.tuning, storage))
         self._tidy()
         self._sweep()
 
@@ -215,12 +229,64 @@ class FolderIndex:
         generation = manifest.generation + 1
         name = f"{_SEGMENT}{generation:06d}"
         shutil.rmtree(self.root / name, ignore_errors=True)
-        with SegmentWriter(self.root / name, manifest.facts) as writer:
+        with SegmentWriter(self.root / name, manifest.facts, self._opened.coding) as writer:
             writer.write(self._opened.blocks(numbers))
         parts = [part for n, part in enumerate(manifest.parts) if n not in numbers]
         if writer.ids:
             parts.append(Part(name, len(writer.ids)))
         self._commit(replace(manifest, generation=generation, parts=tuple(parts)))
+
+    def store_as(self, name: str) -> None:
+        """Store the vectors in another way; see `whiten.index.local.storage`.
+
+        The codec is fitted on the vectors that are there now, and stays as it is from then on.
+
+        Raises:
+            StoreError: the full vectors are gone.
+            ConfigError: the vectors are too few for it.
+        """
+        before = self._opened.manifest
+        if name == before.storage.name:
+            return
+        if not before.storage.has_vectors:
+            raise StoreError(
+                f"{self.place} is stored as {before.storage.name}, its full vectors are gone: "
+                "leave --storage out, or delete the index and index again"
+            )
+        storage = Storage()
+        if name != BASE:
+            if len(before.parts) != 1 or self._opened.present[0] is not None:
+                self._merge(range(len(before.parts)))
+            storage = self._encode(name)
+        manifest = self._opened.manifest
+        parts = tuple(replace(part, fast="") for part in manifest.parts)
+        generation = manifest.generation + 1
+        self._commit(replace(manifest, generation=generation, parts=parts, storage=storage))
+        if before.tuning is not None:
+            self._choose(before.tuning.asked, before.tuning.target)
+        self._sweep()
+
+    def _encode(self, name: str) -> Storage:
+        """Fit a codec on the only segment, write its codes, and measure what they lose."""
+        kind, keeps_vectors = parse_storage(name)
+        try:
+            if not len(self):
+                raise ConfigError("it is empty")
+            [segment] = self._opened.segments
+            codec = fit(kind, sample_rows(segment.vectors))
+        except WhitenError as error:
+            raise ConfigError(
+                f"{self.place} cannot be stored as {name}, and is stored as before: {error}"
+            ) from error
+        file = f"{_CODEC}{self._opened.manifest.generation + 1:06d}.safetensors"
+        save_codec(self.root / file, codec)
+        storage = Storage(name, file)
+        path = segment.folder / storage.codes
+        write_codes(path, codec, segment.vectors)
+        codes = map_codes(path, codec, len(segment))
+        kept = segment.vectors if keeps_vectors else None
+        loss = measure(name, codec, codes, segment.vectors, Items.from_table(segment.rows), kept)
+        return replace(storage, loss=loss)
 
     def tune(self, asked: str | None = None, target: float | None = None) -> None:
         """Choose how the index answers; see `whiten.index.local.tuning`.
@@ -246,18 +312,21 @@ class FolderIndex:
         counts, generation = now.counts, now.manifest.generation + 1
         tuning = Tuning(asked, target, "exact", 0)
         parts = [replace(part, fast="") for part in now.manifest.parts]
-        if counts:
+        # Lists and graphs hold a byte per dimension: where bytes are to be saved, only when asked.
+        if counts and not (asked == "auto" and now.coding is not None):
             number = int(np.argmax(counts))
             tuning, folder = choose(
                 asked,
                 target,
-                now.segments[number].vectors,
+                now.segments[number].unit,
                 now.present[number],
                 lambda kind: self.root / f"{_FAST}{generation:06d}-{kind}",
             )
             parts[number] = replace(parts[number], fast=folder.name if folder else "")
         tuning = replace(tuning, rows=sum(counts))
-        self._commit(Manifest(generation, now.facts, tuple(parts), tuning))
+        self._commit(
+            replace(now.manifest, generation=generation, parts=tuple(parts), tuning=tuning)
+        )
 
     def _commit(self, manifest: Manifest) -> None:
         """From here on the change counts."""
@@ -271,8 +340,15 @@ class FolderIndex:
 
     def _sweep(self) -> None:
         """Remove what the manifest does not name; who has it open goes on reading it."""
-        parts = self._opened.manifest.parts
+        manifest = self._opened.manifest
+        parts, storage = manifest.parts, manifest.storage
         named = {name for part in parts for name in (part.name, part.gone, part.fast)}
+        named.add(storage.codec)
+        kept = {ROWS, storage.codes} | ({VECTORS} if storage.has_vectors else set())
+        for part in parts:
+            for path in (self.root / part.name).iterdir():
+                if path.name not in kept:
+                    path.unlink()
         for path in self.root.iterdir():
             if path.name in named or path.name in _OURS:
                 continue

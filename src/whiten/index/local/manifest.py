@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whiten.errors import DAMAGED, StoreError
+from whiten.errors import DAMAGED, ConfigError, StoreError
+from whiten.index.local.storage.state import Storage
 from whiten.index.local.tuning import Tuning
 from whiten.index.rows import Facts
 
 FORMAT = 3
+CODED_FORMAT = 4  # with a storage; float32 is written as before, so that earlier versions read it
 MANIFEST = "manifest.json"
 
 
@@ -23,7 +25,7 @@ class Part:
         name: of its folder.
         count: of its rows.
         gone: file with those that are gone, packed bits; "" is none.
-        fast: folder with what answers faster than a scan of its vectors; "" is none.
+        fast: folder with what answers faster than a scan; "" is none.
     """
 
     name: str
@@ -38,16 +40,19 @@ class Manifest:
 
     Attributes:
         tuning: how it answers, and what was measured; None until that was chosen.
+        storage: how its vectors are stored.
     """
 
     generation: int
     facts: Facts
     parts: tuple[Part, ...]
     tuning: Tuning | None = None
+    storage: Storage = field(default_factory=Storage)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
+        is_coded = self.storage != Storage()
+        return ({"storage": self.storage.to_json()} if is_coded else {}) | {
+            "format": CODED_FORMAT if is_coded else FORMAT,
             "generation": self.generation,
             "facts": self.facts.to_json(),
             "parts": [asdict(part) for part in self.parts],
@@ -64,11 +69,12 @@ class Manifest:
         path = root / MANIFEST
         try:
             facts = json.loads(path.read_text())
-            if facts["format"] != FORMAT:
+            if facts["format"] not in (FORMAT, CODED_FORMAT):
                 raise StoreError(
-                    f"{root} has index format {facts['format']!r}, this version reads "
-                    f"{FORMAT}: delete it and index again"
+                    f"{root} has index format {facts['format']!r}, this version reads {FORMAT} and "
+                    f"{CODED_FORMAT}: delete it and index again"
                 )
+            is_coded = facts["format"] == CODED_FORMAT
             tuning = facts.get("tuning")
             return cls(
                 int(facts["generation"]),
@@ -83,10 +89,11 @@ class Manifest:
                     for part in facts["parts"]
                 ),
                 None if tuning is None else Tuning.from_json(tuning),
+                Storage.from_json(facts["storage"]) if is_coded else Storage(),
             )
         except FileNotFoundError:
             return None
-        except DAMAGED as error:
+        except (*DAMAGED, ConfigError) as error:
             raise StoreError(
                 f"{path} is damaged ({error}): delete {root} and index again"
             ) from error

@@ -2,7 +2,8 @@
 
 A folder with `vectors.f32` (rows of little-endian float32) and `rows.arrows` (an Arrow stream).
 Both grow batch by batch, the vectors first, so that of a segment whose writing was killed the
-whole batches can still be read.
+whole batches can still be read. Where an index stores codes, these are made of the finished
+vectors, which are removed once a manifest names the segment.
 """
 
 from __future__ import annotations
@@ -17,8 +18,19 @@ import numpy as np
 import pyarrow as pa
 
 from whiten.errors import StoreError
+from whiten.index.local.codes import Found
+from whiten.index.local.storage.coded import (
+    Coding,
+    map_codes,
+    searchable,
+    stored,
+    unit,
+    write_codes,
+)
+from whiten.index.local.storage.reranked import Reranked
 from whiten.index.rows import Block, Facts, as_of
-from whiten.utils.arrays import Vectors
+from whiten.retrieval.exact import Mask, Nearest, Rows, scan
+from whiten.utils.arrays import Array, Vectors
 
 VECTORS = "vectors.f32"
 ROWS = "rows.arrows"
@@ -30,20 +42,55 @@ class Segment:
 
     Attributes:
         rows: (n,) with the columns of its time.
-        vectors: (n, dim) float32.
+        vectors: (n, dim) float32 as they are stored: storing these again changes nothing.
+        unit: (n, dim) float32, the same L2-normalised; what scores are of.
     """
 
-    def __init__(self, folder: Path, rows: pa.Table, vectors: Vectors) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rows: pa.Table,
+        vectors: Vectors | None,
+        coding: Coding | None,
+        codes: Array | None,
+    ) -> None:
         self.folder = folder
         self.rows = rows
-        self.vectors = vectors
+        self._coded = None if coding is None or codes is None else (coding.codec, codes)
+        if vectors is not None:
+            self.vectors = self.unit = vectors
+        else:
+            assert self._coded is not None
+            self.vectors, self.unit = stored(*self._coded), unit(*self._coded)
+        self._reranked = Reranked(*self._coded) if self._coded and vectors is not None else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def search(self, queries: Vectors, k: int, allowed: Mask | None) -> Found | None:
+        """Search codes and compare what is found by the vectors; None where `scan` does."""
+        if self._reranked is None:
+            return None
+        return self._reranked.search(queries, k, self.gather, allowed)
+
+    def scan(self, queries: Vectors, nearest: Nearest, allowed: Mask | None, first: int) -> None:
+        """Show all rows, or those that are allowed; see `whiten.retrieval.exact.scan`."""
+        rows = self.vectors
+        if self._coded is not None:
+            queries, rows = self._coded[0].queries(queries), searchable(*self._coded)
+        scan(queries, rows, nearest, allowed, first)
+
+    def gather(self, rows: Rows) -> Vectors:
+        """(r, dim) float32, L2-normalised."""
+        found: Vectors = self.unit[rows]
+        return found
+
     @classmethod
-    def open(cls, folder: Path, facts: Facts, count: int) -> Segment:
+    def open(cls, folder: Path, facts: Facts, count: int, coding: Coding | None) -> Segment:
         """Open a complete segment.
+
+        Args:
+            coding: None for float32.
 
         Raises:
             StoreError: it is damaged.
@@ -51,11 +98,17 @@ class Segment:
         problem = f"{folder} is damaged (%s): delete the index and index again"
         try:
             table = pa.ipc.open_stream(pa.memory_map(str(folder / ROWS))).read_all()
-            shape = ((folder / VECTORS).stat().st_size // (4 * facts.dim), facts.dim)
-            if not len(table) == shape[0] == count:
+            if len(table) != count:
                 raise StoreError(problem % "its parts do not fit")
-            vectors = np.memmap(folder / VECTORS, "<f4", "r", shape=shape)
-            return cls(folder, as_of(table, facts), vectors)
+            vectors = codes = None
+            if coding is None or coding.keeps_vectors:
+                shape = ((folder / VECTORS).stat().st_size // (4 * facts.dim), facts.dim)
+                if shape[0] != count:
+                    raise StoreError(problem % "its parts do not fit")
+                vectors = np.memmap(folder / VECTORS, "<f4", "r", shape=shape)
+            if coding is not None:
+                codes = map_codes(folder / coding.file, coding.codec, count)
+            return cls(folder, as_of(table, facts), vectors, coding, codes)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise StoreError(problem % error) from error
 
@@ -86,12 +139,16 @@ class SegmentWriter:
     """Writes a segment; a context.
 
     What an exception or a kill ends leaves a folder that `Segment.salvage` reads.
+
+    Args:
+        coding: how the vectors are stored; None is as they are.
     """
 
-    def __init__(self, folder: Path, facts: Facts) -> None:
+    def __init__(self, folder: Path, facts: Facts, coding: Coding | None) -> None:
         self.folder = folder
         self.ids: list[str] = []
         self._facts = facts
+        self._coding = coding
 
     def __enter__(self) -> SegmentWriter:
         self.folder.mkdir()
@@ -126,3 +183,7 @@ class SegmentWriter:
             if kind is None:
                 os.fsync(file.fileno())
             file.close()
+        if kind is None and self._coding is not None and self.ids:
+            shape = (len(self.ids), self._facts.dim)
+            vectors = np.memmap(self.folder / VECTORS, "<f4", "r", shape=shape)
+            write_codes(self.folder / self._coding.file, self._coding.codec, vectors)

@@ -18,7 +18,7 @@ from whiten.index.local.segments import Segment
 from whiten.index.local.tuning import Fast, open_fast
 from whiten.index.rows import Block, Match, matches
 from whiten.index.where import Where, to_arrow
-from whiten.retrieval.exact import QUERIES, Mask, Nearest, Rows, scan
+from whiten.retrieval.exact import QUERIES, Mask, Nearest, Rows
 from whiten.utils.arrays import Vectors
 from whiten.utils.names import NameIndex
 
@@ -33,6 +33,7 @@ class Snapshot:
 
     Attributes:
         manifest: names the segments.
+        coding: how they store their vectors; None is as they are.
         segments: of its parts.
         present: of each segment (n,) which rows are not gone; None is all.
 
@@ -44,8 +45,10 @@ class Snapshot:
         self.root = root
         self.manifest = manifest
         self.facts = manifest.facts
+        self.coding = manifest.storage.open(root, manifest.facts.dim)
         self.segments = [
-            Segment.open(root / part.name, manifest.facts, part.count) for part in manifest.parts
+            Segment.open(root / part.name, manifest.facts, part.count, self.coding)
+            for part in manifest.parts
         ]
         self.present = [_read_gone(root, part) for part in manifest.parts]
         self._asked = 0  # how often for ids
@@ -166,15 +169,13 @@ class Snapshot:
         self, number: int, queries: Vectors, nearest: Nearest, allowed: Mask | None, first: int
     ) -> None:
         """Show a segment's rows, or those of them that may be the nearest."""
-        vectors, fast = self.segments[number].vectors, self._fast_of(number)
-
-        def gather(rows: Rows) -> Vectors:
-            found: Vectors = vectors[rows]
-            return found
-
-        found = None if fast is None else fast.search(queries, nearest.k, gather, allowed)
+        segment, fast, found = self.segments[number], self._fast_of(number), None
+        if fast is not None:
+            found = fast.search(queries, nearest.k, segment.gather, allowed)
         if found is None:
-            scan(queries, vectors, nearest, allowed, first)
+            found = segment.search(queries, nearest.k, allowed)
+        if found is None:
+            segment.scan(queries, nearest, allowed, first)
             return
         query = np.repeat(np.arange(len(found)), [len(rows) for rows, _ in found])
         rows = np.concatenate([rows for rows, _ in found])

@@ -1,26 +1,28 @@
-"""The kinds by name: fit one, or open one that was fitted."""
+"""The storage kinds by name: fit a codec, or open one that was fitted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from whiten.compact.binary import Binary
-from whiten.compact.codec import Codec
-from whiten.compact.product import Product
-from whiten.compact.scalar import Float, Int8
-from whiten.compact.truncation import Truncation
 from whiten.errors import ConfigError, nearest
+from whiten.index.local.storage.binary import Binary
+from whiten.index.local.storage.codec import Codec
+from whiten.index.local.storage.product import Product, open_faiss, require_parts
+from whiten.index.local.storage.scalar import Float, Int8
+from whiten.index.local.storage.truncation import Truncation
 from whiten.utils.arrays import Array, Vectors
 
-NAMES = ("float32", "float16", "int8", "binary", "hamming", "pca:K", "pq:M")
+NAMES = ("float32", "float16", "int8", "binary", "pca:K", "pq:M")
+BASE = "float32"
+_KEPT = f"+{BASE}"
 _PARTS = (128, 64, 32, 16, 8, 4)  # bytes of product quantisation
 
 
 def default_kinds(dim: int) -> list[str]:
-    """A spread of kinds for embeddings of `dim` dimensions."""
+    """Return a spread of kinds for embeddings of `dim` dimensions."""
     axes = [f"pca:{dim // part}" for part in (2, 4, 8) if dim // part >= 4]
     parts = [f"pq:{m}" for m in _PARTS if dim % m == 0 and dim // m >= 2]
-    return ["float32", "float16", "int8", "binary", "hamming", *axes, *parts]
+    return ["float32", "float16", "int8", "binary", *axes, *parts]
 
 
 def parse_kind(kind: str) -> tuple[str, int]:
@@ -37,8 +39,43 @@ def parse_kind(kind: str) -> tuple[str, int]:
     raise ConfigError(f"there is no kind {kind!r}{nearest(kind, NAMES)}: use {', '.join(NAMES)}")
 
 
+def parse_storage(storage: str) -> tuple[str, bool]:
+    """`int8+float32` -> (`int8`, True): codes are searched, and full vectors re-rank the answers.
+
+    Raises:
+        ConfigError: there is no such storage.
+    """
+    kind = storage.removesuffix(_KEPT)
+    keeps_vectors = kind != storage
+    parse_kind(kind)
+    if keeps_vectors and kind == BASE:
+        raise ConfigError(f"there is no storage {storage!r}: use {BASE}, or {NAMES[2]}{_KEPT}")
+    return kind, keeps_vectors
+
+
+def check_storage(storage: str, dim: int | None = None) -> None:
+    """Refuse what cannot be had, before anything is computed.
+
+    Args:
+        dim: of the embeddings, once it is known.
+
+    Raises:
+        ConfigError: there is no such storage, or none of this dimension.
+        MissingExtraError: FAISS is needed, and not installed.
+    """
+    name, number = parse_kind(parse_storage(storage)[0])
+    if name == "pq":
+        open_faiss()
+    if dim is None:
+        return
+    if name == "pq":
+        require_parts(dim, number)
+    if name == "pca" and number > dim:
+        raise ConfigError(f"pca:{number} needs {number} axes, the embeddings have {dim}")
+
+
 def fit(kind: str, sample: Vectors) -> Codec:
-    """A codec for embeddings like those of the sample.
+    """Fit a codec for embeddings like those of the sample.
 
     Args:
         kind: one of `NAMES`, with a number for K (axes) or M (bytes).
@@ -57,13 +94,13 @@ def fit(kind: str, sample: Vectors) -> Codec:
         return Product.fit(sample, number)
     if name == "int8":
         return Int8.fit(sample)
-    if name in ("binary", "hamming"):
-        return Binary.fit(name, sample)
+    if name == "binary":
+        return Binary.fit(sample)
     return Float(dim, int(name.removeprefix("float")))
 
 
 def from_state(kind: str, dim: int, state: Mapping[str, Array]) -> Codec:
-    """A codec as it was fitted.
+    """Open a codec as it was fitted.
 
     Raises:
         ConfigError, StoreError: there is no such kind, or the state is not one of it.
@@ -75,6 +112,6 @@ def from_state(kind: str, dim: int, state: Mapping[str, Array]) -> Codec:
         return Product.from_state(state, dim, number)
     if name == "int8":
         return Int8.from_state(state, dim)
-    if name in ("binary", "hamming"):
-        return Binary.from_state(name, state, dim)
+    if name == "binary":
+        return Binary.from_state(state, dim)
     return Float(dim, int(name.removeprefix("float")))

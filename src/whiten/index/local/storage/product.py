@@ -1,31 +1,29 @@
-"""Product quantisation (Jégou et al., TPAMI 2011): a byte for each part of the embedding.
+"""Product quantisation (Jégou et al., TPAMI 2011): a byte per part of the embedding.
 
-FAISS fits and encodes; the codebooks are plain arrays, so that codes are searched and decoded
+FAISS fits; the codebooks are plain arrays, so that codes are written, searched and decoded
 without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from whiten.compact.codec import require_state
 from whiten.errors import ConfigError, MissingExtraError
+from whiten.index.local.storage.codec import Codec, require_state
 from whiten.utils.arrays import Array, Vectors
 
-CENTROIDS = 256  # of a part: what a byte tells apart
+CENTROIDS = 256  # per part: what a byte tells apart
 
 
-class Product:
-    """m bytes, each the nearest of 256 centroids of dim/m dimensions.
+class Product(Codec):
+    """Stores m bytes, each the nearest of 256 centroids of dim/m dimensions.
 
     Args:
         codebooks: (m, 256, dim/m) float32.
     """
-
-    family: ClassVar[str] = "pq"
 
     def __init__(self, codebooks: Vectors) -> None:
         parts, _, length = codebooks.shape
@@ -42,12 +40,9 @@ class Product:
             MissingExtraError: it is not installed.
             ConfigError: fewer vectors than centroids, or parts of unequal length.
         """
-        faiss = _faiss()
+        faiss = open_faiss()
         dim = sample.shape[1]
-        if dim % parts:
-            raise ConfigError(
-                f"pq:{parts} cannot cut {dim} dimensions into equal parts: use a divisor of {dim}"
-            )
+        require_parts(dim, parts)
         if len(sample) < CENTROIDS:
             raise ConfigError(
                 f"pq:{parts} needs {CENTROIDS} different vectors at least, there are {len(sample)}"
@@ -74,22 +69,23 @@ class Product:
             codes[:, part] = ((book**2).sum(axis=1) - 2 * (own @ book.T)).argmin(axis=1)
         return codes
 
-    def rows(self, codes: Array) -> Vectors:
+    def decode(self, codes: Array) -> Vectors:
         parts = np.arange(self.width)
         found: Vectors = self.codebooks[parts, codes].reshape(len(codes), self.dim)
         return found
-
-    def queries(self, vectors: Vectors) -> Vectors:
-        return vectors
-
-    def decode(self, codes: Array) -> Vectors:
-        return self.rows(codes)
 
     def state(self) -> dict[str, Array]:
         return {"codebooks": self.codebooks}
 
 
-def _faiss() -> Any:
+def require_parts(dim: int, parts: int) -> None:
+    if dim % parts:
+        raise ConfigError(
+            f"pq:{parts} cannot cut {dim} dimensions into equal parts: use a divisor of {dim}"
+        )
+
+
+def open_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:

@@ -1,22 +1,20 @@
-"""Each entry by itself: float32 as it is, float16, and int8 with a scale for each dimension."""
+"""Codecs that store each entry by itself: float32, float16, and int8 with a scale per dimension."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from whiten.compact.codec import require_state
+from whiten.index.local.storage.codec import Codec, require_state
 from whiten.utils.arrays import Array, Vectors
 
 _LEVELS = 127
 
 
-class Float:
-    """float32 or float16 entries."""
-
-    family: ClassVar[str] = "float"
+class Float(Codec):
+    """Stores float32 or float16 entries."""
 
     def __init__(self, dim: int, bits: int) -> None:
         self.kind = f"float{bits}"
@@ -26,12 +24,6 @@ class Float:
     def encode(self, vectors: Vectors) -> Array:
         return vectors.astype(self.dtype)
 
-    def rows(self, codes: Array) -> Vectors:
-        return codes.astype(np.float32)
-
-    def queries(self, vectors: Vectors) -> Vectors:
-        return vectors
-
     def decode(self, codes: Array) -> Vectors:
         return codes.astype(np.float32)
 
@@ -39,19 +31,17 @@ class Float:
         return {}
 
 
-class Int8:
-    """int8 entries, -127 to 127 times a scale for each dimension.
+class Int8(Codec):
+    """Stores int8 entries, -127 to 127 times a scale per dimension.
 
-    What lies beyond the largest entry of the vectors that the scales were fitted on is clipped.
+    Entries beyond the largest one of the sample that the scales were fitted on are clipped.
 
     Args:
         scale: (dim,) float32.
     """
 
-    family: ClassVar[str] = "int8"
-
     def __init__(self, scale: Vectors) -> None:
-        self.kind = self.family
+        self.kind = "int8"
         self.scale = scale
         self.dim = self.width = len(scale)
         self.dtype: np.dtype[Any] = np.dtype(np.int8)
@@ -69,12 +59,6 @@ class Int8:
         steps = np.rint(vectors / self.scale)
         codes: Array = np.clip(steps, -_LEVELS, _LEVELS).astype(np.int8)
         return codes
-
-    def rows(self, codes: Array) -> Vectors:
-        return codes.astype(np.float32)
-
-    def queries(self, vectors: Vectors) -> Vectors:
-        return vectors * self.scale  # so that codes need no scaling
 
     def decode(self, codes: Array) -> Vectors:
         return codes * self.scale

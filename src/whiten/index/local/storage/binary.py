@@ -1,0 +1,60 @@
+"""A codec that stores one bit per dimension: on which side of the mean an entry is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from whiten.index.local.storage.codec import Codec, offset_rows, require_state
+from whiten.utils.arrays import Array, Vectors
+
+
+class Binary(Codec):
+    """Stores signs after centring, eight per byte, the first dimension in the highest bit.
+
+    Args:
+        mean: (dim,) float32.
+        step: (1,) float32, what a sign stands for, so that decoded embeddings are as far from the
+            mean as those of the sample are on average.
+    """
+
+    def __init__(self, mean: Vectors, step: Vectors) -> None:
+        self.kind = "binary"
+        self.mean, self.step = mean, step
+        self.dim = len(mean)
+        self.width = -(-self.dim // 8)
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
+
+    @classmethod
+    def fit(cls, sample: Vectors) -> Binary:
+        mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+        length = np.linalg.norm(sample - mean, axis=1).mean(keepdims=True)
+        # Never so small that adding it to the mean is lost to rounding.
+        step = np.maximum(length / np.sqrt(sample.shape[1]), 1e-6)
+        return cls(mean, step.astype(np.float32))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Array], dim: int) -> Binary:
+        return cls(*require_state(state, {"mean": (dim,), "step": (1,)}))
+
+    def encode(self, vectors: Vectors) -> Array:
+        return np.packbits(vectors > self.mean, axis=1)
+
+    def decode(self, codes: Array) -> Vectors:
+        return self._signs(codes) * self.step + self.mean
+
+    def rows(self, codes: Array) -> Vectors:
+        step = float(self.step[0])
+        return offset_rows(self._signs(codes), step * self.mean, step**2, self.mean)
+
+    def queries(self, vectors: Vectors) -> Vectors:
+        return np.hstack([vectors * self.step, vectors @ self.mean[:, None]])
+
+    def _signs(self, codes: Array) -> Vectors:
+        bits = np.unpackbits(codes, axis=1, count=self.dim)
+        return bits.astype(np.float32) * 2 - 1
+
+    def state(self) -> dict[str, Array]:
+        return {"mean": self.mean, "step": self.step}

@@ -1,0 +1,88 @@
+"""The interface of all codecs: embeddings as rows of few bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from whiten.errors import StoreError
+from whiten.utils.arrays import Array, Vectors, normalize_rows
+
+
+class Codec(Protocol):
+    """Stores embeddings of `dim` dimensions as rows of few bytes.
+
+    `queries(q) @ rows(codes).T` is the cosine between a query, which keeps its precision, and the
+    embedding that a code decodes to. Encoding what was decoded gives the same code again.
+
+    Attributes:
+        kind: as users write it, such as `pca:64`.
+        dim: of the embeddings.
+        width: entries per code.
+        dtype: of these.
+    """
+
+    kind: str
+    dim: int
+    width: int
+    dtype: np.dtype[Any]
+
+    def encode(self, vectors: Vectors) -> Array:
+        """(n, dim) float32, L2-normalised -> (n, width) codes."""
+
+    def decode(self, codes: Array) -> Vectors:
+        """(n, width) codes -> (n, dim) float32 embeddings, only nearly of length 1."""
+
+    def rows(self, codes: Array) -> Vectors:
+        """(n, width) codes -> (n, w) float32, to be multiplied with `queries`."""
+        return normalize_rows(self.decode(codes))
+
+    def queries(self, vectors: Vectors) -> Vectors:
+        """(q, dim) float32, L2-normalised -> (q, w) float32."""
+        return vectors
+
+    def state(self) -> dict[str, Array]:
+        """What was fitted, by name."""
+
+
+def bytes_per_vector(codec: Codec) -> int:
+    """Return the bytes of a code."""
+    return codec.width * codec.dtype.itemsize
+
+
+def offset_rows(parts: Vectors, along: Vectors, length: float, mean: Vectors) -> Vectors:
+    """Rows for codecs that decode to `parts @ axes + mean` with orthonormal or sign axes.
+
+    Args:
+        parts: (n, w) float32.
+        along: (w,) of the mean, in the coordinates of the parts.
+        length: what a squared part counts in the squared length of the decoded embedding.
+
+    Returns:
+        (n, w + 1) float32: the parts and 1, divided by the length of the decoded embedding.
+    """
+    squares = length * np.einsum("ij,ij->i", parts, parts) + 2 * (parts @ along) + mean @ mean
+    lengths = np.sqrt(np.maximum(squares, np.finfo(np.float32).tiny)).astype(np.float32)
+    out = np.empty((len(parts), parts.shape[1] + 1), np.float32)
+    np.divide(parts, lengths[:, None], out=out[:, :-1])
+    np.divide(1, lengths, out=out[:, -1])
+    return out
+
+
+def require_state(
+    state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], dtype: type = np.float32
+) -> list[Array]:
+    """Return the arrays of a codec's state, in the order of `shapes`.
+
+    Raises:
+        StoreError: one is missing, of another shape or type, or not finite.
+    """
+    for name, shape in shapes.items():
+        array = state.get(name)
+        if array is None or array.shape != shape or array.dtype != dtype:
+            raise StoreError(f"its {name} is missing or is no {dtype.__name__} of shape {shape}")
+        if not np.isfinite(array).all():
+            raise StoreError(f"its {name} holds NaN or infinity")
+    return [state[name] for name in shapes]

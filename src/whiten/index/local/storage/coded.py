@@ -1,0 +1,95 @@
+"""Codes in a file, and arrays that decode the rows that are read from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from whiten.index.local.storage.codec import Codec
+from whiten.utils.arrays import Array, Vectors, normalize_rows
+from whiten.utils.memory import forget
+
+SAMPLE_ROWS = 50_000  # that a codec is fitted on, at most
+_SAMPLE_BYTES = 128 << 20
+_BLOCK = 8192  # rows that are encoded at once
+
+
+@dataclass(frozen=True)
+class Coding:
+    """A fitted codec, and where each segment keeps its codes.
+
+    Attributes:
+        file: name of a segment's file of codes.
+        keeps_vectors: whether the float32 vectors are stored beside the codes.
+    """
+
+    codec: Codec
+    file: str
+    keeps_vectors: bool
+
+
+class _View:
+    """Mapped codes that look like an array of float32 rows, decoded when they are read."""
+
+    def __init__(self, codes: Array, decode: Callable[[Array], Vectors]) -> None:
+        self._codes, self._decode = codes, decode
+        self.shape = (len(codes), decode(codes[:0]).shape[1])
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __getitem__(self, rows: Any) -> Vectors:
+        return self._decode(self._codes[rows])
+
+
+def stored(codec: Codec, codes: Array) -> Vectors:
+    """(n, dim) as decoded: encoding these gives the same codes."""
+    return cast(Vectors, _View(codes, codec.decode))
+
+
+def unit(codec: Codec, codes: Array) -> Vectors:
+    """(n, dim) as decoded, L2-normalised."""
+    return cast(Vectors, _View(codes, lambda some: normalize_rows(codec.decode(some))))
+
+
+def searchable(codec: Codec, codes: Array) -> Vectors:
+    """(n, w) rows that are multiplied with `codec.queries`."""
+    return cast(Vectors, _View(codes, codec.rows))
+
+
+def map_codes(path: Path, codec: Codec, count: int) -> Array:
+    """Map a file of codes.
+
+    Raises:
+        OSError, ValueError: it is missing, or does not hold so many codes.
+    """
+    if path.stat().st_size != count * codec.width * codec.dtype.itemsize:
+        raise ValueError(f"{path.name} does not hold {count} codes")
+    if not count:
+        return np.zeros((0, codec.width), codec.dtype)
+    return np.memmap(path, codec.dtype, "r", shape=(count, codec.width))
+
+
+def write_codes(path: Path, codec: Codec, vectors: Vectors) -> None:
+    """Encode (n, dim) float32, perhaps a memory map, a block in memory at a time."""
+    with path.open("wb") as file:
+        for start in range(0, len(vectors), _BLOCK):
+            part = vectors[start : start + _BLOCK]
+            file.write(np.ascontiguousarray(codec.encode(part)).tobytes())
+            forget(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sample_rows(vectors: Vectors) -> Vectors:
+    """Return rows to fit a codec on: all, or as many at random as fit into little memory."""
+    most = min(SAMPLE_ROWS, _SAMPLE_BYTES // (4 * vectors.shape[1]))
+    if len(vectors) <= most:
+        return np.array(vectors, np.float32)
+    rows = np.sort(np.random.default_rng(0).permutation(len(vectors))[:most])
+    return np.asarray(vectors[rows], np.float32)

@@ -1,0 +1,226 @@
+"""The loss of a storage kind on the user's own images: mAP by groups, and neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from whiten import metrics
+from whiten.datasets.collection import Items
+from whiten.datasets.task import Task, folder_task
+from whiten.errors import ConfigError
+from whiten.index.local.storage.codec import Codec, bytes_per_vector
+from whiten.index.local.storage.coded import searchable
+from whiten.index.local.storage.kinds import BASE, fit
+from whiten.index.local.storage.reranked import Reranked
+from whiten.metrics import Figure
+from whiten.retrieval.exact import exact_search
+from whiten.retrieval.ranks import count_ranks
+from whiten.utils.arrays import Array, Indices, Vectors
+
+NEIGHBOURS = 10
+FEWEST = 3  # vectors that can tell anything
+_MEASURED_BY = 500  # queries, when an index is made
+_QUERIES = 256  # of one pass that ranks everything
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The bytes and the loss of one kind.
+
+    Attributes:
+        kind: its name.
+        bytes: per vector.
+        map: mean average precision, 0 to 1; None where no groups are known, and where full vectors
+            re-rank the answers.
+        map_loss: mAP of float32 less that of this kind, the mean over queries, with the interval
+            of the difference of pairs; None likewise.
+        overlap: share of float32's exact 10 nearest that are among this kind's 10 nearest.
+        unavailable: why it could not be had; the others are then None.
+    """
+
+    kind: str
+    bytes: int | None = None
+    map: float | None = None
+    map_loss: Figure | None = None
+    overlap: Figure | None = None
+    unavailable: str = ""
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Cost:
+        """Raises KeyError, TypeError or ValueError for what was not written by this class."""
+
+        def figure(name: str) -> Figure | None:
+            own = facts[name]
+            return (
+                None if own is None else Figure(*(float(own[k]) for k in ("value", "low", "high")))
+            )
+
+        mean = facts["map"]
+        return cls(
+            str(facts["kind"]),
+            int(facts["bytes"]),
+            None if mean is None else float(mean),
+            figure("map_loss"),
+            figure("overlap"),
+        )
+
+    def line(self) -> str:
+        """For people."""
+        parts = [f"storage: {self.kind}, {self.bytes:,} bytes per vector"]
+        if self.overlap is not None:
+            parts.append(f"same@{NEIGHBOURS} {interval(self.overlap)}")
+        if self.map_loss is not None:
+            parts.append(f"mAP lost {interval(self.map_loss)}")
+        return ", ".join(parts)
+
+
+def interval(figure: Figure) -> str:
+    """A metric with its interval, `0.9960 [0.9941, 0.9978]`."""
+    value, low, high = (f"{round(x, 4) + 0.0:.4f}" for x in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Question:
+    """The queries that every kind answers.
+
+    Attributes:
+        vectors: (q, dim) float32.
+        own: (q,) rows of the gallery that are the queries themselves; -1 where there is none.
+        task: who should find whom, in the order of the queries; None where no groups are known.
+    """
+
+    vectors: Vectors
+    own: Indices
+    task: Task | None
+
+
+def ask(
+    vectors: Vectors, items: Items, most: int, queries: tuple[Items, Vectors] | None = None
+) -> Question:
+    """Choose the queries: those with known groups if there are any, at most `most`, at random.
+
+    Args:
+        vectors: (n, dim) float32 of the gallery.
+        items: of the gallery's rows.
+        queries: other images, and their embeddings; by default images of the gallery.
+    """
+    who, searching = (items, vectors) if queries is None else queries
+    grouped = np.flatnonzero(pc.is_valid(who.table()["group"]).to_numpy())
+    try:
+        task = folder_task(items, who.take(_some(grouped, most)))
+        rows = who.by_id.rows([item.id for item in task.queries])
+        if queries is None:
+            task, rows = _without_themselves(task, rows)
+    except ConfigError:
+        task, rows = None, _some(np.arange(len(who)), most)
+    own = rows if queries is None else np.full(len(rows), -1)
+    return Question(np.asarray(searching[rows], np.float32), own, task)
+
+
+def _without_themselves(task: Task, rows: Indices) -> tuple[Task, Indices]:
+    """The task without each query among its own positives, and the rows of its queries."""
+    positives = [own[own != row] for own, row in zip(task.positives, rows, strict=True)]
+    kept = [number for number, own in enumerate(positives) if len(own)]
+    if not kept:
+        raise ConfigError("every image is the only one of its group")
+    junk = [np.append(task.junk[number], rows[number]) for number in kept]
+    queries = [task.queries[number] for number in kept]
+    return Task(queries, task.gallery, [positives[n] for n in kept], junk), rows[kept]
+
+
+def _some(rows: Indices, most: int) -> Indices:
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).permutation(rows)[:most])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one kind answers.
+
+    Attributes:
+        found: (q, k) rows of the nearest neighbours.
+        aps: (q,) average precision of each query; None where no groups are known.
+    """
+
+    found: Indices
+    aps: Scores | None
+
+
+def answer(question: Question, codec: Codec, codes: Array, vectors: Vectors | None) -> Answers:
+    """Search with a kind.
+
+    Args:
+        codes: (n, width), may be a memory map.
+        vectors: (n, dim) float32 that re-rank the answers; None where none are kept.
+    """
+    k = min(NEIGHBOURS, len(codes) - 1)
+    queries, gallery = codec.queries(question.vectors), searchable(codec, codes)
+    if vectors is None:
+        best = exact_search(queries, gallery, k + 1)
+    else:
+        full = vectors
+        best = Reranked(codec, codes).search(question.vectors, k + 1, lambda rows: full[rows], None)
+    found = np.empty((len(best), k), np.int64)
+    for number, ((rows, _), own) in enumerate(zip(best, question.own, strict=True)):
+        found[number] = rows[rows != own][:k]
+    if question.task is None or vectors is not None:
+        return Answers(found, None)
+    return Answers(found, _average_precisions(question.task, queries, gallery))
+
+
+def _average_precisions(task: Task, queries: Vectors, gallery: Vectors) -> Scores:
+    found = []
+    for start in range(0, len(queries), _QUERIES):
+        part = slice(start, start + _QUERIES)
+        positives, junk = task.positives[part], task.junk[part]
+        labelled = [np.union1d(*pair) for pair in zip(positives, junk, strict=True)]
+        counter = count_ranks(queries[part], gallery, labelled, positives)
+        for number, (right, absent) in enumerate(zip(positives, junk, strict=True)):
+            found.append(metrics.ap_from_ranks(counter.ranks(number, right, absent)))
+    return np.array(found)
+
+
+def cost(kind: str, codec: Codec, base: Answers, answers: Answers) -> Cost:
+    """Compare a kind's answers with those of float32."""
+    pairs = zip(base.found, answers.found, strict=True)
+    shared = np.array([len(np.intersect1d(*pair)) / len(pair[0]) for pair in pairs])
+    mean = loss = None
+    if answers.aps is not None and base.aps is not None:
+        mean, loss = float(answers.aps.mean()), _figure(base.aps - answers.aps)
+    return Cost(kind, bytes_per_vector(codec), mean, loss, _figure(shared))
+
+
+def measure(
+    name: str, codec: Codec, codes: Array, vectors: Vectors, items: Items, kept: Vectors | None
+) -> Cost | None:
+    """Measure what an index loses by its storage.
+
+    Args:
+        name: of the storage.
+        codes: (n, width).
+        vectors: (n, dim) float32.
+        items: of the rows; their groups, if there are any, say what is right.
+        kept: the vectors that re-rank the answers; None where none are kept.
+
+    Returns:
+        None for fewer than 3 vectors, which tell nothing.
+    """
+    if len(vectors) < FEWEST:
+        return None
+    question = ask(vectors, items, _MEASURED_BY)
+    base = answer(question, fit(BASE, vectors[:1]), vectors, None)
+    return cost(name, codec, base, answer(question, codec, codes, kept))
+
+
+def _figure(values: Scores) -> Figure:
+    return Figure(float(values.mean()), *metrics.bootstrap_interval(values))

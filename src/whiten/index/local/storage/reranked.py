@@ -1,0 +1,33 @@
+"""Search of codes whose answers are compared by their full vectors."""
+
+from __future__ import annotations
+
+from whiten.index.local.codes import Found, Gather, compare
+from whiten.index.local.storage.codec import Codec
+from whiten.index.local.storage.coded import searchable
+from whiten.retrieval.exact import QUERIES, Mask, Nearest, scan
+from whiten.utils.arrays import Array, Vectors
+
+REFINE = 10  # candidates per answer that are compared by their vectors
+
+
+class Reranked:
+    """Scans the codes of a segment for candidates, and compares these by their vectors.
+
+    Scores are exact; only an answer may be missing.
+    """
+
+    def __init__(self, codec: Codec, codes: Array) -> None:
+        self._codec = codec
+        self._rows = searchable(codec, codes)
+
+    def search(self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None) -> Found:
+        """For each (d,) query k rows and similarities, best first; see `Fast`."""
+        found: Found = []
+        for start in range(0, len(queries), QUERIES):
+            some = queries[start : start + QUERIES]
+            nearest = Nearest(len(some), REFINE * k)
+            scan(self._codec.queries(some), self._rows, nearest, allowed)
+            for query, (rows, _) in zip(some, nearest.best(), strict=True):
+                found.append(compare(query, rows, k, gather))
+        return found

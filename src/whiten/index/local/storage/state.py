@@ -1,0 +1,79 @@
+"""The storage of one index as its manifest notes it, and its codec's file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from whiten.errors import DAMAGED, StoreError, WhitenError, one_line
+from whiten.index.local.storage.codec import Codec
+from whiten.index.local.storage.coded import Coding
+from whiten.index.local.storage.kinds import BASE, from_state, parse_storage
+from whiten.index.local.storage.loss import Cost
+from whiten.utils.files import load_sealed, save_sealed
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the vectors of an index are stored.
+
+    Attributes:
+        name: float32, or a kind of `whiten.index.local.storage.kinds`, perhaps with `+float32`.
+        codec: file of the fitted codec; "" for float32.
+        loss: what was measured when the codec was fitted; None where there was too little.
+    """
+
+    name: str = BASE
+    codec: str = ""
+    loss: Cost | None = None
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the float32 vectors are there."""
+        return self.name == BASE or parse_storage(self.name)[1]
+
+    @property
+    def codes(self) -> str:
+        """Name of the file with a segment's codes; "" for float32."""
+        return self.codec and f"{Path(self.codec).stem}.codes"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Storage:
+        """Raises KeyError, TypeError, ValueError or ConfigError for other facts."""
+        parse_storage(facts["name"])
+        loss = facts["loss"]
+        return cls(
+            str(facts["name"]), str(facts["codec"]), None if loss is None else Cost.from_json(loss)
+        )
+
+    def open(self, root: Path, dim: int) -> Coding | None:
+        """Open the codec; None for float32.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        if not self.codec:
+            return None
+        kind, keeps_vectors = parse_storage(self.name)
+        try:
+            facts, state = load_sealed(root / self.codec)
+            if facts != {"kind": kind, "dim": dim}:
+                raise ValueError("it is of other codes")
+            return Coding(from_state(kind, dim, state), self.codes, keeps_vectors)
+        except (OSError, *DAMAGED, WhitenError) as error:
+            raise StoreError(
+                f"{root / self.codec} is damaged ({one_line(error)}): delete {root} and index again"
+            ) from error
+
+
+def save_codec(path: Path, codec: Codec) -> None:
+    """Write a fitted codec; it is on the disk when this returns."""
+    save_sealed(path, codec.state(), {"kind": codec.kind, "dim": codec.dim})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
