@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+
+from warm import run_command
 
 # What a reader puts in place of the long-running defaults.
 SMALLER = "--epochs 2 --batch-size 16 --whiten-dim 16"
@@ -33,13 +32,6 @@ def run(command: str, folder: Path) -> None:
     words = shlex.split(command, comments=True)[1:]
     if words[0] == "distill":
         words += SMALLER.split()
-    done = subprocess.run(
-        [sys.executable, "-m", "whiten.cli", *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_command(*words, folder=folder)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert done.stdout, command

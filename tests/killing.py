@@ -1,14 +1,7 @@
-"""Attempts at a piece of work that are killed, and made again until it is done.
-
-Each attempt is forked from a warm server process that has imported everything and computed
-nothing: it costs a few hundredths of a second instead of an interpreter's start, and no thread
-pool is copied by a fork.
-"""
+"""Attempts at a piece of work that are killed, and made again until it is done."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import random
 import shutil
@@ -20,30 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+from warm import CONTEXT, start_server
 
-CONTEXT = multiprocessing.get_context("forkserver")
-PRELOADED = [
-    "pytest",
-    "timm",
-    "whiten.distillation.distill",
-    "whiten.embedding.embed",
-    "whiten.index",
-    "scipy.linalg",
-]
 LONGEST = 120.0  # seconds until an attempt counts as hanging
 
 Work = Callable[[Path], None]
 """Does, or goes on with, some work in a folder; importable, for it runs in another process."""
-
-
-def start_server() -> None:
-    """Start the server, computing on one thread so that no run differs from another."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            patch.setenv(name, "1")
-        CONTEXT.set_forkserver_preload(PRELOADED)
-        multiprocessing.forkserver.ensure_running()
 
 
 def attempt(work: Work, folder: Path, *, seconds: float = LONGEST, event: int = 0) -> bool:

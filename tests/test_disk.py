@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 
 from helpers import write_groups
+from warm import run_command
 from whiten.distillation.distill import distill
 from whiten.errors import RunError, StoreError, TeacherError, WhitenError
 from whiten.models.student import build_student, load_student, save_student
@@ -43,27 +42,12 @@ def images(tmp_path: Path) -> Path:
 BOUND = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
 
-def start(
-    *arguments: object, file_bytes: int | None = None, bound: bool = False
-) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own.
-
-    Args:
-        file_bytes: that its files may not grow beyond.
-        bound: permissions hold for root, too.
-    """
-
-    def limit() -> None:
-        if file_bytes is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
-
+def start_bound(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Start the command line where permissions hold for root, too."""
     return subprocess.run(
-        [*(BOUND if bound else []), sys.executable, "-m", "whiten.cli", *map(str, arguments)],
+        [*BOUND, sys.executable, "-m", "whiten.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=limit,
         timeout=240,
     )
 
@@ -103,7 +87,7 @@ def test_distil_with_too_little_room_for_its_files(
 ) -> None:
     """The larger the files may grow, the later it fails: from the options to the student."""
     command = ("distill", images, "--teachers", TEACHER, *TRAIN, "--out", tmp_path / "run")
-    line = check_one_line(start(*command, file_bytes=1024 * kilobytes))
+    line = check_one_line(run_command(*command, folder=tmp_path, file_bytes=1024 * kilobytes))
     assert "too large" in line.lower()
     check_whole(tmp_path / "run")
     distill(images, resume=True, out=tmp_path / "run", show_progress=False)
@@ -113,9 +97,9 @@ def test_distil_with_too_little_room_for_its_files(
 @pytest.mark.slow
 def test_embed_with_too_little_room_for_its_files(images: Path, tmp_path: Path) -> None:
     command = ("embed", images, "--teacher", TEACHER, "--out", tmp_path / "store")
-    assert "too large" in check_one_line(start(*command, file_bytes=10_000))
+    assert "too large" in check_one_line(run_command(*command, folder=tmp_path, file_bytes=10_000))
     assert list((tmp_path / "store").iterdir()) == []
-    assert start(*command).returncode == 0
+    assert run_command(*command, folder=tmp_path).returncode == 0
     assert len(Store.open(tmp_path / "store")) == 32
 
 
@@ -141,7 +125,9 @@ def test_distil_on_a_small_disk(images: Path, small_disk: Path, free_kilobytes: 
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(3 * 2**20 - 1024 * free_kilobytes - 8192))
     command = ("distill", images, "--teachers", TEACHER, *TRAIN, "--out", small_disk / "run")
-    assert "no space left" in check_one_line(start(*command)).lower()
+    assert (
+        "no space left" in check_one_line(run_command(*command, folder=small_disk.parent)).lower()
+    )
     check_whole(small_disk / "run")
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
@@ -156,14 +142,14 @@ def test_distil_on_a_small_disk(images: Path, small_disk: Path, free_kilobytes: 
 @pytest.mark.skipif(bool(BOUND and not shutil.which(BOUND[0])), reason="root has no setpriv")
 def test_a_folder_that_may_no_longer_be_written(images: Path, tmp_path: Path) -> None:
     command = ("embed", images, "--teacher", TEACHER, "--out", tmp_path / "store")
-    assert start(*command).returncode == 0
+    assert run_command(*command, folder=tmp_path).returncode == 0
     before = len(Store.open(tmp_path / "store"))
     write_groups(images / "more", {"z": 2})
     (tmp_path / "store").chmod(0o555)
-    assert "permission denied" in check_one_line(start(*command, bound=True)).lower()
+    assert "permission denied" in check_one_line(start_bound(*command)).lower()
     assert len(Store.open(tmp_path / "store")) == before
     (tmp_path / "store").chmod(0o755)
-    assert start(*command).returncode == 0
+    assert run_command(*command, folder=tmp_path).returncode == 0
     assert len(Store.open(tmp_path / "store")) == before + 2
 
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers import write_groups
-from killing import Reference, Work, attempt, kill_again_and_again, start_server
+from killing import Reference, Work, attempt, kill_again_and_again
+from warm import start_server
 from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec

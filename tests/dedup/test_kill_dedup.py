@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from helpers import write_groups
-from killing import Reference, kill_again_and_again, start_server
+from killing import Reference, kill_again_and_again
+from warm import start_server
 from whiten.compact import open_compact
 
 KILLS = 12

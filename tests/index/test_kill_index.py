@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from helpers import TEACHER, write_factory, write_groups
-from killing import Work, attempt, start_server
+from killing import Work, attempt
+from warm import start_server
 from whiten.index.local.codes import can_multiply
 from whiten.index.local.folder import FolderIndex
 from whiten.retrieval.exact import exact_search

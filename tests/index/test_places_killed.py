@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from killing import CONTEXT, attempt, start_server
+from killing import attempt
+from warm import CONTEXT, start_server
 from whiten.datasets.collection import Item
 from whiten.index import Index, synchronise
 from whiten.index.places import open_place
