@@ -13,7 +13,6 @@ from whiten import cli
 
 STUDENT = "timm:test_efficientnet?pretrained=0&size=64"
 SMALL = ["--dim", "4", "--whiten-dim", "3", "--epochs", "1", "--batch-size", "4"]
-GROUPS = {"a": 4, "b": 4, "c": 4, "d": 4}
 
 Captured = pytest.CaptureFixture[str]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import write_factory
+from helpers import write_factory, write_groups
 from postgres import Server
 
 torch.set_num_threads(1)
@@ -59,6 +59,30 @@ def image_folder() -> ImageFolder:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def groups() -> dict[str, int]:
+    """How many images each group of `images` has; files and folders that want others say so."""
+    return dict.fromkeys("abcd", 4)
+
+
+@pytest.fixture
+def images(tmp_path: Path, groups: dict[str, int]) -> Path:
+    """`images/GROUP/N.png`, for a test to change as it likes."""
+    return write_groups(tmp_path / "images", groups)
+
+
+@pytest.fixture(scope="module")
+def shared_images(tmp_path_factory: pytest.TempPathFactory, groups: dict[str, int]) -> Path:
+    """The same, once per file, for tests that only read them."""
+    return write_groups(tmp_path_factory.mktemp("images"), groups)
+
+
+@pytest.fixture
+def mixed_images(tmp_path: Path, image_folder: ImageFolder) -> Path:
+    """Three groups of four images of differing shapes and formats."""
+    return image_folder(tmp_path / "images")
 
 
 @pytest.fixture

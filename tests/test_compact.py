@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from command_line import Captured, fails, prints
-from helpers import TEACHER, write_groups
+from helpers import TEACHER
 from whiten.compact import (
     bytes_per_vector,
     default_kinds,
@@ -261,11 +261,12 @@ def test_too_few_vectors() -> None:
 # --- the verb ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def images(tmp_path: Path, colour_teachers: None) -> Path:
-    return write_groups(tmp_path / "images", dict.fromkeys("abcde", 4))
+@pytest.fixture(scope="module")
+def groups() -> dict[str, int]:
+    return dict.fromkeys("abcde", 4)
 
 
+@pytest.mark.usefixtures("colour_teachers")
 def test_the_verb_prints_a_table(images: Path, capsys: Captured, tmp_path: Path) -> None:
     command = ("compact", images, "--student", TEACHER, "--cache", "cache")
     out, _ = prints(capsys, *command, "--kinds", "float32", "int8", "pca:3", "--plot", "p.png")
@@ -285,6 +286,7 @@ def test_the_verb_prints_a_table(images: Path, capsys: Captured, tmp_path: Path)
     assert "20 queries" in out
 
 
+@pytest.mark.usefixtures("colour_teachers")
 def test_the_verb_writes_an_index(
     images: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +314,7 @@ def test_the_verb_writes_an_index(
     assert found["rows"][0]["kind"] == "binary+float32" and found["rows"][0]["map"] is None
 
 
+@pytest.mark.usefixtures("colour_teachers")
 def test_the_verb_writes_an_index_of_a_store(images: Path, capsys: Captured) -> None:
     prints(capsys, "embed", images, "--teacher", TEACHER, "--out", "store")
     out, _ = prints(capsys, "compact", "store", "--kinds", "pca:3", "--out", "index")
@@ -319,6 +322,7 @@ def test_the_verb_writes_an_index_of_a_store(images: Path, capsys: Captured) -> 
     assert Index.open("index").storage == "pca:3"
 
 
+@pytest.mark.usefixtures("colour_teachers")
 def test_index_says_what_its_storage_costs(images: Path, capsys: Captured) -> None:
     command = ("index", images, "--student", TEACHER, "--out", "index")
     lines = prints(capsys, *command, "--storage", "int8")[0].splitlines()
@@ -329,6 +333,7 @@ def test_index_says_what_its_storage_costs(images: Path, capsys: Captured) -> No
     assert "there is no kind 'int4'" in fails(capsys, *command, "--storage", "int4")
 
 
+@pytest.mark.usefixtures("colour_teachers")
 def test_mistakes_are_one_line(images: Path, capsys: Captured) -> None:
     command = ("compact", images, "--student", TEACHER)
     assert "there is no kind 'int4'" in fails(capsys, *command, "--kinds", "int4")

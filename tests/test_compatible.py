@@ -14,7 +14,7 @@ import torch
 
 import whiten
 from command_line import STUDENT
-from helpers import TEACHER, write_groups
+from helpers import TEACHER
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.distillation.losses import alignment_loss
@@ -33,11 +33,6 @@ from whiten.whitening.whitener import Whitener
 pytestmark = pytest.mark.usefixtures("colour_teachers")
 
 TEACHERS = [TEACHER, f"{TEACHER}?seed=1&dim=5"]
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", {"a": 4, "b": 4, "c": 4, "d": 4})
 
 
 def distil(

@@ -14,13 +14,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import whiten
-from helpers import write_groups
+from small_runs import OPTIONS, TEACHERS, losses
 from whiten.runs.folder import RunFolder
 from whiten.store.store import Store
 from whiten.whitening.whitener import Whitener
@@ -29,16 +28,7 @@ pytestmark = pytest.mark.slow
 
 EMBEDDINGS, TARGETS, LOSSES, STUDENTS = 1e-5, 1e-4, 1e-4, 1e-3
 
-TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=32"]
-OPTIONS: dict[str, Any] = {
-    "student": "timm:test_vit?pretrained=0&size=32",
-    "dim": 8,
-    "whiten_dim": 8,
-    "epochs": 3,
-    "batch_size": 8,
-    "precision": "32",
-    "pairs": "views",
-}
+TRAINING = {**OPTIONS, "batch_size": 8, "pairs": "views"}
 PROGRAM = """
 import json, sys
 from whiten.distillation.distill import distill
@@ -47,9 +37,9 @@ distill(images, teachers, out=out, show_progress=False, **options)
 """
 
 
-def train(images: Path, out: Path, threads: int) -> RunFolder:
+def train(shared_images: Path, out: Path, threads: int) -> RunFolder:
     """In a process of its own: nothing of a run is left to the next, and BLAS obeys too."""
-    arguments = json.dumps([str(images), str(out), TEACHERS, OPTIONS])
+    arguments = json.dumps([str(shared_images), str(out), TEACHERS, TRAINING])
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, arguments],
@@ -63,16 +53,16 @@ def train(images: Path, out: Path, threads: int) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_groups(tmp_path_factory.mktemp("images"), dict.fromkeys("abcdefgh", 4))
+def groups() -> dict[str, int]:
+    return dict.fromkeys("abcdefgh", 4)
 
 
 @pytest.fixture(scope="module")
-def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+def runs(shared_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """Two runs on one thread, and two on two."""
     root = tmp_path_factory.mktemp("runs")
     return {
-        f"{threads}{again}": train(images, root / f"{threads}{again}", threads)
+        f"{threads}{again}": train(shared_images, root / f"{threads}{again}", threads)
         for threads in (1, 2)
         for again in ("", " again")
     }
@@ -88,21 +78,17 @@ def products(run: RunFolder) -> dict[str, bytes]:
     }
 
 
-def losses(run: RunFolder) -> list[float]:
-    return [record["loss"] for record in run.read_metrics()]
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 def test_equal_seeds_give_equal_bytes(runs: dict[str, RunFolder], threads: int) -> None:
     first, again = runs[f"{threads}"], runs[f"{threads} again"]
     assert products(first).keys() == products(again).keys()
     for name, content in products(first).items():
         assert content == products(again)[name], name
-    assert losses(first) == losses(again)
+    assert losses(first.root) == losses(again.root)
 
 
 def test_another_number_of_threads_gives_equal_results(
-    runs: dict[str, RunFolder], images: Path
+    runs: dict[str, RunFolder], shared_images: Path
 ) -> None:
     one, two = runs["1"], runs["2"]
     stores = sorted(path.name for path in one.embeddings.iterdir())
@@ -118,7 +104,7 @@ def test_another_number_of_threads_gives_equal_results(
         np.testing.assert_allclose(
             first.transform(samples), second.transform(samples), rtol=0, atol=TARGETS
         )
-    np.testing.assert_allclose(losses(one), losses(two), rtol=LOSSES)
-    files = sorted(images.rglob("*.png"))
+    np.testing.assert_allclose(losses(one.root), losses(two.root), rtol=LOSSES)
+    files = sorted(shared_images.rglob("*.png"))
     first, second = (whiten.load(run.student).embed(files) for run in (one, two))
     np.testing.assert_allclose(first, second, rtol=0, atol=STUDENTS)

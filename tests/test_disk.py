@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from helpers import write_groups
+from small_runs import STUDENT, TEACHERS
 from warm import run_command
 from whiten.distillation.distill import distill
 from whiten.errors import RunError, StoreError, TeacherError, WhitenError
@@ -28,14 +29,14 @@ from whiten.store.store import Store
 from whiten.utils.files import write_atomically
 from whiten.whitening.whitener import Whitener
 
-TEACHER = "timm:test_efficientnet?pretrained=0&size=32"
-TRAIN = ["--student", "timm:test_vit?pretrained=0&size=32", "--dim", "8", "--batch-size", "4"]
+TEACHER = TEACHERS[0]
+TRAIN = ["--student", STUDENT, "--dim", "8", "--batch-size", "4"]
 TRAIN += ["--epochs", "2", "--pairs", "views"]
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", dict.fromkeys("abcdefgh", 4))
+@pytest.fixture(scope="module")
+def groups() -> dict[str, int]:
+    return dict.fromkeys("abcdefgh", 4)
 
 
 # Root may write everywhere, unless it starts without that right.

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import whiten
+from small_runs import OPTIONS, STUDENT, TEACHERS, losses
 from whiten.distillation import training, training_set
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.training import learning_rate
@@ -24,36 +24,10 @@ from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.whitening.whitener import Whitener
 
-TEACHERS = [
-    "timm:test_efficientnet?pretrained=0&size=32",
-    "timm:test_resnet?pretrained=0&size=48",
-]
-# A transformer has no batch statistics, so that processes can be compared exactly.
-STUDENT = "timm:test_vit?pretrained=0&size=32"
-SMALL: dict[str, Any] = {
-    "student": STUDENT,
-    "dim": 8,
-    "whiten_dim": 8,
-    "epochs": 3,
-    "batch_size": 4,
-    "checkpoint_every": 2,
-    "precision": "32",
-}
-
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight groups of four: noisy pictures of one coarse pattern a group."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for group in range(8):
-        pattern = rng.integers(0, 256, (4, 4, 3))
-        for number in range(4):
-            noisy = np.clip(pattern + rng.normal(0, 30, (4, 4, 3)), 0, 255).astype(np.uint8)
-            path = root / f"g{group}" / f"{number}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(noisy).resize((40, 40), Image.Resampling.NEAREST).save(path)
-    return root
+def groups() -> dict[str, int]:
+    return dict.fromkeys("abcdefgh", 4)
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +36,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def run(images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
+def run(shared_images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
     return distill(
-        images, TEACHERS, out=out, cache=cache, show_progress=False, **{**SMALL, **options}
+        shared_images, TEACHERS, out=out, cache=cache, show_progress=False, **{**OPTIONS, **options}
     )
 
 
-def losses(out: Path) -> list[float]:
-    return [record["loss"] for record in RunFolder(out).read_metrics()]
-
-
 def test_leaves_a_complete_run_folder_and_a_working_student(
-    images: Path, cache: Path, tmp_path: Path
+    shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
-    result = run(images, tmp_path / "run", cache, epochs=12)
+    result = run(shared_images, tmp_path / "run", cache, epochs=12)
     assert result.steps == 12 * 4 == len(losses(tmp_path / "run"))
-    first, last = np.mean(losses(tmp_path / "run")[:4]), np.mean(losses(tmp_path / "run")[-4:])
+    first, last = (
+        np.mean(losses(tmp_path / "run")[:4]),
+        np.mean(losses(tmp_path / "run")[-4:]),
+    )
     assert last < 0.8 * first  # it learns
     record = RunFolder(tmp_path / "run").read_metrics()[-1]
     assert sum(record["wins"].values()) == pytest.approx(4)
@@ -93,7 +66,7 @@ def test_leaves_a_complete_run_folder_and_a_working_student(
     assert [t["name"] for t in config["teachers"]] == ["test_efficientnet", "test_resnet"]
     assert all(t["licence"] and t["fingerprint"] for t in config["teachers"])
     student = whiten.load(result.student)
-    paths = sorted(images.rglob("*.png"))
+    paths = sorted(shared_images.rglob("*.png"))
     embeddings = student.embed(paths)
     assert embeddings.shape == (32, 8)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
@@ -103,21 +76,21 @@ def test_leaves_a_complete_run_folder_and_a_working_student(
 
 
 def test_the_recipe_depends_on_what_the_teachers_know(
-    images: Path, cache: Path, tmp_path: Path
+    shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
-    paths = [str(path.relative_to(images)) for path in sorted(images.rglob("*.png"))]
+    paths = [str(path.relative_to(shared_images)) for path in sorted(shared_images.rglob("*.png"))]
     for name, groups in (("known", [p[:2] for p in paths]), ("unknown", [*range(8)] * 4)):
         lines = [f"{path},{group}" for path, group in zip(paths, groups, strict=True)]
-        (images / f"{name}.csv").write_text("\n".join(["path,group", *lines]))
-    trained = run(images, tmp_path / "trained", cache, epochs=1).student
+        (shared_images / f"{name}.csv").write_text("\n".join(["path,group", *lines]))
+    trained = run(shared_images, tmp_path / "trained", cache, epochs=1).student
     options = {"student": f"whiten:{trained}", "epochs": 1}
-    known = run(images / "known.csv", tmp_path / "known", cache, **options)
+    known = run(shared_images / "known.csv", tmp_path / "known", cache, **options)
     assert "the teachers know the groups" in known.recipe
-    unknown = run(images / "unknown.csv", tmp_path / "unknown", cache, **options)
+    unknown = run(shared_images / "unknown.csv", tmp_path / "unknown", cache, **options)
     assert unknown.recipe.startswith("recipe labels-light-queue (")
 
 
-OPTIONS: list[dict[str, Any]] = [
+WAYS: list[dict[str, Any]] = [
     {"pairs": "views"},
     {"backbone_lr": 0.0},
     {"backbone_lr": 0.0, "pairs": "views", "align": 1.0},
@@ -132,17 +105,17 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     "options",
-    [OPTIONS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in OPTIONS[1:])],
+    [WAYS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in WAYS[1:])],
     ids=str,
 )
 def test_an_interrupted_run_resumes_on_the_same_trajectory(
-    images: Path,
+    shared_images: Path,
     cache: Path,
     tmp_path: Path,
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = run(images, tmp_path / "whole", cache, **options)
+    whole = run(shared_images, tmp_path / "whole", cache, **options)
     original = training._loss
 
     def interrupted(*args: Any) -> Any:
@@ -153,7 +126,7 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
     with monkeypatch.context() as patch:
         patch.setattr(training, "_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(images, tmp_path / "parts", cache, **options)
+            run(shared_images, tmp_path / "parts", cache, **options)
     assert len(losses(tmp_path / "parts")) == 5
     # The options are in the run folder and need not be repeated.
     distill("", out=tmp_path / "parts", cache=cache, resume=True, show_progress=False)
@@ -167,24 +140,24 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
 
 
 def test_online_teachers_give_the_losses_of_cached_ones(
-    images: Path, cache: Path, tmp_path: Path
+    shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
     same = {"views": 2, "recipe": "paper"}
-    run(images, tmp_path / "cached", cache, **same)
-    run(images, tmp_path / "online", cache, **same, teachers_online=True)
+    run(shared_images, tmp_path / "cached", cache, **same)
+    run(shared_images, tmp_path / "online", cache, **same, teachers_online=True)
     np.testing.assert_allclose(losses(tmp_path / "online"), losses(tmp_path / "cached"), rtol=1e-3)
 
 
 @pytest.mark.parametrize("teachers_online", [False, True])
 def test_colours_on_the_device_give_the_losses_of_pillows(
-    images: Path,
+    shared_images: Path,
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     teachers_online: bool,
 ) -> None:
     options = {"recipe": "paper", "pairs": "frames", "teachers_online": teachers_online}
-    run(images, tmp_path / "pillow", cache, **options)
+    run(shared_images, tmp_path / "pillow", cache, **options)
     coloured: list[int] = []
 
     def recolour(pixels: np.ndarray, views: list[Any], device: torch.device) -> np.ndarray:
@@ -194,13 +167,15 @@ def test_colours_on_the_device_give_the_losses_of_pillows(
     on_device = training_set.recolour
     monkeypatch.setattr(training_set, "recolour", recolour)
     monkeypatch.setattr(training_set.TrainingSet, "_colours_on", lambda *_: True)
-    run(images, tmp_path / "device", cache, **options)
+    run(shared_images, tmp_path / "device", cache, **options)
     steps = len(losses(tmp_path / "device"))
     assert coloured == [8] * (steps * (3 if teachers_online else 1))  # two teachers and the student
     np.testing.assert_allclose(losses(tmp_path / "device"), losses(tmp_path / "pillow"), rtol=0.05)
 
 
-def test_training_changes_only_what_it_should(images: Path, cache: Path, tmp_path: Path) -> None:
+def test_training_changes_only_what_it_should(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
     student = "timm:test_resnet?pretrained=0&size=32"
     states = {}
     for name, options in (
@@ -208,7 +183,7 @@ def test_training_changes_only_what_it_should(images: Path, cache: Path, tmp_pat
         ("fixed", {"pool": "gem-fixed"}),
         ("learnt", {"pool": "gem"}),
     ):
-        run(images, tmp_path / name, cache, student=student, **options)
+        run(shared_images, tmp_path / name, cache, student=student, **options)
         start = RunFolder(tmp_path / name)
         from safetensors.torch import load_file
 
@@ -225,9 +200,13 @@ def test_training_changes_only_what_it_should(images: Path, cache: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_sigkill_leaves_a_loadable_checkpoint(images: Path, cache: Path, tmp_path: Path) -> None:
-    options = {**SMALL, "epochs": 40}
-    distill(images, TEACHERS, out=tmp_path / "whole", cache=cache, show_progress=False, **options)
+def test_a_sigkill_leaves_a_loadable_checkpoint(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "epochs": 40}
+    distill(
+        shared_images, TEACHERS, out=tmp_path / "whole", cache=cache, show_progress=False, **options
+    )
     program = (
         "import json, sys, torch; torch.set_num_threads(1)\n"
         "from whiten.distillation.distill import distill\n"
@@ -235,7 +214,7 @@ def test_a_sigkill_leaves_a_loadable_checkpoint(images: Path, cache: Path, tmp_p
         "distill(images, teachers, out=out, cache=cache, show_progress=False, **options)\n"
     )
     out = tmp_path / "killed"
-    arguments = json.dumps([str(images), str(out), str(cache), TEACHERS, options])
+    arguments = json.dumps([str(shared_images), str(out), str(cache), TEACHERS, options])
     process = subprocess.Popen([sys.executable, "-c", program, arguments])
     metrics = out / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -252,7 +231,7 @@ def test_a_sigkill_leaves_a_loadable_checkpoint(images: Path, cache: Path, tmp_p
 
 
 def test_a_nan_loss_stops_and_names_the_images(
-    images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = training.objective
     calls = []
@@ -263,11 +242,11 @@ def test_a_nan_loss_stops_and_names_the_images(
         return loss * (float("nan") if len(calls) == 6 else 1.0), wins
 
     monkeypatch.setattr(training, "objective", breaking)
-    with pytest.raises(RunError, match=r"NaN at step 6, on g\d/\d\.png.*--lr"):
-        run(images, tmp_path / "run", cache)
+    with pytest.raises(RunError, match=r"NaN at step 6, on \w/\d\.png.*--lr"):
+        run(shared_images, tmp_path / "run", cache)
     named = (tmp_path / "run" / "nan-batch.txt").read_text().split()
     assert len(named) == 8
-    assert all((images / name).is_file() for name in named)
+    assert all((shared_images / name).is_file() for name in named)
 
 
 @pytest.mark.parametrize(
@@ -275,70 +254,75 @@ def test_a_nan_loss_stops_and_names_the_images(
 )
 @pytest.mark.slow
 def test_two_processes_equal_one(
-    images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
+    shared_images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    run(images, tmp_path / "one", cache, accelerator="cpu", **options)
-    run(images, tmp_path / "two", cache, accelerator="cpu", devices=2, **options)
+    run(shared_images, tmp_path / "one", cache, accelerator="cpu", **options)
+    run(shared_images, tmp_path / "two", cache, accelerator="cpu", devices=2, **options)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     np.testing.assert_allclose(two, one, rtol=2e-3, atol=1e-5)
     vectors = [
-        whiten.load(tmp_path / name).embed(sorted(images.rglob("*.png"))) for name in ("one", "two")
+        whiten.load(tmp_path / name).embed(sorted(shared_images.rglob("*.png")))
+        for name in ("one", "two")
     ]
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
 
 
-def test_folders_in_the_way_are_refused(images: Path, cache: Path, tmp_path: Path) -> None:
+def test_folders_in_the_way_are_refused(shared_images: Path, cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run(images, out, cache)
+    run(shared_images, out, cache)
     with pytest.raises(RunError, match=r"--resume.*--overwrite"):
-        run(images, out, cache)
+        run(shared_images, out, cache)
     with pytest.raises(RunError, match="another lr"):
-        run(images, out, cache, resume=True, lr=0.5)
+        run(shared_images, out, cache, resume=True, lr=0.5)
     before = losses(out)
-    run(images, out, cache, resume=True)  # finished: nothing to do
+    run(shared_images, out, cache, resume=True)  # finished: nothing to do
     assert losses(out) == before
-    run(images, out, cache, overwrite=True, epochs=1)
+    run(shared_images, out, cache, overwrite=True, epochs=1)
     assert len(losses(out)) == 4
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "precious.jpg").write_bytes(b"x")
     with pytest.raises(RunError, match="will not delete"):
-        run(images, foreign, cache, overwrite=True)
+        run(shared_images, foreign, cache, overwrite=True)
     assert (foreign / "precious.jpg").exists()
     with pytest.raises(RunError, match="is a file"):
-        run(images, foreign / "precious.jpg", cache)
+        run(shared_images, foreign / "precious.jpg", cache)
     with pytest.raises(RunError, match="not a run folder"):
         distill("", out=tmp_path / "absent", resume=True)
 
 
-def test_a_student_can_be_taught_further(images: Path, cache: Path, tmp_path: Path) -> None:
-    first = run(images, tmp_path / "first", cache)
-    again = run(images, tmp_path / "second", cache, student=f"whiten:{first.student}", lr=1e-9)
-    paths = sorted(images.rglob("*.png"))
+def test_a_student_can_be_taught_further(shared_images: Path, cache: Path, tmp_path: Path) -> None:
+    first = run(shared_images, tmp_path / "first", cache)
+    again = run(
+        shared_images, tmp_path / "second", cache, student=f"whiten:{first.student}", lr=1e-9
+    )
+    paths = sorted(shared_images.rglob("*.png"))
     before, after = whiten.load(first.student).embed(paths), whiten.load(again.student).embed(paths)
     np.testing.assert_allclose(after, before, atol=1e-3)  # its projection is kept
     with pytest.raises(ConfigError, match="--dim 8"):
-        run(images, tmp_path / "third", cache, student=f"whiten:{first.student}", dim=16)
+        run(shared_images, tmp_path / "third", cache, student=f"whiten:{first.student}", dim=16)
 
 
-def test_wrong_options_are_refused(images: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_refused(shared_images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'temperature'"):
         DistillSpec.from_mapping({"teachers": ["x"], "temprature": 1})
     with pytest.raises(ConfigError, match="at least one teacher"):
-        distill(images, [], out=tmp_path / "a", epochs=1)
+        distill(shared_images, [], out=tmp_path / "a", epochs=1)
     with pytest.raises(ConfigError, match="divide by the number of processes"):
-        distill(images, TEACHERS, out=tmp_path / "a", devices=2, batch_size=5)
+        distill(shared_images, TEACHERS, out=tmp_path / "a", devices=2, batch_size=5)
     with pytest.raises(ConfigError, match="did you mean 'maxmin'"):
-        distill(images, TEACHERS, out=tmp_path / "a", fusion="minmax")
+        distill(shared_images, TEACHERS, out=tmp_path / "a", fusion="minmax")
     assert not (tmp_path / "a").exists()
 
 
-def test_a_whitening_of_some_of_the_images(images: Path, cache: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**SMALL, "epochs": 1, "cache": cache, "show_progress": False}
+def test_a_whitening_of_some_of_the_images(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {**OPTIONS, "epochs": 1, "cache": cache, "show_progress": False}
     fitted = {}
     for name, count in (("all", 0), ("some", 7), ("again", 7), ("more than there are", 10**6)):
         out = tmp_path / name
-        distill(images, TEACHERS, out=out, shrinkage=0.0, whiten_images=count, **options)
+        distill(shared_images, TEACHERS, out=out, shrinkage=0.0, whiten_images=count, **options)
         whitener = Whitener.load(RunFolder(out).whitener(0))
         fitted[name] = (whitener.n_, whitener.mean_.tolist())
     assert fitted["some"] == fitted["again"] and fitted["all"] == fitted["more than there are"]
@@ -348,16 +332,18 @@ def test_a_whitening_of_some_of_the_images(images: Path, cache: Path, tmp_path: 
 
 @pytest.mark.parametrize(("student", "is_alike"), [(STUDENT, True), (TEACHERS[1], False)])
 def test_the_papers_recipe_normalises_each_side_of_the_pairs_alone(
-    images: Path, cache: Path, tmp_path: Path, student: str, is_alike: bool
+    shared_images: Path, cache: Path, tmp_path: Path, student: str, is_alike: bool
 ) -> None:
     """Only networks with batch statistics notice; all else is the same as spelt out."""
     published = {"shrinkage": 0.0, "start": "random", "pairs_per_epoch": 1}
-    options = {**SMALL, "student": student, "epochs": 1, "views": 2}
+    options = {**OPTIONS, "student": student, "epochs": 1, "views": 2}
     options |= {"augment": "paper-images", "cache": cache}
     losses = {}
     for recipe, more in (("paper", {}), ("similarity", published)):
         out = tmp_path / recipe
-        distill(images, TEACHERS, out=out, recipe=recipe, show_progress=False, **options, **more)
+        distill(
+            shared_images, TEACHERS, out=out, recipe=recipe, show_progress=False, **options, **more
+        )
         losses[recipe] = [record["loss"] for record in RunFolder(out).read_metrics()]
     assert (losses["paper"] == pytest.approx(losses["similarity"], rel=1e-5)) == is_alike
 

@@ -27,11 +27,6 @@ ImageFolder = Callable[..., Path]
 
 
 @pytest.fixture
-def images(tmp_path: Path, image_folder: ImageFolder) -> Path:
-    return image_folder(tmp_path / "images", groups=3, per_group=4)
-
-
-@pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed_module, "SHARD_ROWS", 5)
     monkeypatch.setattr(embed_module, "BATCH", 2)
@@ -41,8 +36,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_embeddings_equal_a_plain_loop(images: Path, tmp_path: Path, workers: int) -> None:
-    items, plan = find_items(images), ViewPlan(seed=5)
+def test_embeddings_equal_a_plain_loop(mixed_images: Path, tmp_path: Path, workers: int) -> None:
+    items, plan = find_items(mixed_images), ViewPlan(seed=5)
     store = embed(
         items, make_teacher(), tmp_path / "s", views=(0, 1, 2), plan=plan, workers=workers
     )
@@ -54,8 +49,8 @@ def test_embeddings_equal_a_plain_loop(images: Path, tmp_path: Path, workers: in
     assert store.origin.plan == plan.fingerprint()
 
 
-def test_float16_halves_the_vectors(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
+def test_float16_halves_the_vectors(mixed_images: Path, tmp_path: Path) -> None:
+    items = find_items(mixed_images)
     ids = [item.id for item in items]
     half = embed(items, make_teacher(), tmp_path / "h", dtype="float16").gather(ids)
     full = embed(items, make_teacher(), tmp_path / "f").gather(ids)
@@ -65,17 +60,17 @@ def test_float16_halves_the_vectors(images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_progress_counts_rows(images: Path, tmp_path: Path, small_shards: None) -> None:
+def test_progress_counts_rows(mixed_images: Path, tmp_path: Path, small_shards: None) -> None:
     calls: list[tuple[int, int]] = []
-    items = find_items(images)
+    items = find_items(mixed_images)
     embed(items, make_teacher(), tmp_path / "s", views=(0, 1), progress=lambda *n: calls.append(n))
     assert calls[-1] == (24, 24)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert {planned for _, planned in calls} == {24}
 
 
-def test_precision_is_that_of_the_store(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
+def test_precision_is_that_of_the_store(mixed_images: Path, tmp_path: Path) -> None:
+    items = find_items(mixed_images)
     embed(items[:2], make_teacher(), tmp_path / "s", precision="bf16")
     assert embed(items, make_teacher(), tmp_path / "s").origin.precision == "bf16"
     with pytest.raises(StoreError, match="another precision, bf16, not 32"):
@@ -84,10 +79,10 @@ def test_precision_is_that_of_the_store(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gains", [True, False])
 def test_precision_is_chosen_by_what_is_faster(
-    images: Path, tmp_path: Path, gains: bool, monkeypatch: pytest.MonkeyPatch
+    mixed_images: Path, tmp_path: Path, gains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embed_module, "computes_faster_in_bf16", lambda module, device: gains)
-    items = find_items(images)
+    items = find_items(mixed_images)
     chosen, other = ("bf16", "32") if gains else ("32", "bf16")
     store = embed(items, make_teacher(), tmp_path / "new", precision="auto")
     assert store.origin.precision == chosen
@@ -99,9 +94,9 @@ def test_precision_is_chosen_by_what_is_faster(
 # --- bad images -------------------------------------------------------------------------------
 
 
-def test_bad_images_are_skipped_with_reasons(images: Path, tmp_path: Path) -> None:
-    reasons = spoil(images)
-    items = find_items(images)
+def test_bad_images_are_skipped_with_reasons(mixed_images: Path, tmp_path: Path) -> None:
+    reasons = spoil(mixed_images)
+    items = find_items(mixed_images)
     store = embed(items, make_teacher(), tmp_path / "s", views=(0, 1))
     assert len(items) == 16
     assert len(store) == 24
@@ -136,8 +131,8 @@ def test_no_readable_image(tmp_path: Path) -> None:
 # --- going on ---------------------------------------------------------------------------------
 
 
-def test_only_missing_views_are_computed(images: Path, tmp_path: Path) -> None:
-    items, ids = find_items(images), [item.id for item in find_items(images)]
+def test_only_missing_views_are_computed(mixed_images: Path, tmp_path: Path) -> None:
+    items, ids = find_items(mixed_images), [item.id for item in find_items(mixed_images)]
     first, second = make_teacher(), make_teacher()
     embed(items, first, tmp_path / "s", views=range(2))
     assert seen(first) == 24
@@ -148,8 +143,8 @@ def test_only_missing_views_are_computed(images: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(store.gather(ids, view), at_once.gather(ids, view), atol=1e-6)
 
 
-def test_new_images_are_added(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
+def test_new_images_are_added(mixed_images: Path, tmp_path: Path) -> None:
+    items = find_items(mixed_images)
     embed(items[:9], make_teacher(), tmp_path / "s")
     before = contents(tmp_path / "s")
     teacher = make_teacher()
@@ -163,11 +158,11 @@ def test_new_images_are_added(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("spoiled", [False, True])
 @pytest.mark.parametrize("stops", [[1], [4], [5], [6, 1, 4], [11], [2, 2, 2], [12]])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    images: Path, tmp_path: Path, small_shards: None, stops: list[int], spoiled: bool
+    mixed_images: Path, tmp_path: Path, small_shards: None, stops: list[int], spoiled: bool
 ) -> None:
     if spoiled:
-        spoil(images)
-    items = find_items(images)
+        spoil(mixed_images)
+    items = find_items(mixed_images)
     options: dict[str, Any] = {"views": (0, 1), "plan": ViewPlan(seed=2)}
     embed(items, make_teacher(), tmp_path / "whole", **options)
     assert len(contents(tmp_path / "whole")) >= 6
@@ -192,8 +187,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_another_model_or_plan_is_refused(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
+def test_another_model_or_plan_is_refused(mixed_images: Path, tmp_path: Path) -> None:
+    items = find_items(mixed_images)
     embed(items, make_teacher(), tmp_path / "s", views=(0, 1), plan=ViewPlan(seed=1))
     before = contents(tmp_path / "s")
     with pytest.raises(StoreError, match="another model, python:tests:conv0"):
@@ -208,8 +203,8 @@ def test_another_model_or_plan_is_refused(images: Path, tmp_path: Path) -> None:
 # --- teachers that hold embeddings ------------------------------------------------------------
 
 
-def test_a_store_teaches_by_content(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
+def test_a_store_teaches_by_content(mixed_images: Path, tmp_path: Path) -> None:
+    items = find_items(mixed_images)
     source = embed(items, make_teacher(), tmp_path / "source")
     renamed = tmp_path / "renamed"
     renamed.mkdir()
@@ -227,8 +222,8 @@ def test_a_store_teaches_by_content(images: Path, tmp_path: Path) -> None:
         stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}?size=3"))
 
 
-def test_a_store_teaches_the_views_of_its_own_plan_only(images: Path, tmp_path: Path) -> None:
-    items, ids = find_items(images), [i.id for i in find_items(images)]
+def test_a_store_teaches_the_views_of_its_own_plan_only(mixed_images: Path, tmp_path: Path) -> None:
+    items, ids = find_items(mixed_images), [i.id for i in find_items(mixed_images)]
     plan = ViewPlan(seed=1)
     source = embed(items, make_teacher(), tmp_path / "source", views=(0, 1), plan=plan)
     teacher = stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}"))
@@ -242,23 +237,25 @@ def test_a_store_teaches_the_views_of_its_own_plan_only(images: Path, tmp_path: 
     assert np.array_equal(whole.gather(ids), source.gather(ids))
 
 
-def test_a_stored_view_is_no_view_of_an_image_of_another_name(images: Path, tmp_path: Path) -> None:
+def test_a_stored_view_is_no_view_of_an_image_of_another_name(
+    mixed_images: Path, tmp_path: Path
+) -> None:
     # The student would draw another crop: views depend on the id.
-    items = find_items(images)
+    items = find_items(mixed_images)
     embed(items, make_teacher(), tmp_path / "source", views=(0, 1))
-    twin = images / "group0" / "twin.jpg"
-    shutil.copy(images / "group0" / "000.jpg", twin)
+    twin = mixed_images / "group0" / "twin.jpg"
+    shutil.copy(mixed_images / "group0" / "000.jpg", twin)
     teacher = stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}"))
-    store = embed(find_items(images), teacher, tmp_path / "s", views=(0, 1))
+    store = embed(find_items(mixed_images), teacher, tmp_path / "s", views=(0, 1))
     assert [s.id for s in store.skipped] == ["group0/twin.jpg"]
     assert "view 1 is not in" in store.skipped[0].reason
-    whole = embed(find_items(images), teacher, tmp_path / "t")
+    whole = embed(find_items(mixed_images), teacher, tmp_path / "t")
     assert np.array_equal(*whole.gather(["group0/000.jpg", "group0/twin.jpg"])[:, None])
 
 
-def test_copies_of_an_image_keep_their_own_views(images: Path, tmp_path: Path) -> None:
-    shutil.copy(images / "group0" / "000.jpg", images / "group0" / "twin.jpg")
-    items, ids = find_items(images), ["group0/000.jpg", "group0/twin.jpg"]
+def test_copies_of_an_image_keep_their_own_views(mixed_images: Path, tmp_path: Path) -> None:
+    shutil.copy(mixed_images / "group0" / "000.jpg", mixed_images / "group0" / "twin.jpg")
+    items, ids = find_items(mixed_images), ["group0/000.jpg", "group0/twin.jpg"]
     source = embed(items, make_teacher(), tmp_path / "source", views=(0, 1))
     teacher = stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}"))
     store = embed(items, teacher, tmp_path / "s", views=(0, 1))
@@ -266,8 +263,8 @@ def test_copies_of_an_image_keep_their_own_views(images: Path, tmp_path: Path) -
     assert not np.array_equal(*source.gather(ids, 1)[:, None])
 
 
-def test_a_store_is_opened_as_it_was_left(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
+def test_a_store_is_opened_as_it_was_left(mixed_images: Path, tmp_path: Path) -> None:
+    items = find_items(mixed_images)
     made = embed(items, make_teacher(), tmp_path / "s", views=(0, 1))
     opened = Store.open(tmp_path / "s")
     assert opened.origin == made.origin

@@ -13,7 +13,7 @@ from PIL import Image
 
 import whiten
 from command_line import Captured, fails, prints
-from helpers import TEACHER, draw, write_groups, write_image
+from helpers import TEACHER, draw, write_image
 from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
 from whiten.embedding.encoder import Encoder, Part
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.usefixtures("colour_teachers")
 OTHER = f"{TEACHER}?dim=5&seed=1"
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", {"a": 4, "b": 4, "c": 4})
+@pytest.fixture(scope="module")
+def groups() -> dict[str, int]:
+    return dict.fromkeys("abc", 4)
 
 
 def expected_embedding(image: Image.Image) -> np.ndarray:

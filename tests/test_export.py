@@ -43,20 +43,19 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    groups = {f"group{number}": 4 for number in range(12)}
-    return write_groups(tmp_path_factory.mktemp("images"), groups)
+def groups() -> dict[str, int]:
+    return {f"group{number}": 4 for number in range(12)}
 
 
 @pytest.fixture(scope="module")
-def done(student: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+def done(student: Path, shared_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
     pytest.importorskip("openvino")
     return export(
         student,
         tmp_path_factory.mktemp("out") / "exported",
         formats=ALL,
         precisions=["int8", "fp16", "fp32", "bf16"],
-        images=images,
+        images=shared_images,
         int8_floor=-1,
         int8_loss=1,
     )
@@ -79,8 +78,8 @@ def test_every_format_has_the_precisions_that_it_can(done: Exports) -> None:
     assert read_manifest(done.folder) == done.manifest
 
 
-def test_embeddings_are_those_of_torch(done: Exports, student: Path, images: Path) -> None:
-    files = files_of(images)
+def test_embeddings_are_those_of_torch(done: Exports, student: Path, shared_images: Path) -> None:
+    files = files_of(shared_images)
     expected = whiten.load(student).embed(files)
     for variant in done.manifest.variants:
         model = Exported(done.folder, format=variant.format, precision=variant.precision)
@@ -96,17 +95,17 @@ def test_embeddings_are_those_of_torch(done: Exports, student: Path, images: Pat
 
 
 def test_fp32_asks_what_torch_has_indexed(
-    done: Exports, student: Path, images: Path, tmp_path: Path
+    done: Exports, student: Path, shared_images: Path, tmp_path: Path
 ) -> None:
-    whiten.Index.build(str(student), images, tmp_path / "index")
-    query = find_items(images)[5]
+    whiten.Index.build(str(student), shared_images, tmp_path / "index")
+    query = find_items(shared_images)[5]
     exported = whiten.load(f"onnx:{done.folder}?precision=fp32")
     asking = whiten.Index.open(tmp_path / "index", exported)
     assert asking.search(query.path, k=1)[0][0].id == query.id
     with pytest.raises(StoreError, match="was made with another model"):
         whiten.Index.open(tmp_path / "index", whiten.load(f"onnx:{done.folder}?precision=int8"))
     with pytest.raises(StoreError, match="was made with another model"):
-        asking.add(images)  # it asks, and does not add
+        asking.add(shared_images)  # it asks, and does not add
 
 
 def test_the_most_exact_precision_is_the_default(done: Exports) -> None:
@@ -119,8 +118,10 @@ def test_the_most_exact_precision_is_the_default(done: Exports) -> None:
     assert len(prints_) == len(done.manifest.variants)
 
 
-def test_parity_is_measured_on_held_out_images(done: Exports, student: Path, images: Path) -> None:
-    held_out, calibration = split(find_items(images))
+def test_parity_is_measured_on_held_out_images(
+    done: Exports, student: Path, shared_images: Path
+) -> None:
+    held_out, calibration = split(find_items(shared_images))
     assert done.manifest.measured["held_out"] == len(held_out) == 24
     assert done.manifest.measured["calibration"] == len(calibration) == 24
     files = [item.path for item in held_out]
@@ -139,9 +140,9 @@ def test_parity_is_measured_on_held_out_images(done: Exports, student: Path, ima
 
 
 def test_retrieval_is_measured_on_groups(
-    done: Exports, student: Path, images: Path, tmp_path: Path
+    done: Exports, student: Path, shared_images: Path, tmp_path: Path
 ) -> None:
-    rows = [f"{item.path},{item.group}" for item in split(find_items(images))[0]]
+    rows = [f"{item.path},{item.group}" for item in split(find_items(shared_images))[0]]
     table = tmp_path / "held_out.csv"
     table.write_text("\n".join(["path,group", *rows]) + "\n")
     assert done.manifest.measured["map_by"] == "groups"
@@ -195,7 +196,7 @@ def test_files_know_their_preprocessing(done: Exports) -> None:
 
 
 def test_normalisation_can_be_folded_in(
-    done: Exports, student: Path, images: Path, tmp_path: Path
+    done: Exports, student: Path, shared_images: Path, tmp_path: Path
 ) -> None:
     import onnxruntime
 
@@ -205,7 +206,7 @@ def test_normalisation_can_be_folded_in(
         out,
         formats=ALL,
         precisions=["fp32", "int8"],
-        images=images,
+        images=shared_images,
         fold_normalisation=True,
         int8_floor=-1,
         int8_loss=1,
@@ -214,7 +215,7 @@ def test_normalisation_can_be_folded_in(
     feed = onnxruntime.InferenceSession(out / "student-fp32.onnx").get_inputs()[0]
     assert (feed.type, feed.shape[1:]) == ("tensor(uint8)", [64, 64, 3])
     assert isinstance(feed.shape[0], str)
-    files = files_of(images)
+    files = files_of(shared_images)
     for name in ALL:
         plain = Exported(done.folder, format=name).embed(files)
         np.testing.assert_allclose(Exported(out, format=name).embed(files), plain, atol=1e-5)
@@ -255,7 +256,7 @@ def test_an_earlier_export_is_replaced(student: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_good_enough_is_not_written(
-    capsys: Captured, student: Path, images: Path, tmp_path: Path
+    capsys: Captured, student: Path, shared_images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     arguments = [
@@ -268,7 +269,7 @@ def test_what_is_not_good_enough_is_not_written(
         "fp32",
         "int8",
         "--images",
-        images,
+        shared_images,
     ]
     line = fails(capsys, *arguments, "--int8-floor", "1.5")
     assert "onnx int8 is refused: its mean-centred cosine to torch is" in line
@@ -284,7 +285,7 @@ def test_what_is_not_good_enough_is_not_written(
 
 
 def test_wrong_options_are_one_line(
-    capsys: Captured, student: Path, images: Path, tmp_path: Path
+    capsys: Captured, student: Path, shared_images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     for options, message in (
@@ -296,7 +297,9 @@ def test_wrong_options_are_one_line(
     ):
         assert message in fails(capsys, "export", "--model", student, "--out", out, *options)
     assert not out.exists()
-    assert "is not a student folder" in fails(capsys, "export", "--model", images, "--out", out)
+    assert "is not a student folder" in fails(
+        capsys, "export", "--model", shared_images, "--out", out
+    )
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "note.txt").write_text("mine")
@@ -318,7 +321,7 @@ def test_one_image_is_too_few_for_int8(student: Path, tmp_path: Path) -> None:
 
 
 def test_images_that_cannot_be_read_are_named(
-    capsys: Captured, student: Path, images: Path, tmp_path: Path
+    capsys: Captured, student: Path, shared_images: Path, tmp_path: Path
 ) -> None:
     some = write_groups(tmp_path / "some", {"a": 3, "b": 3, "c": 3, "d": 3})
     for group in "abcd":
@@ -347,14 +350,14 @@ def test_json(capsys: Captured, student: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_student_gives_the_same_files(
-    done: Exports, student: Path, images: Path, tmp_path: Path
+    done: Exports, student: Path, shared_images: Path, tmp_path: Path
 ) -> None:
     again = export(
         student,
         tmp_path / "again",
         formats=["onnx", "openvino"],  # TorchScript numbers its classes
         precisions=["fp32", "fp16", "int8"],
-        images=images,
+        images=shared_images,
         int8_floor=-1,
         int8_loss=1,
     )

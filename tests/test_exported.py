@@ -18,7 +18,7 @@ from PIL import Image
 
 from command_line import Captured, fails, prints
 from exporting import DIM, write_student
-from helpers import draw, write_groups
+from helpers import draw
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, ImageError, MissingExtraError, TeacherError
 from whiten.export.building import Builder
@@ -62,9 +62,9 @@ def exported(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "exported"))
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", {"a": 7, "b": 7, "c": 7})
+@pytest.fixture(scope="module")
+def groups() -> dict[str, int]:
+    return dict.fromkeys("abc", 7)
 
 
 # --- use --------------------------------------------------------------------------------

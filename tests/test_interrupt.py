@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from helpers import write_groups
+from small_runs import STUDENT
 from whiten.runs.folder import RunFolder
 from whiten.store.store import Store
 
@@ -38,7 +39,6 @@ def make():
     return Slow(), Preprocess(size=(32, 32))
 """
 TEACHER = "python:slow_teachers:make"
-STUDENT = "timm:test_vit?pretrained=0&size=32"
 TRAIN = ["--student", STUDENT, "--dim", "4", "--batch-size", "4", "--checkpoint-every", "1"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from helpers import write_groups
 from killing import Reference, Work, attempt, kill_again_and_again
+from small_runs import OPTIONS, TEACHERS
 from warm import start_server
 from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
@@ -20,18 +21,7 @@ from whiten.store.store import Store
 from whiten.whitening.whitener import Whitener
 
 KILLS = 50
-TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=32"]
-OPTIONS: dict[str, Any] = {
-    "student": "timm:test_vit?pretrained=0&size=32",
-    "dim": 8,
-    "whiten_dim": 8,
-    "epochs": 3,
-    "batch_size": 4,
-    "checkpoint_every": 2,
-    "precision": "32",
-    "align": 0.5,
-    "ema": 0.9,
-}
+TRAINING = {**OPTIONS, "align": 0.5, "ema": 0.9}
 
 
 def images_of(folder: Path) -> Path:
@@ -68,7 +58,7 @@ def distil(folder: Path) -> None:
 
     module.SHARD_ROWS = 8
     # Nothing tells the first attempt from the later ones.
-    distill(images_of(folder), TEACHERS, out=folder, resume=True, show_progress=False, **OPTIONS)
+    distill(images_of(folder), TEACHERS, out=folder, resume=True, show_progress=False, **TRAINING)
 
 
 # --- what must be whole after a kill ------------------------------------------------------------

@@ -22,32 +22,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import write_groups
+from small_runs import OPTIONS, TEACHERS, losses
 from whiten.distillation.distill import distill
 from whiten.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
 LOSSES, WEIGHTS = 1e-3, 0.02
-TEACHERS = [
-    "timm:test_efficientnet?pretrained=0&size=32",
-    "timm:test_resnet?pretrained=0&size=32",
-]
-OPTIONS: dict[str, Any] = {
-    "student": "timm:test_vit?pretrained=0&size=32",
-    "dim": 8,
-    "whiten_dim": 8,
-    "epochs": 3,
-    "batch_size": 8,
-    "checkpoint_every": 2,
-    "precision": "32",
-    "accelerator": "cpu",
-}
+TRAINING = {**OPTIONS, "batch_size": 8, "accelerator": "cpu"}
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_groups(tmp_path_factory.mktemp("images"), dict.fromkeys("abcdefgh", 8))
+def groups() -> dict[str, int]:
+    return dict.fromkeys("abcdefgh", 8)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +42,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def run(images: Path, out: Path, cache: Path, **options: Any) -> RunFolder:
-    options = {**OPTIONS, **options}
-    distill(images, TEACHERS, out=out, cache=cache, show_progress=False, **options)
+def run(shared_images: Path, out: Path, cache: Path, **options: Any) -> RunFolder:
+    options = {**TRAINING, **options}
+    distill(shared_images, TEACHERS, out=out, cache=cache, show_progress=False, **options)
     return RunFolder(out)
-
-
-def losses(run: RunFolder) -> list[float]:
-    return [record["loss"] for record in run.read_metrics()]
 
 
 def weights(run: RunFolder) -> torch.Tensor:
@@ -90,13 +73,13 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS.keys())
 def test_two_processes_are_one(
-    images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
+    shared_images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    start = run(images, tmp_path / "start", cache, **{**options, "epochs": 1, "lr": 1e-12})
-    one = run(images, tmp_path / "one", cache, **options)
-    two = run(images, tmp_path / "two", cache, devices=2, **options)
-    assert len(losses(one)) > 8
-    np.testing.assert_allclose(losses(two), losses(one), rtol=LOSSES)
+    start = run(shared_images, tmp_path / "start", cache, **{**options, "epochs": 1, "lr": 1e-12})
+    one = run(shared_images, tmp_path / "one", cache, **options)
+    two = run(shared_images, tmp_path / "two", cache, devices=2, **options)
+    assert len(losses(one.root)) > 8
+    np.testing.assert_allclose(losses(two.root), losses(one.root), rtol=LOSSES)
     apart, way = (weights(one) - weights(other) for other in (two, start))
     assert way.norm() > 1e-3
     assert apart.norm() < WEIGHTS * way.norm()
@@ -112,13 +95,13 @@ if __name__ == "__main__":
 
 
 def test_two_killed_processes_go_on_as_if_never_killed(
-    images: Path, cache: Path, tmp_path: Path
+    shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
-    options = {**OPTIONS, "devices": 2}
-    whole = run(images, tmp_path / "whole", cache, **options)
+    options = {**TRAINING, "devices": 2}
+    whole = run(shared_images, tmp_path / "whole", cache, **options)
     program, parts = tmp_path / "program.py", RunFolder(tmp_path / "parts")
     program.write_text(PROGRAM)  # spawned processes import it again
-    arguments = json.dumps([str(images), TEACHERS, str(parts.root), options])
+    arguments = json.dumps([str(shared_images), TEACHERS, str(parts.root), options])
     process = subprocess.Popen(
         [sys.executable, str(program), arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -130,15 +113,17 @@ def test_two_killed_processes_go_on_as_if_never_killed(
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < parts.load_checkpoint()["step"] <= len(parts.read_metrics()) < len(losses(whole))
+    assert (
+        0 < parts.load_checkpoint()["step"] <= len(parts.read_metrics()) < len(losses(whole.root))
+    )
     distill("", out=parts.root, resume=True, show_progress=False)
-    assert losses(parts) == losses(whole)
+    assert losses(parts.root) == losses(whole.root)
     assert torch.equal(weights(parts), weights(whole))
 
 
-def test_the_command_line_takes_devices(images: Path, cache: Path, tmp_path: Path) -> None:
-    command = ["distill", images, "--teachers", TEACHERS[0], "--out", tmp_path / "run"]
-    for name, value in {**OPTIONS, "epochs": 1, "devices": 2, "embeddings": cache}.items():
+def test_the_command_line_takes_devices(shared_images: Path, cache: Path, tmp_path: Path) -> None:
+    command = ["distill", shared_images, "--teachers", TEACHERS[0], "--out", tmp_path / "run"]
+    for name, value in {**TRAINING, "epochs": 1, "devices": 2, "embeddings": cache}.items():
         command += [f"--{name.replace('_', '-')}", value]
     done = subprocess.run(
         [sys.executable, "-m", "whiten.cli", *map(str, command)],

@@ -175,7 +175,7 @@ def test_blur_is_in_proportion_to_the_input() -> None:
 # --- in a store -------------------------------------------------------------------------------
 
 
-def images(folder: Path) -> Path:
+def write_photographs(folder: Path) -> Path:
     for number in range(3):
         photograph(60 + number, 50).save(folder / f"{number}.png")
     return folder
@@ -183,7 +183,7 @@ def images(folder: Path) -> Path:
 
 def test_random_views_never_pass_for_whole_images(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    items = find_items(images(tmp_path / "images"))
+    items = find_items(write_photographs(tmp_path / "images"))
     assert IMAGES.fingerprint().startswith(DRAWN)
     embed(items, make_teacher(), tmp_path / "random", plan=IMAGES)
     with pytest.raises(StoreError, match="another view plan"):

@@ -42,16 +42,16 @@ Embed = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def images(colour_teachers: None, tmp_path: Path) -> Path:
+def folder(colour_teachers: None, tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
 @pytest.fixture
-def run(images: Path, capsys: pytest.CaptureFixture[str]) -> Embed:
-    """Embed `images` by the command line into `store`; its summary. Any exit is a failure."""
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Embed:
+    """Embed `folder` by the command line into `store`; its summary. Any exit is a failure."""
 
     def embed(*options: str) -> dict[str, Any]:
-        command = ["embed", str(images), "--teacher", TEACHER, "--out", "store", "--json"]
+        command = ["embed", str(folder), "--teacher", TEACHER, "--out", "store", "--json"]
         cli.main([*command, *options])
         summary: dict[str, Any] = json.loads(capsys.readouterr().out)
         summary["reasons"] = {skip["id"]: skip["reason"] for skip in summary["skipped"]}
@@ -83,9 +83,9 @@ def test_an_odd_image_is_decoded_as_plain_pillow_does(name: str) -> None:
     assert np.array_equal(np.asarray(decoded), np.asarray(plain))
 
 
-def test_each_image_is_embedded_or_skipped_with_its_reason(images: Path, run: Embed) -> None:
+def test_each_image_is_embedded_or_skipped_with_its_reason(folder: Path, run: Embed) -> None:
     bad = bad_images()
-    write_all(images, GOOD | {name: data for name, (data, _) in bad.items()})
+    write_all(folder, GOOD | {name: data for name, (data, _) in bad.items()})
     summary = run()
     assert summary["embeddings"] == len(GOOD)
     assert summary["reasons"].keys() == bad.keys()
@@ -102,15 +102,15 @@ def test_each_image_is_embedded_or_skipped_with_its_reason(images: Path, run: Em
 
 
 def test_the_summary_for_people_names_each_skipped_image(
-    images: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_all(images, {"a.png": GOOD["plain.png"], "b.png": b"", "c.jpg": b"text"})
-    command = ["embed", str(images), "--teacher", TEACHER, "--out", "store"]
+    write_all(folder, {"a.png": GOOD["plain.png"], "b.png": b"", "c.jpg": b"text"})
+    command = ["embed", str(folder), "--teacher", TEACHER, "--out", "store"]
     cli.main(command)
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == "store: 1 embeddings of 12 dimensions"
     assert "2 images skipped:\n  b.png: empty file\n  c.jpg: not an image" in err
-    (images / "a.png").unlink()
+    (folder / "a.png").unlink()
     shutil.rmtree("store")
     with pytest.raises(SystemExit) as stopped:
         cli.main(command)
@@ -118,19 +118,19 @@ def test_the_summary_for_people_names_each_skipped_image(
     assert "none of 2 images could be read" in capsys.readouterr().err
 
 
-def test_copies_are_reported(images: Path, run: Embed, capsys: pytest.CaptureFixture[str]) -> None:
-    write_all(images, dict.fromkeys(("a.png", "b\nc.png"), GOOD["plain.png"]))
-    write_all(images / "more", {"d.png": GOOD["plain.png"], "e.png": GOOD["grey.png"]})
+def test_copies_are_reported(folder: Path, run: Embed, capsys: pytest.CaptureFixture[str]) -> None:
+    write_all(folder, dict.fromkeys(("a.png", "b\nc.png"), GOOD["plain.png"]))
+    write_all(folder / "more", {"d.png": GOOD["plain.png"], "e.png": GOOD["grey.png"]})
     assert run()["duplicates"] == [["a.png", "b\nc.png", "more/d.png"]]
-    cli.main(["embed", str(images), "--teacher", TEACHER, "--out", "store"])
+    cli.main(["embed", str(folder), "--teacher", TEACHER, "--out", "store"])
     err = capsys.readouterr().err
     assert "2 images with the content of another:\n  a.png = b\\nc.png = more/d.png\n" in err
 
 
-def test_names_of_all_kinds(images: Path, run: Embed) -> None:
-    images.mkdir()
+def test_names_of_all_kinds(folder: Path, run: Embed) -> None:
+    folder.mkdir()
     for seed, name in enumerate(odd_names()):
-        with open(os.fsencode(images) + b"/" + name, "wb") as file:
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
             file.write(encode(picture(seed), "PNG"))
     summary = run()
     assert (summary["embeddings"], summary["skipped"]) == (len(odd_names()), [])
@@ -143,20 +143,20 @@ def test_names_of_all_kinds(images: Path, run: Embed) -> None:
     assert run()["embeddings"] == len(names)
 
 
-def test_what_is_no_plain_file(images: Path, tmp_path: Path, run: Embed) -> None:
-    write_all(images / "x.jpg", {"inside.png": GOOD["plain.png"]})
-    write_all(images / "real", {"a.png": GOOD["grey.png"]})
-    (images / "to-file.png").symlink_to("real/a.png")
-    (images / "to-nothing.png").symlink_to("nowhere.png")
-    (images / "to-itself.png").symlink_to("to-itself.png")
-    (images / "to-folder.png").symlink_to("real")
-    (images / "real" / "to-parent").symlink_to("..")
-    (images / "to-zero.png").symlink_to("/dev/zero")
-    os.mkfifo(images / "pipe.png")
-    with (images / "endless.png").open("wb") as file:
+def test_what_is_no_plain_file(folder: Path, tmp_path: Path, run: Embed) -> None:
+    write_all(folder / "x.jpg", {"inside.png": GOOD["plain.png"]})
+    write_all(folder / "real", {"a.png": GOOD["grey.png"]})
+    (folder / "to-file.png").symlink_to("real/a.png")
+    (folder / "to-nothing.png").symlink_to("nowhere.png")
+    (folder / "to-itself.png").symlink_to("to-itself.png")
+    (folder / "to-folder.png").symlink_to("real")
+    (folder / "real" / "to-parent").symlink_to("..")
+    (folder / "to-zero.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.png")
+    with (folder / "endless.png").open("wb") as file:
         os.truncate(file.fileno(), 1 << 34)  # takes no room
     here = Path.cwd()
-    os.chdir(images)  # a socket's path must be short
+    os.chdir(folder)  # a socket's path must be short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.png")
     os.chdir(here)
@@ -175,10 +175,10 @@ def test_what_is_no_plain_file(images: Path, tmp_path: Path, run: Embed) -> None
 
 
 def test_files_and_folders_that_may_not_be_read(
-    images: Path, run: Embed, monkeypatch: pytest.MonkeyPatch
+    folder: Path, run: Embed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_all(images, {"open.png": GOOD["plain.png"], "denied.png": GOOD["grey.png"]})
-    write_all(images / "locked", {"inside.png": GOOD["alpha.png"]})
+    write_all(folder, {"open.png": GOOD["plain.png"], "denied.png": GOOD["grey.png"]})
+    write_all(folder / "locked", {"inside.png": GOOD["alpha.png"]})
     real_open, real_scandir = os.open, os.scandir
 
     def denied(path: Any, *rest: Any, **more: Any) -> int:  # root may read everything
@@ -201,14 +201,14 @@ def test_files_and_folders_that_may_not_be_read(
                 "denied.png": "permission denied",
                 "locked/": "permission denied",
             }
-    (images / "denied.png").chmod(0o640)
+    (folder / "denied.png").chmod(0o640)
     assert run()["embeddings"] == 3
 
 
-def test_a_folder_too_deep_for_the_system_is_reported(images: Path, run: Embed) -> None:
-    write_all(images, {"a.png": GOOD["plain.png"]})
+def test_a_folder_too_deep_for_the_system_is_reported(folder: Path, run: Embed) -> None:
+    write_all(folder, {"a.png": GOOD["plain.png"]})
     here = Path.cwd()
-    os.chdir(images)
+    os.chdir(folder)
     for _ in range(20):
         Path("d" * 250).mkdir()
         os.chdir("d" * 250)
@@ -218,20 +218,20 @@ def test_a_folder_too_deep_for_the_system_is_reported(images: Path, run: Embed) 
     ((name, reason),) = summary["reasons"].items()
     assert name.endswith("d/")
     assert reason == "file name too long"
-    shutil.rmtree(images)
+    shutil.rmtree(folder)
 
 
 def test_files_that_vanish_during_the_run(
-    images: Path, run: Embed, monkeypatch: pytest.MonkeyPatch
+    folder: Path, run: Embed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{number:02d}.png" for number in range(40)]
-    write_all(images, {name: encode(picture(n), "PNG") for n, name in enumerate(names)})
+    write_all(folder, {name: encode(picture(n), "PNG") for n, name in enumerate(names)})
     find = find_items
 
     def find_then_lose(source: Path, *_: object) -> list[Item]:
         items = find(source)
-        (images / "05.png").unlink()
-        (images / "39.png").write_bytes(b"")
+        (folder / "05.png").unlink()
+        (folder / "39.png").write_bytes(b"")
         return items
 
     monkeypatch.setattr("whiten.datasets.frames.find_items", find_then_lose)

@@ -28,11 +28,6 @@ ImageFolder = Callable[..., Path]
 
 
 @pytest.fixture
-def images(tmp_path: Path, image_folder: ImageFolder) -> Path:
-    return image_folder(tmp_path / "images", groups=3, per_group=4)
-
-
-@pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed_module, "SHARD_ROWS", 5)
     monkeypatch.setattr(embed_module, "BATCH", 2)
@@ -51,8 +46,10 @@ def reread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def test_a_changed_image_is_embedded_anew(images: Path, tmp_path: Path, small_shards: None) -> None:
-    items = find_items(images)
+def test_a_changed_image_is_embedded_anew(
+    mixed_images: Path, tmp_path: Path, small_shards: None
+) -> None:
+    items = find_items(mixed_images)
     embed(items, make_teacher(), tmp_path / "s", views=(0, 1))
     before = contents(tmp_path / "s")
     overwrite(items[6].path, "purple")
@@ -69,12 +66,12 @@ def test_a_changed_image_is_embedded_anew(images: Path, tmp_path: Path, small_sh
 
 @pytest.mark.parametrize("same_size", [False, True])
 def test_an_image_is_replaced_by_one_that_is_older_than_the_store(
-    images: Path, tmp_path: Path, same_size: bool
+    mixed_images: Path, tmp_path: Path, same_size: bool
 ) -> None:
-    path = images / "group0" / "bitmap.bmp"
+    path = mixed_images / "group0" / "bitmap.bmp"
     Image.new("RGB", (16, 16), "red").save(path)
     os.utime(path, (1e9, 1e9))
-    items = find_items(images)
+    items = find_items(mixed_images)
     embed(items, make_teacher(), tmp_path / "s")
     time.sleep(0.02)  # clocks of file systems tick some hundred times a second
     Image.new("RGB", (16, 16 if same_size else 20), "blue").save(path)
@@ -85,9 +82,9 @@ def test_an_image_is_replaced_by_one_that_is_older_than_the_store(
 
 
 def test_touched_images_are_read_once_and_not_embedded(
-    images: Path, tmp_path: Path, reread: list[str]
+    mixed_images: Path, tmp_path: Path, reread: list[str]
 ) -> None:
-    items = find_items(images)
+    items = find_items(mixed_images)
     store = embed(items, make_teacher(), tmp_path / "s")
     before = store.gather([item.id for item in items])
     for item in items:
@@ -101,9 +98,9 @@ def test_touched_images_are_read_once_and_not_embedded(
 
 
 def test_a_store_that_cannot_be_written_is_read(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = find_items(images)
+    items = find_items(mixed_images)
     embed(items, make_teacher(), tmp_path / "s")
     before = contents(tmp_path / "s")
     make_newer(items[0].path)
@@ -116,8 +113,8 @@ def test_a_store_that_cannot_be_written_is_read(
     assert contents(tmp_path / "s") == before
 
 
-def test_a_removed_image_stays_stored(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
+def test_a_removed_image_stays_stored(mixed_images: Path, tmp_path: Path) -> None:
+    items = find_items(mixed_images)
     embed(items, make_teacher(), tmp_path / "s")
     Path(items[3].path).unlink()
     teacher = make_teacher()
@@ -126,11 +123,11 @@ def test_a_removed_image_stays_stored(images: Path, tmp_path: Path) -> None:
 
 
 def test_a_moved_collection_is_known_by_its_content(
-    images: Path, tmp_path: Path, reread: list[str]
+    mixed_images: Path, tmp_path: Path, reread: list[str]
 ) -> None:
-    first = find_items(images)
+    first = find_items(mixed_images)
     vectors = embed(first, make_teacher(), tmp_path / "s").gather([i.id for i in first])
-    moved = find_items(images.rename(tmp_path / "moved"))
+    moved = find_items(mixed_images.rename(tmp_path / "moved"))
     teacher = make_teacher()
     for _ in range(2):
         store = embed(moved, teacher, tmp_path / "s")
@@ -141,9 +138,9 @@ def test_a_moved_collection_is_known_by_its_content(
     assert {i.id: i.path for i in moved} == {name: seen.path for name, seen in places.items()}
 
 
-def test_another_image_of_the_same_id_is_embedded(images: Path, tmp_path: Path) -> None:
-    embed(find_items(images), make_teacher(), tmp_path / "s")
-    other = Path(shutil.copytree(images, tmp_path / "other"))
+def test_another_image_of_the_same_id_is_embedded(mixed_images: Path, tmp_path: Path) -> None:
+    embed(find_items(mixed_images), make_teacher(), tmp_path / "s")
+    other = Path(shutil.copytree(mixed_images, tmp_path / "other"))
     items = find_items(other)
     Image.new("RGB", (40, 32), "orange").save(items[0].path)
     for item in items:
@@ -154,14 +151,14 @@ def test_another_image_of_the_same_id_is_embedded(images: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("backup", [False, True])
-def test_a_mended_image_is_embedded(images: Path, tmp_path: Path, backup: bool) -> None:
-    spoil(images)
-    items = find_items(images)
+def test_a_mended_image_is_embedded(mixed_images: Path, tmp_path: Path, backup: bool) -> None:
+    spoil(mixed_images)
+    items = find_items(mixed_images)
     embed(items, make_teacher(), tmp_path / "s")
-    missing = images / "group2" / "link.webp"
+    missing = mixed_images / "group2" / "link.webp"
     missing.unlink()
     time.sleep(0.02)  # clocks of file systems tick some hundred times a second
-    shutil.copyfile(images / "group2" / "001.jpg", missing)
+    shutil.copyfile(mixed_images / "group2" / "001.jpg", missing)
     if backup:  # keeps the old date
         os.utime(missing, (1e9, 1e9))
     store = embed(items, make_teacher(), tmp_path / "s")
@@ -173,14 +170,14 @@ def test_a_mended_image_is_embedded(images: Path, tmp_path: Path, backup: bool) 
 
 
 def test_a_skipped_image_that_is_deleted_is_no_longer_reported(
-    images: Path, tmp_path: Path, reread: list[str]
+    mixed_images: Path, tmp_path: Path, reread: list[str]
 ) -> None:
-    reasons = spoil(images)
-    items = find_items(images)
+    reasons = spoil(mixed_images)
+    items = find_items(mixed_images)
     store = embed(items, make_teacher(), tmp_path / "s")
     assert {skip.id for skip in summarize(store, items).skipped} == set(reasons)
-    (images / "group1" / "0005.png").unlink()
-    items = find_items(images)
+    (mixed_images / "group1" / "0005.png").unlink()
+    items = find_items(mixed_images)
     store = embed(items, make_teacher(), tmp_path / "s")
     assert {skip.id for skip in summarize(store, items).skipped} == {*reasons} - {"group1/0005.png"}
     assert summarize(store, items).embeddings == 12
@@ -188,10 +185,10 @@ def test_a_skipped_image_that_is_deleted_is_no_longer_reported(
 
 
 def test_a_skipped_image_is_tried_again_once_it_may_be_read(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = images / "group0" / "000.jpg"
-    items = find_items(images)
+    path = mixed_images / "group0" / "000.jpg"
+    items = find_items(mixed_images)
 
     def refuse(name: str) -> bytes:
         if name == str(path):
@@ -212,8 +209,8 @@ def test_a_skipped_image_is_tried_again_once_it_may_be_read(
     assert (store.skipped, len(store), seen(teacher)) == ([], 12, 1)
 
 
-def test_what_a_store_did_not_hold_is_found_there_later(images: Path, tmp_path: Path) -> None:
-    items = find_items(images)
+def test_what_a_store_did_not_hold_is_found_there_later(mixed_images: Path, tmp_path: Path) -> None:
+    items = find_items(mixed_images)
     source = tmp_path / "source"
     embed(items[:8], make_teacher(), source, views=(0, 1))
     for _ in range(2):
@@ -230,10 +227,10 @@ def test_what_a_store_did_not_hold_is_found_there_later(images: Path, tmp_path: 
     assert np.array_equal(store.gather(ids[:8], 1), made.gather(ids[:8], 1))
 
 
-def test_copies_are_noticed(images: Path, tmp_path: Path) -> None:
-    shutil.copy(images / "group0" / "000.jpg", images / "group2" / "copy.jpg")
-    shutil.copy(images / "group0" / "001.png", images / "another.png")
-    items = find_items(images)
+def test_copies_are_noticed(mixed_images: Path, tmp_path: Path) -> None:
+    shutil.copy(mixed_images / "group0" / "000.jpg", mixed_images / "group2" / "copy.jpg")
+    shutil.copy(mixed_images / "group0" / "001.png", mixed_images / "another.png")
+    items = find_items(mixed_images)
     store = embed(items, make_teacher(), tmp_path / "s", views=(0, 1))
     summary = summarize(store, items)
     assert summary.duplicates == [

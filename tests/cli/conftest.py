@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import GROUPS, SMALL, STUDENT
+from command_line import SMALL, STUDENT
 from helpers import TEACHER, write_factory, write_groups
 from whiten import cli
 
@@ -16,17 +16,12 @@ def place(colour_teachers: None) -> None:
     """Every test of the command line works in a folder of its own."""
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", GROUPS)
-
-
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, groups: dict[str, int]) -> Path:
     """A finished run, with its report; made once."""
     root = tmp_path_factory.mktemp("finished")
     write_factory(root / "code")
-    write_groups(root / "images", GROUPS)
+    write_groups(root / "images", groups)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root / "code")
         command = ["distill", str(root / "images"), "--teachers", TEACHER, "--student", STUDENT]

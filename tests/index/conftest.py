@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import TEACHER, write_groups
+from helpers import TEACHER
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 
@@ -18,9 +18,9 @@ def encoder(colour_teachers: None) -> Encoder:
     return load(TEACHER)
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", {"a": 3, "b": 3})
+@pytest.fixture(scope="session")
+def groups() -> dict[str, int]:
+    return {"a": 3, "b": 3}
 
 
 @pytest.fixture(params=["folder", pytest.param("milvus", marks=pytest.mark.slow), "pgvector"])

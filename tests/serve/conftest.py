@@ -10,23 +10,21 @@ import pytest
 from PIL import Image
 
 from chromium import Browser
-from helpers import TEACHER, draw, write_factory, write_groups
+from helpers import TEACHER, draw, write_factory
 from service import EVIL, Serve, Service, TestClient, as_bytes
 from whiten.index import Index
 from whiten.serve import Settings, create_app
 
-GROUPS = {"a": 3, "b": 3, "c": 3, "d": 3}
+
+@pytest.fixture(scope="session")
+def groups() -> dict[str, int]:
+    return dict.fromkeys("abcd", 3)
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_groups(tmp_path / "images", GROUPS)
-
-
-@pytest.fixture
-def index(colour_teachers: None, images: Path, tmp_path: Path) -> Index:
+def index(colour_teachers: None, groups: dict[str, int], images: Path, tmp_path: Path) -> Index:
     table = tmp_path / "prices.csv"
-    rows = [f"{group}/{n}.png,{10 * n}" for group, size in GROUPS.items() for n in range(size)]
+    rows = [f"{group}/{n}.png,{10 * n}" for group, size in groups.items() for n in range(size)]
     table.write_text("\n".join(["id,price", *rows]))
     return Index.build(TEACHER, images, tmp_path / "index", metadata=table)
 

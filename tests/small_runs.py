@@ -1,0 +1,26 @@
+"""The options of runs that take a second, with teachers and a student of random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from whiten.runs.folder import RunFolder
+
+TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=48"]
+# A transformer has no batch statistics, so that processes can be compared exactly.
+STUDENT = "timm:test_vit?pretrained=0&size=32"
+OPTIONS: dict[str, Any] = {
+    "student": STUDENT,
+    "dim": 8,
+    "whiten_dim": 8,
+    "epochs": 3,
+    "batch_size": 4,
+    "checkpoint_every": 2,
+    "precision": "32",
+}
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of each step of a run."""
+    return [record["loss"] for record in RunFolder(run).read_metrics()]
