@@ -14,10 +14,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A process per core, and each file to one of them, so that its fixtures are made once.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# What takes the options of a benchmark. The comparison of recipes takes hours, and what reads its
-# cache comes after it.
-BENCHMARKS := $(filter-out quality target_distributions whitening_choice, $(basename $(notdir \
-	$(shell grep -l "arguments(__doc__)" benchmarks/*.py))))
+# Scripts that take the options of a benchmark; the others are imported.
+BENCHMARKS := $(basename $(notdir $(shell grep -l "arguments(__doc__)" benchmarks/*.py)))
 
 .PHONY: demo test test-fast check architecture browser bench docs clean
 
@@ -45,7 +43,7 @@ bench: .venv/dev-installed
 		echo "benchmarks/$$name.py" >&2; \
 		$(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json > /dev/null; \
 	done
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python tools/pages.py
 
 architecture:
 	$(PYTHON) tools/house.py --draw docs/architecture.svg

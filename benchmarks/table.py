@@ -1,40 +1,13 @@
-"""Fill the tables of docs/benchmarks.md from benchmarks/results/*.json.
-
-    python benchmarks/table.py
-
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME.json fills it.
-"""
+"""Tables of docs/benchmarks.md, made of benchmarks/results/*.json; `tools/pages.py` writes them."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
-RESULTS = ROOT / "benchmarks" / "results"
-MISSING = "*Not measured yet.*"
-
-
-def fill(page: str, results: Mapping[str, Any]) -> str:
-    """The page with every table made anew.
-
-    Raises:
-        ValueError: a result has no place on the page.
-    """
-    names = re.findall(r"<!-- table: (\w+) -->", page)
-    if lost := sorted(set(results) - set(names)):
-        raise ValueError(f"no table on the page for {', '.join(lost)}: add <!-- table: NAME -->")
-
-    def replace(match: re.Match[str]) -> str:
-        name = match[1]
-        text = render(results[name]) if name in results else MISSING
-        return f"<!-- table: {name} -->\n{text}\n<!-- end -->"
-
-    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", replace, page, flags=re.DOTALL)
+RESULTS = Path(__file__).parent / "results"
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -103,13 +76,5 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-
-
-def main() -> None:
-    PAGE.write_text(fill(PAGE.read_text(), read_results(RESULTS)))
-
-
-if __name__ == "__main__":
-    main()
+def read_results() -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}

@@ -1,6 +1,6 @@
 """Which objective suits which data: named recipes, and the choice between them.
 
-The choice rests on `benchmarks/quality.py`; docs/recipes.md shows its tables. A recipe fills the
+The choice rests on `studies/quality.py`; docs/recipes.md shows its tables. A recipe fills the
 options that a user left open and changes none that were given.
 """
 
@@ -59,7 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 _PUBLISHED_VIEWS = {"groups": "paper-images", "mixed": "paper-images", "views": "paper-frames"}
 
 # Weight of the regression onto the fused teachers that `--compatible` adds to a recipe: a higher
-# one costs the student more than its queries gain (benchmarks/compatible.py).
+# one costs the student more than its queries gain (studies/compatible.py).
 COMPATIBLE = 1.0
 
 # Teachers whose whitened embeddings retrieve held-out groups with at least this mAP know the

@@ -1,6 +1,6 @@
 """Make strong teachers of the domain: fine-tune the demo's networks on the training groups.
 
-    python benchmarks/finetune_teachers.py --out runs/strong-teachers
+    python studies/finetune_teachers.py --out runs/strong-teachers
 
 Each network is trained whole at 128 px, the resolution at which the demo uses it, with a
 supervised contrastive loss over batches of 32 groups of 4 images (Khosla et al. 2020, eq. 2), and

@@ -1,6 +1,6 @@
 """Does the whitening choose well, in either regime and however few images it is fitted on?
 
-    python benchmarks/whitening_choice.py --quality runs/quality --strong runs/strong-teachers
+    python studies/whitening_choice.py --quality runs/quality --strong runs/strong-teachers
 
 For 100 to all training images: the fused teachers' mAP on the test split, whitened as chosen with
 groups, as chosen without, as in the paper (shrinkage 0, at most 256 axes), centred, and raw.
@@ -10,6 +10,7 @@ and `quality.py run` make. `--plot FILE` draws it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -21,7 +22,6 @@ import numpy as np
 from emoji import load_split, mean_average_precision
 from matplotlib.figure import Figure
 from regimes import OF_THE_DOMAIN, OFF_THE_SHELF, Embedded, read, teachers_of
-from side_by_side import arguments
 
 from whiten.report.style import QUIET, styled
 from whiten.utils.arrays import normalize_rows
@@ -101,7 +101,9 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
     parser.add_argument("--quality", type=Path, default=Path("runs/quality"))
     parser.add_argument("--strong", type=Path, default=Path("runs/strong-teachers"))
     parser.add_argument("--draws", type=int, default=2, help="samples of each size")

@@ -1,7 +1,7 @@
 """What each difference between the published code and the defaults does on the bundled images.
 
-    python benchmarks/differences.py --out runs/quality --json benchmarks/recipes/differences.json
-    python benchmarks/differences_page.py
+    python studies/differences.py --out runs/quality --json studies/results/differences.json
+    python tools/pages.py
 
 One thing is changed at a time. Heads on frozen features are trained with three seeds each and may
 be interrupted: what is done lies in OUT/differences. The rest are the demo's teachers on the test

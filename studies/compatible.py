@@ -1,6 +1,6 @@
 """What `--compatible` costs a student and what it gives: the weight of `align`, on validation.
 
-    python benchmarks/compatible.py --work runs/compatible --out benchmarks/search/compatible.json
+    python studies/compatible.py --work runs/compatible --out studies/results/compatible.json
 
 Trains the demo's student on the bundled training split with several weights of the regression onto
 the fused teachers, and measures mAP on the validation split three ways: the student alone, its
@@ -10,6 +10,7 @@ asked all the same. `--settings` names some of: head-views, head-groups, whole-v
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from quality import lay_out
-from side_by_side import arguments
 from trials import PRETRAINED, WEAK
 
 from whiten.datasets.collection import Item
@@ -51,7 +51,9 @@ def mean_ap(queries: np.ndarray, gallery: np.ndarray, items: list[Item]) -> floa
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
     parser.add_argument("--work", type=Path, default=Path("runs/compatible"))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--weights", nargs="+", type=float, default=list(WEIGHTS))

@@ -1,6 +1,6 @@
 """Why recipes differ: how much each training target says beyond which pair is the positive.
 
-    python benchmarks/target_distributions.py --quality runs/quality --out FILE.json
+    python studies/target_distributions.py --quality runs/quality --out FILE.json
 
 Reads the embeddings that `quality.py run` cached. For batches of 128 pairs, two views of an image
 or two images of a group, it prints the mass that the target puts on the positive, and the
@@ -9,6 +9,7 @@ perplexity (exp of the entropy) of what it says of all: 1 is a label, 128 is no 
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from emoji import load_split
 from regimes import read
-from side_by_side import arguments
 from trials import WEAK
 
 from whiten.distillation.fusion import fuse
@@ -38,7 +38,8 @@ def describe(target: torch.Tensor, positive: torch.Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
     parser.add_argument("--quality", type=Path, default=Path("runs/quality"))
     options = parser.parse_args()
     raw = [(teacher.whole, teacher.view) for teacher in read(WEAK, options.quality)]

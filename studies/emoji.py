@@ -1,4 +1,4 @@
-"""The bundled images, split by group, for benchmarks that train on them in memory."""
+"""The bundled images, split by group, for studies that train on them in memory."""
 
 from __future__ import annotations
 

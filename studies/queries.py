@@ -1,7 +1,7 @@
 """What α-query expansion and score normalisation give on the demo's images.
 
     whiten demo --out runs/demo
-    python benchmarks/queries.py --demo runs/demo --out benchmarks/search/queries.json
+    python studies/queries.py --demo runs/demo --out studies/results/queries.json
 
 Every image searches all others of its split. Expansion is measured by mAP over a grid of (n, α),
 score normalisation by µAP of each query's first 100 results over a grid of (top, β); its background
@@ -12,6 +12,7 @@ difference over groups.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import sys
@@ -22,7 +23,6 @@ from typing import Any
 import numpy as np
 from emoji import average_precisions, load_split
 from quality import interval
-from side_by_side import arguments
 
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
@@ -148,7 +148,9 @@ def measure(name: str, encoder: Encoder, limit: int | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()

@@ -1,9 +1,9 @@
 """Which recipe, and why: every recipe in four settings, from two starts, chosen on validation.
 
-    python benchmarks/finetune_teachers.py --out runs/strong-teachers
-    python benchmarks/quality.py run --out runs/quality
-    python benchmarks/quality.py trials --out runs/quality
-    python benchmarks/quality.py table --out runs/quality
+    python studies/finetune_teachers.py --out runs/strong-teachers
+    python studies/quality.py run --out runs/quality
+    python studies/quality.py trials --out runs/quality
+    python studies/quality.py table --out runs/quality
 
 `run` trains what is missing, one small JSON file a trial, so that it can be stopped, resumed and
 shared between processes: start it twice with `--threads 1`. A recipe is tried at several

@@ -1,17 +1,14 @@
-"""Fill the tables and draw the figures of docs/recipes.md.
+"""Text of docs/recipes.md and docs/differences.md, made of the results of the studies.
 
-    python benchmarks/recipes_page.py
-
-Reads what these wrote to benchmarks/recipes: `quality.py table --json quality.json`,
-`quality.py trials --json trials.json`, `target_distributions.py --out targets.json`,
-`whitening_choice.py --out whitening.json`.
+`tools/pages.py` writes it into the pages. The results are those of `quality.py table`,
+`quality.py trials`, `target_distributions.py` and `differences.py`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,7 @@ from trials import DEFAULTS, FUSIONS, TEACHERS
 
 from whiten.report.style import BAD, GOOD, INK, QUIET, styled
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "recipes.md"
-RESULTS = ROOT / "benchmarks" / "recipes"
+RESULTS = Path(__file__).parent / "results"
 SETTINGS = {
     "label-free": "label-free",
     "labelled": "labelled",
@@ -190,23 +185,8 @@ def draw_test(rows: Sequence[Row], starts: Sequence[Row]) -> Figure:
     return figure
 
 
-def fill(page: str, tables: dict[str, str]) -> str:
-    for name, text in tables.items():
-        pattern = rf"<!-- table: {name} -->\n.*?<!-- end -->"
-        filled = f"<!-- table: {name} -->\n{text}\n<!-- end -->"
-        page, count = re.subn(pattern, lambda _, new=filled: new, page, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"docs/recipes.md needs one <!-- table: {name} -->")
-    return page
-
-
-def read_results() -> dict[str, Any]:
-    names = ("quality", "targets", "trials")
-    return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
-
-
-def filled(page: str, results: dict[str, Any]) -> str:
-    """The page with every table made anew."""
+def recipe_tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Tables by their name on docs/recipes.md."""
     rows = results["quality"]["rows"]
     tables = {
         "pretrained": validation_table(rows, "pretrained"),
@@ -216,16 +196,55 @@ def filled(page: str, results: dict[str, Any]) -> str:
         "test": test_table(rows),
         "targets": target_table(results["targets"]["rows"]),
     }
-    return fill(page, {name: "\n".join(lines) for name, lines in tables.items()})
+    return {name: "\n".join(lines) for name, lines in tables.items()}
 
 
-def main() -> None:
-    results = read_results()
-    PAGE.write_text(filled(PAGE.read_text(), results))
-    png = draw_test(results["quality"]["rows"], results["quality"]["starts"])
-    assert png is not None
-    PAGE.with_name("recipes.png").write_bytes(png)
+def effects(found: Mapping[str, Any]) -> dict[str, str]:
+    """Effects by their name on docs/differences.md: the published way → the default."""
+    students, whitening = found["students"], found["whitening"]
+    shown, order, cut_off = found["normalisation"], found["order"], found["cut-off"]
+
+    def trained(published: str, default: str) -> str:
+        return f"{_seeds(students[published])} → {_seeds(students[default])}"
+
+    def fused(published: str, default: str = "whole images") -> str:
+        return _arrow(whitening[published], whitening[default])
+
+    return {
+        "chosen-views": trained("views", "views, whitening chosen"),
+        "chosen-groups": trained("groups", "groups, whitening chosen"),
+        "start": trained("views, random start", "views"),
+        "optimiser": trained("views, published optimiser", "views"),
+        "maxrand": trained("views, maxrand drawn twice", "views, maxrand"),
+        "one-pair": trained("groups, one pair", "groups"),
+        "views-groups": trained("groups, published views", "groups"),
+        "all-groups": trained("groups, all published", "groups, whitening chosen"),
+        "null": fused("few images, null directions kept", "few images, null directions left out"),
+        "few": fused("few images, null directions kept", "few images, chosen"),
+        "crops": fused("random crops"),
+        "zeros": fused("with 7 rows of zeros"),
+        "normalisation": _arrow(shown["not normalised"], shown["normalised"]),
+        "order": "; ".join(
+            f"{order[f'queries that change, {kind}']:,} of 1,912 {what}"
+            for kind, what in (
+                ("exact", "as they are"),
+                ("one byte", "with similarities of two decimals, which tie"),
+            )
+        ),
+        "cut-off": "mean AP "
+        + _arrow(cut_off["by positives retrieved"], cut_off["by positives that exist"])
+        + f", of the whole ranking {100 * cut_off['whole ranking']:.1f}",
+    }
 
 
-if __name__ == "__main__":
-    main()
+def _arrow(published: float, default: float) -> str:
+    return f"{100 * published:.1f} → {100 * default:.1f}"
+
+
+def _seeds(student: Mapping[str, Any]) -> str:
+    low, high = min(student["seeds"]), max(student["seeds"])
+    return f"{100 * student['map']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def read_results() -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
