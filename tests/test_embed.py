@@ -15,6 +15,7 @@ from counting_teacher import contents, make_teacher, plain, seen, spoil
 from store_helpers import content_hashes
 from whiten.datasets.finding import find_items
 from whiten.embedding import embed as embed_module
+from whiten.embedding import row_makers
 from whiten.embedding.embed import embed
 from whiten.errors import ConfigError, NoImagesError, StoreError, TeacherError
 from whiten.models.sources import stored
@@ -29,7 +30,7 @@ ImageFolder = Callable[..., Path]
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed_module, "SHARD_ROWS", 5)
-    monkeypatch.setattr(embed_module, "BATCH", 2)
+    monkeypatch.setattr(row_makers, "BATCH", 2)
 
 
 # --- what is stored ---------------------------------------------------------------------------
@@ -216,8 +217,8 @@ def test_a_store_teaches_by_content(mixed_images: Path, tmp_path: Path) -> None:
     ids = [i.id for i in find_items(renamed)]
     assert np.array_equal(store.gather(ids[:-1]), source.gather([i.id for i in items]))
     assert [(s.id, s.reason[:13]) for s in store.skipped] == [("99.png", "view 0 is not")]
-    with pytest.raises(TeacherError, match="pass image files, not pixels"):
-        teacher.embed(np.zeros((1, 224, 224, 3), np.uint8))
+    with pytest.raises(TeacherError, match="knows image files, not pixels"):
+        teacher.embed_files([np.zeros((224, 224, 3), np.uint8)])
     with pytest.raises(ConfigError, match="has no option"):
         stored.open_uri(parse_uri(f"store:{tmp_path / 'source'}?size=3"))
 

@@ -19,6 +19,7 @@ from whiten.errors import ConfigError
 from whiten.evaluation.cost import measure_cost
 from whiten.evaluation.evaluate import evaluate, evaluate_task, score_revisited
 from whiten.metrics import bootstrap_interval, revisited
+from whiten.models.stored_model import StoredModel
 from whiten.models.teacher import Teacher
 from whiten.retrieval.blocks import similarity_blocks, top_k
 from whiten.utils.memory import forget
@@ -290,7 +291,7 @@ def test_cost_of_parts_adds_up() -> None:
     assert one.ms_per_image is not None and 0 < one.ms_per_image < 1000
 
 
-def test_cost_of_a_lookup_is_unknown() -> None:
-    stored = make_teacher(4, lookup=lambda digest, view: None)
+def test_cost_of_a_stored_model_is_unknown() -> None:
+    stored = StoredModel("store:s", "s", 4, Preprocess(), "0", {})
     cost = measure_cost(Encoder("stored", [Part(stored)]))
     assert (cost.params, cost.macs, cost.ms_per_image) == (None, None, None)

@@ -27,7 +27,7 @@ from whiten.export.quantisation import quantise
 from whiten.export.table import remarks_on
 from whiten.models.exported import Variant
 from whiten.models.student import load_student
-from whiten.models.teacher import Teacher
+from whiten.models.teacher import ArrayTeacher, Teacher
 from whiten.utils import files as folders
 from whiten.views.rendering import Preprocess
 
@@ -274,10 +274,7 @@ class Clock:
             self.hiccup = 0.0
             return np.ones((len(inputs), 2), np.float32)
 
-        facts: Any = {"framework": "numpy", "forward": forward}
-        return Teacher(
-            uri="", name="", dim=2, weights_hash="", preprocess=Preprocess(size=(4, 4)), **facts
-        )
+        return ArrayTeacher("", "", 2, Preprocess(size=(4, 4)), "", forward)
 
 
 def test_speeds_are_images_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from whiten.errors import ImageError, TeacherError, WhiteningError
 from whiten.media.boxes import Box
 from whiten.models.multiscale import MULTI, SINGLE, see_own_size
 from whiten.models.registry import open_teacher
+from whiten.models.stored_model import StoredModel, require_network
 from whiten.models.teacher import Teacher
 from whiten.views.own_size import render_own_size
 from whiten.views.rendering import Preprocess
@@ -180,7 +181,7 @@ def test_models_of_one_size_are_refused() -> None:
     with pytest.raises(TeacherError, match="not take 97x67 pixels"):  # though multiples of 4
         see_own_size(network(forward=patches, module=patches, dim=48))
     unpooled = network(pool=2)  # (n, 48), not (n, 12)
-    with pytest.raises(TeacherError, match="one embedding an image"):
+    with pytest.raises(TeacherError, match="one embedding per image"):
         see_own_size(unpooled)
 
 
@@ -193,7 +194,7 @@ def test_an_image_that_is_too_small_is_one_line() -> None:
 
 def test_what_computes_nothing_or_takes_channels_last_is_refused() -> None:
     with pytest.raises(TeacherError, match="computes none"):
-        see_own_size(network(lookup=lambda *_: None))
+        require_network(StoredModel("store:s", "s", 12, Preprocess(), "hash", {}))
     with pytest.raises(TeacherError, match="channels-first"):
         see_own_size(network(preprocess=Preprocess(size=(32, 32), layout="nhwc")))
 

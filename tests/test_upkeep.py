@@ -16,6 +16,7 @@ from PIL import Image
 from counting_teacher import contents, make_newer, make_teacher, overwrite, plain, seen, spoil
 from whiten.datasets.finding import find_items
 from whiten.embedding import embed as embed_module
+from whiten.embedding import row_makers
 from whiten.embedding.embed import embed, summarize
 from whiten.errors import ImageError
 from whiten.media.reading import read_bytes
@@ -30,7 +31,7 @@ ImageFolder = Callable[..., Path]
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed_module, "SHARD_ROWS", 5)
-    monkeypatch.setattr(embed_module, "BATCH", 2)
+    monkeypatch.setattr(row_makers, "BATCH", 2)
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_a_skipped_image_is_tried_again_once_it_may_be_read(
         return read_bytes(name)
 
     with monkeypatch.context() as locked:
-        locked.setattr(embed_module, "read_bytes", refuse)
+        locked.setattr(row_makers, "read_bytes", refuse)
         for _ in range(2):
             store = embed(items, make_teacher(), tmp_path / "s")
             assert [(s.id, s.reason) for s in store.skipped] == [

@@ -30,7 +30,8 @@ from whiten.distillation.training_set import (
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.fitting import fit_whiteners, fused_fingerprint
 from whiten.errors import ConfigError, NoImagesError
-from whiten.models.registry import open_teacher
+from whiten.models.registry import open_network, open_teacher
+from whiten.models.stored_model import Model
 from whiten.models.student import StudentNet, backbone_as_teacher, build_student
 from whiten.models.teacher import Teacher
 from whiten.models.uri import parse_uri
@@ -58,9 +59,9 @@ def prepare(
     draft, _ = complete(spec, source)  # refuses at once what no teacher could mend
     views = spec.views or (1 if source == "groups" else 2)
     cache = _Cache(embeddings, draft, show_progress)
-    teachers = [
-        open_teacher(uri) for uri in spec.teachers
-    ]  # all, before the first embeds for hours
+    # All are opened before the first embeds for hours.
+    opened = open_network if spec.teachers_online else open_teacher
+    teachers: list[Model] = [opened(uri) for uri in spec.teachers]
     torch.manual_seed(spec.seed)
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
     if config.dim != spec.dim:
@@ -126,7 +127,7 @@ class _Cache:
         wanted = "32" if spec.precision == "16" else spec.precision
         self.precision = resolve_precision(wanted, self.device.type)
 
-    def embed(self, teacher: Teacher, items: Items, views: range, label: str) -> Store:
+    def embed(self, teacher: Model, items: Items, views: range, label: str) -> Store:
         spec = self.spec
         folder = store_folder(
             self.folder,
@@ -150,7 +151,7 @@ class _Cache:
         return store
 
 
-def _describe(uris: Sequence[str], teachers: Sequence[Teacher]) -> list[dict[str, str]]:
+def _describe(uris: Sequence[str], teachers: Sequence[Model]) -> list[dict[str, str]]:
     described: list[dict[str, str]] = []
     for uri, teacher in zip(uris, teachers, strict=True):
         described.append(

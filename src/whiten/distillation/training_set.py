@@ -21,7 +21,7 @@ from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
 from whiten.distillation.targets import open_targets
 from whiten.errors import RunError, one_line
 from whiten.media.reading import read_bytes
-from whiten.models.registry import open_teacher
+from whiten.models.registry import open_network
 from whiten.models.student import StudentConfig
 from whiten.models.teacher import Teacher
 from whiten.runs.folder import RunFolder
@@ -135,7 +135,7 @@ class TrainingSet:
         )
         for number, teacher in enumerate(facts["teachers"] if spec.teachers_online else []):
             whitener = Whitener.load(run.whitener(number)) if spec.whiten else None
-            online.append(OnlineTeacher(open_teacher(teacher["uri"]), whitener))
+            online.append(OnlineTeacher(open_network(teacher["uri"]), whitener))
         bf16 = resolve_precision(spec.precision, best_device().type) == "bf16"
         return cls(
             run=run,

@@ -1,4 +1,4 @@
-"""Teacher or student × items -> store. Decoding, augmenting and the forward pass overlap."""
+"""From a model and images to a store. Decoding, augmenting and the forward pass overlap."""
 
 from __future__ import annotations
 
@@ -12,55 +12,23 @@ import numpy.typing as npt
 
 from whiten._version import __version__
 from whiten.datasets.collection import Item, Items
-from whiten.errors import ConfigError, ImageError, NoImagesError, StoreError
-from whiten.media.reading import Skipped, read_bytes, stamp_of
+from whiten.embedding.row_makers import Computed, LookedUp, Read, Render, RowMaker, Task, read_task
+from whiten.errors import ConfigError, NoImagesError
+from whiten.media.reading import Skipped
+from whiten.models.stored_model import Model, StoredModel
 from whiten.models.teacher import Teacher
 from whiten.store.shards import Origin, Row, Seen
 from whiten.store.store import Store, stored_precision
-from whiten.store.upkeep import Usable, bring_up_to_date
+from whiten.store.upkeep import bring_up_to_date
 from whiten.utils.devices import computes_faster_in_bf16
-from whiten.utils.hashing import content_hash
-from whiten.utils.names import display_path
 from whiten.utils.threads import ordered_map
-from whiten.views.plan import ViewPlan, agree
-from whiten.views.rendering import render_bytes
+from whiten.views.plan import ViewPlan
 
 SHARD_ROWS = 1024  # at most this much work is lost by a kill
 _AT_ONCE = 8192  # images that are looked up at once
-BATCH = 16  # larger batches leave the CPU's caches; a GPU gets more, see `_batch_size`
 
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows planned)."""
-
-Render = Callable[[bytes, Item], npt.NDArray[np.uint8]]
-"""From a file's content to the (h, w, 3) RGB image that the model is shown."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One image and the views of it that are wanted; the last one of a shard says so."""
-
-    item: Item
-    views: tuple[int, ...]
-    ends_shard: bool = False
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A task whose image was read.
-
-    Attributes:
-        task: what was asked.
-        seen: how its file was found.
-        pixels: (views, h, w, 3) uint8; None for teachers that hold embeddings, and where the image
-            cannot be used.
-        reason: why it cannot; else "".
-    """
-
-    task: Task
-    seen: Seen
-    pixels: npt.NDArray[np.uint8] | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +50,7 @@ class Summary:
 
 def embed(
     items: Sequence[Item],
-    teacher: Teacher,
+    teacher: Model,
     folder: str | os.PathLike[str],
     *,
     views: Sequence[int] = (0,),
@@ -101,7 +69,7 @@ def embed(
 
     Args:
         items: the images, with unique ids.
-        teacher: a teacher or student.
+        teacher: the model.
         folder: the store, existing or new.
         views: which views of every image; 0 is the whole image.
         plan: how random views are drawn.
@@ -122,48 +90,47 @@ def embed(
     if not items:
         raise NoImagesError("there are no images to embed: name a folder with images")
     plan_of_views = plan.fingerprint() if any(map(plan.is_random, views)) else ""
-    if teacher.lookup is not None and not agree(teacher.plan, plan_of_views):
-        raise StoreError(
-            f"{teacher.uri} holds views of another view plan, {teacher.plan[:8]}, not "
-            f"{plan.fingerprint()[:8]} (seed {plan.seed}): use the seed that it was made with, or "
-            "whole images only"
-        )
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype must be float32 or float16, not {dtype!r}")
+    if precision is None or precision == "auto":
+        precision = _default_precision(teacher, folder, wants_fast=precision == "auto")
+    maker: RowMaker
+    if isinstance(teacher, StoredModel):
+        maker = LookedUp(teacher, plan, plan_of_views)
+    else:
+        maker = Computed(teacher, plan, render, bf16=precision == "bf16")
     origin = Origin(
         uri=teacher.uri,
         fingerprint=teacher.fingerprint(),
         dim=teacher.dim,
         plan=plan_of_views,
         plan_seed=plan.seed,
-        precision=_choose_precision(precision, folder, teacher),
+        precision=precision,
         dtype=dtype,
         version=__version__,
     )
     store = Store.create_or_resume(folder, origin)
     items = Items.of(items)
-    bring_up_to_date(store, items, _lookup_knows(teacher, views))
+    bring_up_to_date(store, items, maker.usable(views))
     missing = ~store.has(items.by_id, views)
     missing[items.by_id.rows([skip.id for skip in store.skipped_of(items.by_id)])] = False
     planned = int(missing.sum())
     done = 0
-    batch_size = _batch_size(teacher) if render is None else 1
-    bf16 = origin.precision == "bf16"
     rows: list[Row] = []
     skipped: list[Skipped] = []
     seen: dict[str, Seen] = {}
-    waiting: list[Rendered] = []
+    waiting: list[Read] = []
 
     def flush() -> None:
-        rows.extend(_embed_batch(teacher, waiting, skipped, bf16=bf16))
+        rows.extend(maker.rows(waiting, skipped))
         waiting.clear()
 
     tasks = _cut(_tasks(items, missing, views))
     results = ordered_map(
-        lambda task: _render(task, teacher, plan, render),
+        lambda task: read_task(task, maker),
         tasks,
         workers=workers,
-        ahead=4 * batch_size,
+        ahead=4 * maker.batch_size,
     )
     for result in results:
         task = result.task
@@ -172,7 +139,7 @@ def embed(
             skipped.append(Skipped(task.item.id, result.reason))
         else:
             waiting.append(result)
-        if task.ends_shard or sum(len(r.task.views) for r in waiting) >= batch_size:
+        if task.ends_shard or sum(len(r.task.views) for r in waiting) >= maker.batch_size:
             flush()
         if task.ends_shard:
             store.append(rows, skipped, seen)
@@ -236,88 +203,18 @@ def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
         yield replace(waiting, ends_shard=True)
 
 
-def _render(task: Task, teacher: Teacher, plan: ViewPlan, render: Render | None) -> Rendered:
-    item = task.item
-    # Before it is read: if it changes meanwhile, the next run sees another stamp.
-    seen = Seen(display_path(item.path), stamp_of(item.path))
-    try:
-        data = read_bytes(item.path)
-        seen = seen._replace(content_hash=content_hash(data))
-        if teacher.lookup is not None:
-            return Rendered(task, seen)
-        if render is not None:
-            return Rendered(task, seen, render(data, item)[None])
-        views = [render_bytes(data, plan, item.id, v, teacher.preprocess) for v in task.views]
-        return Rendered(task, seen, np.stack(views))
-    except ImageError as error:
-        return Rendered(task, seen, reason=str(error))
-
-
-def _embed_batch(
-    teacher: Teacher, batch: Sequence[Rendered], skipped: list[Skipped], *, bf16: bool
-) -> list[Row]:
-    if not batch:
-        return []
-    if teacher.lookup is not None:
-        return _look_up(teacher, batch, skipped)
-    pixels = np.concatenate([r.pixels for r in batch if r.pixels is not None])
-    embeddings = iter(teacher.embed(pixels, bf16=bf16))
-    return [_row(r, view, next(embeddings)) for r in batch for view in r.task.views]
-
-
-def _look_up(teacher: Teacher, batch: Sequence[Rendered], skipped: list[Skipped]) -> list[Row]:
-    assert teacher.lookup is not None
-    rows: list[Row] = []
-    for result in batch:
-        task = result.task
-        found = [
-            (view, teacher.lookup(result.seen.content_hash, view, task.item.id))
-            for view in task.views
-        ]
-        missing = [view for view, vector in found if vector is None]
-        if missing:
-            skipped.append(Skipped(task.item.id, f"view {missing[0]} is not in {teacher.uri}"))
-            continue
-        rows.extend(_row(result, view, vector) for view, vector in found if vector is not None)
-    return rows
-
-
-def _lookup_knows(teacher: Teacher, views: Sequence[int]) -> Usable | None:
-    lookup = teacher.lookup
-    if lookup is None:
-        return None
-    return lambda name, digest: all(lookup(digest, v, name) is not None for v in views)
-
-
-def _row(result: Rendered, view: int, embedding: npt.NDArray[np.float32]) -> Row:
-    item = result.task.item
-    return Row(
-        id=item.id,
-        path=result.seen.path,
-        group=item.group,
-        view=view,
-        content_hash=result.seen.content_hash,
-        embedding=embedding,
-        frame_ms=item.frame_ms,
-    )
-
-
-def _choose_precision(wanted: str | None, folder: str | os.PathLike[str], teacher: Teacher) -> str:
-    if wanted not in (None, "auto"):
-        return wanted
+def _default_precision(model: Model, folder: str | os.PathLike[str], *, wants_fast: bool) -> str:
     stored = stored_precision(folder)
-    if stored is not None or wanted is None or teacher.module is None:
-        return stored or "32"
-    return "bf16" if computes_faster_in_bf16(teacher.module, teacher.device_type) else "32"
-
-
-def _batch_size(teacher: Teacher) -> int:
-    return BATCH if teacher.device_type == "cpu" else 8 * BATCH
+    if stored is not None:
+        return stored
+    if not wants_fast or not isinstance(model, Teacher) or model.module is None:
+        return "32"
+    return "bf16" if computes_faster_in_bf16(model.module, model.device_type) else "32"
 
 
 def store_folder(
     root: Path,
-    teacher: Teacher,
+    teacher: Model,
     *,
     precision: str = "32",
     seed: int = 0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +12,11 @@ import numpy as np
 from whiten.datasets.collection import Item, Items
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.fitting import fused_fingerprint
-from whiten.errors import ImageError, TeacherError
-from whiten.media.reading import Skipped, read_bytes
+from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable, embed_inputs, listed
-from whiten.models.teacher import Teacher
+from whiten.models.stored_model import Model, StoredModel
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.arrays import Vectors, normalize_rows
-from whiten.utils.hashing import content_hash
 from whiten.utils.progress import progress
 from whiten.whitening.whitener import Whitener
 
@@ -28,7 +25,7 @@ from whiten.whitening.whitener import Whitener
 class Part:
     """One model of an encoder and the whitening of its embeddings, if there is one."""
 
-    teacher: Teacher
+    teacher: Model
     whitener: Whitener | None = None
 
     @property
@@ -144,7 +141,7 @@ class Encoder:
 
 
 def embed_cached(
-    teacher: Teacher,
+    teacher: Model,
     items: Sequence[Item],
     cache: Path,
     *,
@@ -159,22 +156,7 @@ def embed_cached(
         return embed(items, teacher, folder, workers=workers, progress=update)
 
 
-def _embed_part(teacher: Teacher, images: Sequence[Embeddable]) -> Vectors:
-    if teacher.lookup is None:
-        return embed_inputs(teacher, images)
-    return np.stack([_look_up(teacher, image) for image in images])
-
-
-def _look_up(teacher: Teacher, image: Embeddable) -> Vectors:
-    assert teacher.lookup is not None
-    if not isinstance(image, str | os.PathLike | bytes):
-        raise TeacherError(f"{teacher.uri} knows image files, not pixels: pass paths")
-    data, name = (image, "this image") if isinstance(image, bytes) else _read_named(image)
-    vector = teacher.lookup(content_hash(data), 0)
-    if vector is None:
-        raise ImageError(f"{name} is not in {teacher.uri}: embed it with its model")
-    return vector
-
-
-def _read_named(path: str | os.PathLike[str]) -> tuple[bytes, str]:
-    return read_bytes(os.fspath(path)), os.fspath(path)
+def _embed_part(model: Model, images: Sequence[Embeddable]) -> Vectors:
+    if isinstance(model, StoredModel):
+        return model.embed_files(images)
+    return embed_inputs(model, images)

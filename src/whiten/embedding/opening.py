@@ -11,7 +11,7 @@ from whiten.embedding.encoder import Encoder, Part, embed_cached
 from whiten.embedding.fitting import fit_whitener
 from whiten.errors import ConfigError, WhiteningError
 from whiten.models.registry import open_teacher
-from whiten.models.teacher import Teacher
+from whiten.models.stored_model import Model
 from whiten.models.uri import parse_uri
 from whiten.runs.folder import RunFolder
 from whiten.store.store import embedded_by_all
@@ -67,7 +67,7 @@ def load(
     return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
 
 
-def _require_fitted_on(teacher: Teacher, whitener: Whitener, source: str) -> None:
+def _require_fitted_on(teacher: Model, whitener: Whitener, source: str) -> None:
     """Before hours of embedding, and where another model has the same dimension."""
     takes = whitener.projection_.shape[1]
     if takes != teacher.dim:
@@ -171,7 +171,7 @@ def split_uris(text: str) -> list[str]:
 
 
 def fit_on(
-    teacher: Teacher,
+    teacher: Model,
     images: str | os.PathLike[str],
     *,
     dim: int = 256,

@@ -37,6 +37,7 @@ from whiten.media.boxes import Box
 from whiten.media.reading import Skipped
 from whiten.metrics import Figure
 from whiten.models.multiscale import MULTI, SINGLE, see_own_size
+from whiten.models.stored_model import require_network
 from whiten.models.teacher import Teacher
 from whiten.retrieval.blocks import BLOCK_ROWS
 from whiten.store.store import Store
@@ -82,7 +83,7 @@ def evaluate_revisited_set(
         raise ConfigError(f"{protocol} is measured for one model at a time: name one, not fuse:")
     part = encoder.parts[0]
     scales = MULTI if multi_scale else SINGLE
-    model = see_own_size(part.teacher, scales=scales, whitener=part.whitener)
+    model = see_own_size(require_network(part.teacher), scales=scales, whitener=part.whitener)
     # What decides on an embedding stands in the readout; so every store's fingerprint knows it.
     model = dataclasses.replace(model, readout=f"{model.readout};longest={LONGEST}")
     listed = None if distractors is None else _find_distractors(distractors, model)

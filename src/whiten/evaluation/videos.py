@@ -32,7 +32,7 @@ from whiten.evaluation.video_ranking import VideoSearch
 from whiten.evaluation.video_task import VideoTask
 from whiten.media.video import MAX_FRAMES
 from whiten.metrics import Figure
-from whiten.models.teacher import Teacher
+from whiten.models.stored_model import Model
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import fingerprint
 from whiten.utils.progress import progress
@@ -266,7 +266,7 @@ def _times(frames: Items) -> list[int] | None:
 
 
 def _fitted_as_published(encoder: Encoder, omit_normalisation: bool) -> Encoder:
-    def refit(teacher: Teacher) -> Teacher:
+    def refit(teacher: Model) -> Model:
         own = teacher.preprocess
         fitted = dataclasses.replace(
             own, fit="crop", crop_fraction=_CROP_FRACTION, interpolation="bilinear"

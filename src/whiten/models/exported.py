@@ -22,7 +22,7 @@ import numpy.typing as npt
 from whiten.errors import DAMAGED, ConfigError, TeacherError, WhitenError, nearest, one_line
 from whiten.models.inputs import Embeddable, embed_inputs, listed
 from whiten.models.runtimes import RUNTIMES, Arrays, Run
-from whiten.models.teacher import Teacher
+from whiten.models.teacher import ArrayTeacher, Teacher
 from whiten.models.uri import TeacherURI
 from whiten.utils.hashing import fingerprint, hash_file
 from whiten.utils.validation import check_types
@@ -236,7 +236,7 @@ def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = ""
         raise TeacherError(
             f"{file} cannot be opened ({one_line(error)}): upgrade its runtime, or export it again"
         ) from error
-    return Teacher(
+    return ArrayTeacher(
         uri=uri or f"{variant.format}:{root}?precision={variant.precision}",
         name=f"{manifest.name} {variant.format} {variant.precision}",
         dim=manifest.dim,
@@ -245,7 +245,6 @@ def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = ""
         forward=partial(_run, run, str(file)),
         licence=manifest.licence,
         params=manifest.params,
-        framework="numpy",
         takes_pixels=manifest.input == "pixels",
         compatible_with=_galleries(manifest, variant),
     )

@@ -39,13 +39,9 @@ def see_own_size(
         A teacher whose fingerprint also depends on scales and whitening.
 
     Raises:
-        TeacherError: it holds embeddings instead of computing them, or takes its own size alone.
+        TeacherError: it takes no other size than its own.
         WhiteningError: the whitening was fitted on another model.
     """
-    if teacher.lookup is not None:
-        raise TeacherError(
-            f"{teacher.uri} holds embeddings and computes none: name the model that made them"
-        )
     if teacher.preprocess.layout != "nchw" or teacher.takes_pixels:
         raise TeacherError(
             f"{teacher.uri} does not take channels-first images: images of several sizes need a "
@@ -54,13 +50,11 @@ def see_own_size(
     readout = f"{teacher.readout};scales={','.join(f'{scale:.6g}' for scale in scales)}"
     if whitener is not None:
         readout += f";whitening={whitener.fingerprint()}"
-    seeing = dataclasses.replace(
-        teacher,
-        forward=partial(_describe, teacher, tuple(scales), whitener),
-        dim=teacher.dim if whitener is None else len(whitener.projection_),
-        readout=readout,
-        framework="torch",
-    )
+    # A `Teacher` of torch, whatever the given one computes with: scales are resized by torch.
+    facts = {entry.name: getattr(teacher, entry.name) for entry in dataclasses.fields(Teacher)}
+    facts["forward"] = partial(_describe, teacher, tuple(scales), whitener)
+    facts["dim"] = teacher.dim if whitener is None else len(whitener.projection_)
+    seeing = Teacher(**facts | {"readout": readout})
     for height, width in _PROBES:
         seeing.embed(np.zeros((1, height, width, 3), np.uint8))
     return seeing
@@ -86,10 +80,7 @@ def _describe(
 
 def _forward(teacher: Teacher, images: Tensor) -> Tensor:
     try:
-        if teacher.framework == "numpy":
-            return torch.from_numpy(teacher.forward(images.numpy()))
-        embeddings: Tensor = teacher.forward(images)
-        return embeddings
+        return teacher.forward_tensor(images)
     except WhitenError:
         raise
     except Exception as error:  # networks refuse a size in many ways

@@ -1,16 +1,16 @@
-"""From a URI to a teacher."""
+"""From a URI to a model."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
 from whiten.errors import TeacherError
+from whiten.models.stored_model import Model, require_network
 from whiten.models.teacher import Teacher
 from whiten.models.uri import TeacherURI, parse_uri
 
-# Sources are imported when they are asked for: each pulls in a heavy library. `open_uri` of the
-# module takes the parsed URI. A student and what is exported of it are teachers too, but stand on
-# higher floors, hence by name.
+# Each source is imported when it is needed, for it pulls in a heavy library. Its `open_uri` takes
+# the parsed URI.
 SOURCES = {
     "demo": "whiten.models.sources.demo_weights",
     "timm": "whiten.models.sources.timm_models",
@@ -27,7 +27,7 @@ SOURCES = {
 }
 
 
-def open_teacher(uri: str | TeacherURI) -> Teacher:
+def open_teacher(uri: str | TeacherURI) -> Model:
     """Load the model that a URI names; see `whiten.models.uri.SCHEMES`.
 
     Raises:
@@ -44,5 +44,14 @@ def open_teacher(uri: str | TeacherURI) -> Teacher:
         raise TeacherError(
             f"{parsed} needs {error.name}, which is not installed: pip install {error.name}"
         ) from error
-    teacher: Teacher = source.open_uri(parsed)
-    return teacher
+    model: Model = source.open_uri(parsed)
+    return model
+
+
+def open_network(uri: str | TeacherURI) -> Teacher:
+    """Load a model that computes embeddings of pixels; see `open_teacher`.
+
+    Raises:
+        TeacherError: it only holds stored embeddings.
+    """
+    return require_network(open_teacher(uri))

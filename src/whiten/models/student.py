@@ -162,7 +162,7 @@ def build_student(
     Raises:
         ConfigError: the URI names no trainable backbone, or a student of another pool or size.
     """
-    from whiten.models.registry import open_teacher
+    from whiten.models.registry import open_network
 
     parsed = parse_uri(uri) if isinstance(uri, str) else uri
     if parsed.scheme == "whiten":
@@ -175,7 +175,7 @@ def build_student(
     side = size or dict(parsed.options).get("size")
     if side is not None:
         options["size"] = str(side)
-    source = open_teacher(dataclasses.replace(parsed, options=tuple(options.items())))
+    source = open_network(dataclasses.replace(parsed, options=tuple(options.items())))
     if source.module is None:
         raise ConfigError(f"{parsed} cannot be trained: choose a timm: backbone")
     if source.preprocess.layout != "nchw":

@@ -1,13 +1,13 @@
-"""What every teacher is, whatever it was loaded from.
+"""The interface of every network that embeds, whatever it was loaded from.
 
-Torch is imported by what needs it, not here: models of ONNX Runtime and OpenVINO run without it.
+Torch is imported where it is needed: models of ONNX Runtime and OpenVINO run without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,21 +25,9 @@ UNKNOWN_LICENCE = "unknown"
 _SHORTEST = 1e-12  # an embedding that is divided by its length
 
 
-class Lookup(Protocol):
-    """Finds the stored (dim,) embedding of an image's view, or None.
-
-    Whole images (view 0) are recognised by the hash of their content. Other views are drawn by
-    the image's id, and are only found where it is the same.
-    """
-
-    def __call__(
-        self, content_hash: str, view: int, item_id: str = ""
-    ) -> npt.NDArray[np.float32] | None: ...
-
-
 @dataclass
-class Teacher:
-    """A frozen network that turns images into embeddings.
+class Identity:
+    """Tells a model apart from others, whether it computes embeddings or holds them.
 
     Attributes:
         uri: the URI that opens it again.
@@ -48,21 +36,9 @@ class Teacher:
         preprocess: what its input must look like.
         weights_hash: 32 hexadecimal digits; equal weights give equal digits.
         licence: of the weights, as their publisher states it.
-        forward: (n, …) normalised float32 input on `device` -> (n, dim) embeddings, which need not
-            be normalised; tensors of torch or arrays of NumPy, as `framework` says.
-        module: the torch module behind `forward`, if there is one.
-        macs_counter: counts the multiply-accumulates of an image, where there is no `module`.
-        params: number of parameters.
-        lookup: for teachers that hold embeddings instead of computing them.
-        device: that `module` is on; None is the CPU, or wherever a `forward` of NumPy computes.
-        framework: what `forward` takes and gives; with `numpy` torch is never imported.
-        takes_pixels: whether `forward` normalises itself, and takes (n, h, w, 3) uint8 RGB.
-        plan: for these, the fingerprint of the view plan that their views were drawn with; ""
-            where they hold whole images only.
-        readout: which of the network's outputs is the embedding, where the user chose one (a
-            pooling, a tensor); "" is the network's own.
+        params: number of parameters, if known.
         compatible_with: for a student, the fingerprints of the encoders of galleries that its
-            embeddings can search beside their own.
+            embeddings can query in addition to its own.
     """
 
     uri: str
@@ -70,18 +46,39 @@ class Teacher:
     dim: int
     preprocess: Preprocess
     weights_hash: str
+    licence: str = field(default=UNKNOWN_LICENCE, kw_only=True)
+    params: int | None = field(default=None, kw_only=True)
+    compatible_with: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def fingerprint(self) -> str:
+        """Identify its embeddings: changes when weights, preprocessing or readout change."""
+        return fingerprint(self._identity())
+
+    def _identity(self) -> list[Any]:
+        return [self.weights_hash, self.preprocess.fingerprint(), self.dim]
+
+
+@dataclass
+class Teacher(Identity):
+    """A frozen network that turns images into embeddings.
+
+    Attributes:
+        forward: (n, …) normalised float32 tensor on `device` -> (n, dim) tensor of embeddings,
+            which need not be normalised.
+        module: the torch module behind `forward`, if there is one.
+        macs_counter: counts the multiply-accumulates per image, where there is no `module`.
+        device: that `module` is on; None is the CPU, or wherever `forward` computes.
+        readout: which of the network's outputs is the embedding, where the user chose one (a
+            pooling, a tensor); "" is the network's own.
+        takes_pixels: whether `forward` normalises itself, and takes (n, h, w, 3) uint8 RGB.
+    """
+
     forward: Callable[[Any], Any]
-    licence: str = UNKNOWN_LICENCE
     module: nn.Module | None = None
     macs_counter: Callable[[], int] | None = None
-    params: int | None = None
-    lookup: Lookup | None = None
     device: torch.device | None = None
     readout: str = ""
-    plan: str = ""
-    framework: Literal["torch", "numpy"] = "torch"
     takes_pixels: bool = False
-    compatible_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.module is not None:
@@ -93,10 +90,9 @@ class Teacher:
             if self.params is None:
                 self.params = sum(p.numel() for p in self.module.parameters())
 
-    def fingerprint(self) -> str:
-        """Changes when weights, preprocessing or readout change: its embeddings' identity."""
-        facts = [self.weights_hash, self.preprocess.fingerprint(), self.dim]
-        return fingerprint([*facts, self.readout] if self.readout else facts)
+    def _identity(self) -> list[Any]:
+        facts = super()._identity()
+        return [*facts, self.readout] if self.readout else facts
 
     @property
     def device_type(self) -> str:
@@ -130,20 +126,19 @@ class Teacher:
             TeacherError: the model's output is not (n, dim), or not finite.
         """
         inputs = pixels if self.takes_pixels else self.preprocess.normalize(pixels)
-        if self.framework == "numpy":
-            out: npt.NDArray[np.float32] = self.forward(inputs).astype(np.float32, copy=False)
-            self._require_shape(out.shape, len(pixels))
-            lengths = np.linalg.norm(out, axis=1, keepdims=True)
-            embeddings: npt.NDArray[np.float32] = out / np.maximum(lengths, _SHORTEST)
-        else:
-            embeddings = self._embed_by_torch(inputs, bf16)
+        embeddings = self._embed_inputs(inputs, bf16)
         if not np.isfinite(embeddings).all():
             raise TeacherError(
                 f"{self.uri} returned NaN or infinity: check that its weights match the model"
             )
         return embeddings
 
-    def _embed_by_torch(
+    def forward_tensor(self, inputs: Tensor) -> Tensor:
+        """Run the network on a tensor, whatever it computes with."""
+        out: Tensor = self.forward(inputs)
+        return out
+
+    def _embed_inputs(
         self, inputs: npt.NDArray[np.float32 | np.uint8], bf16: bool
     ) -> npt.NDArray[np.float32]:
         import torch
@@ -163,14 +158,36 @@ class Teacher:
         if shape != (count, self.dim):
             raise TeacherError(
                 f"{self.uri} returned shape {shape} for {count} images, expected "
-                f"{(count, self.dim)}: it must return one embedding an image"
+                f"{(count, self.dim)}: it must return one embedding per image"
             )
 
     def count_macs(self) -> int | None:
-        """Multiply-accumulates of one image; convolutions, matrix products and attention."""
+        """Count the multiply-accumulates per image: convolutions, matrix products and attention."""
         if self.module is not None:
             return count_macs(self.forward, self.preprocess, self.device)
         return None if self.macs_counter is None else self.macs_counter()
+
+
+@dataclass
+class ArrayTeacher(Teacher):
+    """A network of a runtime that computes with NumPy arrays, such as ONNX Runtime.
+
+    Its `forward` takes and returns arrays; it embeds without importing torch.
+    """
+
+    def forward_tensor(self, inputs: Tensor) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.forward(inputs.numpy()))
+
+    def _embed_inputs(
+        self, inputs: npt.NDArray[np.float32 | np.uint8], bf16: bool
+    ) -> npt.NDArray[np.float32]:
+        out: npt.NDArray[np.float32] = self.forward(inputs).astype(np.float32, copy=False)
+        self._require_shape(out.shape, len(inputs))
+        lengths = np.linalg.norm(out, axis=1, keepdims=True)
+        unit: npt.NDArray[np.float32] = out / np.maximum(lengths, _SHORTEST)
+        return unit
 
 
 def count_macs(
@@ -220,7 +237,7 @@ def probe_arrays(
         ) from error
     if not isinstance(out, np.ndarray) or out.ndim != 2 or len(out) != 1:
         shape = out.shape if isinstance(out, np.ndarray) else type(out).__name__
-        raise TeacherError(f"{uri} returned {shape}, not one embedding an image")
+        raise TeacherError(f"{uri} returned {shape}, not one embedding per image")
     return int(out.shape[1])
 
 

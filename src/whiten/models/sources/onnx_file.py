@@ -11,7 +11,7 @@ import numpy as np
 
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
 from whiten.models.runtimes import Arrays, run_session, session_options
-from whiten.models.teacher import UNKNOWN_LICENCE, Teacher, probe_arrays
+from whiten.models.teacher import UNKNOWN_LICENCE, ArrayTeacher, Teacher, probe_arrays
 from whiten.models.uri import TeacherURI
 from whiten.utils.hashing import hash_file
 from whiten.utils.validation import check_types
@@ -167,14 +167,13 @@ def open_graph(
     def forward(inputs: Arrays) -> Arrays:
         return run_session(session, output, inputs)
 
-    return Teacher(
+    return ArrayTeacher(
         uri=uri,
         name=name,
         dim=probe_arrays(forward, preprocess, uri),
         preprocess=preprocess,
         weights_hash=hash_file(path),
         forward=forward,
-        framework="numpy",
         licence=licence,
         macs_counter=lambda: _count_macs(graph, output, preprocess),
         params=params,

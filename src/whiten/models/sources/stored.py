@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import TeacherError
-from whiten.models.teacher import Teacher
+from whiten.models.stored_model import StoredModel
 from whiten.models.uri import TeacherURI
 from whiten.store.store import Store
 from whiten.views.rendering import Preprocess
@@ -16,7 +15,7 @@ def list_names() -> list[str]:
     return []  # folders are the user's own
 
 
-def open_uri(uri: TeacherURI) -> Teacher:
+def open_uri(uri: TeacherURI) -> StoredModel:
     """Serve a store's embeddings; it takes no options.
 
     The content hash of a file finds its embedding, so folders may have been moved or renamed.
@@ -29,23 +28,12 @@ def open_uri(uri: TeacherURI) -> Teacher:
         seen = store.seen(shard)
         for name, view, vector in zip(ids, views, block, strict=True):
             vectors[seen[name].content_hash, view, name if view else ""] = vector
-
-    def lookup(content_hash: str, view: int, item_id: str = "") -> npt.NDArray[np.float32] | None:
-        return vectors.get((content_hash, view, item_id if view else ""))
-
-    def forward(_: object) -> npt.NDArray[np.float32]:
-        raise TeacherError(
-            f"{uri} holds embeddings and computes none: pass image files, not pixels"
-        )
-
-    return Teacher(
+    return StoredModel(
         uri=str(uri),
         name=f"store {store.folder.name}",
         dim=store.dim,
-        preprocess=Preprocess(),
+        preprocess=Preprocess(),  # of no effect, but part of fingerprints that are stored
         weights_hash=store.origin.fingerprint,
-        forward=forward,
-        framework="numpy",
-        lookup=lookup,
+        vectors=vectors,
         plan=store.origin.plan,
     )

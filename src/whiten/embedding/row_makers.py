@@ -1,0 +1,179 @@
+"""From images that were read to rows of a store: computed by a network, or looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.datasets.collection import Item
+from whiten.errors import ImageError, StoreError
+from whiten.media.reading import Skipped, read_bytes, stamp_of
+from whiten.models.stored_model import StoredModel
+from whiten.models.teacher import Teacher
+from whiten.store.shards import Row, Seen
+from whiten.store.upkeep import Usable
+from whiten.utils.hashing import content_hash
+from whiten.utils.names import display_path
+from whiten.views.plan import ViewPlan, agree
+from whiten.views.rendering import render_bytes
+
+BATCH = 16  # larger batches leave the CPU's caches; a GPU gets eight times as many
+
+Pixels = npt.NDArray[np.uint8]
+
+Render = Callable[[bytes, Item], Pixels]
+"""From a file's content to the (h, w, 3) RGB image that the model is shown."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image and the views of it that are wanted; the last one of a shard says so."""
+
+    item: Item
+    views: tuple[int, ...]
+    ends_shard: bool = False
+
+
+@dataclass(frozen=True)
+class Read:
+    """A task whose image was read.
+
+    Attributes:
+        task: the image and its views.
+        seen: path, stamp and content hash of its file.
+        pixels: (views, h, w, 3) uint8; None where none are needed, or the image cannot be used.
+        reason: why it cannot be used; else "".
+    """
+
+    task: Task
+    seen: Seen
+    pixels: Pixels | None = None
+    reason: str = ""
+
+
+class RowMaker(Protocol):
+    """Makes a store's rows of batches of images.
+
+    Attributes:
+        batch_size: views per batch.
+    """
+
+    batch_size: int
+
+    def prepare(self, task: Task, data: bytes) -> Pixels | None:
+        """Render what `rows` needs of the content of an image's file; runs in threads."""
+        ...
+
+    def rows(self, batch: Sequence[Read], skipped: list[Skipped]) -> list[Row]:
+        """Return the rows of the batch in its order; images without any join `skipped`."""
+        ...
+
+    def usable(self, views: Sequence[int]) -> Usable | None:
+        """Tell whether skipped images can be used by now; None if that depends on files alone."""
+        ...
+
+
+class Computed:
+    """Rows that a network computes."""
+
+    def __init__(
+        self, teacher: Teacher, plan: ViewPlan, render: Render | None, *, bf16: bool
+    ) -> None:
+        self._teacher = teacher
+        self._plan = plan
+        self._render = render
+        self._bf16 = bf16
+        self.batch_size = BATCH if teacher.device_type == "cpu" else 8 * BATCH
+        if render is not None:
+            self.batch_size = 1  # sizes may differ
+
+    def prepare(self, task: Task, data: bytes) -> Pixels:
+        if self._render is not None:
+            return self._render(data, task.item)[None]
+        preprocess = self._teacher.preprocess
+        return np.stack(
+            [render_bytes(data, self._plan, task.item.id, v, preprocess) for v in task.views]
+        )
+
+    def rows(self, batch: Sequence[Read], _skipped: list[Skipped]) -> list[Row]:
+        if not batch:
+            return []
+        pixels = np.concatenate([read.pixels for read in batch if read.pixels is not None])
+        embeddings = iter(self._teacher.embed(pixels, bf16=self._bf16))
+        return [_row(read, view, next(embeddings)) for read in batch for view in read.task.views]
+
+    def usable(self, _views: Sequence[int]) -> None:
+        return None
+
+
+class LookedUp:
+    """Rows that a `StoredModel` holds.
+
+    Args:
+        plan_of_views: fingerprint of the plan of the wanted views; "" for whole images only.
+
+    Raises:
+        StoreError: it holds views of another plan.
+    """
+
+    batch_size = BATCH
+
+    def __init__(self, model: StoredModel, plan: ViewPlan, plan_of_views: str) -> None:
+        if not agree(model.plan, plan_of_views):
+            raise StoreError(
+                f"{model.uri} holds views of another view plan, {model.plan[:8]}, not "
+                f"{plan.fingerprint()[:8]} (seed {plan.seed}): use the seed that it was made with, "
+                "or whole images only"
+            )
+        self._model = model
+
+    def prepare(self, _task: Task, _data: bytes) -> None:
+        return None
+
+    def rows(self, batch: Sequence[Read], skipped: list[Skipped]) -> list[Row]:
+        rows: list[Row] = []
+        for read in batch:
+            task = read.task
+            found = [self._model.find(read.seen.content_hash, v, task.item.id) for v in task.views]
+            views = list(zip(task.views, found, strict=True))
+            missing = [view for view, vector in views if vector is None]
+            if missing:
+                reason = f"view {missing[0]} is not in {self._model.uri}"
+                skipped.append(Skipped(task.item.id, reason))
+                continue
+            rows.extend(_row(read, view, vector) for view, vector in views if vector is not None)
+        return rows
+
+    def usable(self, views: Sequence[int]) -> Usable:
+        find = self._model.find
+        return lambda name, digest: all(find(digest, v, name) is not None for v in views)
+
+
+def read_task(task: Task, maker: RowMaker) -> Read:
+    """Read an image's file and prepare it for the maker."""
+    item = task.item
+    # Before it is read: if it changes meanwhile, the next run sees another stamp.
+    seen = Seen(display_path(item.path), stamp_of(item.path))
+    try:
+        data = read_bytes(item.path)
+        seen = seen._replace(content_hash=content_hash(data))
+        return Read(task, seen, maker.prepare(task, data))
+    except ImageError as error:
+        return Read(task, seen, reason=str(error))
+
+
+def _row(read: Read, view: int, embedding: npt.NDArray[np.float32]) -> Row:
+    item = read.task.item
+    return Row(
+        id=item.id,
+        path=read.seen.path,
+        group=item.group,
+        view=view,
+        content_hash=read.seen.content_hash,
+        embedding=embedding,
+        frame_ms=item.frame_ms,
+    )

@@ -1,0 +1,86 @@
+"""A model that holds embeddings which were computed before, and computes none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from whiten.errors import ImageError, TeacherError
+from whiten.media.reading import read_bytes
+from whiten.models.inputs import Embeddable
+from whiten.models.teacher import Identity, Teacher
+from whiten.utils.hashing import content_hash
+
+
+@dataclass
+class StoredModel(Identity):
+    """Finds stored embeddings by the content of the image's file.
+
+    Views other than the whole image (view 0) are drawn by the image's id, and are found only
+    where the id is the same too.
+
+    Attributes:
+        vectors: (dim,) embeddings by content hash, view and, for views other than 0, id.
+        plan: fingerprint of the view plan that the views were drawn with; "" where there are
+            whole images only.
+    """
+
+    vectors: Mapping[tuple[str, int, str], npt.NDArray[np.float32]]
+    plan: str = ""
+
+    def find(
+        self, content: str, view: int = 0, item_id: str = ""
+    ) -> npt.NDArray[np.float32] | None:
+        """Return the (dim,) embedding of the view of an image, or None."""
+        return self.vectors.get((content, view, item_id if view else ""))
+
+    def to(self, _device: object) -> StoredModel:
+        return self  # it computes nothing, so it is on no device
+
+    def on_best_device(self) -> StoredModel:
+        return self
+
+    def count_macs(self) -> None:
+        """Unknown: the model that made the embeddings is not at hand."""
+
+    def embed_files(self, images: Sequence[Embeddable]) -> npt.NDArray[np.float32]:
+        """Return the (n, dim) embeddings of whole images, given as paths or contents of files.
+
+        Raises:
+            TeacherError: an image is given as pixels, which have no content hash.
+            ImageError: an image cannot be read, or is not stored; the message names it.
+        """
+        return np.stack([self._find_file(image) for image in images])
+
+    def _find_file(self, image: Embeddable) -> npt.NDArray[np.float32]:
+        if isinstance(image, bytes):
+            data, name = image, "this image"
+        elif isinstance(image, str | os.PathLike):
+            data, name = read_bytes(os.fspath(image)), os.fspath(image)
+        else:
+            raise TeacherError(f"{self.uri} knows image files, not pixels: pass paths")
+        vector = self.find(content_hash(data))
+        if vector is None:
+            raise ImageError(f"{name} is not in {self.uri}: embed it with its model")
+        return vector
+
+
+Model = Teacher | StoredModel
+"""Whatever embeds a collection of image files."""
+
+
+def require_network(model: Model) -> Teacher:
+    """Refuse a model that only holds embeddings, where pixels must be embedded.
+
+    Raises:
+        TeacherError: it is one.
+    """
+    if isinstance(model, StoredModel):
+        raise TeacherError(
+            f"{model.uri} holds embeddings and computes none: name the model that made them"
+        )
+    return model
