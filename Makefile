@@ -1,7 +1,7 @@
 # Two commands for a fresh machine with Python 3.11 or later and make:
 #   make demo   its own .venv, installation, the whole way on the bundled images
 #   make test   the same .venv, the whole suite
-# `make test-fast` runs what answers quickly, a part of every package, for the loop of work,
+# `make test-fast` runs the tests that answer quickly, some for every package, in under 3 minutes,
 # `make browser` installs Debian's Chromium, which the tests of the search page want (as root; without
 # it they are skipped),
 # `make docs` builds the documentation into site/, and `make architecture` draws its picture of the
