@@ -18,6 +18,7 @@ from warm import start_server
 from whiten.index.local.codes import can_multiply
 from whiten.index.local.folder import FolderIndex
 from whiten.retrieval.exact import exact_search
+from whiten.utils.arrays import normalize_rows
 
 KILLS = 50
 OLD, NEW = "abcdef", "gh"  # groups of four images each
@@ -58,6 +59,12 @@ def build_codes(folder: Path) -> None:
     Index.build(TEACHER, prepare(folder) / "old", folder, kind="int8")
 
 
+def build_stored(folder: Path) -> None:
+    from whiten.index import Index
+
+    Index.build(TEACHER, prepare(folder) / "old", folder, storage="int8")
+
+
 def add(folder: Path) -> None:
     from whiten.index import Index
 
@@ -84,13 +91,18 @@ def state_of(folder: Path) -> State:
         return {}
     found = index.fetch(ids)
     assert found.rows["id"].to_pylist() == ids
-    expected = exact_search(found.vectors, found.vectors, 1)
+    expected = exact_search(found.vectors, normalize_rows(found.vectors), 1)
     for answers, (_, scores) in zip(index.search(found.vectors, 1), expected, strict=True):
         np.testing.assert_allclose([match.score for match in answers], scores, atol=1e-6)
     return {name: vector.tobytes() for name, vector in zip(ids, found.vectors, strict=True)}
 
 
-BUILDS: dict[str, Work] = {"exact": build_exact, "ivf": build_lists, "int8": build_codes}
+BUILDS: dict[str, Work] = {
+    "exact": build_exact,
+    "ivf": build_lists,
+    "int8": build_codes,
+    "stored": build_stored,
+}
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +118,14 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interrupt(
-    work: Work, folder: Path, before: Callable[[], object], *, at: str
+    work: Work, folder: Path, before: Callable[[], object], *, at: str, between: State = None
 ) -> tuple[State, State, set[str]]:
     """Kill the work many times, each time from the same beginning.
 
     Args:
         before: puts the folder into the old state.
         at: `time`, a random moment; or `change`, before each change of a file in turn.
+        between: a state between the two that may be seen, too.
 
     Returns:
         The old and the new state, and which of the two were seen after a kill.
@@ -134,13 +147,13 @@ def interrupt(
         else:
             done = attempt(work, folder, event=event)
         state = state_of(folder)
-        assert state in (old, new)
+        assert state in (old, new) or (state is not None and state == between)
         assert not done or state == new
         if done and at == "change":
             break  # there is no such change any more
         if not done:
             killed += 1
-            seen.add("old" if state == old else "new")
+            seen.add("old" if state == old else "new" if state == new else "between")
             if killed % 5 == 0:  # it goes on from there
                 assert attempt(work, folder)
                 assert state_of(folder) == new
@@ -165,7 +178,22 @@ def test_a_killed_build(workshop: Path, kind: str, at: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "at"), [("ivf", "time"), ("ivf", "change"), ("int8", "change")])
+def test_a_killed_build_in_fewer_bytes(workshop: Path) -> None:
+    """Its vectors are there as float32 before they are encoded."""
+    folder, plain = workshop / "build-stored", workshop / "plain"
+    assert attempt(build_exact, plain)
+    before = lambda: shutil.rmtree(folder, ignore_errors=True)  # noqa: E731
+    work = interrupt(build_stored, folder, before, at="change", between=state_of(plain))
+    assert work[0] is None and work[1] is not None
+    assert work[2] == {"old", "between", "new"}
+    assert FolderIndex(folder).storage.name == "int8" and not list(folder.glob("*/vectors.f32"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [("ivf", "time"), ("ivf", "change"), ("int8", "change"), ("stored", "change")],
+)
 @pytest.mark.parametrize("work", [add, remove])
 def test_a_killed_change(workshop: Path, work: Work, kind: str, at: str) -> None:
     if kind == "int8" and not can_multiply():

@@ -266,6 +266,12 @@ def test_without_faiss(
         Index.build(encoder, images, tmp_path / "index", storage="pq:4")
 
 
+def test_a_database_stores_float32(encoder: Encoder, images: Path, tmp_path: Path) -> None:
+    place = f"milvus:{tmp_path / 'index.db'}#photos"
+    with pytest.raises(ConfigError, match="which stores float32: leave out the storage"):
+        Index.build(encoder, images, place, storage="int8")
+
+
 def test_the_loss_is_kept(tmp_path: Path, vectors: Vectors) -> None:
     index = stored_as(tmp_path / "index", vectors, "binary")
     loss = FolderIndex(index.root).storage.loss

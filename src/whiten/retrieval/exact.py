@@ -7,6 +7,7 @@ costs little more than the product itself: no similarity is sorted that cannot b
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -26,6 +27,7 @@ _LONG = 4096  # similarities that are compared at once
 _SHARED_BYTES = 4 << 20  # of vectors, that are worth a second thread
 _FEW = 8  # queries, for which BLAS's product is slower than rows one by one
 _ROWS = 1024  # of vectors that stay in a core's cache while these pass over them
+_DECODED = 2048  # rows of codes that are decoded at once, and stay in a core's cache
 _SPARSE = 0.1  # below this part of the rows the others are left out before the product
 
 _LOWEST: dict[type, float] = {np.float32: -np.inf, np.int32: np.iinfo(np.int32).min}
@@ -167,7 +169,12 @@ def _just_below(values: Values, margin: Values | None) -> Values:
 
 
 def scan(
-    queries: Vectors, vectors: Vectors, nearest: Nearest, allowed: Mask | None, first: int = 0
+    queries: Vectors,
+    vectors: Values,
+    nearest: Nearest,
+    allowed: Mask | None,
+    first: int = 0,
+    decode: Callable[[Values], Vectors] | None = None,
 ) -> None:
     """Show all rows of a matrix, or those that are allowed.
 
@@ -177,19 +184,25 @@ def scan(
         nearest: of q queries.
         allowed: (n,) rows that may be answers; None is all.
         first: number of the first row.
+        decode: makes (b, d) float32 of some rows of `vectors`, which are codes then.
     """
     size = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * max(1, len(queries)))))
     if allowed is not None and allowed.mean() < _SPARSE:
         wanted = np.flatnonzero(allowed)
         for start in range(0, len(wanted), size):
             rows = wanted[start : start + size]
-            nearest.show((vectors[rows] @ queries.T).T, rows=first + rows)
+            part = vectors[rows] if decode is None else decode(vectors[rows])
+            nearest.show((part @ queries.T).T, rows=first + rows)
         return
     out = np.empty(min(size, len(vectors)) * len(queries), np.float32)
     for start in range(0, len(vectors), size):
         part = vectors[start : start + size]
         block = out[: len(part) * len(queries)]
-        if len(queries) <= _FEW:
+        if decode is not None:
+            tall = block.reshape(-1, len(queries))
+            _decoded_products(part, decode, queries, tall)
+            similarities = tall.T
+        elif len(queries) <= _FEW:
             similarities = block.reshape(len(queries), -1)
             _few_products(part, queries, similarities)
         else:  # a tall product is 1.3 times as fast as a wide one
@@ -228,6 +241,29 @@ def _few_products(vectors: Vectors, queries: Vectors, out: Vectors) -> None:
     else:
         share = -(-len(vectors) // (os.cpu_count() or 1))
         list(_pool().map(some, [every[at : at + share] for at in range(0, len(vectors), share)]))
+
+
+def _decoded_products(
+    codes: Values, decode: Callable[[Values], Vectors], queries: Vectors, out: Vectors
+) -> None:
+    """Decode some rows at a time; on all cores for few queries, for many BLAS uses them.
+
+    Args:
+        out: (n, q).
+    """
+
+    starts = range(0, len(codes), _DECODED)
+
+    def few(start: int) -> None:
+        rows, own = decode(codes[start : start + _DECODED]), out[start : start + _DECODED]
+        np.vecdot(rows[:, None], queries, out=own)
+
+    if len(queries) <= _FEW:
+        list(_pool().map(few, starts) if len(starts) > 1 else map(few, starts))
+        return
+    for start in starts:
+        rows = decode(codes[start : start + _DECODED])
+        np.matmul(rows, queries.T, out=out[start : start + _DECODED])
 
 
 def exact_search(

@@ -22,7 +22,7 @@ from whiten.index.local.codes import Found
 from whiten.index.local.storage.coded import (
     Coding,
     map_codes,
-    searchable,
+    scan_codes,
     stored,
     unit,
     write_codes,
@@ -75,10 +75,10 @@ class Segment:
 
     def scan(self, queries: Vectors, nearest: Nearest, allowed: Mask | None, first: int) -> None:
         """Show all rows, or those that are allowed; see `whiten.retrieval.exact.scan`."""
-        rows = self.vectors
-        if self._coded is not None:
-            queries, rows = self._coded[0].queries(queries), searchable(*self._coded)
-        scan(queries, rows, nearest, allowed, first)
+        if self._coded is None:
+            scan(queries, self.vectors, nearest, allowed, first)
+        else:
+            scan_codes(*self._coded, queries, nearest, allowed, first)
 
     def gather(self, rows: Rows) -> Vectors:
         """(r, dim) float32, L2-normalised."""

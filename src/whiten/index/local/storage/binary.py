@@ -10,6 +10,8 @@ import numpy as np
 from whiten.index.local.storage.codec import Codec, offset_rows, require_state
 from whiten.utils.arrays import Array, Vectors
 
+_SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
+
 
 class Binary(Codec):
     """Stores signs after centring, eight per byte, the first dimension in the highest bit.
@@ -53,8 +55,8 @@ class Binary(Codec):
         return np.hstack([vectors * self.step, vectors @ self.mean[:, None]])
 
     def _signs(self, codes: Array) -> Vectors:
-        bits = np.unpackbits(codes, axis=1, count=self.dim)
-        return bits.astype(np.float32) * 2 - 1
+        signs: Vectors = np.take(_SIGNS, codes, axis=0).reshape(len(codes), 8 * self.width)
+        return signs[:, : self.dim]
 
     def state(self) -> dict[str, Array]:
         return {"mean": self.mean, "step": self.step}

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from whiten.errors import StoreError
-from whiten.utils.arrays import Array, Vectors, normalize_rows
+from whiten.utils.arrays import Array, Vectors
 
 
 class Codec(Protocol):
@@ -37,7 +37,8 @@ class Codec(Protocol):
 
     def rows(self, codes: Array) -> Vectors:
         """(n, width) codes -> (n, w) float32, to be multiplied with `queries`."""
-        return normalize_rows(self.decode(codes))
+        decoded = self.decode(codes)
+        return np.divide(decoded, _lengths(decoded)[:, None], out=decoded)
 
     def queries(self, vectors: Vectors) -> Vectors:
         """(q, dim) float32, L2-normalised -> (q, w) float32."""
@@ -52,6 +53,12 @@ def bytes_per_vector(codec: Codec) -> int:
     return codec.width * codec.dtype.itemsize
 
 
+def _lengths(rows: Vectors) -> Vectors:
+    """(n,) Euclidean lengths, a little above 0 where a row is 0."""
+    lengths: Vectors = np.sqrt(np.vecdot(rows, rows))
+    return np.maximum(lengths, np.float32(1e-12))
+
+
 def offset_rows(parts: Vectors, along: Vectors, length: float, mean: Vectors) -> Vectors:
     """Rows for codecs that decode to `parts @ axes + mean` with orthonormal or sign axes.
 
@@ -63,8 +70,9 @@ def offset_rows(parts: Vectors, along: Vectors, length: float, mean: Vectors) ->
     Returns:
         (n, w + 1) float32: the parts and 1, divided by the length of the decoded embedding.
     """
-    squares = length * np.einsum("ij,ij->i", parts, parts) + 2 * (parts @ along) + mean @ mean
-    lengths = np.sqrt(np.maximum(squares, np.finfo(np.float32).tiny)).astype(np.float32)
+    # Without BLAS: several threads decode at once, and its own would stand in their way.
+    squares = length * np.vecdot(parts, parts) + 2 * np.vecdot(parts, along) + np.vecdot(mean, mean)
+    lengths = np.sqrt(np.maximum(squares, np.float32(1e-24)))
     out = np.empty((len(parts), parts.shape[1] + 1), np.float32)
     np.divide(parts, lengths[:, None], out=out[:, :-1])
     np.divide(1, lengths, out=out[:, -1])

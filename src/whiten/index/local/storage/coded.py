@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from whiten.index.local.storage.codec import Codec
+from whiten.retrieval.exact import Mask, Nearest, scan
 from whiten.utils.arrays import Array, Vectors, normalize_rows
 from whiten.utils.memory import forget
 
@@ -60,6 +61,18 @@ def unit(codec: Codec, codes: Array) -> Vectors:
 def searchable(codec: Codec, codes: Array) -> Vectors:
     """(n, w) rows that are multiplied with `codec.queries`."""
     return cast(Vectors, _View(codes, codec.rows))
+
+
+def scan_codes(
+    codec: Codec,
+    codes: Array,
+    queries: Vectors,
+    nearest: Nearest,
+    allowed: Mask | None,
+    first: int = 0,
+) -> None:
+    """Show the codes to (q, dim) queries; see `whiten.retrieval.exact.scan`."""
+    scan(codec.queries(queries), codes, nearest, allowed, first, codec.rows)
 
 
 def map_codes(path: Path, codec: Codec, count: int) -> Array:

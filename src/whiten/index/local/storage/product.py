@@ -70,9 +70,10 @@ class Product(Codec):
         return codes
 
     def decode(self, codes: Array) -> Vectors:
-        parts = np.arange(self.width)
-        found: Vectors = self.codebooks[parts, codes].reshape(len(codes), self.dim)
-        return found
+        _, count, length = self.codebooks.shape
+        rows = codes + count * np.arange(self.width)  # of all codebooks, one after the other
+        found: Vectors = np.take(self.codebooks.reshape(-1, length), rows, axis=0)
+        return found.reshape(len(codes), self.dim)
 
     def state(self) -> dict[str, Array]:
         return {"codebooks": self.codebooks}

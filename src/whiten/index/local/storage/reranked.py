@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from whiten.index.local.codes import Found, Gather, compare
 from whiten.index.local.storage.codec import Codec
-from whiten.index.local.storage.coded import searchable
-from whiten.retrieval.exact import QUERIES, Mask, Nearest, scan
+from whiten.index.local.storage.coded import scan_codes
+from whiten.retrieval.exact import QUERIES, Mask, Nearest
 from whiten.utils.arrays import Array, Vectors
 
 REFINE = 10  # candidates per answer that are compared by their vectors
@@ -18,8 +18,7 @@ class Reranked:
     """
 
     def __init__(self, codec: Codec, codes: Array) -> None:
-        self._codec = codec
-        self._rows = searchable(codec, codes)
+        self._codec, self._codes = codec, codes
 
     def search(self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None) -> Found:
         """For each (d,) query k rows and similarities, best first; see `Fast`."""
@@ -27,7 +26,7 @@ class Reranked:
         for start in range(0, len(queries), QUERIES):
             some = queries[start : start + QUERIES]
             nearest = Nearest(len(some), REFINE * k)
-            scan(self._codec.queries(some), self._rows, nearest, allowed)
+            scan_codes(self._codec, self._codes, some, nearest, allowed)
             for query, (rows, _) in zip(some, nearest.best(), strict=True):
                 found.append(compare(query, rows, k, gather))
         return found
