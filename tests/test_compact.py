@@ -197,7 +197,7 @@ def nearest(queries: Array, gallery: Array) -> list[set[int]]:
 def test_losses_are_those_of_the_evaluation() -> None:
     vectors, items = vectors_of(), items_of(600)
     costs = measure_costs(vectors, items, ["int8", "binary"], name="a model")
-    assert (costs.images, costs.labelled, costs.asked, costs.dim) == (600, 600, 600, 32)
+    assert (costs.images, costs.labelled, costs.queries, costs.dim) == (600, 600, 600, 32)
     task = folder_task(items)
     whole = evaluate_task(task, vectors, vectors).aps
     by_kind = {row.kind: row for row in costs.rows}
@@ -232,7 +232,7 @@ def test_queries_of_their_own() -> None:
     who = Items.of(Item(f"q{i}", f"q{i}.png", str((600 + i) % 150)) for i in range(20))
     costs = measure_costs(gallery, items_of(600), ["float32"], queries=(who, queries))
     expected = evaluate_task(folder_task(items_of(600), who), queries, gallery)
-    assert costs.labelled == costs.asked == 20
+    assert costs.labelled == costs.queries == 20
     assert costs.rows[0].map == pytest.approx(expected.figures["map"].value)
 
 
@@ -240,7 +240,7 @@ def test_many_queries_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whiten.compact.table.QUERIES", 50)
     monkeypatch.setattr("whiten.index.local.storage.coded.SAMPLE_ROWS", 300)
     costs = measure_costs(vectors_of(), items_of(600), ["float32", "int8"])
-    assert (costs.asked, costs.labelled, costs.fitted_on) == (50, 50, 300)
+    assert (costs.queries, costs.labelled, costs.fitted_on) == (50, 50, 300)
     assert costs.rows[0].overlap is not None and costs.rows[0].overlap.value == 1
     assert costs.rows[1].overlap is not None and costs.rows[1].overlap.value > 0.95
 

@@ -82,12 +82,12 @@ def test_one_teacher_is_rotated_too(
     np.testing.assert_allclose(built.vectors(built.ids()), targets, atol=2e-3)
 
 
-def test_who_can_ask(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_can_query(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = distil(images, tmp_path / "run", monkeypatch)
     gallery, student = whiten.load(f"fuse:compatible:{run.root}"), whiten.load(run.root)
     fingerprint = gallery.fingerprint()
-    assert gallery.can_ask(fingerprint) and student.can_ask(fingerprint)
-    assert student.can_ask(student.fingerprint()) and not gallery.can_ask(student.fingerprint())
+    assert gallery.can_query(fingerprint) and student.can_query(fingerprint)
+    assert student.can_query(student.fingerprint()) and not gallery.can_query(student.fingerprint())
     plain, _ = distil(images, tmp_path / "plain", monkeypatch, compatible=False)
     others = [whiten.load(plain.root), whiten.load(TEACHER)]
     others += [whiten.load(f"fuse:whitened:{run.root}")]
@@ -95,12 +95,12 @@ def test_who_can_ask(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whitener = Whitener(3).fit(np.random.default_rng(0).standard_normal((99, 5)))
     others += [Encoder("whitened", [Part(student.parts[0].teacher, whitener)])]
     others += [Encoder("rotated", student.parts, rotation=whitener)]
-    assert not any(other.can_ask(fingerprint) for other in others)
+    assert not any(other.can_query(fingerprint) for other in others)
     # Another start of the same run learns from the same gallery; another whitening is another one.
     again, _ = distil(images, tmp_path / "again", monkeypatch, epochs=2)
-    assert whiten.load(again.root).can_ask(fingerprint)
+    assert whiten.load(again.root).can_query(fingerprint)
     other, _ = distil(images, tmp_path / "other", monkeypatch, shrinkage=0.5)
-    assert not whiten.load(other.root).can_ask(fingerprint)
+    assert not whiten.load(other.root).can_query(fingerprint)
 
 
 def test_one_model_on_both_sides_is_as_ever(images: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_finished_student_is_turned_towards_the_gallery(
     before, after = (whiten.load(run.root).embed(paths) for run in (plain, turned))
     np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-4)
     assert (after * targets).sum() > (before * targets).sum()
-    assert whiten.load(turned.root).can_ask(
+    assert whiten.load(turned.root).can_query(
         whiten.load(f"fuse:compatible:{turned.root}").fingerprint()
     )
 

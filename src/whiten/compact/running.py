@@ -96,7 +96,7 @@ def costs_of(
     Raises:
         ConfigError: queries without an encoder, or an unknown kind.
     """
-    asked = None
+    searching = None
     if queries is not None:
         if source.encoder is None:
             raise ConfigError("queries must be embedded: add --model MODEL")
@@ -106,12 +106,12 @@ def costs_of(
             cache=source.folder / "queries",
             show_progress=show_progress,
         )
-        asked = (who, vectors)
+        searching = (who, vectors)
     return measure_costs(
         source.vectors,
         source.items,
         kinds or default_kinds(int(source.vectors.shape[1])),
-        queries=asked,
+        queries=searching,
         name=source.name,
         show_progress=show_progress,
     )

@@ -17,9 +17,9 @@ from whiten.index.local.storage.loss import (
     NEIGHBOURS,
     Answers,
     Cost,
-    Question,
+    Queries,
     answer,
-    ask,
+    choose_queries,
     cost,
     interval,
 )
@@ -28,7 +28,7 @@ from whiten.utils.arrays import Vectors
 from whiten.utils.progress import progress
 
 QUERIES = 2000  # that search, at most; drawn at random
-ADVISED = 39  # vectors per centroid of product quantisation, as FAISS asks for
+ADVISED = 39  # vectors per centroid of product quantisation, as FAISS advises
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Costs:
         dim: of its embeddings.
         images: searched.
         labelled: queries whose groups are known, which mAP is of; 0 where there are none.
-        asked: queries that `overlap` is of.
+        queries: number of queries that `overlap` is of.
         fitted_on: vectors that the codecs were fitted on.
         rows: the kinds.
     """
@@ -49,7 +49,7 @@ class Costs:
     dim: int
     images: int
     labelled: int
-    asked: int
+    queries: int
     fitted_on: int
     rows: list[Cost]
 
@@ -82,7 +82,7 @@ class Costs:
             yield "  no groups are known, so that there is no mAP"
         yield (
             f"  same@{NEIGHBOURS}: share of {BASE}'s exact {NEIGHBOURS} nearest that are found, "
-            f"{self.asked:,} queries [95 %]"
+            f"{self.queries:,} queries [95 %]"
         )
         yield f"  {'kind':14} {'bytes':>6}  {'mAP':>6}  {'lost':>26}  same@{NEIGHBOURS}"
         for row in self.rows:
@@ -125,28 +125,26 @@ def measure_costs(
         parse_storage(kind)
     if len(vectors) < FEWEST:
         raise ConfigError(f"{len(vectors)} vectors tell nothing about a loss: name more images")
-    question = ask(vectors, items, QUERIES, queries)
+    chosen = choose_queries(vectors, items, QUERIES, queries)
     sample = sample_rows(vectors)
-    base = answer(question, fit(BASE, sample), vectors, None)
+    base = answer(chosen, fit(BASE, sample), vectors, None)
     rows: list[Cost] = []
     with progress("measure kinds", enabled=show_progress) as update:
         for number, kind in enumerate(dict.fromkeys(kinds), start=1):
-            rows.append(_measure(kind, vectors, sample, question, base))
+            rows.append(_measure(kind, vectors, sample, chosen, base))
             update(number, len(kinds))
     return Costs(
         name=name,
         dim=int(vectors.shape[1]),
         images=len(vectors),
-        labelled=0 if question.task is None else len(question.task.queries),
-        asked=len(question.vectors),
+        labelled=0 if chosen.task is None else len(chosen.task.queries),
+        queries=len(chosen.vectors),
         fitted_on=len(sample),
         rows=rows,
     )
 
 
-def _measure(
-    name: str, vectors: Vectors, sample: Vectors, question: Question, base: Answers
-) -> Cost:
+def _measure(name: str, vectors: Vectors, sample: Vectors, chosen: Queries, base: Answers) -> Cost:
     kind, keeps_vectors = parse_storage(name)
     try:
         codec = fit(kind, sample)
@@ -159,4 +157,4 @@ def _measure(
         write_codes(path, codec, vectors)
         codes = map_codes(path, codec, len(vectors))
         kept = vectors if keeps_vectors else None
-        return cost(name, codec, base, answer(question, codec, codes, kept))
+        return cost(name, codec, base, answer(chosen, codec, codes, kept))

@@ -64,8 +64,8 @@ class Encoder:
         models = [part.teacher.fingerprint() for part in self.parts]
         return fused_fingerprint(models, [part.whitener for part in self.parts], self.rotation)
 
-    def can_ask(self, gallery: str) -> bool:
-        """Whether its embeddings are queries for a gallery.
+    def can_query(self, gallery: str) -> bool:
+        """Whether its embeddings can query a gallery.
 
         Args:
             gallery: fingerprint of the encoder that embedded it: this one, or the one that this

@@ -121,15 +121,15 @@ def evaluate(
         ConfigError: fewer than two groups, nothing to find, or encoders that do not go together.
     """
     items = find_items(gallery, announce if show_progress else None)
-    asked = None if queries is None else find_items(queries)
-    folder_task(items, asked)  # refuses what has nothing to find before anything is embedded
+    query_items = None if queries is None else find_items(queries)
+    folder_task(items, query_items)  # refuses what has nothing to find before anything is embedded
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
     host = model
     if gallery_encoder is not None:
         host = gallery_encoder if isinstance(gallery_encoder, Encoder) else load(gallery_encoder)
         _require_compatible(model, host)
     kept, vectors, skipped = _embed_to_disk(host, items, cache, show_progress)
-    if asked is None:
+    if query_items is None:
         who, searching = kept, vectors
         if host is not model:
             who, searching, more = _embed_to_disk(model, kept, cache, show_progress)
@@ -139,7 +139,7 @@ def evaluate(
         task = folder_task(kept)
     else:
         who, searching, more = model.embed_items(
-            asked,
+            query_items,
             # Ids are unique within a folder only, so that each collection has stores of its own.
             cache=cache / "queries" if cache else None,
             show_progress=show_progress,
@@ -167,7 +167,7 @@ def _embed_to_disk(
 
 
 def _require_compatible(encoder: Encoder, gallery: Encoder) -> None:
-    if not encoder.can_ask(gallery.fingerprint()):
+    if not encoder.can_query(gallery.fingerprint()):
         raise ConfigError(
             f"{encoder.name} cannot search what {gallery.name} embeds, their spaces are not the "
             "same: distil it with --compatible, and name fuse:compatible:RUN of that run"

@@ -20,7 +20,7 @@ from whiten.media.reading import Skipped
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark may be asked for; each takes what it knows.
+    """Options of the benchmarks; each takes those that it knows.
 
     Attributes:
         multi_scale: average the embeddings at three sizes.
@@ -113,24 +113,24 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 def find_protocol(
     root: Path,
-    asked: str | None,
+    wanted: str | None,
     options: Options,
     queries: Path | None,
     gallery_encoder: str | None = None,
 ) -> str | None:
-    """The benchmark that was asked for, or that the folder is for; None for plain folders.
+    """Name the wanted benchmark, or the one that the folder is for; None for plain folders.
 
     Raises:
         ConfigError: there is no such benchmark, the folder is for several, or for none and options
             of one were given; or queries, of which benchmarks have their own, or an encoder of the
             gallery alone.
     """
-    if asked is not None and asked not in PROTOCOLS:
+    if wanted is not None and wanted not in PROTOCOLS:
         raise ConfigError(
-            f"there is no protocol {asked!r}, there are {', '.join(PROTOCOLS)}"
-            f"{nearest(asked, PROTOCOLS)}"
+            f"there is no protocol {wanted!r}, there are {', '.join(PROTOCOLS)}"
+            f"{nearest(wanted, PROTOCOLS)}"
         )
-    name = asked or _recognise(root)
+    name = wanted or _recognise(root)
     if name is not None and queries is not None:
         raise ConfigError(f"{name} has queries of its own: leave out --queries")
     if name is not None and gallery_encoder is not None:

@@ -69,9 +69,13 @@ def assess_asymmetric(student: Assessed, gallery: Assessed) -> Assessed:
     both = np.flatnonzero(rows >= 0)
     items, queries = student.items.take(both), student.vectors[both]
     task = folder_task(items)
-    asking = items.by_id.rows([item.id for item in task.queries])
+    query_rows = items.by_id.rows([item.id for item in task.queries])
     evaluation = evaluate_task(
-        task, queries, gallery.vectors[rows[both]], rows=asking, name=student.row.name + IN_GALLERY
+        task,
+        queries,
+        gallery.vectors[rows[both]],
+        rows=query_rows,
+        name=student.row.name + IN_GALLERY,
     )
     cost = Cost(student.row.params, student.row.macs, student.row.ms_per_image)
     return Assessed(_row(evaluation, "asymmetric", cost), items, queries, evaluation)

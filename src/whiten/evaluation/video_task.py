@@ -60,9 +60,9 @@ class VideoTask:
             return number[videos][is_left[videos]]
 
         has_left = np.array([is_left[right].any() or not len(right) for right in self.positives])
-        asked = np.flatnonzero(is_left[self.queries] & has_left)
+        answerable = np.flatnonzero(is_left[self.queries] & has_left)
         own, positives, junk = (
-            [renumber(lists[query]) for query in asked]
+            [renumber(lists[query]) for query in answerable]
             for lists in (self.own, self.positives, self.junk)
         )
         lost = [self.videos[i] for i in np.flatnonzero(~is_left)]
@@ -72,7 +72,7 @@ class VideoTask:
             frames=kept,
             videos=[self.videos[i] for i in np.flatnonzero(is_left)],
             lengths=lengths[is_left],
-            queries=renumber(self.queries[asked]),
+            queries=renumber(self.queries[answerable]),
             shared=slice(int(before[self.shared.start]), int(before[self.shared.stop])),
             own=own,
             positives=positives,

@@ -240,15 +240,15 @@ def _example(search: VideoSearch, query: int, label: str, ap: float) -> VideoExa
         )
         for hit, score, alignment in zip(found.tolist(), scores, alignments, strict=True)
     ]
-    asked, match = _frames(task, video), _frames(task, int(found[0]))
+    shown, match = _frames(task, video), _frames(task, int(found[0]))
     return VideoExample(
         label=label,
         ap=ap,
         query=task.videos[video],
         match=task.videos[int(found[0])],
-        query_paths=[frame.path for frame in asked],
+        query_paths=[frame.path for frame in shown],
         match_paths=[frame.path for frame in match],
-        query_ms=_times(asked),
+        query_ms=_times(shown),
         match_ms=_times(match),
         alignment=alignments[0],
         hits=hits,

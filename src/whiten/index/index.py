@@ -26,7 +26,7 @@ from whiten.utils.arrays import Vectors, normalize_rows
 
 
 class Index:
-    """Vectors of a collection, searched by image; made with one encoder, and asked with it.
+    """Vectors of a collection, made and queried with one encoder.
 
     Attributes:
         changes: what the last `build`, `add` or `remove` did.
@@ -212,11 +212,11 @@ class Index:
         Raises:
             StoreError: the index was made with another one.
         """
-        if not encoder.can_ask(self.facts.model):
+        if not encoder.can_query(self.facts.model):
             raise StoreError(
                 f"{self.place} was made with another model, {self.facts.name} "
-                f"({self.facts.model[:8]}), than {encoder.name} ({encoder.fingerprint()[:8]}): ask "
-                "with that one, or make another index"
+                f"({self.facts.model[:8]}), than {encoder.name} ({encoder.fingerprint()[:8]}): "
+                "query it with that one, or make another index"
             )
 
     @property

@@ -34,7 +34,7 @@ TYPES = {
     "bool": pa.bool_(),
 }
 
-# What a filter may ask for beside the metadata.
+# What a filter may name in addition to the metadata.
 FILTERABLE = {"id": "string", "group": "string", "frame_ms": "int"}
 
 

@@ -32,7 +32,7 @@ class Embedded:
     """What became of some images.
 
     Attributes:
-        rows: (n,) which of those that were asked for were embedded.
+        rows: (n,) which of the wanted rows were embedded.
         vectors: (n, dim) float32, L2-normalised.
         skipped: the others, and why.
     """

@@ -189,7 +189,7 @@ def manifest_text(manifest: Manifest) -> str:
 def choose_variant(
     manifest: Manifest, root: Path, wanted_format: str | None, precision: str | None
 ) -> Variant:
-    """The variant that was asked for, or the most exact of the first format.
+    """Choose the wanted variant; by default the most exact of the first format.
 
     Raises:
         TeacherError: there is none; the message lists those that are there.
@@ -208,8 +208,8 @@ def choose_variant(
     ]
     if not found:
         there = ", ".join(f"{v.format} {v.precision}" for v in manifest.variants)
-        asked = " ".join(filter(None, (wanted_format, precision)))
-        raise TeacherError(f"{root} holds no {asked}, it holds {there}: export it too")
+        wanted = " ".join(filter(None, (wanted_format, precision)))
+        raise TeacherError(f"{root} holds no {wanted}, it holds {there}: export it too")
     return found[0]
 
 

@@ -139,7 +139,7 @@ def threads() -> int:
     """As many as torch uses, or would use if it were there."""
     if "torch" in sys.modules:
         return int(sys.modules["torch"].get_num_threads())
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked):
-        return int(asked)
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted):
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

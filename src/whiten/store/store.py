@@ -258,7 +258,7 @@ def _shard_number(path: Path) -> int:
     return int(path.stem.removeprefix("part-"))
 
 
-def _refuse_other(stored: Origin, asked: Origin, place: Path) -> None:
+def _refuse_other(stored: Origin, wanted: Origin, place: Path) -> None:
     differences = {
         "fingerprint": "model",
         "plan": "view plan",
@@ -266,15 +266,15 @@ def _refuse_other(stored: Origin, asked: Origin, place: Path) -> None:
         "precision": "precision",
     }
     for name, what in differences.items():
-        ours, theirs = getattr(stored, name), getattr(asked, name)
+        ours, theirs = getattr(stored, name), getattr(wanted, name)
         if not (agree(ours, theirs) if name == "plan" else ours == theirs):
             detail = {
                 "fingerprint": f"{stored.uri} ({stored.fingerprint[:8]}), "
-                f"not {asked.uri} ({asked.fingerprint[:8]})",
+                f"not {wanted.uri} ({wanted.fingerprint[:8]})",
                 "plan": f"plan {stored.plan[:8]} (seed {stored.plan_seed}), "
-                f"not {asked.plan[:8]} (seed {asked.plan_seed})",
-                "dtype": f"{stored.dtype}, not {asked.dtype}",
-                "precision": f"{stored.precision}, not {asked.precision}",
+                f"not {wanted.plan[:8]} (seed {wanted.plan_seed})",
+                "dtype": f"{stored.dtype}, not {wanted.dtype}",
+                "precision": f"{stored.precision}, not {wanted.precision}",
             }[name]
             raise StoreError(
                 f"{place} holds embeddings of another {what}, {detail}: "

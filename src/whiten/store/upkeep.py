@@ -36,13 +36,13 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
         seen = store.seen(shard)
         found: dict[str, Seen] = {}
         changed: set[str] = set()
-        for item in _asked(items, shard.ids):
+        for item in _wanted(items, shard.ids):
             now = _look_again(item, seen[item.id])
             if now.content_hash != seen[item.id].content_hash:
                 changed.add(item.id)
             elif now != seen[item.id]:
                 found[item.id] = now
-        skipped = _asked(items, [skip.id for skip in shard.skipped])
+        skipped = _wanted(items, [skip.id for skip in shard.skipped])
         forgotten = {item.id for item in skipped if _may_work(item, seen.get(item.id), usable)}
         if changed or forgotten:
             store.amend(shard, drop=changed, forget=forgotten, found=found)
@@ -50,7 +50,7 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
             _note(store, shard, found)
 
 
-def _asked(items: Items, names: Sequence[str]) -> Items:
+def _wanted(items: Items, names: Sequence[str]) -> Items:
     rows = np.unique(items.by_id.rows(names))
     return items.take(rows[rows >= 0])
 

@@ -27,7 +27,7 @@ _SCANS = 3  # for ids, before a table of them is made
 
 
 class Snapshot:
-    """The segments that a manifest names; never changed, so that any number of threads may ask.
+    """The segments that a manifest names; never changed, so that any number of threads may search.
 
     Rows are numbered over all segments, those that are gone included: this is their place.
 
@@ -51,8 +51,8 @@ class Snapshot:
             for part in manifest.parts
         ]
         self.present = [_read_gone(root, part) for part in manifest.parts]
-        self._asked = 0  # how often for ids
-        self._fast: dict[int, Fast | None] = {}  # opened when they are first asked
+        self._lookups = 0  # how often for ids
+        self._fast: dict[int, Fast | None] = {}  # opened when they are first searched
 
     def __len__(self) -> int:
         return sum(
@@ -98,8 +98,8 @@ class Snapshot:
 
     def places(self, ids: Sequence[str]) -> Rows:
         """Of each id; -1 where it is not there."""
-        self._asked += 1
-        if self._asked <= _SCANS:
+        self._lookups += 1
+        if self._lookups <= _SCANS:
             return self._scan_for(ids)
         index, places = self._by_id
         rows = index.rows(list(ids))
@@ -116,7 +116,7 @@ class Snapshot:
             found[at[here]] = first + here
             first += len(segment)
         again: Rows = pc.index_in(wanted, value_set=wanted).to_numpy(zero_copy_only=False)
-        return found[again]  # an id may be asked for twice
+        return found[again]  # an id may be wanted twice
 
     def take(self, places: Rows) -> Block:
         vectors = np.empty((len(places), self.facts.dim), np.float32)

@@ -36,7 +36,7 @@ def hub_access(
     Args:
         remedy: what the user can do without the hub; ends the error's message.
         server: address of the download; by default the Hugging Face hub.
-        is_local: the model is a file, and no server is asked.
+        is_local: the model is a file, and no server is contacted.
 
     Raises:
         TeacherError: the model cannot be downloaded or loaded.
@@ -64,7 +64,7 @@ def answers(server: str, seconds: float = 5.0) -> bool:
     """Whether a server can be reached; takes no longer than `seconds`."""
     reached = threading.Event()
 
-    def ask() -> None:
+    def contact() -> None:
         try:
             request = urllib.request.Request(server, method="HEAD")
             with urllib.request.urlopen(request, timeout=seconds):
@@ -77,7 +77,7 @@ def answers(server: str, seconds: float = 5.0) -> bool:
                 reached.set()
 
     # In a thread, for a name's resolution cannot be given a time limit.
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=contact, daemon=True)
     thread.start()
     thread.join(seconds)
     return reached.is_set()

@@ -89,7 +89,7 @@ def interval(figure: Figure) -> str:
 
 
 @dataclass(frozen=True)
-class Question:
+class Queries:
     """The queries that every kind answers.
 
     Attributes:
@@ -103,9 +103,9 @@ class Question:
     task: Task | None
 
 
-def ask(
+def choose_queries(
     vectors: Vectors, items: Items, most: int, queries: tuple[Items, Vectors] | None = None
-) -> Question:
+) -> Queries:
     """Choose the queries: those with known groups if there are any, at most `most`, at random.
 
     Args:
@@ -123,7 +123,7 @@ def ask(
     except ConfigError:
         task, rows = None, _some(np.arange(len(who)), most)
     own = rows if queries is None else np.full(len(rows), -1)
-    return Question(np.asarray(searching[rows], np.float32), own, task)
+    return Queries(np.asarray(searching[rows], np.float32), own, task)
 
 
 def _without_themselves(task: Task, rows: Indices) -> tuple[Task, Indices]:
@@ -156,7 +156,7 @@ class Answers:
     aps: Scores | None
 
 
-def answer(question: Question, codec: Codec, codes: Array, vectors: Vectors | None) -> Answers:
+def answer(chosen: Queries, codec: Codec, codes: Array, vectors: Vectors | None) -> Answers:
     """Search with a kind.
 
     Args:
@@ -164,18 +164,18 @@ def answer(question: Question, codec: Codec, codes: Array, vectors: Vectors | No
         vectors: (n, dim) float32 that re-rank the answers; None where none are kept.
     """
     k = min(NEIGHBOURS, len(codes) - 1)
-    queries, gallery = codec.queries(question.vectors), searchable(codec, codes)
+    queries, gallery = codec.queries(chosen.vectors), searchable(codec, codes)
     if vectors is None:
         best = exact_search(queries, gallery, k + 1)
     else:
         full = vectors
-        best = Reranked(codec, codes).search(question.vectors, k + 1, lambda rows: full[rows], None)
+        best = Reranked(codec, codes).search(chosen.vectors, k + 1, lambda rows: full[rows], None)
     found = np.empty((len(best), k), np.int64)
-    for number, ((rows, _), own) in enumerate(zip(best, question.own, strict=True)):
+    for number, ((rows, _), own) in enumerate(zip(best, chosen.own, strict=True)):
         found[number] = rows[rows != own][:k]
-    if question.task is None or vectors is not None:
+    if chosen.task is None or vectors is not None:
         return Answers(found, None)
-    return Answers(found, _average_precisions(question.task, queries, gallery))
+    return Answers(found, _average_precisions(chosen.task, queries, gallery))
 
 
 def _average_precisions(task: Task, queries: Vectors, gallery: Vectors) -> Scores:
@@ -217,9 +217,9 @@ def measure(
     """
     if len(vectors) < FEWEST:
         return None
-    question = ask(vectors, items, _MEASURED_BY)
-    base = answer(question, fit(BASE, vectors[:1]), vectors, None)
-    return cost(name, codec, base, answer(question, codec, codes, kept))
+    chosen = choose_queries(vectors, items, _MEASURED_BY)
+    base = answer(chosen, fit(BASE, vectors[:1]), vectors, None)
+    return cost(name, codec, base, answer(chosen, codec, codes, kept))
 
 
 def _figure(values: Scores) -> Figure:
