@@ -306,7 +306,7 @@ def test_the_verb_writes_an_index(
     assert facts["loss"]["overlap"]["low"] <= facts["loss"]["overlap"]["value"]
     # What is in the cache is not embedded again.
     embed = lambda *_, **__: pytest.fail("embedded")  # noqa: E731
-    monkeypatch.setattr("whiten.embedding.embed._embed_chunks", embed, raising=False)
+    monkeypatch.setattr("whiten.models.teacher.Teacher.embed", embed)
     found = json.loads(
         prints(capsys, *command[:-1], "other", "--kinds", "binary+float32", "--json")[0]
     )
