@@ -295,3 +295,29 @@ def test_routes_and_methods_that_are_not_there(client: TestClient) -> None:
     refused(client.get("/items", params={"limit": 10**9}), 422)
     refused(client.get("/items", params={"offset": 10**30}), 422)
     refused(client.get("/image", params={"id": "a/0.png", "size": 10**6}), 422)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/index", "/items", "/metrics"])
+def test_head_answers_as_get_does(serve: Serve, path: str) -> None:
+    client = serve()
+    answer = client.head(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == client.get(path).headers["content-type"]
+
+
+def test_405_names_all_methods_of_the_path(serve: Serve) -> None:
+    client = serve()
+    answer = client.delete("/search")
+    refused(answer, 405)
+    assert answer.headers["allow"] == "GET, HEAD, POST"
+    assert client.get("/embed").headers["allow"] == "POST"
+
+
+def test_unknown_fields_are_refused_by_name(serve: Serve) -> None:
+    client = serve()
+    message = "there is no field 'treshold': did you mean 'threshold'?"
+    sent = client.post("/search", data={"id": "a/0.png", "treshold": "0.5"})
+    named = client.get("/search", params={"id": "a/0.png", "treshold": "0.5"})
+    for answer in (sent, named):
+        refused(answer, 422)
+        assert answer.json()["detail"] == message

@@ -1,24 +1,26 @@
-"""The routes: what can be asked, and what is answered."""
+"""The routes of the service."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Form, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 
 from whiten._version import __version__
 from whiten.errors import ConfigError, ImageError, StoreError, one_line
 from whiten.index import Index, Match
 from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
+from whiten.serve.description import REFUSALS, Problem, allowed_methods, describe, invalid_field
 from whiten.serve.guard import Guard
 from whiten.serve.limits import RETRY, Limits
 from whiten.serve.live import LiveIndex, Question, UnknownImageError
@@ -31,6 +33,7 @@ from whiten.serve.settings import Settings
 FORM = "multipart/form-data"
 _SEARCHES = 32  # that share a pass over the vectors
 _MOST_LISTED = 1000
+_JPEG = {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 class Item(BaseModel):
@@ -82,12 +85,6 @@ class About(BaseModel):
     max_hits: int
 
 
-class Problem(BaseModel):
-    """Why a request was not answered."""
-
-    detail: str
-
-
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     """The service of an index, for any ASGI server.
 
@@ -121,9 +118,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's own page fetches scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        responses={
-            code: {"model": Problem} for code in (400, 401, 403, 404, 408, 413, 415, 422, 503)
-        },
+        responses={code: {"model": Problem} for code in REFUSALS},
     )
     # The last one added is the first one asked.
     app.add_middleware(Limits, settings=settings)
@@ -175,7 +170,12 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     async def item(id: Annotated[str, Query()]) -> Response:  # noqa: A002 - the name in the URL
         return _json(_shown(await run_sync(live.item, id)))
 
-    @app.get("/image", summary="An indexed image, as a JPEG no larger than asked")
+    @app.get(
+        "/image",
+        summary="An indexed image as a JPEG of at most `size` pixels",
+        response_class=Response,
+        responses={200: _JPEG, 304: {"description": "It has not changed"}},
+    )
     async def image(
         request: Request,
         id: Annotated[str, Query()],  # noqa: A002
@@ -215,7 +215,12 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         await run_sync(lambda: len(live))
         return {"status": "ok"}
 
-    @app.get("/metrics", summary="Counters for Prometheus")
+    @app.get(
+        "/metrics",
+        summary="Counters for Prometheus",
+        response_class=PlainTextResponse,
+        response_description="Prometheus' text format",
+    )
     async def prometheus() -> Response:
         return Response(await run_sync(metrics.text), media_type=CONTENT_TYPE)
 
@@ -227,6 +232,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     async def docs() -> HTMLResponse:
         return _html(reference_page(app.openapi()))
 
+    describe(app, settings)
     return app
 
 
@@ -270,7 +276,12 @@ def _answer_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": one_line(error)}, error.status)
 
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": _first_problem(error.errors())}, 422)
+        return JSONResponse({"detail": invalid_field(error.errors())}, 422)
+
+    async def not_allowed(request: Request, _: HTTPException) -> JSONResponse:
+        allowed = allowed_methods(app, request)
+        message = f"{request.method} does not work here: use {' or '.join(allowed)}"
+        return JSONResponse({"detail": message[:200]}, 405, {"Allow": ", ".join(allowed)})
 
     async def busy(_: Request, error: BusyError) -> JSONResponse:
         return JSONResponse({"detail": "too many requests wait: try again soon"}, 503, RETRY)
@@ -280,15 +291,9 @@ def _answer_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(RefusedError, refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(405, not_allowed)  # type: ignore[arg-type]
     app.add_exception_handler(BusyError, busy)  # type: ignore[arg-type]
     app.add_exception_handler(StoreError, unreadable)  # type: ignore[arg-type]
     app.add_exception_handler(UnknownImageError, answer(404))
     app.add_exception_handler(ConfigError, answer(422))
     app.add_exception_handler(ImageError, answer(415))
-
-
-def _first_problem(problems: Sequence[dict[str, Any]]) -> str:
-    """Without the value itself, which may be a whole upload, or not be JSON."""
-    first = problems[0]
-    where = [str(part) for part in first["loc"][1:]]
-    return f"{'.'.join(where) or 'request'}: {first['msg']}"[:500]

@@ -11,7 +11,7 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import UploadFile
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, ImageError
@@ -38,6 +38,8 @@ class RefusedError(Exception):
 
 class Named(BaseModel):
     """An image that the service can reach itself, or a part of it."""
+
+    model_config = ConfigDict(extra="forbid")
 
     id: Annotated[str | None, Field(description="of an indexed image")] = None
     path: Annotated[
