@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
 
-from PIL import Image
-
 from whiten.errors import ImageError
-from whiten.media.decoding import decode, decode_scaled, stored_size
+from whiten.media.decoding import stored_size
 from whiten.media.reading import read_bytes
+from whiten.media.thumbnails import as_jpeg, thumbnail
 
 SIZES = (16, 2048)  # pixels of a thumbnail's longer side, least and most
-_QUALITY = 85
 _CACHED = 32 << 20  # bytes of thumbnails
-
-Box = tuple[float, float, float, float]
-"""Left, top, width and height in pixels of the upright image."""
 
 
 def require_image(data: bytes, max_pixels: int) -> None:
@@ -31,22 +25,6 @@ def require_image(data: bytes, max_pixels: int) -> None:
     width, height = stored_size(data)
     if width * height > max_pixels:
         raise ImageError(f"{width}x{height} pixels, above the limit of {max_pixels:,}")
-
-
-def crop(data: bytes, box: Box) -> Image.Image:
-    """The part of an image inside a box, as far as it is there; at least a pixel.
-
-    Raises:
-        ImageError: it cannot be decoded, or the box lies beside it.
-    """
-    image = decode(data)
-    left, top, width, height = box
-    right, bottom = min(left + width, image.width), min(top + height, image.height)
-    left, top = max(left, 0.0), max(top, 0.0)
-    if not (left < right and top < bottom):
-        raise ImageError(f"the box lies beside the image, which is {image.width}x{image.height}")
-    x, y = int(left), int(top)
-    return image.crop((x, y, max(x + 1, round(right)), max(y + 1, round(bottom))))
 
 
 class Thumbnails:
@@ -86,22 +64,13 @@ class Thumbnails:
 
 
 def _thumbnail(data: bytes, size: int) -> tuple[bytes, tuple[int, int]]:
-    """Never the file itself: what leaves has been decoded, so that no other file can."""
-    with_edges, box = decode_scaled(data, min_side=size)
-    width, height = box[2] - box[0], box[3] - box[1]
-    scale = min(1.0, size / max(width, height))
-    small = with_edges.resize(
-        (max(1, round(width * scale)), max(1, round(height * scale))),
-        Image.Resampling.LANCZOS,
-        box=box,
-    )
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue(), _upright_size(data, (with_edges.width, with_edges.height))
+    """Never the file itself: only what was decoded leaves, so that no other file can."""
+    small = thumbnail(data, size)
+    return as_jpeg(small), _upright_size(data, small.size)
 
 
-def _upright_size(data: bytes, decoded: tuple[int, int]) -> tuple[int, int]:
-    """Of the whole image, which may have been decoded smaller."""
+def _upright_size(data: bytes, shown: tuple[int, int]) -> tuple[int, int]:
+    """The size of the whole image, turned as its thumbnail is."""
     size = stored_size(data)
-    is_turned = (size[0] >= size[1]) != (decoded[0] >= decoded[1])
+    is_turned = (size[0] - size[1]) * (shown[0] - shown[1]) < 0
     return (size[1], size[0]) if is_turned else size

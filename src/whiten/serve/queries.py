@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,15 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from whiten.embedding.encoder import Encoder
-from whiten.errors import ConfigError, ImageError
-from whiten.media.decoding import MAX_PIXELS
+from whiten.errors import ImageError
+from whiten.media.boxes import Box, crop
+from whiten.media.decoding import MAX_PIXELS, decode
 from whiten.media.reading import read_bytes
 from whiten.models.inputs import Embeddable
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.live import LiveIndex
 from whiten.serve.metrics import Metrics
-from whiten.serve.pictures import Box, crop, require_image
+from whiten.serve.pictures import require_image
 from whiten.serve.settings import Settings
 from whiten.utils.arrays import Vectors
 
@@ -124,7 +124,7 @@ class Embedder:
             raise RefusedError(
                 422, f"send one of {ways}, not {' and '.join(given) if given else 'none'}"
             )
-        box = read_box(query.box) if query.box else None
+        box = Box.parse(query.box) if query.box else None
         if query.id and box is None:
             return await run_sync(self._live.vector, query.id)
         if self.waiting >= self._most:
@@ -163,22 +163,7 @@ class Embedder:
 
 def _prepare(data: bytes, max_pixels: int, box: Box | None) -> Embeddable:
     require_image(data, max_pixels)
-    return data if box is None else crop(data, box)
-
-
-def read_box(text: str) -> Box:
-    """`x,y,width,height` in pixels.
-
-    Raises:
-        ConfigError: these are not four finite numbers, or the box is empty.
-    """
-    try:
-        left, top, width, height = (float(part) for part in text[:200].split(","))
-    except ValueError:
-        raise ConfigError(f"cannot read the box {text[:80]!r}: write x,y,width,height") from None
-    if not all(map(math.isfinite, (left, top, width, height))) or width <= 0 or height <= 0:
-        raise ConfigError(f"the box {text[:80]!r} is empty: width and height must be above 0")
-    return left, top, width, height
+    return data if box is None else crop(decode(data), box)
 
 
 def allowed_path(text: str, roots: Sequence[Path]) -> str:
