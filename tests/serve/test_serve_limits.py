@@ -16,9 +16,10 @@ from service import Serve
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, ImageError
 from whiten.index import Index
+from whiten.index.query import SearchOptions
 from whiten.serve import Settings
 from whiten.serve.batching import Batcher, BusyError
-from whiten.serve.live import LiveIndex, Question
+from whiten.serve.live import LiveIndex, Search
 from whiten.serve.settings import allowed_names, read_token
 
 # --- who --------------------------------------------------------------------------------
@@ -136,15 +137,15 @@ def test_roots_that_are_links(serve: Serve, images: Path, tmp_path: Path) -> Non
     (tmp_path / "root").symlink_to(images / "a")
     (images / "a" / "over").symlink_to(images / "b")
     alone = serve(roots=(tmp_path / "root",))
-    assert alone.get("/search", params={"path": "0.png"}).status_code == 200
-    assert alone.get("/search", params={"path": "over/0.png"}).status_code == 403
+    assert alone.post("/search", data={"path": "0.png"}).status_code == 200
+    assert alone.post("/search", data={"path": "over/0.png"}).status_code == 403
     both = serve(roots=(tmp_path / "root", images / "b"))
-    hits = both.get("/search", params={"path": "over/0.png", "k": 1}).json()["hits"]
+    hits = both.post("/search", data={"path": "over/0.png", "k": 1}).json()["hits"]
     assert hits[0]["id"] == "b/0.png"
 
 
 def test_without_roots_there_are_no_paths(serve: Serve, images: Path) -> None:
-    answer = serve().get("/search", params={"path": str(images / "a" / "0.png")})
+    answer = serve().post("/search", data={"path": str(images / "a" / "0.png")})
     assert answer.status_code == 403
     assert "reads no files by path" in answer.json()["detail"]
 
@@ -297,13 +298,13 @@ def test_searches_together_are_searches_alone(index: Index) -> None:
     vectors = rng.standard_normal((6, 12)).astype(np.float32)
     wheres = [None, "group == 'a'", "group == 'a'", None, "price < 99999999999999999999999", None]
     asked = [
-        Question(vector, k, live.read_where(where or ""))
+        Search(vector[None], SearchOptions(k, where=live.read_where(where or "")))
         for vector, k, where in zip(vectors, (1, 2, 5, 12, 3, 3), wheres, strict=True)
     ]
     together = live.search(asked)
     for number in range(6):
         [alone] = index.search_vectors(
-            vectors[number : number + 1], asked[number].k, where=wheres[number]
+            vectors[number : number + 1], asked[number].options.k, where=wheres[number]
         )
         found = together[number]
         assert isinstance(found, list)

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from helpers import TEACHER, draw, write_image
+from helpers import TEACHER, draw, write_groups, write_image
 from service import Serve, TestClient, as_bytes
 from whiten.index import Index
+from whiten.index.query import SearchOptions, combined, search
 from whiten.serve import create_app, live
 
 
@@ -101,14 +102,63 @@ def test_a_box_of_an_indexed_image(serve: Serve, index: Index) -> None:
     assert ids(quarter) == [match.id for match in expected]
 
 
+def test_several_images_are_one_query(serve: Serve, index: Index, drawing: bytes) -> None:
+    """As on the command line: one mean, or the best similarity to any of them."""
+    client = serve()
+    files = [("image", ("x", drawing)), ("image", ("y", as_bytes(draw(2, 8))))]
+    vectors = np.concatenate(
+        [
+            index.encoder.embed([Image.open(io.BytesIO(file[1])) for _, file in files]),
+            index.vectors(["d/2.png"]),
+        ]
+    )
+    for combine in ("mean", "max"):
+        form = {"id": "d/2.png", "combine": combine, "k": 12}
+        hits = client.post("/search", files=files, data=form).json()["hits"]
+        expected = search(index, combined(vectors, combine), SearchOptions(12))  # type: ignore[arg-type]
+        assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+        scores = [hit.score for hit in expected]
+        assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=1e-6)
+
+
+def test_every_option_of_a_search(serve: Serve, index: Index, tmp_path: Path) -> None:
+    wrong = Index.build(index.encoder, write_groups(tmp_path / "more", {"x": 3}), tmp_path / "w")
+    with TestClient(create_app(index, background=wrong), base_url="http://localhost") as client:
+        vectors = index.vectors(["b/1.png"])
+        for form, options in (
+            ({"expand": 2, "alpha": 1}, SearchOptions(10, expand=2, alpha=1)),
+            ({"videos": True, "k": 3}, SearchOptions(3, videos=True)),
+            ({"background": True}, SearchOptions(10, background=wrong)),
+            ({"threshold": 0.5, "expand": 1}, SearchOptions(10, 0.5, expand=1)),
+        ):
+            hits = client.get("/search", params={"id": "b/1.png", **form}).json()["hits"]
+            expected = search(index, vectors, options)
+            assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+            scores = [hit.score for hit in expected]
+            assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=1e-6)
+    answer = serve().get("/search", params={"id": "b/1.png", "background": True})
+    assert answer.status_code == 409 and "start it with --background" in answer.json()["detail"]
+
+
+def test_head_is_get_without_a_body(serve: Serve) -> None:
+    client = serve()
+    for url in ("/", "/docs", "/index", "/items", "/healthz", "/metrics", "/search?id=a/0.png"):
+        head, get = client.head(url), client.get(url)
+        assert (head.status_code, head.headers["content-type"], head.content) == (
+            200,
+            get.headers["content-type"],
+            b"",
+        )
+
+
 def test_embed(serve: Serve, index: Index, drawing: bytes) -> None:
     client = serve()
     answer = client.post("/embed", files={"image": ("x", drawing)}).json()
     assert answer["dim"] == 12
     expected = index.encoder.embed(Image.open(io.BytesIO(drawing)))[0]
-    assert np.allclose(answer["embedding"], expected, atol=1e-6)
+    assert np.allclose(answer["embeddings"], [expected], atol=1e-6)
     named = client.post("/embed", data={"id": "d/2.png"}).json()
-    assert np.allclose(named["embedding"], index.vectors(["d/2.png"])[0], atol=1e-6)
+    assert np.allclose(named["embeddings"][0], index.vectors(["d/2.png"])[0], atol=1e-6)
 
 
 def test_items(serve: Serve, index: Index) -> None:
@@ -254,7 +304,7 @@ def test_about_health_and_description(serve: Serve) -> None:
     docs = client.get("/docs").text
     for path in paths:
         assert path in docs
-    assert "threshold" in docs and "≥ -1, ≤ 1" in docs and "as multipart/form-data" in docs
+    assert "threshold" in docs and "≥ -2, ≤ 2" in docs and "as multipart/form-data" in docs
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

@@ -19,6 +19,7 @@ def serve(
     /,
     *,
     model: Model = None,
+    background: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     root: Annotated[tuple[Path, ...], Parameter()] = (),
@@ -37,6 +38,8 @@ def serve(
     Args:
         index: a folder, milvus:URI or pgvector:DSN.
         model: model that embeds the queries; by default the model of the index.
+        background: index of images that are all wrong, for searches that ask to subtract the
+            similarity to it.
         host: address to listen on; 0.0.0.0 is every address of this machine.
         port: port to listen on; 0 takes any free one.
         root: folders whose images may be queried by path.
@@ -67,7 +70,8 @@ def serve(
         from whiten.index import Index
 
         opened = Index.open(index, None if model is None else load(model))
-        service = create_app(opened, settings)
+        wrong = None if background is None else Index.open(background)
+        service = create_app(opened, settings, background=wrong)
         if not is_loopback(listening) and settings.token is None:
             say("whiten: warning: everyone who reaches this port can search; set WHITEN_TOKEN")
         url = url_of(listening)

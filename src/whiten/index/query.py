@@ -127,6 +127,10 @@ class SearchOptions:
         if self.expand < 0 or self.alpha < 0:
             raise ConfigError("expand and alpha must be at least 0")
 
+    def is_enough(self, hit: Match) -> bool:
+        """Whether a hit reaches the threshold."""
+        return self.threshold is None or hit.score >= self.threshold
+
 
 def search(index: Index, vectors: Vectors, options: SearchOptions) -> list[Match]:
     """Search with (n, dim) vectors that are one query; hits best first, ties in the index's order.
@@ -144,9 +148,7 @@ def search(index: Index, vectors: Vectors, options: SearchOptions) -> list[Match
             "index it with the same model"
         )
     hits = (_videos if options.videos else _images)(index, vectors, options)
-    if options.threshold is None:
-        return hits
-    return [hit for hit in hits if hit.score >= options.threshold]
+    return [hit for hit in hits if options.is_enough(hit)]
 
 
 def _images(index: Index, vectors: Vectors, options: SearchOptions) -> list[Match]:

@@ -3,37 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, Form, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from pydantic_core import to_json
-from starlette.exceptions import HTTPException
 
 from whiten._version import __version__
-from whiten.errors import ConfigError, ImageError, StoreError, one_line
+from whiten.errors import ConfigError, ImageError, StoreError, nearest, one_line
 from whiten.index import Index, Match
+from whiten.index.query import SearchOptions, combined
 from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
-from whiten.serve.description import REFUSALS, Problem, allowed_methods, describe, invalid_field
 from whiten.serve.guard import Guard
 from whiten.serve.limits import RETRY, Limits
-from whiten.serve.live import LiveIndex, Question, UnknownImageError
+from whiten.serve.live import LiveIndex, Search, UnknownImageError
+from whiten.serve.methods import Methods
 from whiten.serve.metrics import CONTENT_TYPE, Measured, Metrics
 from whiten.serve.pages import Page, reference_page, search_page
 from whiten.serve.pictures import SIZES, Thumbnails
-from whiten.serve.queries import Asked, Embedder, Named, RefusedError, Search, SearchSent, Sent
+from whiten.serve.queries import (
+    Embedder,
+    Images,
+    Options,
+    RefusedError,
+    SearchById,
+    SearchByImages,
+)
 from whiten.serve.settings import Settings
 
 FORM = "multipart/form-data"
+
+
+class JPEGResponse(Response):
+    media_type = "image/jpeg"
+
+
+class MetricsResponse(Response):
+    media_type = CONTENT_TYPE
+
+
 _SEARCHES = 32  # that share a pass over the vectors
 _MOST_LISTED = 1000
-_JPEG = {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
+_PROBLEMS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 503)
 
 
 class Item(BaseModel):
@@ -46,7 +63,8 @@ class Item(BaseModel):
 
 
 class Hit(Item):
-    """An answer; its score is the cosine similarity to the query, -1 to 1."""
+    """An image that was found; its score is the cosine similarity to the query, -1 to 1,
+    minus the similarity to the background if that is subtracted."""
 
     score: float
 
@@ -58,18 +76,18 @@ class Hits(BaseModel):
 
 
 class Listing(BaseModel):
-    """Some of the images, in the order of the index."""
+    """A page of the images, in the order of the index."""
 
     total: int
     offset: int
     items: list[Item]
 
 
-class Embedding(BaseModel):
-    """Of length 1."""
+class Embeddings(BaseModel):
+    """One embedding per image, L2-normalised: uploads first, then files, then indexed images."""
 
     dim: int
-    embedding: list[float]
+    embeddings: list[list[float]]
 
 
 class About(BaseModel):
@@ -85,14 +103,23 @@ class About(BaseModel):
     max_hits: int
 
 
-def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
-    """The service of an index, for any ASGI server.
+class Problem(BaseModel):
+    """The reason why a request was not answered."""
+
+    detail: str
+
+
+def create_app(
+    index: Index, settings: Settings | None = None, *, background: Index | None = None
+) -> FastAPI:
+    """Make the service of an index, for any ASGI server.
 
     Args:
         index: open; its encoder is loaded here. Changes of other processes are seen within a
             second.
-        settings: limits, and to whom it is open; by default to this machine alone by name, but an
-            address to listen on is the server's to choose.
+        settings: limits, and who may reach it; by default only this machine by name. The server
+            chooses the address to listen on.
+        background: index of images that are all wrong, for searches with `background`.
 
     Raises:
         ConfigError, StoreError, TeacherError: the index's model cannot be opened.
@@ -101,7 +128,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     live = LiveIndex(index)
     metrics = Metrics(lambda: len(live), lambda: embedder.waiting)
     embedder = Embedder(index.encoder, live, settings, metrics)
-    searcher: Batcher[Question, list[Match]] = Batcher(
+    searcher: Batcher[Search, list[Match]] = Batcher(
         "whiten-search", live.search, batch=_SEARCHES, waiting=settings.waiting + _SEARCHES
     )
     thumbnails = Thumbnails()
@@ -118,45 +145,47 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's own page fetches scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        responses={code: {"model": Problem} for code in REFUSALS},
+        responses={
+            code: {"model": Problem}
+            for code in (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 503)
+        },
     )
-    # The last one added is the first one asked.
+    # The last one added is the outermost.
+    app.add_middleware(Methods, router=app.router)
     app.add_middleware(Limits, settings=settings)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Measured, metrics=metrics)
     _answer_errors(app)
+    _describe_errors(app)
 
-    async def hits(asked: Asked, query: Named) -> Response:
-        if asked.k > settings.max_hits:
-            raise RefusedError(422, f"k must be at most {settings.max_hits}, not {asked.k}")
-        where = await run_sync(live.read_where, asked.where) if asked.where else None
-        vector = await embedder.vector(query)
-        found = await searcher.ask(Question(vector, asked.k, where))
-        least = -2.0 if asked.threshold is None else asked.threshold
-        return _json(
-            {"hits": [_shown(hit) | {"score": hit.score} for hit in found if hit.score >= least]}
+    async def hits(query: SearchByImages | SearchById) -> Response:
+        if query.k > settings.max_hits:
+            raise RefusedError(422, f"k must be at most {settings.max_hits}, not {query.k}")
+        options = SearchOptions(
+            query.k,
+            query.threshold,
+            await run_sync(live.read_where, query.where) if query.where else None,
+            query.videos,
+            query.expand,
+            query.alpha,
+            _chosen(background, query),
         )
+        vectors = combined(await embedder.vectors(query), query.combine)
+        found = await searcher.ask(Search(vectors, options))
+        return _json({"hits": [_shown(hit) | {"score": hit.score} for hit in found]})
 
-    @app.post(
-        "/search",
-        summary="Images that are like one that is sent, or named",
-        response_model=Hits,
-    )
-    async def search(query: Annotated[SearchSent, Form(media_type=FORM)]) -> Response:
-        return await hits(query, query)
+    @app.post("/search", summary="Search with images", response_model=Hits)
+    async def search(query: Annotated[SearchByImages, Form(media_type=FORM)]) -> Response:
+        return await hits(query)
 
-    @app.get("/search", summary="Images that are like one that is named", response_model=Hits)
-    async def search_named(query: Annotated[Search, Query()]) -> Response:
-        return await hits(query, query)
+    @app.get("/search", summary="Search with indexed images", response_model=Hits)
+    async def search_by_id(query: Annotated[SearchById, Query()]) -> Response:
+        return await hits(query)
 
-    @app.post(
-        "/embed",
-        summary="The embedding of an image that is sent, or named",
-        response_model=Embedding,
-    )
-    async def embed(query: Annotated[Sent, Form(media_type=FORM)]) -> Response:
-        vector = await embedder.vector(query)
-        return _json({"dim": len(vector), "embedding": vector.tolist()})
+    @app.post("/embed", summary="Embed images", response_model=Embeddings)
+    async def embed(query: Annotated[Images, Form(media_type=FORM)]) -> Response:
+        vectors = await embedder.vectors(query)
+        return _json({"dim": vectors.shape[1], "embeddings": vectors.tolist()})
 
     @app.get("/items", summary="List the indexed images", response_model=Listing)
     async def items(
@@ -166,15 +195,14 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         total, found = await run_sync(live.listing, offset, limit)
         return _json({"total": total, "offset": offset, "items": list(map(_shown, found))})
 
-    @app.get("/item", summary="What is known of an indexed image", response_model=Item)
+    @app.get("/item", summary="An indexed image with its metadata", response_model=Item)
     async def item(id: Annotated[str, Query()]) -> Response:  # noqa: A002 - the name in the URL
         return _json(_shown(await run_sync(live.item, id)))
 
     @app.get(
         "/image",
-        summary="An indexed image as a JPEG of at most `size` pixels",
-        response_class=Response,
-        responses={200: _JPEG, 304: {"description": "It has not changed"}},
+        summary="An indexed image as a JPEG of at most this size",
+        response_class=JPEGResponse,
     )
     async def image(
         request: Request,
@@ -194,7 +222,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         except ImageError as error:  # its file is gone, or is a video
             raise RefusedError(404, f"the image of {id[:200]!r} cannot be shown: {error}") from None
         headers |= {"X-Image-Width": str(width), "X-Image-Height": str(height)}
-        return Response(data, media_type="image/jpeg", headers=headers)
+        return JPEGResponse(data, headers=headers)
 
     @app.get("/index", summary="What is served, and its limits")
     async def about() -> About:
@@ -215,14 +243,9 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
         await run_sync(lambda: len(live))
         return {"status": "ok"}
 
-    @app.get(
-        "/metrics",
-        summary="Counters for Prometheus",
-        response_class=PlainTextResponse,
-        response_description="Prometheus' text format",
-    )
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=MetricsResponse)
     async def prometheus() -> Response:
-        return Response(await run_sync(metrics.text), media_type=CONTENT_TYPE)
+        return MetricsResponse(await run_sync(metrics.text))
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
@@ -232,12 +255,17 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     async def docs() -> HTMLResponse:
         return _html(reference_page(app.openapi()))
 
-    describe(app, settings)
     return app
 
 
+def _chosen(background: Index | None, query: Options) -> Index | None:
+    if query.background and background is None:
+        raise RefusedError(409, "this service has no background: start it with --background")
+    return background if query.background else None
+
+
 def _shown(match: Match) -> dict[str, Any]:
-    """An `Item`: where files lie on the server is no client's business."""
+    """An `Item`; the paths of files on the server are not shown to clients."""
     return {
         "id": match.id,
         "group": match.group,
@@ -247,7 +275,7 @@ def _shown(match: Match) -> dict[str, Any]:
 
 
 def _json(content: dict[str, Any]) -> Response:
-    """What is known to be right: to check it against its model takes as long as all the rest."""
+    """Skip the validation of the response, which would take as long as all the rest."""
     return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
 
 
@@ -260,11 +288,28 @@ def _html(page: Page) -> HTMLResponse:
     return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy})
 
 
+def _describe_errors(app: FastAPI) -> None:
+    """Errors are JSON, also of routes that answer with something else."""
+    described = app.openapi
+    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+    def openapi() -> dict[str, Any]:
+        description = described()
+        for operations in description["paths"].values():
+            for operation in operations.values():
+                for code, answer in operation["responses"].items():
+                    if int(code) >= 400:
+                        answer["content"] = problem
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
 Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """What a client did wrong is said in one sentence, `detail`."""
+    """Answer errors with one sentence, `detail`."""
 
     def answer(status: int, headers: dict[str, str] | None = None) -> Handler:
         async def handler(_: Request, error: Exception) -> JSONResponse:
@@ -276,12 +321,7 @@ def _answer_errors(app: FastAPI) -> None:
         return JSONResponse({"detail": one_line(error)}, error.status)
 
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": invalid_field(error.errors())}, 422)
-
-    async def not_allowed(request: Request, _: HTTPException) -> JSONResponse:
-        allowed = allowed_methods(app, request)
-        message = f"{request.method} does not work here: use {' or '.join(allowed)}"
-        return JSONResponse({"detail": message[:200]}, 405, {"Allow": ", ".join(allowed)})
+        return JSONResponse({"detail": _first_problem(error.errors())}, 422)
 
     async def busy(_: Request, error: BusyError) -> JSONResponse:
         return JSONResponse({"detail": "too many requests wait: try again soon"}, 503, RETRY)
@@ -291,9 +331,18 @@ def _answer_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(RefusedError, refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
-    app.add_exception_handler(405, not_allowed)  # type: ignore[arg-type]
     app.add_exception_handler(BusyError, busy)  # type: ignore[arg-type]
     app.add_exception_handler(StoreError, unreadable)  # type: ignore[arg-type]
     app.add_exception_handler(UnknownImageError, answer(404))
     app.add_exception_handler(ConfigError, answer(422))
     app.add_exception_handler(ImageError, answer(415))
+
+
+def _first_problem(problems: Sequence[dict[str, Any]]) -> str:
+    """Leave out the value itself, which may be a whole upload, or not be JSON."""
+    first = problems[0]
+    where = [str(part) for part in first["loc"][1:]]
+    if first["type"] == "extra_forbidden":
+        known = {*SearchByImages.model_fields, *SearchById.model_fields}
+        return f"unknown field {where[0][:80]!r}{nearest(where[0], known)}"
+    return f"{'.'.join(where) or 'request'}: {first['msg']}"[:500]

@@ -1,4 +1,4 @@
-"""An index that is asked by many at once, and may be changed by others meanwhile."""
+"""An index that many clients query at once while others may change it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import pyarrow as pa
 
 from whiten.errors import ConfigError, StoreError, one_line
 from whiten.index import Index, Match
+from whiten.index.query import SearchOptions
+from whiten.index.query import search as run
 from whiten.index.rows import FILTERABLE, Facts, matches
 from whiten.index.where import Where, parse_where
 from whiten.utils.arrays import Vectors
 
 REFRESH_SECONDS = 1.0
 MAX_WHERE = 2000  # characters: Python's parser is for people, not for whole books
-_PAGE = 4096  # rows that are looked at at once
+_PAGE = 4096  # rows per block
 
 # What a filter can still be wrong in when it is applied, such as a number beyond 64 bits.
 _FILTER_ERRORS = (ConfigError, pa.ArrowException, OverflowError, ValueError, TypeError)
@@ -33,25 +35,26 @@ class UnknownImageError(Exception):
 
 
 @dataclass(frozen=True)
-class Question:
-    """One search.
+class Search:
+    """One search: (n, dim) vectors that are one query, and what to return."""
 
-    Attributes:
-        vector: (dim,) of the query.
-        k: hits.
-        where: only among these.
-    """
+    vectors: Vectors
+    options: SearchOptions
 
-    vector: Vectors
-    k: int
-    where: Where | None = None
+    @property
+    def is_plain(self) -> bool:
+        """Whether it can share a pass over the vectors with others."""
+        options = self.options
+        return len(self.vectors) == 1 and not (
+            options.videos or options.expand or options.background
+        )
 
 
 class LiveIndex:
-    """An index behind a lock; what others change is seen within a second.
+    """An index behind a lock; changes by others are seen within a second.
 
-    A folder's index opens other files when it has changed, and the connection to a database is one:
-    neither is for two threads at a time. Searches that wait are one pass over the vectors.
+    An index in a folder opens other files when it has changed, and a database has one connection:
+    neither allows two threads at a time. Searches that wait share one pass over the vectors.
     """
 
     def __init__(self, index: Index, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,26 +90,24 @@ class LiveIndex:
             )
         return parse_where(text, FILTERABLE | self.facts.columns)
 
-    def search(self, questions: Sequence[Question]) -> list[list[Match] | Exception]:
-        """Answers in the order of the questions; those of the same kind cost one pass."""
-        found: list[list[Match] | Exception] = [[] for _ in questions]
-        kinds: dict[str, list[int]] = {}
-        for number, question in enumerate(questions):
-            kinds.setdefault(repr(question.where), []).append(number)
+    def search(self, searches: Sequence[Search]) -> list[list[Match] | Exception]:
+        """Answer in the order of the searches; plain ones with one filter share one pass."""
+        found: list[list[Match] | Exception] = [[] for _ in searches]
+        shared: dict[str, list[int]] = {}
+        for number, search in enumerate(searches):
+            key = repr(search.options.where) if search.is_plain else f"alone {number}"
+            shared.setdefault(key, []).append(number)
         with self._lock:
             index = self._fresh()
-            for numbers in kinds.values():
-                asked = [questions[number] for number in numbers]
-                most = max(question.k for question in asked)
-                queries = np.stack([question.vector for question in asked])
+            for numbers in shared.values():
                 try:
-                    answers = index.search_vectors(queries, most, where=asked[0].where)
-                except _FILTER_ERRORS as error:  # which is no one else's
+                    answers = _together(index, [searches[number] for number in numbers])
+                except _FILTER_ERRORS as error:  # all of them have this filter
                     for number in numbers:
                         found[number] = ConfigError(f"the filter cannot be used: {one_line(error)}")
                     continue
-                for number, question, hits in zip(numbers, asked, answers, strict=True):
-                    found[number] = hits[: question.k]
+                for number, hits in zip(numbers, answers, strict=True):
+                    found[number] = hits
         return found
 
     def item(self, name: str) -> Match:
@@ -148,3 +149,15 @@ class LiveIndex:
                     break
             rows = pa.concat_tables(parts)
             return total, matches(rows, np.ones(len(rows)), index.facts.columns)
+
+
+def _together(index: Index, searches: Sequence[Search]) -> list[list[Match]]:
+    if not searches[0].is_plain:
+        return [run(index, search.vectors, search.options) for search in searches]
+    most = max(search.options.k for search in searches)
+    vectors = np.concatenate([search.vectors for search in searches])
+    answers = index.search_vectors(vectors, most, where=searches[0].options.where)
+    return [
+        [hit for hit in hits[: search.options.k] if search.options.is_enough(hit)]
+        for search, hits in zip(searches, answers, strict=True)
+    ]

@@ -44,7 +44,6 @@ def reference_page(openapi: Mapping[str, Any]) -> Page:
         _operation(method, path, operation, schemas)
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
-        if method != "head"
     )
     title = f"{escape(openapi['info']['title'])} {escape(openapi['info']['version'])}"
     return _page(
@@ -80,11 +79,7 @@ def _operation(
     rows = [
         (p["name"], p["schema"], p.get("required", False), p.get("description", ""))
         for p in operation.get("parameters", [])
-        if "properties" not in p["schema"]
     ]
-    for p in operation.get("parameters", []):
-        for name, field in p["schema"].get("properties", {}).items():
-            rows.append((name, field, False, field.get("description", "")))
     for kind, body in operation.get("requestBody", {}).get("content", {}).items():
         schema = schemas[body["schema"]["$ref"].rpartition("/")[2]]
         for name, field in schema["properties"].items():

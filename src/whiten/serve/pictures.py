@@ -1,4 +1,4 @@
-"""Images as they come in, which may be anything, and as they go out, which are made here."""
+"""Checks on uploaded images, and thumbnails of indexed ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CACHED = 32 << 20  # bytes of thumbnails
 
 
 def require_image(data: bytes, max_pixels: int) -> None:
-    """Refuse what is no image, or too large a one, by what it says of itself; decodes nothing.
+    """Refuse data that is no image, or too large, by its header; decodes nothing.
 
     Raises:
         ImageError: the reason.
@@ -28,7 +28,7 @@ def require_image(data: bytes, max_pixels: int) -> None:
 
 
 class Thumbnails:
-    """Small copies of images as JPEG; the last ones asked for are kept."""
+    """Small copies of images as JPEG; the most recently used are kept."""
 
     def __init__(self, capacity: int = _CACHED) -> None:
         self._capacity = capacity
@@ -63,14 +63,14 @@ class Thumbnails:
         return made
 
 
-def _thumbnail(data: bytes, size: int) -> tuple[bytes, tuple[int, int]]:
-    """Never the file itself: only what was decoded leaves, so that no other file can."""
-    small = thumbnail(data, size)
+def _thumbnail(data: bytes, side: int) -> tuple[bytes, tuple[int, int]]:
+    """Decode and encode again, so that no file that is not an image can leave."""
+    small = thumbnail(data, side)
     return as_jpeg(small), _upright_size(data, small.size)
 
 
-def _upright_size(data: bytes, shown: tuple[int, int]) -> tuple[int, int]:
-    """The size of the whole image, turned as its thumbnail is."""
+def _upright_size(data: bytes, decoded: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of the whole upright image, given the size of a thumbnail."""
     size = stored_size(data)
-    is_turned = (size[0] - size[1]) * (shown[0] - shown[1]) < 0
+    is_turned = (size[0] >= size[1]) != (decoded[0] >= decoded[1])
     return (size[1], size[0]) if is_turned else size

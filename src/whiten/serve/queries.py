@@ -1,16 +1,18 @@
-"""From what a client sends to an embedding: an upload, a file it names, or an indexed image."""
+"""The forms that clients send, and the embeddings of the images in them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.config import JsonDict
 
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ImageError
@@ -25,68 +27,122 @@ from whiten.serve.pictures import require_image
 from whiten.serve.settings import Settings
 from whiten.utils.arrays import Vectors
 
+MOST_IMAGES = 32  # of one query
 _DECODERS = 4
 
 
 class RefusedError(Exception):
-    """A request that cannot be answered, with the status that says why."""
+    """A request that cannot be answered, with its status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-class Named(BaseModel):
-    """An image that the service can reach itself, or a part of it."""
+# One side of a box, and two numbers above 0.
+_SIDE, _LENGTH = r"-?\d{1,6}(\.\d{1,3})?", r"[1-9]\d{0,5}(\.\d{1,3})?"
+# An empty list is what a form makes of a field that was left empty; the schema asks for none.
+_SOME: JsonDict = {"minItems": 1}
+_BOX = f"^$|^({_SIDE},){{2}}{_LENGTH},{_LENGTH}$"
+
+Ids = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(description="ids of indexed images", max_length=MOST_IMAGES, json_schema_extra=_SOME),
+]
+BoxText = Annotated[
+    str,
+    Field(
+        description="x,y,width,height of the part of the single image to use, in pixels of the "
+        "upright image",
+        pattern=_BOX,
+    ),
+]
+
+
+class Images(BaseModel):
+    """Images that are one query: uploads, files below the service's folders, indexed images."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"anyOf": [{"required": [name]} for name in ("image", "path", "id")]},
+    )
+
+    image: Annotated[
+        list[UploadFile],
+        Field(
+            description="image files, whatever their declared type",
+            max_length=MOST_IMAGES,
+            json_schema_extra={**_SOME, "items": {"type": "string", "format": "binary"}},
+        ),
+    ] = []
+    path: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        Field(
+            description="files below a folder that the service reads",
+            max_length=MOST_IMAGES,
+            json_schema_extra=_SOME,
+        ),
+    ] = []
+    id: Ids = []
+    box: BoxText = ""
+
+    @field_validator("image", "path", "id", mode="before")
+    @classmethod
+    def _without_empty(cls, value: list[object]) -> list[object]:
+        """A form sends a field that was left empty as an empty text."""
+        return [part for part in value if part != ""]
+
+
+class Options(BaseModel):
+    """Which hits to return, see `whiten.index.query.SearchOptions`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    id: Annotated[str | None, Field(description="of an indexed image")] = None
-    path: Annotated[
-        str | None, Field(description="of a file below a folder that the service was opened for")
-    ] = None
-    box: Annotated[
-        str | None,
-        Field(description="x,y,width,height of a part, in pixels of the upright image"),
-    ] = None
-
-
-class Sent(Named):
-    """An image that is uploaded, or one that is named; or a part of it."""
-
-    image: Annotated[
-        UploadFile | None,
-        Field(description="an image file, whatever type is declared"),
-    ] = None
-
-
-class Asked(BaseModel):
-    """Which hits are wanted."""
-
-    k: Annotated[int, Field(ge=1, description="hits, fewer where there are not so many")] = 10
+    k: Annotated[int, Field(ge=1, le=1000, description="most hits")] = 10
     threshold: Annotated[
-        float | None,
-        Field(ge=-1, le=1, allow_inf_nan=False, description="the lowest cosine similarity"),
-    ] = None
+        float, Field(ge=-2, le=2, allow_inf_nan=False, description="lowest score of a hit")
+    ] = -2.0
     where: Annotated[
-        str, Field(description="only images of which this is true, as price < 10 and group == 'a'")
+        str,
+        Field(
+            description="filter on columns, as price < 10 and group == 'a'",
+            json_schema_extra={"format": "whiten-filter"},
+        ),
     ] = ""
+    combine: Annotated[
+        Literal["mean", "max"],
+        Field(description="search with the mean of several images, or score by the best of them"),
+    ] = "mean"
+    videos: Annotated[bool, Field(description="return videos, each with its best frame")] = False
+    expand: Annotated[
+        int, Field(ge=0, le=100, description="first hits that a second search adds to the query")
+    ] = 0
+    alpha: Annotated[
+        float, Field(ge=0, le=100, allow_inf_nan=False, description="power that weighs these hits")
+    ] = 3.0
+    background: Annotated[
+        bool,
+        Field(description="subtract the similarity to the service's background from the scores"),
+    ] = False
 
 
-class Search(Asked, Named):
-    """A search by an image that is named."""
+class SearchById(Options):
+    """A search with indexed images."""
+
+    id: Annotated[Ids, Field(min_length=1)]
+    box: BoxText = ""
 
 
-class SearchSent(Asked, Sent):
-    """A search by any image."""
+class SearchByImages(Options, Images):
+    """A search with any images."""
 
 
 class Embedder:
-    """Embeds what clients send or name, within the limits.
+    """Embeds the images that clients send or name, within the limits.
 
     Attributes:
         waiting: requests whose images are in memory.
-        decoders: how many images are decoded at once, of which each may take 600 MB.
+        decoders: limit of images that are decoded at once; each may take 600 MB.
     """
 
     def __init__(
@@ -107,56 +163,66 @@ class Embedder:
     def close(self) -> None:
         self._batcher.close()
 
-    async def vector(self, query: Named) -> Vectors:
-        """(dim,) embedding.
+    async def vectors(self, query: Images | SearchById) -> Vectors:
+        """Embed the images of a query: (n, dim), uploads first, then files, then indexed images.
 
         Raises:
-            RefusedError, ConfigError: what is asked cannot be answered.
-            UnknownImageError: it is not in the index.
-            ImageError: it cannot be decoded, or is beyond a limit.
-            BusyError: too many wait.
+            RefusedError, ConfigError: the query cannot be answered.
+            UnknownImageError: an id is not in the index.
+            ImageError: an image cannot be decoded, or is beyond a limit.
+            BusyError: too many requests wait.
         """
-        image = query.image if isinstance(query, Sent) else None
-        # A form's empty field is one that was left out.
-        given = [n for n in ("image", "id", "path") if getattr(query, n, None) not in (None, "")]
-        if len(given) != 1:
-            ways = "image, id or path" if isinstance(query, Sent) else "id or path"
-            raise RefusedError(
-                422, f"send one of {ways}, not {' and '.join(given) if given else 'none'}"
-            )
-        box = Box.parse(query.box) if query.box else None
-        if query.id and box is None:
-            return await run_sync(self._live.vector, query.id)
+        uploads, paths = (query.image, query.path) if isinstance(query, Images) else ([], [])
+        count = len(uploads) + len(paths) + len(query.id)
+        if count == 0:
+            raise RefusedError(422, "nothing to search for: send an image, a path or an id")
+        if not query.box:
+            known = [await run_sync(self._live.vector, name) for name in query.id]
+            reads = [*map(self._upload, uploads), *map(self._file, paths)]
+            return np.stack([*[await self._embedded(read) for read in reads], *known])
+        if count > 1:
+            raise RefusedError(409, "a box is a part of one image: send exactly one image")
+        if query.id:
+            paths = [await run_sync(self._live.file, query.id[0])]
+            read = self._indexed(paths[0])
+        else:
+            read = self._upload(uploads[0]) if uploads else self._file(paths[0])
+        return (await self._embedded(read, Box.parse(query.box)))[None]
+
+    async def _embedded(
+        self, read: Awaitable[tuple[bytes, int]], box: Box | None = None
+    ) -> Vectors:
+        """(dim,) of an image, which is read only if there is room for it."""
         if self.waiting >= self._most:
+            if isinstance(read, Coroutine):
+                read.close()
             raise BusyError
         self.waiting += 1
         try:
-            if image is not None:
-                data = await image.read()
-                most = self._settings.max_pixels
-            else:
-                data = await run_sync(self._read, query)
-                most = MAX_PIXELS
+            data, most = await read
             prepared = await run_sync(_prepare, data, most, box, limiter=self.decoders)
             return await self._batcher.ask(prepared)
         finally:
             self.waiting -= 1
 
-    def _read(self, query: Named) -> bytes:
-        if query.path:
-            return read_bytes(allowed_path(query.path, self._roots))
-        assert query.id is not None
-        return read_bytes(self._live.file(query.id))
+    async def _upload(self, file: UploadFile) -> tuple[bytes, int]:
+        return await file.read(), self._settings.max_pixels
+
+    async def _file(self, path: str) -> tuple[bytes, int]:
+        return await run_sync(lambda: read_bytes(allowed_path(path, self._roots))), MAX_PIXELS
+
+    async def _indexed(self, path: str) -> tuple[bytes, int]:
+        return await run_sync(read_bytes, path), MAX_PIXELS
 
     def _embed(self, images: Sequence[Embeddable]) -> list[Vectors | Exception]:
-        """In the one thread that the model is used in."""
+        """Called in the one thread that uses the model."""
         try:
             with self._metrics.embedding.time():
                 vectors = self._encoder.embed(images)
         except ImageError as error:
             if len(images) == 1:
                 return [error]
-            return [self._embed([image])[0] for image in images]  # who is at fault
+            return [self._embed([image])[0] for image in images]  # to find the damaged one
         self._metrics.embedded.inc(len(images))
         return list(vectors)
 
