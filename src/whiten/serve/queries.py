@@ -40,7 +40,8 @@ class RefusedError(Exception):
 
 
 # One side of a box, and two numbers above 0.
-_SIDE, _LENGTH = r"-?\d{1,6}(\.\d{1,3})?", r"[1-9]\d{0,5}(\.\d{1,3})?"
+_SIDE = r"-?\d{1,7}(\.\d{1,20})?"
+_LENGTH = r"([1-9]\d{0,6}(\.\d{1,20})?|0\.\d{0,8}[1-9]\d{0,12})"
 # An empty list is what a form makes of a field that was left empty; the schema asks for none.
 _SOME: JsonDict = {"minItems": 1}
 _BOX = f"^$|^({_SIDE},){{2}}{_LENGTH},{_LENGTH}$"
@@ -229,7 +230,13 @@ class Embedder:
 
 def _prepare(data: bytes, max_pixels: int, box: Box | None) -> Embeddable:
     require_image(data, max_pixels)
-    return data if box is None else crop(decode(data), box)
+    if box is None:
+        return data
+    image = decode(data)
+    try:
+        return crop(image, box)
+    except ImageError as error:  # the image is fine, the box is not
+        raise RefusedError(409, str(error)) from None
 
 
 def allowed_path(text: str, roots: Sequence[Path]) -> str:
