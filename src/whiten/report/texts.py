@@ -26,8 +26,9 @@ SECTIONS = {
     ),
     "whitening_choices": (
         "Strength of the whitening",
-        "Left is PCA-whitening, right is centring alone. The dot scored best on held-out images. A "
-        "flat line means that the choice hardly matters.",
+        "Left is PCA-whitening, right is centring alone. The dot is the choice: of all that score "
+        "within one standard error of the best on held-out images, the nearest to 1. A flat line "
+        "means that the choice hardly matters.",
     ),
     "wins": (
         "Which teacher decides",
