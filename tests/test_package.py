@@ -7,6 +7,8 @@ import sys
 from importlib import resources
 from types import ModuleType
 
+import pytest
+
 import whiten
 import whiten.distillation.distill
 import whiten.evaluation.evaluate
@@ -27,9 +29,11 @@ def test_functions_are_not_shadowed_by_their_modules() -> None:
         _ = whiten.Index  # imports the module evaluate
 
 
-def test_importing_is_cheap() -> None:
+@pytest.mark.parametrize("module", ["whiten", "whiten.cli"])
+def test_importing_is_cheap(module: str) -> None:
     program = (
-        "import sys, whiten; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+        f"import sys, {module}; "
+        "print([m for m in ('torch', 'numpy', 'PIL', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

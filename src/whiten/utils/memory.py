@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
@@ -50,6 +50,8 @@ def forget(part: npt.NDArray[Any]) -> None:
     Nothing is lost: the system writes what a shared map holds. Anything but a contiguous part of
     such a map is left alone, private maps (`mode="c"`) too.
     """
+    import numpy as np  # not at once: the command line starts without it
+
     base: Any = part
     mode = ""
     while isinstance(base, np.ndarray):
