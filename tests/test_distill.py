@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from small_runs import OPTIONS, STUDENT, TEACHERS, losses
 from whiten.distillation import training, training_set
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.training import learning_rate
-from whiten.errors import ConfigError, RunError
+from whiten.errors import ConfigError, RunError, WhitenError
+from whiten.models.student import build_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.whitening.whitener import Whitener
@@ -358,3 +360,29 @@ def test_learning_rate_rises_and_falls(schedule: str) -> None:
     assert (np.diff(rates[:peak]) > 0).all()
     assert (np.diff(rates[peak + 1 :]) < 0).all()
     assert rates[-1] < 1e-6
+
+
+def test_a_checkpoint_needs_no_pretrained_weights(tmp_path: Path) -> None:
+    """A run goes on where the file or the hub of its backbone cannot be reached."""
+    uri = f"timm:test_resnet?weights={tmp_path / 'gone.safetensors'}&size=48"
+    with pytest.raises(WhitenError, match=r"gone\.safetensors"):
+        build_student(uri)
+    net, config = build_student(uri, pretrained=False)
+    other, same = build_student("timm:test_resnet?pretrained=0&size=48")
+    assert dataclasses.replace(same, backbone=config.backbone) == config
+    net.load_state_dict(other.state_dict())
+
+
+def test_targets_are_mapped_once(
+    shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    real = training_set.open_targets
+
+    def count(path: Path) -> Any:
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(training_set, "open_targets", count)
+    run(shared_images, tmp_path / "run", cache, queue=1.0)
+    assert opened and len(opened) == len(set(opened))

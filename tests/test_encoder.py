@@ -255,3 +255,19 @@ def test_fingerprint_changes_with_preprocessing_and_whitening() -> None:
     larger = dataclasses.replace(teacher, preprocess=teacher.preprocess.resized(64))
     prints.append(Encoder("x", [Part(larger)]).fingerprint())
     assert len(set(prints)) == 4
+
+
+def test_batches_and_the_device_are_the_callers_choice(images: Path) -> None:
+    paths = sorted(images.rglob("*.png"))
+    expected = load(TEACHER).embed(paths)
+    model = load(TEACHER, device="cpu", batch_size=2)
+    assert model.batch_size == 2
+    for found in (model.embed(paths), model.embed(paths, batch_size=3, show_progress=True)):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        load(TEACHER, batch_size=0)
+
+
+def test_several_models_are_refused_where_one_is_needed(capsys: Captured, images: Path) -> None:
+    line = fails(capsys, "embed", images, "--model", f"fuse:raw:{TEACHER},{OTHER}", "--out", "s")
+    assert "is several models and a single one is needed here" in line

@@ -86,7 +86,7 @@ def test_a_uri_is_read_or_refused(text: str) -> None:
 
 @FUZZ
 @given(
-    st.sampled_from(list(SCHEMES)),
+    st.sampled_from([scheme for scheme in SCHEMES if scheme != "fuse"]),
     st.text(CHARACTERS, min_size=1).filter(lambda target: "?" not in target),
     st.dictionaries(TEXT, TEXT, max_size=4),
 )

@@ -15,6 +15,7 @@ from whiten.errors import (
     ConstantInputError,
     NonFiniteInputError,
     RankDeficientError,
+    WhitenError,
     WhiteningError,
 )
 from whiten.utils.arrays import normalize_rows
@@ -386,3 +387,29 @@ def test_wrong_shapes_and_options_are_refused() -> None:
 def test_normalize_rows_leaves_zero_rows() -> None:
     rows = normalize_rows(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
+class Frame:
+    """What a data frame is to NumPy."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.shape, self._values = values.shape, values
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return self._values
+
+
+def test_lists_frames_and_tensors_are_embeddings() -> None:
+    values = np.random.default_rng(0).standard_normal((60, 4))
+    expected = Whitener(3).fit(values).transform(values)
+    rows = values.tolist()
+    for same in (rows, [list(row) for row in rows], Frame(values), list(values), [values]):
+        np.testing.assert_allclose(Whitener(3).fit(same).transform(values), expected, atol=1e-12)
+    for same in (rows, Frame(values)):
+        np.testing.assert_allclose(Whitener(3).fit_transform(same), expected, atol=1e-12)
+    found = Whitener(3).fit_transform(torch.from_numpy(values))
+    assert isinstance(found, torch.Tensor)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+    for wrong in ([1.0, 2.0], [["a", "b"]], [[1.0], [1.0, 2.0]]):
+        with pytest.raises(WhitenError):
+            Whitener(1).fit(wrong)

@@ -14,7 +14,7 @@ class WhitenError(Exception):
     """Base class: bad input, or a situation that the user can mend."""
 
 
-class ConfigError(WhitenError):
+class ConfigError(WhitenError, ValueError):
     """An option, a URI or a configuration file is wrong."""
 
 

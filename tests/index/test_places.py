@@ -39,6 +39,17 @@ def test_an_image_finds_itself_first(index: Index, encoder: Encoder, images: Pat
         assert hits[0].score >= hits[1].score >= hits[2].score
 
 
+def test_arrays_of_ids_and_scores(index: Index) -> None:
+    vectors = index.vectors(["b/0.png", "a/0.png"])
+    ids, scores = index.search_arrays(vectors, 8)
+    hits = index.search_vectors(vectors, 8)
+    assert ids.shape == scores.shape == (2, 8) and scores.dtype == np.float32
+    for row in range(2):
+        assert ids[row, :6].tolist() == [hit.id for hit in hits[row]]
+        np.testing.assert_allclose(scores[row, :6], [hit.score for hit in hits[row]], rtol=1e-6)
+    assert ids[:, 6:].tolist() == [[None, None]] * 2 and np.isneginf(scores[:, 6:]).all()
+
+
 def test_opened_again_it_is_the_same(index: Index, encoder: Encoder, place: str) -> None:
     opened = Index.open(place, encoder)
     assert opened.ids() == index.ids() == sorted(index.ids())

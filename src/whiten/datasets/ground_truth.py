@@ -55,6 +55,8 @@ def read_truth(file: Path) -> GroundTruth:
     try:
         data = file.read_bytes()
         facts = json.loads(data) if file.suffix == ".json" else read_numbers(data, str(file))
+    except ConfigError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {file} ({one_line(error)}): download it again") from error
     try:

@@ -35,8 +35,10 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     """Train from the last checkpoint to the end and write the student."""
     data = TrainingSet.open(run, spec)
     spec = data.spec
-    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
     state = run.load_checkpoint()
+    net, config = build_student(
+        spec.student, dim=spec.dim, pool=spec.pool, size=spec.size, pretrained=False
+    )
     net.load_state_dict(state["model"])
     average = {k: v.clone() for k, v in state["ema"].items()}
     # With a frozen backbone its cached features are the input, and only the projection is trained.

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +170,17 @@ class TrainingSet:
         halves = [torch.from_numpy(rows).to(device).chunk(2) for rows in both]
         return [half[0] for half in halves], [half[1] for half in halves]
 
+    @cached_property
+    def _fused(self) -> Vectors:
+        return open_targets(fused_path(self.run))
+
+    @cached_property
+    def _features(self) -> Vectors:
+        return open_targets(features_path(self.run))
+
     def fused_targets(self, batch: Sequence[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
         """(b, dim) targets in the fused teacher space."""
-        rows = _rows(open_targets(fused_path(self.run)), self.sides(batch))
+        rows = _rows(self._fused, self.sides(batch))
         x, y = torch.from_numpy(rows).to(device).chunk(2)
         return x, y
 
@@ -180,14 +189,13 @@ class TrainingSet:
         # All teacher embeddings are cached, so the queue need not be filled by passing batches.
         drawn = torch.randint(len(self.items), (QUEUE,), generator=generator).numpy()
         rows = np.unique(drawn)  # in ascending order, as a file likes to be read
-        source = open_targets(fused_path(self.run))
-        queue = torch.from_numpy(source[rows, 0])
-        forget(source)
+        queue = torch.from_numpy(self._fused[rows, 0])
+        forget(self._fused)
         return queue.to(device)
 
     def features(self, batch: Sequence[Pair], device: torch.device) -> Tensor:
         """(2b, f) cached features of the student's frozen backbone."""
-        rows = _rows(open_targets(features_path(self.run)), self.sides(batch))
+        rows = _rows(self._features, self.sides(batch))
         return torch.from_numpy(rows).to(device)
 
     def render(self, side: Side, preprocess: Preprocess, device: torch.device) -> np.ndarray:

@@ -17,7 +17,7 @@ from whiten.models.inputs import Embeddable, embed_inputs, listed
 from whiten.models.stored_model import Model, StoredModel
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.arrays import Vectors, normalize_rows
-from whiten.utils.progress import progress
+from whiten.utils.progress import Update, progress
 from whiten.whitening.whitener import Whitener
 
 
@@ -47,6 +47,7 @@ class Encoder:
         parts: the models.
         uri: what `load` opens it by; "" where it takes more than that.
         rotation: PCA of the concatenated parts, to fewer dimensions.
+        batch_size: images per pass through a model; None chooses by its device.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Encoder:
         self.parts = list(parts)
         self.uri = uri
         self.rotation = rotation
+        self.batch_size: int | None = None
         width = sum(part.dim for part in parts)
         self.dim = width if rotation is None else len(rotation.projection_)
 
@@ -77,11 +79,19 @@ class Encoder:
         is_plain = not others and last.whitener is None and self.rotation is None
         return is_plain and gallery in last.teacher.compatible_with
 
-    def embed(self, images: Sequence[Embeddable] | Embeddable) -> Vectors:
+    def embed(
+        self,
+        images: Sequence[Embeddable] | Embeddable,
+        *,
+        batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Vectors:
         """Embed images: (n, dim) float32, L2-normalised.
 
         Args:
             images: paths, contents of files, PIL images or (h, w, 3) uint8 RGB arrays.
+            batch_size: images per pass through a model; by default that of the encoder.
+            show_progress: show progress on stderr.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
@@ -89,7 +99,13 @@ class Encoder:
         inputs = listed(images)
         if not len(inputs):
             return np.zeros((0, self.dim), np.float32)
-        return self.join([part.apply(_embed_part(part.teacher, inputs)) for part in self.parts])
+        size = batch_size or self.batch_size
+        blocks = []
+        for part in self.parts:
+            name = f"embed {part.teacher.name}"
+            with progress(name, enabled=show_progress, unit="images") as update:
+                blocks.append(part.apply(_embed_part(part.teacher, inputs, size, update)))
+        return self.join(blocks)
 
     def embed_items(
         self,
@@ -156,7 +172,9 @@ def embed_cached(
         return embed(items, teacher, folder, workers=workers, progress=update)
 
 
-def _embed_part(model: Model, images: Sequence[Embeddable]) -> Vectors:
+def _embed_part(
+    model: Model, images: Sequence[Embeddable], batch_size: int | None, update: Update
+) -> Vectors:
     if isinstance(model, StoredModel):
         return model.embed_files(images)
-    return embed_inputs(model, images)
+    return embed_inputs(model, images, batch_size, update)

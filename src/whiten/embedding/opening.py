@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from whiten.datasets.finding import find_items
@@ -20,6 +21,8 @@ from whiten.whitening.whitener import Whitener
 
 def load(
     model: str | os.PathLike[str],
+    device: str | None = None,
+    batch_size: int | None = None,
     *,
     whitener: str | os.PathLike[str] | None = None,
     whiten_on: str | os.PathLike[str] | None = None,
@@ -35,6 +38,8 @@ def load(
             `fuse:raw:RUN` or `fuse:whitened:RUN` for the teachers of a run, with its whiteners;
             `fuse:compatible:RUN` for the same, rotated and cut to the dimension of a student that
             was distilled with `compatible`, whose queries can search such a gallery.
+        device: cpu, cuda or mps for models in torch; by default the fastest.
+        batch_size: images per pass through the model; by default chosen by the device.
         whitener: a file that `Whitener.save` wrote, for the embeddings of a single model.
         whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`.
         whiten_dim: axes that this whitening keeps.
@@ -45,7 +50,32 @@ def load(
         ConfigError, TeacherError: the model is unknown or cannot be loaded.
         WhiteningError: the whitener cannot be read, or was fitted on another model.
     """
-    text = os.fspath(model)
+    encoder = _load(
+        os.fspath(model),
+        whitener=whitener,
+        whiten_on=whiten_on,
+        whiten_dim=whiten_dim,
+        shrinkage=shrinkage,
+        cache=cache,
+    )
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    encoder.batch_size = batch_size
+    for part in encoder.parts:
+        place = part.teacher.on_best_device if device is None else partial(part.teacher.to, device)
+        place()
+    return encoder
+
+
+def _load(
+    text: str,
+    *,
+    whitener: str | os.PathLike[str] | None,
+    whiten_on: str | os.PathLike[str] | None,
+    whiten_dim: int,
+    shrinkage: float,
+    cache: Path | None,
+) -> Encoder:
     if text.startswith("fuse:"):
         if whitener is not None:
             raise ConfigError(
@@ -59,10 +89,10 @@ def load(
     if run.config.is_file():
         text = f"whiten:{run.student}"
     if whitener is None:
-        teacher = open_teacher(text).on_best_device()
+        teacher = open_teacher(text)
         return Encoder(teacher.name, [Part(teacher)], _lasting(text))
     fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
-    teacher = open_teacher(text).on_best_device()
+    teacher = open_teacher(text)
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
     return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
 
@@ -150,7 +180,7 @@ def _load_compatible(run: RunFolder) -> Encoder:
             "--compatible, to the end"
         )
     rotation = Whitener.load(run.rotation)
-    parts = [Part(open_teacher(uri).on_best_device()) for uri in spec.teachers]
+    parts = [Part(open_teacher(uri)) for uri in spec.teachers]
     for number, part in enumerate(parts if spec.whiten else []):
         part.whitener = Whitener.load(run.whitener(number))
         _require_fitted_on(part.teacher, part.whitener, str(run.whitener(number)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from whiten.embedding.encoder import Encoder
@@ -288,6 +289,26 @@ class Index:
             StoreError: the encoder is another model than the index was made with.
         """
         return self.search_vectors(self.encoder.embed(queries), k, where=where)
+
+    def search_arrays(
+        self, queries: Vectors, k: int = 10, *, where: str | Where | None = None
+    ) -> tuple[npt.NDArray[np.object_], Vectors]:
+        """`search_vectors` with arrays as the answer, as from an index of FAISS.
+
+        Args:
+            queries: (q, dim) embeddings of the index's own model.
+
+        Returns:
+            (q, k) ids and (q, k) float32 scores, best first. Where there are fewer than k hits,
+            the ids are None and the scores -inf.
+        """
+        found = self.search_vectors(queries, k, where=where)
+        ids = np.full((len(found), k), None, object)
+        scores = np.full((len(found), k), -np.inf, np.float32)
+        for row, hits in enumerate(found):
+            ids[row, : len(hits)] = [hit.id for hit in hits]
+            scores[row, : len(hits)] = [hit.score for hit in hits]
+        return ids, scores
 
     def search_vectors(
         self, queries: Vectors, k: int = 10, *, where: str | Where | None = None

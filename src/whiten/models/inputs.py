@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 
@@ -22,7 +22,7 @@ from whiten.views.rendering import Preprocess, View, render, render_bytes
 Embeddable = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 """A file's path or content, a PIL image, or an (h, w, 3) uint8 RGB array."""
 
-_BATCH = 16  # images that are embedded at once
+_BATCH = 16  # images per pass on a CPU
 
 
 def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
@@ -34,21 +34,32 @@ def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
     return images
 
 
-def embed_inputs(teacher: Teacher, images: Sequence[Embeddable]) -> npt.NDArray[np.float32]:
+def embed_inputs(
+    teacher: Teacher,
+    images: Sequence[Embeddable],
+    batch_size: int | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> npt.NDArray[np.float32]:
     """Embed images: (n, dim) float32, L2-normalised.
 
-    Threads decode the next ones while the model is at work.
+    Threads decode the next images while the model is at work.
+
+    Args:
+        batch_size: images per pass through the model; by default 16 on a CPU and 128 elsewhere.
+        progress: called with (done, total) after every batch.
 
     Raises:
         ImageError: an image cannot be read; the message names it.
     """
     look = partial(show, preprocess=teacher.preprocess)
     # A single query is answered sooner without a thread.
-    shown = ordered_map(look, images, ahead=2 * _BATCH) if len(images) > 1 else map(look, images)
+    size = batch_size or (_BATCH if teacher.device_type == "cpu" else 8 * _BATCH)
+    shown = ordered_map(look, images, ahead=2 * size) if len(images) > 1 else map(look, images)
     out = np.empty((len(images), teacher.dim), np.float32)
-    for start in range(0, len(images), _BATCH):
-        pixels = np.stack(list(islice(shown, _BATCH)))
+    for start in range(0, len(images), size):
+        pixels = np.stack(list(islice(shown, size)))
         out[start : start + len(pixels)] = teacher.embed(pixels)
+        progress(start + len(pixels), len(images))
     return out
 
 

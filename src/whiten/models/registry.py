@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from whiten.errors import TeacherError
+from whiten.errors import ConfigError, TeacherError
 from whiten.models.stored_model import Model, require_network
 from whiten.models.teacher import Teacher
 from whiten.models.uri import TeacherURI, parse_uri
@@ -36,6 +36,11 @@ def open_teacher(uri: str | TeacherURI) -> Model:
         MissingExtraError: its library is not installed.
     """
     parsed = parse_uri(uri) if isinstance(uri, str) else uri
+    if parsed.scheme == "fuse":
+        raise ConfigError(
+            f"{parsed} is several models and a single one is needed here: name one; evaluate, "
+            "index, search, dedup, compact, serve and whiten.load take several"
+        )
     try:
         source = import_module(SOURCES[parsed.scheme])
     except ModuleNotFoundError as error:

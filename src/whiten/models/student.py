@@ -155,9 +155,18 @@ class StudentNet(nn.Module):
 
 
 def build_student(
-    uri: str | TeacherURI, *, dim: int = 256, pool: Pool = "auto", size: int | None = None
+    uri: str | TeacherURI,
+    *,
+    dim: int = 256,
+    pool: Pool = "auto",
+    size: int | None = None,
+    pretrained: bool = True,
 ) -> tuple[StudentNet, StudentConfig]:
-    """A new student on the backbone that a `timm:` or `demo:` URI names, or a `whiten:` one's copy.
+    """Build a student on the backbone of a `timm:` or `demo:` URI, or copy a `whiten:` student.
+
+    Args:
+        dim, pool, size: see `whiten.runs.spec.DistillSpec`.
+        pretrained: if False, no weights are read from a file or a hub; a checkpoint replaces them.
 
     Raises:
         ConfigError: the URI names no trainable backbone, or a student of another pool or size.
@@ -175,6 +184,9 @@ def build_student(
     side = size or dict(parsed.options).get("size")
     if side is not None:
         options["size"] = str(side)
+    if not pretrained and parsed.scheme == "timm":
+        options.pop("weights", None)
+        options["pretrained"] = "0"
     source = open_network(dataclasses.replace(parsed, options=tuple(options.items())))
     if source.module is None:
         raise ConfigError(f"{parsed} cannot be trained: choose a timm: backbone")

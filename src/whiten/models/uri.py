@@ -29,6 +29,7 @@ SCHEMES: dict[str, tuple[str, str]] = {
     "python": ("your own factory function", "python:pkg.module:factory"),
     "store": ("embeddings that you have already", "store:embeddings/ours"),
     "whiten": ("a student of an earlier run", "whiten:runs/a/student"),
+    "fuse": ("several models as one", "fuse:whitened:runs/a"),
 }
 
 
@@ -103,7 +104,8 @@ def parse_uri(text: str) -> TeacherURI:
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name"
         examples = ", ".join(example for _, example in SCHEMES.values())
         raise ConfigError(f"unknown model {text!r}{hint} Write one of: {examples}")
-    target, _, query = rest.partition("?")
+    # The options of fused models belong to each of them.
+    target, _, query = (rest, "", "") if scheme == "fuse" else rest.partition("?")
     if not target:
         raise ConfigError(f"{text!r} names no model; for example {SCHEMES[scheme][1]}")
     try:

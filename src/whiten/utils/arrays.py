@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import NonFiniteInputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from whiten.errors import ConfigError, NonFiniteInputError
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -27,10 +24,22 @@ def require_finite(rows: Array, offset: int) -> None:
         )
 
 
-def as_numpy(embeddings: Array | Tensor) -> Array:
-    """Return the array itself, or the tensor's values in a dtype that NumPy has."""
+def as_numpy(embeddings: Any) -> Array:
+    """Convert a tensor, a data frame or a list of rows to an array; arrays are returned as are.
+
+    Raises:
+        ConfigError: the values are no numbers, or the rows have different lengths.
+    """
     if isinstance(embeddings, np.ndarray):
         return embeddings
+    if not hasattr(embeddings, "detach"):  # no tensor of torch
+        try:
+            values: Array = np.asarray(embeddings)
+        except ValueError as error:
+            raise ConfigError(f"the rows are no array of numbers: {error}") from error
+        if values.dtype.kind not in "fiub":
+            raise ConfigError(f"expected rows of numbers, not of {values.dtype}")
+        return values
     is_half = embeddings.element_size() < 4  # bfloat16 has no NumPy type
     tensor = embeddings.detach().cpu()
     array: Array = (tensor.float() if is_half else tensor).numpy()

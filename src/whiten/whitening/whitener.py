@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -79,8 +78,12 @@ class Whitener:
 
     # --- accumulation -------------------------------------------------------------------
 
-    def fit(self, embeddings: Array | Tensor | Iterable[Array | Tensor]) -> Whitener:
-        """Fit on one (n, D) array, or on a stream of such arrays; forgets earlier data.
+    def fit(self, embeddings: Any) -> Whitener:
+        """Fit on (n, D) embeddings, or on a stream of such blocks; forgets earlier data.
+
+        Args:
+            embeddings: an array, a torch tensor, a data frame, a list of rows, or an iterable of
+                blocks of these kinds.
 
         Raises:
             NonFiniteInputError: a sample holds NaN or infinity.
@@ -89,13 +92,16 @@ class Whitener:
             WhiteningError: no sample, wrong shapes, or `dim` above D.
         """
         self.n_, self._moments, self._projection = 0, None, None
-        is_single = hasattr(embeddings, "shape")
-        for block in [embeddings] if is_single else embeddings:
-            self.partial_fit(block)  # type: ignore[arg-type]
+        for block in [embeddings] if _is_block(embeddings) else embeddings:
+            self.partial_fit(block)
         self._solve()
         return self
 
-    def partial_fit(self, embeddings: Array | Tensor) -> Whitener:
+    def fit_transform(self, embeddings: Any) -> Any:
+        """Fit on (n, D) embeddings and whiten them; see `fit` and `transform`."""
+        return self.fit(embeddings).transform(embeddings)
+
+    def partial_fit(self, embeddings: Any) -> Whitener:
         """Add an (n, D) block of samples; O(D²) memory whatever the number of blocks.
 
         The result does not depend, to the last bit, on how a stream is cut into blocks.
@@ -287,11 +293,13 @@ class Whitener:
     # --- application --------------------------------------------------------------------
 
     @overload
-    def transform(self, embeddings: Array) -> Array: ...
-    @overload
     def transform(self, embeddings: Tensor) -> Tensor: ...
+    @overload
+    def transform(self, embeddings: Any) -> Array: ...
     def transform(self, embeddings: Any) -> Any:
-        """Whiten (n, D) embeddings to (n, dim) of the same kind, dtype and device.
+        """Whiten (n, D) embeddings to (n, dim) of the same dtype and device.
+
+        Arrays and tensors of torch keep their kind; data frames and lists become arrays.
 
         Rows are not normalised afterwards. float32 and float16 input is computed in float32, to
         1e-5 of an axis of unit variance, however far from zero the mean lies; float64 in float64;
@@ -313,6 +321,8 @@ class Whitener:
 
     def _apply(self, vectors: Any, matrix: Array, *, forward: bool) -> Any:
         assert self.mean_ is not None
+        if not hasattr(vectors, "detach"):
+            vectors = as_numpy(vectors)
         width = matrix.shape[1] if forward else matrix.shape[0]
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise WhiteningError(
@@ -387,3 +397,11 @@ class Whitener:
         whitener._mean, whitener._projection, whitener._eigenvalues = arrays
         whitener.metadata = {str(k): str(v) for k, v in facts.items()}
         return whitener
+
+
+def _is_block(embeddings: Any) -> bool:
+    """Whether this is one block of rows, not a stream of blocks."""
+    if hasattr(embeddings, "shape"):
+        return True
+    is_list = isinstance(embeddings, list | tuple)
+    return is_list and all(isinstance(row, list | tuple) or np.ndim(row) < 2 for row in embeddings)
