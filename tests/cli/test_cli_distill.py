@@ -12,6 +12,7 @@ import yaml
 from command_line import STUDENT, Captured, prints
 from helpers import TEACHER
 from whiten import cli
+from whiten.models.registry import open_teacher
 from whiten.runs.folder import RunFolder
 
 
@@ -31,6 +32,18 @@ def test_distill_and_report(capsys: Captured, run: Path) -> None:
     for kind in ("teacher", "fusion-raw", "fusion-whitened", "student"):
         assert any(f"  {kind}  " in line for line in out.splitlines()), kind
     assert out.splitlines()[-1] == f"report   {run / 'report.html'}"
+
+
+def test_a_report_opens_each_model_once(
+    capsys: Captured, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "whiten.embedding.opening.open_teacher",
+        lambda uri: opened.append(str(uri)) or open_teacher(uri),
+    )
+    prints(capsys, "report", run, "--test", run.parent / "images")
+    assert TEACHER in opened and len(opened) == len(set(opened))
 
 
 def test_resume_a_finished_run(capsys: Captured, run: Path) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from whiten.datasets.finding import find_items
 from whiten.distillation.distill import distill
 from whiten.embedding.encoder import Encoder, Part
-from whiten.embedding.opening import load
+from whiten.embedding.opening import load, load_fusions
 from whiten.errors import RunError
 from whiten.evaluation.run import (
     GALLERY,
@@ -126,10 +126,11 @@ def run_demo(
     label_free = run("label-free", pairs="views", **plan.label_free)
     grouped = run("groups", pairs="groups", **plan.grouped)
 
-    whitened = load(f"fuse:whitened:{label_free.root}")
+    fusions = load_fusions(label_free.root)
+    raw, whitened = fusions["raw"], fusions["whitened"]
     assessed = [
         assess(encoder, kind, name, test, cache, show_progress)
-        for encoder, kind, name in _encoders(plan, train, cache, whitened, label_free.root)
+        for encoder, kind, name in _encoders(plan, train, cache, raw, whitened)
     ]
     for folder, name in (
         (label_free_raw, LABEL_FREE_RAW),
@@ -138,7 +139,8 @@ def run_demo(
     ):
         student = load(folder.student)
         assessed.append(assess(student, "student", name, test, cache, show_progress))
-    fused = load(f"fuse:compatible:{grouped.root}")
+    teachers = [part.teacher for part in raw.parts]
+    fused = load_fusions(grouped.root, teachers)["compatible"]
     gallery = assess(fused, "fusion-whitened", GALLERY, test, cache, show_progress)
     assessed += [gallery, assess_asymmetric(assessed[-1], gallery)]
     rows = [one.row for one in assessed]
@@ -157,9 +159,8 @@ def run_demo(
 
 
 def _encoders(
-    plan: DemoPlan, train: Path, cache: Path, whitened: Encoder, run: Path
+    plan: DemoPlan, train: Path, cache: Path, raw: Encoder, whitened: Encoder
 ) -> Iterator[tuple[Encoder, Kind, str]]:
-    raw = load(f"fuse:raw:{run}")
     for part in raw.parts:
         yield Encoder(part.teacher.name, [Part(part.teacher)]), "teacher", part.teacher.name
     yield raw, "fusion-raw", "raw fusion"

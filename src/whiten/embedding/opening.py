@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -116,6 +117,31 @@ def _require_fitted_on(teacher: Model, whitener: Whitener, source: str) -> None:
         )
 
 
+def load_fusions(
+    root: str | os.PathLike[str], teachers: Sequence[Model] | None = None
+) -> dict[str, Encoder]:
+    """Open the teachers of a run once for all of its fusions.
+
+    Args:
+        root: the folder of the run.
+        teachers: its teachers, if they are open already.
+
+    Returns:
+        `raw`, and `whitened` and `compatible` if the run has them: what `load` returns for
+        `fuse:raw:RUN` and so on.
+    """
+    run = RunFolder(Path(root))
+    _, spec = run.read_config()
+    if teachers is None:
+        teachers = [open_teacher(uri).on_best_device() for uri in spec.teachers]
+    fusions = {"raw": _raw(teachers, _lasting(f"fuse:raw:{root}"))}
+    if spec.whiten:
+        fusions["whitened"] = _whitened(run, teachers)
+    if spec.compatible and run.rotation.is_file():
+        fusions["compatible"] = _compatible(run, teachers)
+    return fusions
+
+
 def _load_fused(
     text: str,
     whiten_on: str | os.PathLike[str] | None,
@@ -124,50 +150,46 @@ def _load_fused(
     cache: Path | None,
 ) -> Encoder:
     _, kind, rest = (*text.split(":", 2), "", "")[:3]
-    if kind == "compatible" and rest:
-        return _load_compatible(RunFolder(Path(rest)))
-    if kind not in ("raw", "whitened") or not rest:
+    if kind not in ("raw", "whitened", "compatible") or not rest:
         raise ConfigError(
             f"cannot read {text!r}: write fuse:raw:URI,URI or fuse:whitened:URI,URI or "
             "fuse:whitened:RUN, or fuse:compatible:RUN"
         )
     run = RunFolder(Path(rest))
-    whitened = kind == "whitened"
-    if run.config.is_file():
-        _, spec = run.read_config()
-        uris, saved = spec.teachers, spec.whiten
-    else:
-        uris, saved = split_uris(rest), False
-    parts = [Part(open_teacher(uri).on_best_device()) for uri in uris]
-    for number, part in enumerate(parts if whitened else []):
-        if saved:
-            part.whitener = Whitener.load(run.whitener(number))
-        elif whiten_on is not None:
-            part.whitener = fit_on(
-                part.teacher, whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache
-            )
-        else:
-            raise ConfigError(
-                f"{text} must know what to fit its whitening on: add --whiten-on IMAGES"
-            )
-    names = " + ".join(part.teacher.name for part in parts)
-    uri = "" if whitened and not saved else _lasting(text)
-    return Encoder(f"{names}, whitened" if whitened else names, parts, uri)
+    if kind == "compatible":
+        return _compatible(run)
+    spec = run.read_config()[1] if run.config.is_file() else None
+    teachers = [open_teacher(uri) for uri in (split_uris(rest) if spec is None else spec.teachers)]
+    if kind == "raw":
+        return _raw(teachers, _lasting(text))
+    if spec is not None and spec.whiten:
+        return _whitened(run, teachers)
+    if whiten_on is None:
+        raise ConfigError(f"{text} must know what to fit its whitening on: add --whiten-on IMAGES")
+    for teacher in teachers:
+        teacher.on_best_device()
+    parts = [
+        Part(teacher, fit_on(teacher, whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache))
+        for teacher in teachers
+    ]
+    return Encoder(f"{_names(teachers)}, whitened", parts)
 
 
-def _lasting(text: str) -> str:
-    """A model's URI that opens it from any working directory, where that is its one file."""
-    scheme, _, place = text.rpartition(":")
-    if (
-        scheme in ("", "whiten", "onnx", "fuse:raw", "fuse:whitened", "fuse:compatible")
-        and Path(place).exists()
-    ):
-        return f"{scheme or 'whiten'}:{os.path.abspath(place)}"  # noqa: PTH100 - links stay
-    return text
+def _raw(teachers: Sequence[Model], uri: str) -> Encoder:
+    return Encoder(_names(teachers), [Part(teacher) for teacher in teachers], uri)
 
 
-def _load_compatible(run: RunFolder) -> Encoder:
-    """What the run's student was made compatible with: its targets, of any image."""
+def _whitened(run: RunFolder, teachers: Sequence[Model]) -> Encoder:
+    """The teachers of a run with its whitenings."""
+    parts = [
+        Part(teacher, Whitener.load(run.whitener(number)))
+        for number, teacher in enumerate(teachers)
+    ]
+    return Encoder(f"{_names(teachers)}, whitened", parts, _lasting(f"fuse:whitened:{run.root}"))
+
+
+def _compatible(run: RunFolder, teachers: Sequence[Model] | None = None) -> Encoder:
+    """The encoder that the run's student was made compatible with."""
     if not run.config.is_file():
         raise ConfigError(
             f"fuse:compatible: takes the folder of a run, and {run.root} is none: name the --out "
@@ -180,12 +202,27 @@ def _load_compatible(run: RunFolder) -> Encoder:
             "--compatible, to the end"
         )
     rotation = Whitener.load(run.rotation)
-    parts = [Part(open_teacher(uri)) for uri in spec.teachers]
+    parts = [Part(t) for t in teachers or map(open_teacher, spec.teachers)]
     for number, part in enumerate(parts if spec.whiten else []):
         part.whitener = Whitener.load(run.whitener(number))
         _require_fitted_on(part.teacher, part.whitener, str(run.whitener(number)))
-    names = " + ".join(part.teacher.name for part in parts)
-    return Encoder(f"{names}, compatible", parts, _lasting(f"fuse:compatible:{run.root}"), rotation)
+    name = f"{_names([part.teacher for part in parts])}, compatible"
+    return Encoder(name, parts, _lasting(f"fuse:compatible:{run.root}"), rotation)
+
+
+def _names(teachers: Sequence[Model]) -> str:
+    return " + ".join(teacher.name for teacher in teachers)
+
+
+def _lasting(text: str) -> str:
+    """A model's URI that opens it from any working directory, where that is its one file."""
+    scheme, _, place = text.rpartition(":")
+    if (
+        scheme in ("", "whiten", "onnx", "fuse:raw", "fuse:whitened", "fuse:compatible")
+        and Path(place).exists()
+    ):
+        return f"{scheme or 'whiten'}:{os.path.abspath(place)}"  # noqa: PTH100 - links stay
+    return text
 
 
 def split_uris(text: str) -> list[str]:

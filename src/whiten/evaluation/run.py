@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.task import folder_task
 from whiten.embedding.encoder import Encoder, Part
-from whiten.embedding.opening import fit_on, load
+from whiten.embedding.opening import fit_on, load, load_fusions
 from whiten.evaluation.cost import Cost, measure_cost
 from whiten.evaluation.evaluate import Evaluation, evaluate_task
 from whiten.models.student import backbone_as_teacher, build_student, load_student
@@ -188,18 +188,19 @@ def report_run(
     ]
     # Without a test set the pictures show the training images.
     items = find_items(test or images)
+    # Each teacher is opened once for everything that the report shows of it.
+    fusions = load_fusions(run.root) if spec.whiten or test is not None else {}
     if spec.whiten:
-        whitened = load(f"fuse:whitened:{run.root}")
-        data.similarities, data.spectra = teacher_pictures(whitened, items, cache)
+        data.similarities, data.spectra = teacher_pictures(fusions["whitened"], items, cache)
         data.whitening_choices = read_choices(run)
     if test is not None:
         assessed = [
             assess(encoder, kind, name, items, cache, show_progress)
-            for encoder, kind, name in run_encoders(run)
+            for encoder, kind, name in run_encoders(run, fusions)
         ]
         data.retrievals = {a.row.name: retrieval_grids(a) for a in assessed[-1:]}
         if spec.compatible:
-            fused = load(f"fuse:compatible:{run.root}")
+            fused = fusions["compatible"]
             gallery = assess(fused, "fusion-whitened", GALLERY, items, cache, show_progress)
             assessed += [gallery, assess_asymmetric(assessed[-1], gallery)]
         data.rows = [a.row for a in assessed]
@@ -224,15 +225,17 @@ def read_choices(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray, int]
     return curves
 
 
-def run_encoders(run: RunFolder) -> Iterator[tuple[Encoder, Kind, str]]:
-    """What a student is compared with: the teachers, their fusions, and its own start."""
+def run_encoders(
+    run: RunFolder, fusions: Mapping[str, Encoder]
+) -> Iterator[tuple[Encoder, Kind, str]]:
+    """Yield what a student is compared with: the teachers, their fusions, and its own start."""
     images, spec = run.read_config()
-    raw = load(f"fuse:raw:{run.root}")
+    raw = fusions["raw"]
     for part in raw.parts:
         yield Encoder(part.teacher.name, [part]), "teacher", part.teacher.name
     yield raw, "fusion-raw", "raw fusion"
     if spec.whiten:
-        yield load(f"fuse:whitened:{run.root}"), "fusion-whitened", "whitened fusion"
+        yield fusions["whitened"], "fusion-whitened", "whitened fusion"
     start = start_features(spec)
     yield Encoder(START, [Part(start)]), "student", START
     whitener = fit_on(start, images, dim=spec.dim, cache=run.embeddings)
