@@ -25,7 +25,7 @@ from whiten.errors import ConfigError, MissingExtraError
 from whiten.evaluation.evaluate import evaluate_task
 from whiten.index import Index
 from whiten.index.local.storage.kinds import from_state
-from whiten.retrieval.blocks import top_k
+from whiten.retrieval.exact import exact_search
 from whiten.utils.arrays import normalize_rows
 
 Array = npt.NDArray[Any]
@@ -190,7 +190,7 @@ def test_without_faiss_the_others_still_work(monkeypatch: pytest.MonkeyPatch) ->
 
 def nearest(queries: Array, gallery: Array) -> list[set[int]]:
     """Of each the ten nearest others."""
-    found = (rows for rows, _ in top_k(queries, gallery, 11))
+    found = (rows for rows, _ in exact_search(queries, gallery, 11))
     return [set(rows[rows != own][:10].tolist()) for own, rows in enumerate(found)]
 
 

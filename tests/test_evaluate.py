@@ -21,7 +21,8 @@ from whiten.evaluation.evaluate import evaluate, evaluate_task, score_revisited
 from whiten.metrics import bootstrap_interval, revisited
 from whiten.models.stored_model import StoredModel
 from whiten.models.teacher import Teacher
-from whiten.retrieval.blocks import similarity_blocks, top_k
+from whiten.retrieval.blocks import similarity_blocks
+from whiten.retrieval.exact import exact_search
 from whiten.utils.memory import forget
 from whiten.views.rendering import Preprocess
 
@@ -130,14 +131,11 @@ def test_figures_equal_brute_force(ties: bool) -> None:
 def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     task, queries, gallery = make_problem(ties=True)
     whole = evaluate_task(task, queries, gallery)
-    hits = [list(best) for best, _ in top_k(queries, gallery, 6)]
     for rows, some in ((1, 5), (7, 1), (30, 1000)):
         monkeypatch.setattr("whiten.retrieval.blocks.BLOCK_BYTES", 4 * rows * min(some, 70))
         monkeypatch.setattr(MODULE, "QUERIES", some)
-        monkeypatch.setattr("whiten.retrieval.blocks.QUERIES", some)
         monkeypatch.setattr("whiten.retrieval.ranks._GATHERED", rows)
         assert evaluate_task(task, queries, gallery).figures == whole.figures
-        assert [list(best) for best, _ in top_k(queries, gallery, 6)] == hits
 
 
 def test_blocks_cover_the_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +216,7 @@ def test_other_dimensions_are_refused() -> None:
 @pytest.mark.parametrize("ties", [False, True])
 def test_top_k_equals_a_stable_sort(ties: bool, k: int) -> None:
     _, queries, gallery = make_problem(ties=ties)
-    results = list(top_k(queries, gallery, k))
+    results = exact_search(queries, gallery, k)
     assert len(results) == len(queries)
     for query, (best, scores) in zip(queries, results, strict=True):
         similarity = gallery @ query

@@ -21,7 +21,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
     shutil.copy(next((tmp_path / "photos").rglob("*.webp")), tmp_path / "query.jpg")
     lines = commands(PAGE)
     verbs = {line.split()[1] for line in lines}
-    assert {"distill", "evaluate", "search", "--model", "index", "dedup", "export"} <= verbs
+    assert {"distill", "evaluate", "index", "search", "dedup", "export"} <= verbs
     for line in lines:
         run(line, tmp_path)
     assert (tmp_path / "runs" / "mine" / "student" / "model.safetensors").is_file()

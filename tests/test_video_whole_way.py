@@ -47,13 +47,8 @@ def test_a_student_of_frames_finds_near_duplicates(
     assert f"student  {run / 'student'}" in out
 
     evaluated = [
-        "evaluate",
-        run / "student",
-        svd,
-        "--protocol",
-        "svd",
-        "--embeddings",
-        tmp_path / "e",
+        *("evaluate", svd, "--model", run / "student"),
+        *("--protocol", "svd", "--cache", tmp_path / "e"),
     ]
     page = tmp_path / "svd.html"
     figures = json.loads(prints(capsys, *evaluated, "--report", page, "--json")[0])

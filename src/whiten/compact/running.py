@@ -12,7 +12,7 @@ from whiten.compact.table import Costs, measure_costs
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder
-from whiten.embedding.rows import write_embeddings
+from whiten.embedding.rows import embed_rows, write_embeddings
 from whiten.errors import ConfigError
 from whiten.index import Index
 from whiten.index.local.storage.kinds import default_kinds
@@ -100,7 +100,8 @@ def costs_of(
     if queries is not None:
         if source.encoder is None:
             raise ConfigError("queries must be embedded: add --model MODEL")
-        who, vectors, _ = source.encoder.embed_items(
+        who, vectors, _ = embed_rows(
+            source.encoder,
             find_items(queries),
             # Ids are unique within a folder only, so that each collection has stores of its own.
             cache=source.folder / "queries",

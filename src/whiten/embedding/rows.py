@@ -1,6 +1,6 @@
-"""The gallery that is searched: its embeddings in a file, read a block at a time.
+"""From a source and an encoder to rows: embeddings in a file, which is mapped and read by blocks.
 
-So memory stays the same however many images there are and however long their embeddings.
+Memory stays the same however many images there are and however long their embeddings.
 """
 
 from __future__ import annotations
@@ -18,8 +18,39 @@ from whiten.embedding.encoder import Encoder, Part, embed_cached
 from whiten.errors import NoImagesError
 from whiten.media.reading import Skipped
 from whiten.store.store import Store, embedded_by_all
+from whiten.utils.arrays import Vectors
 
-_JOINED = 4096  # rows of several models' embeddings that are put side by side at once
+_JOINED = 4096  # rows of several models' embeddings that are joined at once
+
+
+def embed_rows(
+    encoder: Encoder,
+    items: Sequence[Item],
+    *,
+    cache: Path | None = None,
+    show_progress: bool = False,
+) -> tuple[Items, Vectors, list[Skipped]]:
+    """Embed a collection, skipping what cannot be read.
+
+    Args:
+        cache: folder for the stores, to reuse them; by default nothing is kept.
+
+    Returns:
+        The items that all models embedded, their (n, dim) float32 embeddings, mapped, and the
+        skipped ones.
+
+    Raises:
+        NoImagesError: no image could be embedded by all models.
+    """
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+    # The file has no name, so that a kill leaves nothing behind.
+    with tempfile.TemporaryFile(dir=cache) as file:
+        kept, skipped = write_embeddings(
+            encoder, items, file, cache=cache, show_progress=show_progress
+        )
+        vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), encoder.dim))
+    return kept, vectors, skipped
 
 
 def write_embeddings(
@@ -31,7 +62,7 @@ def write_embeddings(
     header: Callable[[int], bytes] = lambda count: b"",
     show_progress: bool = False,
 ) -> tuple[Items, list[Skipped]]:
-    """`Encoder.embed_items` into a file.
+    """Write the embeddings of a collection into a file.
 
     Args:
         file: empty, open for writing; gets (items, dim) float32, row after row.

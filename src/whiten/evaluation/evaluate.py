@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten import metrics
-from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.task import Task, folder_task
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
-from whiten.embedding.rows import write_embeddings
+from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError
 from whiten.media.reading import Skipped
 from whiten.metrics import Figure
@@ -128,17 +126,18 @@ def evaluate(
     if gallery_encoder is not None:
         host = gallery_encoder if isinstance(gallery_encoder, Encoder) else load(gallery_encoder)
         _require_compatible(model, host)
-    kept, vectors, skipped = _embed_to_disk(host, items, cache, show_progress)
+    kept, vectors, skipped = embed_rows(host, items, cache=cache, show_progress=show_progress)
     if query_items is None:
         who, searching = kept, vectors
         if host is not model:
-            who, searching, more = _embed_to_disk(model, kept, cache, show_progress)
+            who, searching, more = embed_rows(model, kept, cache=cache, show_progress=show_progress)
             if more:  # what both could read searches, and is searched
                 rows = kept.by_id.rows(who.ids.to_pylist())
                 kept, vectors, skipped = who, vectors[rows], [*skipped, *more]
         task = folder_task(kept)
     else:
-        who, searching, more = model.embed_items(
+        who, searching, more = embed_rows(
+            model,
             query_items,
             # Ids are unique within a folder only, so that each collection has stores of its own.
             cache=cache / "queries" if cache else None,
@@ -149,21 +148,6 @@ def evaluate(
     rows = who.by_id.rows([item.id for item in task.queries])
     name = model.name if host is model else f"{model.name} against {host.name}"
     return evaluate_task(task, searching, vectors, rows=rows, name=name, skipped=skipped)
-
-
-def _embed_to_disk(
-    encoder: Encoder, items: Sequence[Item], cache: Path | None, show_progress: bool
-) -> tuple[Items, Vectors, list[Skipped]]:
-    """The items that could be embedded, their (n, dim) embeddings, mapped, and the others."""
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-    # The file has no name, so that a kill leaves nothing behind.
-    with tempfile.TemporaryFile(dir=cache) as file:
-        kept, skipped = write_embeddings(
-            encoder, items, file, cache=cache, show_progress=show_progress
-        )
-        vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), encoder.dim))
-    return kept, vectors, skipped
 
 
 def _require_compatible(encoder: Encoder, gallery: Encoder) -> None:

@@ -14,13 +14,14 @@ from whiten.datasets.finding import find_items
 from whiten.datasets.task import folder_task
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import fit_on, load, load_fusions
+from whiten.embedding.rows import embed_rows
 from whiten.evaluation.cost import Cost, measure_cost
 from whiten.evaluation.evaluate import Evaluation, evaluate_task
 from whiten.models.student import backbone_as_teacher, build_student, load_student
 from whiten.models.teacher import Teacher
 from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report
 from whiten.report.table import Kind, Row
-from whiten.retrieval.blocks import top_k
+from whiten.retrieval.exact import exact_search
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors
@@ -52,7 +53,7 @@ def assess(
     encoder: Encoder, kind: Kind, name: str, items: Sequence[Item], cache: Path, progress: bool
 ) -> Assessed:
     """Evaluate an encoder on grouped items, each searching all the others, and measure its cost."""
-    kept, vectors, skipped = encoder.embed_items(items, cache=cache, show_progress=progress)
+    kept, vectors, skipped = embed_rows(encoder, items, cache=cache, show_progress=progress)
     task = folder_task(kept)
     queries = vectors[kept.by_id.rows([item.id for item in task.queries])]
     evaluation = evaluate_task(task, queries, vectors, name=name, skipped=skipped)
@@ -103,7 +104,9 @@ def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
     grids = []
     for label, query in picks.items():
         [index] = assessed.items.by_id.rows([assessed.evaluation.query_ids[query]])
-        nearest, scores = next(top_k(assessed.vectors[[index]], assessed.vectors, HITS_SHOWN + 1))
+        [(nearest, scores)] = exact_search(
+            assessed.vectors[[index]], assessed.vectors, HITS_SHOWN + 1
+        )
         item = assessed.items[index]
         hits = [
             Hit(assessed.items[i].path, float(score), assessed.items[i].group == item.group)
@@ -155,7 +158,7 @@ def teacher_pictures(
         if part.whitener is None:
             continue
         raw = Encoder(part.teacher.name, [Part(part.teacher)])
-        kept, vectors, _ = raw.embed_items(items, cache=cache)
+        kept, vectors, _ = embed_rows(raw, items, cache=cache)
         groups = [item.group for item in kept]
         similarities[raw.name] = sample_similarities(vectors, part.apply(vectors), groups)
         spectra[raw.name] = part.whitener.eigenvalues_

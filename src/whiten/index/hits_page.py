@@ -15,7 +15,7 @@ _TILE = 220  # pixels
 
 
 def write_hits_page(queries: Sequence[Path], matches: Sequence[Match]) -> Path:
-    """A self-contained page in a temporary file: the queries and their hits."""
+    """Write a self-contained page of the queries and their hits into a temporary file."""
     tiles = "".join(
         f'<figure><img src="{data_url(match.path, _TILE)}" alt=""><figcaption>{match.score:.3f}<br>'
         f"{escape(match.id)}</figcaption></figure>"
@@ -23,7 +23,9 @@ def write_hits_page(queries: Sequence[Path], matches: Sequence[Match]) -> Path:
     )
     # A file's name need not be text, the page must be.
     name = escape(", ".join(Path(display_path(str(query))).name for query in queries))
-    tiles = "".join(f'<img src="{data_url(str(query), _TILE)}" alt="a query">' for query in queries)
+    pictures = "".join(
+        f'<img src="{data_url(str(query), _TILE)}" alt="a query">' for query in queries
+    )
     count = len(matches)
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{name}: {count} hits</title>
@@ -37,7 +39,7 @@ img {{ background: #fff; border-radius: 6px; object-fit: contain; width: 100%; a
 header img {{ width: 220px }}
 figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
 </style>
-<header><h1>{name}</h1>{tiles}</header>
+<header><h1>{name}</h1>{pictures}</header>
 <h2>{count} nearest images</h2><main>{tiles}</main></html>
 """
     with tempfile.NamedTemporaryFile(
