@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from whiten.datasets.finding import find_items
 from whiten.distillation.losses import alignment_loss
 from whiten.distillation.targets import open_targets
 from whiten.distillation.training_set import TrainingSet, fused_path
+from whiten.embedding import rows
 from whiten.embedding.encoder import Encoder, Part
 from whiten.evaluation.evaluate import evaluate
 from whiten.media.reading import Skipped
@@ -114,8 +114,7 @@ def test_one_model_on_both_sides_is_as_ever(images: Path) -> None:
 def test_what_one_side_cannot_read_is_left_out(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["whiten.evaluation.evaluate"]
-    write, calls = module.write_embeddings, []
+    write, calls = rows.write_embeddings, []
 
     def loses_one(encoder: Encoder, items: Items, *args: Any, **options: Any) -> Any:
         calls.append(encoder)
@@ -124,7 +123,7 @@ def test_what_one_side_cannot_read_is_left_out(
         kept, _ = write(encoder, [i for i in items if i.id != "b/2.png"], *args, **options)
         return kept, [Skipped("b/2.png", "of another kind")]
 
-    monkeypatch.setattr(module, "write_embeddings", loses_one)
+    monkeypatch.setattr(rows, "write_embeddings", loses_one)
     found = evaluate(TEACHER, images, gallery_encoder=TEACHER)
     assert (found.gallery_size, len(found.query_ids)) == (15, 15)
     assert [skip.id for skip in found.skipped] == ["b/2.png"]
