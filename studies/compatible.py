@@ -26,6 +26,7 @@ from whiten.datasets.task import folder_task
 from whiten.distillation.distill import distill
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
+from whiten.embedding.rows import embed_rows
 from whiten.evaluation.evaluate import evaluate_task
 from whiten.runs.folder import RunFolder
 from whiten.whitening.whitener import Whitener
@@ -99,8 +100,8 @@ def trial(
         **chosen,
     )
     cache = work / "embeddings-val"
-    items, of_teachers, _ = gallery_of(run).embed_items(val, cache=cache)
-    _, of_student, _ = load(run.student).embed_items(val)
+    items, of_teachers, _ = embed_rows(gallery_of(run), val, cache=cache)
+    _, of_student, _ = embed_rows(load(run.student), val)
     cosine = float((of_student * of_teachers).sum(axis=1).mean())
     return {
         "setting": setting,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from whiten.datasets.finding import find_items
 from whiten.distillation.losses import alignment_loss
 from whiten.distillation.targets import open_targets
 from whiten.distillation.training_set import TrainingSet, fused_path
-from whiten.embedding import rows
 from whiten.embedding.encoder import Encoder, Part
+from whiten.embedding.rows import embed_rows
 from whiten.evaluation.evaluate import evaluate
 from whiten.media.reading import Skipped
 from whiten.models.student import build_student
@@ -64,7 +65,7 @@ def test_the_gallery_s_encoder_makes_the_targets(
     assert (gallery.dim, targets.shape) == (5, (16, 5))
     np.testing.assert_allclose(np.linalg.norm(targets, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(gallery.embed([i.path for i in items]), targets, atol=2e-3)
-    _, vectors, _ = gallery.embed_items(items, cache=run.embeddings)  # what training had cached
+    _, vectors, _ = embed_rows(gallery, items, cache=run.embeddings)  # what training had cached
     np.testing.assert_allclose(vectors, targets, atol=1e-5)
     # An index and an evaluation write it to disk, a block of each part at a time.
     built = whiten.Index.build(gallery, items, tmp_path / "index")
@@ -114,16 +115,17 @@ def test_one_model_on_both_sides_is_as_ever(images: Path) -> None:
 def test_what_one_side_cannot_read_is_left_out(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, calls = rows.write_embeddings, []
+    calls = []
 
     def loses_one(encoder: Encoder, items: Items, *args: Any, **options: Any) -> Any:
         calls.append(encoder)
         if len(calls) < 2:
-            return write(encoder, items, *args, **options)
-        kept, _ = write(encoder, [i for i in items if i.id != "b/2.png"], *args, **options)
-        return kept, [Skipped("b/2.png", "of another kind")]
+            return embed_rows(encoder, items, *args, **options)
+        others = [item for item in items if item.id != "b/2.png"]
+        kept, vectors, _ = embed_rows(encoder, others, *args, **options)
+        return kept, vectors, [Skipped("b/2.png", "of another kind")]
 
-    monkeypatch.setattr(rows, "write_embeddings", loses_one)
+    monkeypatch.setattr(sys.modules["whiten.evaluation.evaluate"], "embed_rows", loses_one)
     found = evaluate(TEACHER, images, gallery_encoder=TEACHER)
     assert (found.gallery_size, len(found.query_ids)) == (15, 15)
     assert [skip.id for skip in found.skipped] == ["b/2.png"]

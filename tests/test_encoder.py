@@ -18,6 +18,7 @@ from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import fit_on, load, split_uris
+from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
 from whiten.evaluation.evaluate import evaluate
 from whiten.models.registry import open_teacher
@@ -107,7 +108,7 @@ def test_arrays_must_be_rgb(array: np.ndarray) -> None:
 def test_collections_skip_what_cannot_be_read(images: Path) -> None:
     (images / "a" / "broken.png").write_bytes(b"no image")
     encoder = load(TEACHER)
-    kept, vectors, skipped = encoder.embed_items(find_items(images))
+    kept, vectors, skipped = embed_rows(encoder, find_items(images))
     assert len(kept) == 12
     assert [skip.id for skip in skipped] == ["a/broken.png"]
     np.testing.assert_allclose(vectors, encoder.embed([item.path for item in kept]), atol=1e-6)
@@ -115,9 +116,9 @@ def test_collections_skip_what_cannot_be_read(images: Path) -> None:
 
 def test_a_cache_is_used(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, items = load(TEACHER), find_items(images)
-    _, first, _ = encoder.embed_items(items, cache=tmp_path / "cache")
+    _, first, _ = embed_rows(encoder, items, cache=tmp_path / "cache")
     monkeypatch.setattr(encoder.parts[0].teacher, "forward", lambda _: pytest.fail("embeds again"))
-    _, second, _ = encoder.embed_items(items[::-1], cache=tmp_path / "cache")
+    _, second, _ = embed_rows(encoder, items[::-1], cache=tmp_path / "cache")
     np.testing.assert_array_equal(second, first[::-1])
 
 
@@ -159,7 +160,7 @@ def test_whitened_fusion_fits_its_whitening(images: Path) -> None:
         expected.append(normalize_rows(whitener.transform(raw)))
     expected_vectors = normalize_rows(np.concatenate(expected, axis=1))
     np.testing.assert_allclose(fused.embed(files), expected_vectors, atol=1e-4)
-    _, vectors, _ = fused.embed_items(find_items(images))
+    _, vectors, _ = embed_rows(fused, find_items(images))
     np.testing.assert_allclose(vectors, expected_vectors, atol=1e-4)
 
 

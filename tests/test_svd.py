@@ -187,7 +187,7 @@ def test_the_published_omission_of_the_normalisation(svd: Path, teacher: str) ->
 
     for omit in (False, True):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(WatchedError):
-            patch.setattr(sys.modules["whiten.evaluation.videos"], "write_embeddings", watch)
+            patch.setattr(sys.modules["whiten.evaluation.videos"], "embed_rows", watch)
             evaluate_videos(teacher, svd, omit_normalisation=omit)
     published = (224 / 256, "bilinear", (32, 32))
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

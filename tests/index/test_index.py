@@ -16,6 +16,7 @@ from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
+from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError, NoImagesError, StoreError
 from whiten.index import Changes, Index
 from whiten.index.local.folder import FolderIndex
@@ -72,7 +73,7 @@ def test_a_model_without_a_uri_has_to_be_named(encoder: Encoder, images: Path, p
     both = Encoder("both", [*encoder.parts, *load(f"{TEACHER}?seed=1&dim=7").parts])
     (images / "b" / "broken.png").write_bytes(b"no image")
     built = Index.build(both, images, place)
-    kept, vectors, skipped = both.embed_items(find_items(images))
+    kept, vectors, skipped = embed_rows(both, find_items(images))
     assert built.ids() == [item.id for item in kept]
     assert [skip.id for skip in built.skipped] == [skip.id for skip in skipped] == ["b/broken.png"]
     np.testing.assert_array_equal(built.vectors(built.ids()), vectors)

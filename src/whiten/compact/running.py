@@ -12,12 +12,12 @@ from whiten.compact.table import Costs, measure_costs
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder
-from whiten.embedding.rows import embed_rows, write_embeddings
+from whiten.embedding.rows import embed_rows, require_embedded_by
 from whiten.errors import ConfigError
 from whiten.index import Index
 from whiten.index.local.storage.kinds import default_kinds
 from whiten.media.reading import Skipped
-from whiten.store.rows import is_store, mapped_rows, stored_items, write_stored
+from whiten.store.rows import is_store, stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
 
@@ -54,34 +54,20 @@ def open_embedded(
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if is_store(source):
-                store = Store.open(source)
-                items = stored_items(store)
-                if encoder is not None:
-                    _require(encoder, store)
-                write_stored(store, items, file)
-                vectors = mapped_rows(file, store.dim)
-                name = store.origin.uri if encoder is None else encoder.name
-                yield Embedded(items, vectors, name, encoder, folder, store.skipped)
-                return
-            if encoder is None:
-                raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
-            found = find_items(source)
-            kept, skipped = write_embeddings(
-                encoder, found, file, cache=folder, show_progress=show_progress
-            )
-            vectors = mapped_rows(file, encoder.dim)
-            yield Embedded(kept, vectors, encoder.name, encoder, folder, skipped)
-
-
-def _require(encoder: Encoder, store: Store) -> None:
-    prints = [part.teacher.fingerprint() for part in encoder.parts]
-    if prints != [store.origin.fingerprint] or encoder.parts[0].whitener is not None:
-        raise ConfigError(
-            f"{store.folder} holds embeddings of {store.origin.uri}, not of {encoder.name}: name "
-            "that model, or leave --model out"
+        if is_store(source):
+            store = Store.open(source)
+            require_embedded_by(store, encoder)
+            items = stored_items(store)
+            vectors = stored_rows(store, items, folder)
+            name = store.origin.uri if encoder is None else encoder.name
+            yield Embedded(items, vectors, name, encoder, folder, store.skipped)
+            return
+        if encoder is None:
+            raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
+        kept, vectors, skipped = embed_rows(
+            encoder, find_items(source), cache=folder, show_progress=show_progress
         )
+        yield Embedded(kept, vectors, encoder.name, encoder, folder, skipped)
 
 
 def costs_of(

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +18,11 @@ from whiten.datasets.frames import find_or_extract
 from whiten.datasets.svd import FRAMES_TABLE
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.embedding.encoder import Encoder, embed_cached
-from whiten.embedding.rows import write_embeddings
+from whiten.embedding.rows import embed_rows, require_embedded_by
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.video_task import count_frames
 from whiten.media.reading import Skipped
-from whiten.store.rows import is_store, mapped_rows, real_path, stored_items, write_stored
+from whiten.store.rows import is_store, real_path, stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.hashing import fingerprint
 from whiten.utils.names import name_codes
@@ -70,7 +69,7 @@ class Collection:
 def open_collection(
     source: Path, encoder: Encoder | None, cache: Path | None, *, show_progress: bool = False
 ) -> Iterator[Collection]:
-    """Embed what is missing and lay the vectors into a file, which is gone at the end.
+    """Embed what is missing; what is kept nowhere is gone at the end.
 
     Args:
         source: a folder or table of images or of videos, or a store.
@@ -85,28 +84,24 @@ def open_collection(
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        # It has no name, so that a kill leaves nothing behind.
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if is_store(source):
-                yield _of_store(Store.open(source), encoder, file, folder)
-                return
-            if encoder is None:
-                raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
-            place = source.resolve()
-            frames = folder / f"frames-{place.stem}-{fingerprint(str(place))[:8]}"
-            with progress("frames", enabled=show_progress) as update:
-                items, skipped = find_or_extract(source, frames, progress=update)
-            if items.frame_ms is None:
-                yield _of_images(items, encoder, file, folder, show_progress)
-            else:
-                is_made = (source / FRAMES_TABLE).is_file()
-                table = (source if is_made else frames) / FRAMES_TABLE
-                yield _of_videos(items, skipped, table, encoder, file, folder, show_progress)
+        if is_store(source):
+            yield _of_store(Store.open(source), encoder, folder)
+            return
+        if encoder is None:
+            raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
+        place = source.resolve()
+        frames = folder / f"frames-{place.stem}-{fingerprint(str(place))[:8]}"
+        with progress("frames", enabled=show_progress) as update:
+            items, skipped = find_or_extract(source, frames, progress=update)
+        if items.frame_ms is None:
+            yield _of_images(items, encoder, folder, show_progress)
+        else:
+            is_made = (source / FRAMES_TABLE).is_file()
+            table = (source if is_made else frames) / FRAMES_TABLE
+            yield _of_videos(items, skipped, table, encoder, folder, show_progress)
 
 
-def _of_images(
-    items: Items, encoder: Encoder, file: IO[bytes], cache: Path, show_progress: bool
-) -> Collection:
+def _of_images(items: Items, encoder: Encoder, cache: Path, show_progress: bool) -> Collection:
     # The first model's store knows the contents; those that are there twice are compared once.
     store = embed_cached(encoder.parts[0].teacher, items, cache, show_progress=show_progress)
     has_one = store.has(items.by_id, [0])[:, 0]
@@ -114,8 +109,8 @@ def _of_images(
     if not len(known):
         raise NoImagesError("none of the images could be read: name a folder with readable images")
     hashes, code, first = _contents(store, known)
-    kept, skipped = write_embeddings(
-        encoder, known.take(first), file, cache=cache, show_progress=show_progress
+    kept, vectors, skipped = embed_rows(
+        encoder, known.take(first), cache=cache, show_progress=show_progress
     )
     skipped = [*store.skipped_of(items.by_id), *skipped]
     # Another model may fail on an image that the first one could embed.
@@ -130,21 +125,15 @@ def _of_images(
         pictures=[os.fsdecode(path) for path in known.paths.to_pylist()],
         copy_of=row_of,
         hashes=hashes.filter(pa.array(is_left)).to_pylist(),
-        similarity=VectorSimilarity(mapped_rows(file, encoder.dim)),
+        similarity=VectorSimilarity(vectors),
         items=kept,
         skipped=list({skip.id: skip for skip in skipped}.values()),
         folder=cache,
     )
 
 
-def _of_store(store: Store, encoder: Encoder | None, file: IO[bytes], cache: Path) -> Collection:
-    if encoder is not None:
-        fingerprints = [part.teacher.fingerprint() for part in encoder.parts]
-        if fingerprints != [store.origin.fingerprint] or encoder.parts[0].whitener is not None:
-            raise ConfigError(
-                f"{store.folder} holds embeddings of {store.origin.uri}, not of {encoder.name}: "
-                "name that model, or leave --model out"
-            )
+def _of_store(store: Store, encoder: Encoder | None, cache: Path) -> Collection:
+    require_embedded_by(store, encoder)
     items = stored_items(store)
     if items.frame_ms is not None:
         raise ConfigError(
@@ -153,7 +142,6 @@ def _of_store(store: Store, encoder: Encoder | None, file: IO[bytes], cache: Pat
         )
     hashes, code, first = _contents(store, items)
     wanted = items.take(first)
-    write_stored(store, wanted, file)
     paths = [os.fsdecode(path) for path in items.paths.to_pylist()]
     return Collection(
         what="image",
@@ -163,7 +151,7 @@ def _of_store(store: Store, encoder: Encoder | None, file: IO[bytes], cache: Pat
         pictures=paths,
         copy_of=code,
         hashes=hashes.to_pylist(),
-        similarity=VectorSimilarity(mapped_rows(file, store.dim)),
+        similarity=VectorSimilarity(stored_rows(store, wanted, cache)),
         items=wanted,
         skipped=store.skipped,
         folder=cache,
@@ -175,12 +163,11 @@ def _of_videos(
     skipped: list[Skipped],
     table: Path,
     encoder: Encoder,
-    file: IO[bytes],
     cache: Path,
     show_progress: bool,
 ) -> Collection:
-    kept, unread = write_embeddings(
-        encoder, frames.sorted(), file, cache=cache, show_progress=show_progress
+    kept, vectors, unread = embed_rows(
+        encoder, frames.sorted(), cache=cache, show_progress=show_progress
     )
     counts = count_frames(kept)
     lengths = np.fromiter(counts.values(), np.int64)
@@ -199,7 +186,7 @@ def _of_videos(
         pictures=[os.fsdecode(path) for path in shown.paths.to_pylist()],
         copy_of=np.arange(len(counts)),
         hashes=[""] * len(counts),
-        similarity=SetSimilarity(mapped_rows(file, encoder.dim), lengths),
+        similarity=SetSimilarity(vectors, lengths),
         items=kept,
         skipped=[
             *skipped,

@@ -7,7 +7,8 @@ many images there are, and every process of a distributed run reads the same fil
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.files import renaming
 from whiten.utils.memory import forget
 from whiten.utils.names import NameIndex
 from whiten.whitening.whitener import Whitener
@@ -27,7 +29,7 @@ def write_targets(
 ) -> None:
     """Write (images, views, dim) float32 targets: whitened if asked, rows L2-normalised."""
     dim = store.dim if whitener is None else whitener.projection_.shape[0]
-    with _Creation(path, (len(images), views, dim)) as out:
+    with _creating(path, (len(images), views, dim)) as out:
         for names, numbers, vectors in store.blocks():
             rows, view = images.rows(names), np.array(numbers)
             keep = (rows >= 0) & (view < views)
@@ -36,8 +38,8 @@ def write_targets(
             block = vectors[keep]
             if whitener is not None:
                 block = whitener.transform(block)
-            out.array[rows[keep], view[keep]] = normalize_rows(block)
-            forget(out.array)
+            out[rows[keep], view[keep]] = normalize_rows(block)
+            forget(out)
 
 
 def write_fused_targets(
@@ -63,11 +65,11 @@ def write_fused_targets(
     rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf"))
     rotation.fit(block for _, block in blocks())
     rotation.save(whitener_path)
-    with _Creation(path, (items, views, dim)) as out:
+    with _creating(path, (items, views, dim)) as out:
         for part, block in blocks():
             fused = normalize_rows(rotation.transform(block))
-            out.array[part, :, : fused.shape[1]] = fused.reshape(-1, views, fused.shape[1])
-            forget(out.array[part])
+            out[part, :, : fused.shape[1]] = fused.reshape(-1, views, fused.shape[1])
+            forget(out[part])
     return rotation
 
 
@@ -77,32 +79,15 @@ def open_targets(path: Path) -> npt.NDArray[np.float32]:
     return targets
 
 
-class _Creation:
-    """A zeroed `.npy` memory map that gets its name once it is complete."""
-
-    def __init__(self, path: Path, shape: Iterable[int]) -> None:
-        self.path = path
-        self.partial = path.with_name(f".{path.name}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.array = np.lib.format.open_memmap(
-            self.partial, mode="w+", dtype=np.float32, shape=tuple(shape)
-        )
+@contextmanager
+def _creating(path: Path, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield a zeroed `.npy` memory map that gets its name once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with renaming(path) as partial:
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
         if hasattr(os, "posix_fallocate"):
             # A write into a hole of a mapped file would kill the process when the disk is full.
-            try:
-                with self.partial.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, self.partial.stat().st_size)
-            except OSError:
-                self.partial.unlink()
-                raise
-
-    def __enter__(self) -> _Creation:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.array.flush()
-        del self.array
-        if kind is None:
-            os.replace(self.partial, self.path)
-        else:
-            self.partial.unlink(missing_ok=True)
+            with partial.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        yield array
+        array.flush()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from whiten.datasets.collection import Item, Items
+from whiten.datasets.collection import Item
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.fitting import fused_fingerprint
-from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable, embed_inputs, listed
 from whiten.models.stored_model import Model, StoredModel
-from whiten.store.store import Store, embedded_by_all
+from whiten.store.store import Store
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.progress import Update, progress
 from whiten.whitening.whitener import Whitener
@@ -107,45 +105,6 @@ class Encoder:
                 blocks.append(part.apply(_embed_part(part.teacher, inputs, size, update)))
         return self.join(blocks)
 
-    def embed_items(
-        self,
-        items: Sequence[Item],
-        *,
-        cache: Path | None = None,
-        workers: int | None = None,
-        show_progress: bool = False,
-    ) -> tuple[Items, Vectors, list[Skipped]]:
-        """Embed a collection through stores, skipping what cannot be read.
-
-        Args:
-            items: the collection.
-            cache: where the stores are kept; by default nowhere.
-            workers: threads that decode; by default one for each core.
-
-        Returns:
-            The items that all parts embedded, their (n, dim) embeddings, and the skipped ones.
-        """
-        with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
-            stores = [
-                embed_cached(
-                    part.teacher,
-                    items,
-                    cache or Path(temporary),
-                    workers=workers,
-                    show_progress=show_progress,
-                )
-                for part in self.parts
-            ]
-            usable, skipped = embedded_by_all(Items.of(items), stores)
-            ids = usable.ids.to_pylist()
-            vectors = self.join(
-                [
-                    part.apply(store.gather(ids))
-                    for part, store in zip(self.parts, stores, strict=True)
-                ]
-            )
-        return usable, vectors, skipped
-
     def join(self, blocks: Sequence[Vectors]) -> Vectors:
         """The embedding, (n, dim), of what each part made of the same images, (n, part.dim)."""
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
@@ -161,7 +120,6 @@ def embed_cached(
     items: Sequence[Item],
     cache: Path,
     *,
-    workers: int | None = None,
     show_progress: bool = False,
 ) -> Store:
     """Embed whole images into the cache's store of this teacher, as far as they are missing."""
@@ -169,7 +127,7 @@ def embed_cached(
         exact, half = (store_folder(cache, teacher, precision=p) for p in ("32", "bf16"))
         # What a bf16 run has cached is taken as it is; anything else would embed twice.
         folder = half if half.exists() and not exact.exists() else exact
-        return embed(items, teacher, folder, workers=workers, progress=update)
+        return embed(items, teacher, folder, progress=update)
 
 
 def _embed_part(

@@ -6,7 +6,7 @@ Memory stays the same however many images there are and however long their embed
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -15,7 +15,7 @@ import numpy as np
 
 from whiten.datasets.collection import Item, Items
 from whiten.embedding.encoder import Encoder, Part, embed_cached
-from whiten.errors import NoImagesError
+from whiten.errors import ConfigError, NoImagesError
 from whiten.media.reading import Skipped
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.arrays import Vectors
@@ -42,41 +42,9 @@ def embed_rows(
     Raises:
         NoImagesError: no image could be embedded by all models.
     """
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-    # The file has no name, so that a kill leaves nothing behind.
-    with tempfile.TemporaryFile(dir=cache) as file:
-        kept, skipped = write_embeddings(
-            encoder, items, file, cache=cache, show_progress=show_progress
-        )
-        vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), encoder.dim))
-    return kept, vectors, skipped
-
-
-def write_embeddings(
-    encoder: Encoder,
-    items: Sequence[Item],
-    file: IO[bytes],
-    *,
-    cache: Path | None = None,
-    header: Callable[[int], bytes] = lambda count: b"",
-    show_progress: bool = False,
-) -> tuple[Items, list[Skipped]]:
-    """Write the embeddings of a collection into a file.
-
-    Args:
-        file: empty, open for writing; gets (items, dim) float32, row after row.
-        cache: where the stores are kept; by default nowhere.
-        header: what stands before the rows, made from their number.
-
-    Raises:
-        NoImagesError: there is none that all parts embedded.
-
-    Returns:
-        The items that all parts embedded, in the order of the rows, and the skipped ones.
-    """
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         stores = [
             embed_cached(part.teacher, items, folder, show_progress=show_progress)
             for part in encoder.parts
@@ -87,18 +55,35 @@ def write_embeddings(
                 f"none of {len(items)} images could be embedded by all {len(stores)} models: name "
                 "images that each of them can read"
             )
-        file.write(header(len(kept)))
-        if len(stores) == 1 and encoder.rotation is None:
-            _write_part(encoder.parts[0], stores[0], kept, file)
-        else:
-            _write_joined(encoder, stores, kept, file)
-        file.flush()
-    return kept, skipped
+        # The file has no name, so that a kill leaves nothing behind.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if len(stores) == 1 and encoder.rotation is None:
+                _write_part(encoder.parts[0], stores[0], kept, file)
+            else:
+                _write_joined(encoder, stores, kept, file)
+            file.flush()
+            vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), encoder.dim))
+    return kept, vectors, skipped
+
+
+def require_embedded_by(store: Store, encoder: Encoder | None) -> None:
+    """Refuse a store whose embeddings another model made than the one that was named, if any.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    if encoder is None:
+        return
+    models = [part.teacher.fingerprint() for part in encoder.parts]
+    if models != [store.origin.fingerprint] or encoder.parts[0].whitener is not None:
+        raise ConfigError(
+            f"{store.folder} holds embeddings of {store.origin.uri}, not of {encoder.name}: name "
+            "that model, or leave --model out"
+        )
 
 
 def _write_part(part: Part, store: Store, items: Items, file: IO[bytes]) -> None:
     """Write what one model made of the items."""
-    start = file.tell()
     for names, _, vectors in store.blocks(view=0):
         to = items.by_id.rows(names)
         keep = np.flatnonzero(to >= 0)
@@ -109,7 +94,7 @@ def _write_part(part: Part, store: Store, items: Items, file: IO[bytes]) -> None
         block = part.apply(vectors[keep]).astype(np.float32, copy=False)
         breaks = np.flatnonzero(np.diff(to[keep]) != 1) + 1
         for first, run in zip((0, *breaks), np.split(block, breaks), strict=True):
-            file.seek(start + int(to[keep[first]]) * part.dim * block.itemsize)
+            file.seek(int(to[keep[first]]) * part.dim * block.itemsize)
             file.write(run.tobytes())
 
 

@@ -23,7 +23,7 @@ from whiten.datasets.collection import Items
 from whiten.datasets.svd import read_svd
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import load
-from whiten.embedding.rows import write_embeddings
+from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError, nearest
 from whiten.evaluation.evaluate import PER_QUERY, Evaluation
 from whiten.evaluation.own_videos import read_videos, videos_task
@@ -182,15 +182,12 @@ def evaluate_videos(
         model = encoder if isinstance(encoder, Encoder) else load(encoder)
         if protocol == "svd":
             model = _fitted_as_published(model, omit_normalisation)
-        # It has no name, so that a kill leaves nothing behind.
-        file = stack.enter_context(tempfile.TemporaryFile(dir=place))
-        kept, skipped = write_embeddings(
-            model, task.frames, file, cache=cache, show_progress=show_progress
+        kept, vectors, skipped = embed_rows(
+            model, task.frames, cache=cache, show_progress=show_progress
         )
         task = task.with_frames(kept)
         if not len(task.queries):
             raise ConfigError("no query has a frame that could be embedded: see the skipped ones")
-        vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), model.dim))
         search = VideoSearch(task, vectors, similarity)
         scores = _score(search, SVD_FIGURES if protocol == "svd" else PER_QUERY)
         aps = scores["map_top_inf" if protocol == "svd" else "map"]

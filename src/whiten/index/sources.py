@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from whiten.datasets.collection import Item, Items
 from whiten.embedding.encoder import Encoder
+from whiten.embedding.rows import embed_rows
 from whiten.errors import ImageError, NoImagesError
 from whiten.index.rows import write_stamp
 from whiten.media.decoding import decode
@@ -86,7 +87,7 @@ class ImageSource:
 
     def embed(self, items: Items) -> Embedded:
         try:
-            kept, vectors, skipped = self.encoder.embed_items(items, cache=self.cache)
+            kept, vectors, skipped = embed_rows(self.encoder, items, cache=self.cache)
         except NoImagesError:  # of these; others may be readable
             none = np.zeros((0, self.dim), np.float32)
             return Embedded(np.zeros(0, np.int64), none, [_why_not(item) for item in items])

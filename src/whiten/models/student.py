@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +22,7 @@ from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line
 from whiten.models.teacher import Teacher
 from whiten.models.uri import TeacherURI, parse_uri
 from whiten.models.weights import hash_state
+from whiten.utils.files import replacing
 from whiten.utils.hashing import fingerprint
 from whiten.utils.validation import check_types
 from whiten.views.rendering import Preprocess
@@ -248,22 +247,16 @@ def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = folder.with_name(f".{folder.name}.partial")
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     facts = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}))
     facts["checksum"] = _checksum(facts, state)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(state, partial / "model.safetensors")
-        text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-        (partial / "config.json").write_text(text, "utf-8")
-        (partial / "README.md").write_text(card, "utf-8", errors="backslashreplace")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        with replacing(folder, "config.json", "a student") as new:
+            save_file(state, new / "model.safetensors")
+            text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+            (new / "config.json").write_text(text, "utf-8")
+            (new / "README.md").write_text(card, "utf-8", errors="backslashreplace")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise TeacherError(
             f"cannot write {folder} ({one_line(error)}): make room or give access and run again "
             "(distill: with --resume)"

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import yaml
 from whiten._version import __version__
 from whiten.errors import DAMAGED, ConfigError, RunError, one_line
 from whiten.runs.spec import DistillSpec
-from whiten.utils.files import partial_of, write_atomically
+from whiten.utils.files import partial_of, renaming, write_atomically
 from whiten.utils.hashing import content_hash
 
 
@@ -168,14 +167,11 @@ class RunFolder:
         """
         import torch
 
-        partial = partial_of(self.checkpoint)
         try:
             self.checkpoint.parent.mkdir(exist_ok=True)
-            with partial.open("wb") as file:
+            with renaming(self.checkpoint) as partial, partial.open("wb") as file:
                 torch.save({**state, "config": self._config_hash()}, file)
-            os.replace(partial, self.checkpoint)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             # torch's writer raises an error of its own about whatever stopped its writing.
             cause = error.__context__
             if isinstance(cause, KeyboardInterrupt):

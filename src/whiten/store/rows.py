@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -45,22 +45,20 @@ def stored_items(store: Store) -> Items:
     return items
 
 
-def write_stored(store: Store, items: Items, file: IO[bytes]) -> None:
-    """Write the items' (n, dim) float32 embeddings into an empty file, in their order."""
-    for names, _, vectors in store.blocks(view=0):
-        rows = items.by_id.rows(names)
-        for row, vector in zip(rows.tolist(), vectors, strict=True):
-            if row >= 0:
-                file.seek(row * vector.nbytes)
-                file.write(vector.tobytes())
-    file.flush()
+def stored_rows(store: Store, items: Items, folder: Path) -> Vectors:
+    """Return the items' embeddings, (n, dim) float32, memory-mapped from a file in `folder`.
 
-
-def mapped_rows(file: IO[bytes], dim: int) -> Vectors:
-    """Memory-map the (n, dim) float32 rows of a file."""
-    file.flush()
-    count = os.fstat(file.fileno()).st_size // (4 * dim)
-    return np.memmap(file, np.float32, "r", shape=(count, dim))
+    The file has no name, so that a kill leaves nothing behind.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for names, _, vectors in store.blocks(view=0):
+            rows = items.by_id.rows(names)
+            for row, vector in zip(rows.tolist(), vectors, strict=True):
+                if row >= 0:
+                    file.seek(row * vector.nbytes)
+                    file.write(vector.tobytes())
+        file.flush()
+        return np.memmap(file, np.float32, "r", shape=(len(items), store.dim))
 
 
 def real_path(shown: str) -> str:

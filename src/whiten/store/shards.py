@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from whiten.errors import StoreError
 from whiten.media.reading import Skipped, Stamp
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import renaming
 from whiten.utils.hashing import content_hash
 
 FORMAT = "1"
@@ -317,29 +318,25 @@ def _table(rows: Sequence[Row], origin: Origin) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     # Embeddings hardly compress; ids and paths do.
     text = {"id": "zstd", "path": "zstd", "group": "zstd", "content_hash": "zstd"}
     codecs = {name: text.get(name, "none") for name in _leaf_names(table.schema)}
     try:
-        pq.write_table(
-            table,
-            partial,
-            compression=codecs,
-            use_dictionary=["group"],
-            write_statistics=False,
-            write_page_checksum=True,
-        )
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise StoreError(
-                f"cannot write {path} ({reason.lower()}): the shards before it are kept, make "
-                "room or give access and run again"
-            ) from error
-        raise
+        with renaming(path) as partial:
+            pq.write_table(
+                table,
+                partial,
+                compression=codecs,
+                use_dictionary=["group"],
+                write_statistics=False,
+                write_page_checksum=True,
+            )
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError(
+            f"cannot write {path} ({reason.lower()}): the shards before it are kept, make "
+            "room or give access and run again"
+        ) from error
 
 
 def _leaf_names(schema: pa.Schema) -> list[str]:
