@@ -1,6 +1,6 @@
 """Indexes of images: build, update and search; in a folder or in a vector database.
 
-Sources of images and an encoder enter; matches with ids, scores and metadata leave.
+Takes images and an encoder; returns matches with ids, scores and metadata.
 """
 
 from whiten.index.index import Index

@@ -1,4 +1,4 @@
-"""Which collection an index is of: opened, checked against what is there, and described."""
+"""Open the collection of an index, check it against the index, and describe it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_source(
 
 
 def is_store(images: Place) -> bool:
-    """Whether a folder holds embeddings, not images."""
+    """Return whether a folder holds embeddings rather than images."""
     return any(Path(images).glob("part-*.parquet"))
 
 
@@ -53,20 +53,20 @@ def describe(
     place: str,
     keep: bool,
 ) -> tuple[Facts, pa.Table | None]:
-    """What an index is to be from now on.
+    """Return the facts of the index once the collection is indexed.
 
     Args:
         images: where the source comes from.
         metadata: table of the user's columns; by default the source's own.
-        before: what the index is; None where there is none yet.
-        place: of the index, for messages.
-        keep: whether the collection is added to what is there.
+        before: the facts of the existing index; None for a new one.
+        place: the place of the index, for messages.
+        keep: whether images that the collection lacks stay in the index.
 
     Returns:
-        The facts, and the (n,) columns of the user in the order of the source's items.
+        The facts, and the user's columns, (n,) in the order of the source's items.
 
     Raises:
-        StoreError: the index is another model's, or of other images.
+        StoreError: the index was made with another model, or of other images.
         ConfigError: the metadata cannot be read.
     """
     if before is not None and before.model != source.model:
@@ -84,14 +84,14 @@ def describe(
         table, own = read_metadata(metadata, source.items)
         columns |= own
         held = {name: table[name] for name in own}
-    for name, kind in columns.items():  # what was added before had more to say
+    for name, kind in columns.items():  # columns of earlier additions, empty here
         held.setdefault(name, pa.nulls(len(source.items), TYPES[kind]))
     facts = Facts(source.model, source.uri, source.name, source.dim, sources, columns)
     return facts, pa.table(held) if held else None
 
 
 def _sources(origin: str | None, before: list[str], place: str, keep: bool) -> list[str]:
-    """Of the index from now on; one is not to push out another one's images unasked."""
+    """Return the sources of the new index; refuse to replace the images of another one."""
     if origin is None:
         return before
     if keep:
@@ -101,7 +101,7 @@ def _sources(origin: str | None, before: list[str], place: str, keep: bool) -> l
             f"{place} is of {len(before)} collections, so that what {origin} lacks may belong to "
             "another one: bring it up to date with --add, take images out with --remove"
         )
-    if before and before != [origin] and Path(before[0]).exists():  # else it was moved
+    if before and before != [origin] and Path(before[0]).exists():  # otherwise it was moved
         raise StoreError(
             f"{place} is of {before[0]}, not of {origin}: add these images with --add, or name "
             "another place"

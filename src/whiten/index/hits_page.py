@@ -21,7 +21,7 @@ def write_hits_page(queries: Sequence[Path], matches: Sequence[Match]) -> Path:
         f"{escape(match.id)}</figcaption></figure>"
         for match in matches
     )
-    # A file's name need not be text, the page must be.
+    # A file name may not be valid Unicode; the page must be.
     name = escape(", ".join(Path(display_path(str(query))).name for query in queries))
     pictures = "".join(
         f'<img src="{data_url(str(query), _TILE)}" alt="a query">' for query in queries

@@ -1,4 +1,4 @@
-"""Build, open, change and search an index, wherever it lies."""
+"""Build, open, change and search an index in any place."""
 
 from __future__ import annotations
 
@@ -46,11 +46,10 @@ class Index:
 
         Args:
             place: a folder, `milvus:URI` or `pgvector:DSN`.
-            encoder: that queries are embedded with; by default the one it was made with, opened
-                when it is first needed.
+            encoder: embeds the queries; by default the encoder of the index, opened on first use.
 
         Raises:
-            StoreError: none is there, it is damaged, or the encoder is another model.
+            StoreError: there is no index, it is damaged, or the encoder is another model.
         """
         backend = open_place(place)
         if backend.facts is None:
@@ -81,28 +80,30 @@ class Index:
         """Index a collection, or bring its index up to date; only what is new is embedded.
 
         Args:
-            encoder: an `Encoder`, or what `whiten.load` takes; may be None for a store.
+            encoder: an `Encoder`, or anything that `whiten.load` takes; None for a store.
             images: a folder, a table of paths, items, or a store of embeddings.
-            place: where the index lies or shall lie: a folder, `milvus:URI` or `pgvector:DSN`.
-            metadata: CSV or Parquet with columns to filter by, and `id` or `path`; by default the
-                other columns of the table of images.
-            keep: add and update, but remove nothing.
-            kind: of search: `exact`, `int8` (exact too, by a scan of 8 bits), `ivf`, `hnsw`, or
-                `auto`, what is measured to be fast at that recall. By default as it was chosen
-                before, at first `auto`. Databases choose for themselves.
-            recall: the least recall@10 against exact search, 0.95 by default.
-            storage: how vectors are stored: `float32`, `float16`, `int8`, `pca:K`, `pq:M` or
-                `binary`; with `+float32`, such as `int8+float32`, full vectors are kept and
-                re-rank the answers. By default as before, at first `float32`. `loss` says what
-                it costs on these images.
-            cache: where embeddings are kept between calls; by default nowhere.
+            place: where to store the index: a folder, `milvus:URI` or `pgvector:DSN`.
+            metadata: CSV or Parquet with the column `id` or `path`, and columns to filter by; by
+                default the other columns of the table of images.
+            keep: add and update images, but remove none.
+            kind: search kind: `exact`, `int8` (also exact, scans 8-bit codes), `ivf`, `hnsw`, or
+                `auto`, the fastest measured at that recall. By default unchanged, `auto` for a new
+                index. Databases choose for themselves.
+            recall: minimum recall@10 against exact search, 0.95 by default.
+            storage: how to store vectors: `float32`, `float16`, `int8`, `pca:K`, `pq:M` or
+                `binary`;
+                with `+float32`, as in `int8+float32`, full vectors are kept and re-rank the
+                answers. By default unchanged, `float32` for a new index. `loss` holds the measured
+                cost on these images.
+            cache: folder that keeps embeddings between calls; none by default.
 
         Raises:
-            ConfigError: there is no such kind, recall or storage, or too few images for the
+            ConfigError: the kind, recall or storage is unknown, or there are too few images for the
                 storage.
             MissingExtraError: FAISS is needed, and not installed.
-            StoreError: the place holds something else, another model's index, or an index of other
-                images, or another process is changing it.
+            StoreError: the place holds something else, an index of another model or of other
+                images,
+                or another process is changing it.
             NoImagesError: no image can be read.
         """
         check_kind(kind, recall)
@@ -143,14 +144,14 @@ class Index:
         return self.changes
 
     def remove(self, ids: Sequence[str] | str) -> Changes:
-        """Take images out, by id.
+        """Remove images by id.
 
         Raises:
-            StoreError: an id is not there; nothing is removed then.
+            StoreError: an id is not in the index; nothing is removed then.
         """
         gone = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
         with self._backend.writing():
-            self._backend.fetch(gone)  # refuses what is not there
+            self._backend.fetch(gone)  # refuses unknown ids
             self._backend.write(self.facts, gone, ())
         self.changes = Changes(removed=len(gone), unchanged=len(self))
         return self.changes
@@ -174,27 +175,27 @@ class Index:
 
     @property
     def facts(self) -> Facts:
-        """What it was made with."""
+        """Properties of the index: model, sources, columns, and more."""
         assert self._backend.facts is not None
         return self._backend.facts
 
     @property
     def place(self) -> str:
-        """Where it lies."""
+        """Place that opens the index again."""
         return self._backend.place
 
     @property
     def skipped(self) -> list[Skipped]:
-        """Images that could not be read, and why."""
+        """Images that could not be read, with the reason."""
         return self.facts.skips
 
     @property
     def encoder(self) -> Encoder:
-        """That queries are embedded with.
+        """Encoder that embeds the queries.
 
         Raises:
-            ConfigError: a single URI does not open it: pass it to `Index.open`.
-            StoreError: what its URI opens now is another model.
+            ConfigError: no single URI opens it: pass it to `Index.open`.
+            StoreError: its URI now opens another model.
         """
         if self._encoder is None:
             if not self.facts.uri:
@@ -211,7 +212,7 @@ class Index:
         """Refuse the queries of another model.
 
         Raises:
-            StoreError: the index was made with another one.
+            StoreError: the index was made with another model.
         """
         if not encoder.can_query(self.facts.model):
             raise StoreError(
@@ -222,50 +223,50 @@ class Index:
 
     @property
     def tuning(self) -> Tuning | None:
-        """How it answers, and what was measured; None of a database."""
+        """Search kind and its measurements; None for a database."""
         return self._backend.tuning if isinstance(self._backend, FolderIndex) else None
 
     @property
     def storage(self) -> str:
-        """How vectors are stored, see `build`."""
+        """Storage kind of the vectors, see `build`."""
         return self._backend.storage.name if isinstance(self._backend, FolderIndex) else BASE
 
     @property
     def loss(self) -> Cost | None:
-        """What the storage costs, measured when it was chosen; None of float32."""
+        """Cost of the storage, measured when it was chosen; None for float32."""
         return self._backend.storage.loss if isinstance(self._backend, FolderIndex) else None
 
     def refresh(self) -> None:
-        """See what other processes have changed since."""
+        """Load what other processes have changed since."""
         self._backend.refresh()
 
     def __len__(self) -> int:
         return len(self._backend)
 
     def ids(self) -> list[str]:
-        """Of all images."""
+        """Ids of all images."""
         return [name for page in self._backend.pages(1 << 16) for name in page["id"].to_pylist()]
 
     def items(self, ids: Sequence[str]) -> list[Match]:
-        """What is known of images; their score is 1.
+        """Return images by id as matches with score 1.
 
         Raises:
-            StoreError: an id is not there.
+            StoreError: an id is not in the index.
         """
         rows = self._backend.fetch(ids).rows
         return matches(rows, np.ones(len(rows)), self.facts.columns)
 
     def vectors(self, ids: Sequence[str]) -> Vectors:
-        """(n, dim) embeddings of images, float32, L2-normalised.
+        """Return embeddings by id: (n, dim) float32, L2-normalised.
 
         Raises:
-            StoreError: an id is not there.
+            StoreError: an id is not in the index.
         """
         vectors = self._backend.fetch(ids).vectors
         return vectors if self.storage == BASE else normalize_rows(vectors)
 
     def pages(self, size: int = 1000) -> Iterator[pa.Table]:
-        """All rows in order, some at a time; their columns are `facts.schema()`."""
+        """Yield all rows in order, in tables of `size` rows and the columns of `facts.schema()`."""
         return self._backend.pages(size)
 
     # --- searching ----------------------------------------------------------------------
@@ -277,7 +278,7 @@ class Index:
         *,
         where: str | Where | None = None,
     ) -> list[list[Match]]:
-        """For each query its k nearest images, best first.
+        """Return the k nearest images of each query, best first.
 
         Args:
             queries: paths, PIL images, or (h, w, 3) uint8 RGB arrays.
@@ -286,21 +287,21 @@ class Index:
         Raises:
             ImageError: a query cannot be read.
             ConfigError: k is below 1, or the filter cannot be read.
-            StoreError: the encoder is another model than the index was made with.
+            StoreError: the encoder is not the model of the index.
         """
         return self.search_vectors(self.encoder.embed(queries), k, where=where)
 
     def search_arrays(
         self, queries: Vectors, k: int = 10, *, where: str | Where | None = None
     ) -> tuple[npt.NDArray[np.object_], Vectors]:
-        """`search_vectors` with arrays as the answer, as from an index of FAISS.
+        """Search with embeddings and return arrays, as FAISS does.
 
         Args:
-            queries: (q, dim) embeddings of the index's own model.
+            queries: (q, dim) embeddings of the index's model.
 
         Returns:
-            (q, k) ids and (q, k) float32 scores, best first. Where there are fewer than k hits,
-            the ids are None and the scores -inf.
+            (q, k) ids and (q, k) float32 scores, best first. With fewer than k hits, the remaining
+            ids are None and their scores -inf.
         """
         found = self.search_vectors(queries, k, where=where)
         ids = np.full((len(found), k), None, object)
@@ -313,10 +314,10 @@ class Index:
     def search_vectors(
         self, queries: Vectors, k: int = 10, *, where: str | Where | None = None
     ) -> list[list[Match]]:
-        """`search` with (n, dim) embeddings of the index's own model, or of one that goes with it.
+        """Search with (n, dim) embeddings of the index's model or of a compatible one.
 
         Raises:
-            ConfigError: k is below 1, the filter cannot be read, or the dimension is another.
+            ConfigError: k is below 1, the filter cannot be read, or the dimension differs.
         """
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")

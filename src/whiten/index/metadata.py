@@ -1,4 +1,4 @@
-"""The user's own columns of a collection: read from CSV or Parquet, to filter by and to show."""
+"""Read the user's columns of a collection, to filter and show, from CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whiten.errors import ConfigError, one_line
 from whiten.index.rows import COLUMNS, TYPES
 from whiten.utils.names import NameIndex
 
-# What a table of images has anyway, and what answers have beside metadata.
+# Columns that every table of images has, and other keys of an answer.
 _OWN = {*COLUMNS, "view", "embedding"}
 _REFUSED = {"content_hash", "stamp", "score", "metadata", "view", "embedding"}
 
@@ -26,12 +26,12 @@ def read_metadata(table: str | os.PathLike[str], items: Items) -> tuple[pa.Table
         items: the images.
 
     Returns:
-        (n,) columns in the order of the items, null for those that are not listed; and their types,
-        as `Facts.columns` has them.
+        The columns, (n,) in the order of the items, null for items that are not listed; and their
+        types, as in `Facts.columns`.
 
     Raises:
-        ConfigError: it cannot be read, has neither column, lists an image twice, none of these
-            images, or has a column that cannot be kept.
+        ConfigError: the table cannot be read, has neither column, lists an image twice, lists none
+            of these images, or has a column of an unsupported type.
     """
     path = Path(table)
     found = _read(path)
@@ -53,14 +53,14 @@ def read_metadata(table: str | os.PathLike[str], items: Items) -> tuple[pa.Table
     at = pa.array(rows, mask=rows < 0)
     columns = {name: found[name].take(at).cast(TYPES[kind]) for name, kind in kinds.items()}
     for name, kind in kinds.items():
-        if kind == "float":  # what is no number is a missing one
+        if kind == "float":  # NaN means missing
             no_number = pc.fill_null(pc.is_nan(columns[name]), False)
             columns[name] = pc.if_else(no_number, None, columns[name])
     return pa.table(columns), kinds
 
 
 def has_metadata(table: str | os.PathLike[str]) -> bool:
-    """Whether a table of images has columns of the user's own."""
+    """Return whether a table of images has columns of the user."""
     path = Path(table)
     is_table = path.suffix.lower() in (".csv", ".parquet") and path.is_file()
     return is_table and not set(_read(path).schema.names) <= _OWN

@@ -1,4 +1,4 @@
-"""Open the index that the command line names, or bring that of a collection up to date."""
+"""Open the index that the command line names, or update the index of a collection."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def open_for_query(
         model: model that embeds the query; by default the model of the index.
         images: a collection that is indexed first; needs a model.
         place: place of the index; with `images` by default `RUN/index/…` next to the student, one
-            per collection.
+            index per collection.
 
     Raises:
         ConfigError: neither images nor a place is named, or there is no default place.
-        ImageError: an image of the query cannot be read; nothing is indexed then.
+        ImageError: a query image cannot be read; nothing is indexed then.
         StoreError: an id is not in the index.
     """
     encoder = None if model is None else load(model)

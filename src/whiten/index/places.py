@@ -1,4 +1,4 @@
-"""From the place of an index to the backend that keeps it there."""
+"""Open the backend of an index from its place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from whiten.errors import ConfigError
 from whiten.index.local.folder import FolderIndex
 from whiten.index.rows import Backend
 
-# Vector databases, by the scheme of their place: module and class, opened by what follows.
+# Vector databases by scheme: module and class, which takes the rest of the place.
 DATABASES = {
     "milvus": ("whiten.index.databases.milvus", "MilvusIndex"),
     "pgvector": ("whiten.index.databases.pgvector", "PgvectorIndex"),
@@ -17,14 +17,14 @@ DATABASES = {
 
 
 def open_place(place: str | os.PathLike[str]) -> Backend:
-    """Open the place of an index, existing or to be.
+    """Open the place of an existing or new index.
 
     Args:
         place: a folder, `milvus:URI` or `pgvector:DSN`; a database's address may end in `#NAME`,
-            the collection or table, and that in `?index=hnsw`; see `databases.addresses`.
+            the collection or table, and then `?index=hnsw`; see `databases.addresses`.
 
     Raises:
-        StoreError: something else is there, or it is damaged or cannot be reached.
+        StoreError: the place holds something else, is damaged or cannot be reached.
         MissingExtraError: the database's client is not installed.
     """
     text = os.fspath(place)

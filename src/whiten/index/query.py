@@ -1,6 +1,6 @@
-"""One search: a query, the options of the search, and its hits.
+"""Search an index: a query, the search options, and the hits.
 
-The command line, Python and the service all search this way.
+Shared by the command line, the Python API and the service.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from whiten.utils.arrays import Vectors, normalize_rows
 
 Combine = Literal["mean", "max"]
 
-BACKGROUND = 10  # nearest images of the background that normalise a score
-_FRAMES = 60  # of a video in a query, one per second
-_WIDER = 10  # frames that are searched at first for each video wanted
-_MOST = 16_384  # rows that every place of an index can return
-_SAME = 1e-6  # below the highest similarity: the query itself
+BACKGROUND = 10  # nearest background images that normalise a score
+_FRAMES = 60  # per video of a query, one per second
+_WIDER = 10  # frames to search at first per requested video
+_MOST = 16_384  # rows that every backend can return
+_SAME = 1e-6  # below the highest similarity: still the query itself
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to search for; everything in it is one query.
+    """Images, videos and ids that together form one query.
 
     Attributes:
-        images: files of images, or of videos, of which one frame per second is used.
-        ids: images of the index.
-        box: the part of the single image to use.
-        combine: `mean` searches with the mean of all embeddings, `max` scores an image by its best
-            similarity to any of them. By default the mean, or with a video the best.
+        images: image files, or videos, sampled at one frame per second.
+        ids: ids of images in the index.
+        box: region to use of the single image.
+        combine: `mean` searches with the mean of all embeddings, `max` scores an image by its
+            highest similarity to any of them. By default `mean`, or `max` if there is a video.
 
     Raises:
-        ConfigError: there is nothing to search for, or the box has not exactly one image.
+        ConfigError: the query is empty, or a box is given with other than exactly one image.
     """
 
     images: Sequence[Path] = ()
@@ -71,7 +71,7 @@ class Query:
         """Embed the images: (n, dim) float32, one row per image or frame.
 
         Raises:
-            ImageError: an image cannot be read, or the box is outside of it.
+            ImageError: an image cannot be read, or the box is outside it.
         """
         if self.box is not None:
             return encoder.embed(_cropped(self.images[0], self.box))
@@ -85,7 +85,7 @@ class Query:
         )
 
     def combined(self, vectors: Vectors) -> Vectors:
-        """(1, dim) the mean, or all (n, dim) vectors for the best similarity to any of them."""
+        """Return the (1, dim) mean for `mean`, or all (n, dim) vectors for `max`."""
         combine = self.combine or ("max" if self.has_video else "mean")
         return combined(vectors, combine)
 
@@ -96,18 +96,18 @@ def combined(vectors: Vectors, combine: Combine) -> Vectors:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What to return for a query.
+    """Options of a search.
 
     Attributes:
-        k: most hits.
-        threshold: lowest score of a hit.
+        k: maximum number of hits.
+        threshold: minimum score of a hit.
         where: filter on columns, see `whiten.index.where`.
         videos: return videos instead of frames, each with its best frame.
-        expand: number of first hits that a second search adds to the query (α-query expansion,
+        expand: number of top hits added to the query for a second search (α-query expansion,
             Radenović et al., TPAMI 2019); 0 is off.
-        alpha: power of their similarities that weighs these hits.
-        background: index of images that are all wrong; the query's similarity to them is subtracted
-            from its scores, so that one threshold serves all queries.
+        alpha: exponent of the similarities that weight these hits.
+        background: index of images that match no query; the query's similarity to them is
+            subtracted from its scores, so that one threshold serves all queries.
 
     Raises:
         ConfigError: a number is out of range.
@@ -128,14 +128,14 @@ class SearchOptions:
             raise ConfigError("expand and alpha must be at least 0")
 
     def is_enough(self, hit: Match) -> bool:
-        """Whether a hit reaches the threshold."""
+        """Return whether a hit reaches the threshold."""
         return self.threshold is None or hit.score >= self.threshold
 
 
 def search(index: Index, vectors: Vectors, options: SearchOptions) -> list[Match]:
-    """Search with (n, dim) vectors that are one query; hits best first, ties in the index's order.
+    """Search with the (n, dim) vectors of one query; hits best first, ties in index order.
 
-    An image is scored by its best similarity to any of the vectors.
+    An image is scored by its highest similarity to any of the vectors.
 
     Raises:
         StoreError: the background was made with another model.
@@ -163,10 +163,10 @@ def _images(index: Index, vectors: Vectors, options: SearchOptions) -> list[Matc
 
 
 def _videos(index: Index, vectors: Vectors, options: SearchOptions) -> list[Match]:
-    """The best frame of each video, scored by the chamfer similarity of the query to the video.
+    """Return the best frame of each video, scored by chamfer similarity of query and video.
 
-    That is the mean over the query's frames of the best similarity to any frame of the video. If a
-    query frame's hits hold none of a video, their lowest similarity bounds the true one from above.
+    This is the mean over the query's frames of the highest similarity to any frame of the video.
+    If a query frame has no hit in a video, the lowest similarity of its hits serves as upper bound.
     """
     width = min(_WIDER * options.k, _MOST)
     while True:
@@ -175,7 +175,7 @@ def _videos(index: Index, vectors: Vectors, options: SearchOptions) -> list[Matc
         is_all = all(len(hits) < width for hits in found)
         if len(videos) >= options.k or is_all or width == _MOST:
             break
-        width = min(4 * width, _MOST)  # the frames of few videos took all places
+        width = min(4 * width, _MOST)  # frames of a few videos filled all hits
     floors = np.array([hits[-1].score if hits else 0.0 for hits in found])
     scores: dict[str, Vectors] = {}
     best: dict[str, Match] = {}
@@ -191,12 +191,12 @@ def _videos(index: Index, vectors: Vectors, options: SearchOptions) -> list[Matc
 
 
 def _video(hit: Match) -> str:
-    """The video of a frame; an image outside of any folder is its own."""
+    """Return the video of a frame; an image outside any folder counts as its own video."""
     return video_of(hit.id) or hit.id
 
 
 def _found(index: Index, vectors: Vectors, k: int, options: SearchOptions) -> list[list[Match]]:
-    """The hits of each vector, with expansion and background applied."""
+    """Return the hits of each vector, with expansion and background applied."""
     if options.expand:
         first = index.search_vectors(vectors, options.expand, where=options.where)
         vectors = np.concatenate(
@@ -215,7 +215,7 @@ def _found(index: Index, vectors: Vectors, k: int, options: SearchOptions) -> li
 def _expanded(
     index: Index, vector: Vectors, hits: Sequence[Match], options: SearchOptions
 ) -> Vectors:
-    """(1, dim) the query with its first hits added; its own embedding would add nothing."""
+    """Return the query with its top hits added, (1, dim), leaving out the query's own image."""
     others = [hit for hit in hits if hit.score < 1 - _SAME]
     neighbours = index.vectors([hit.id for hit in others])
     similarities = np.array([[hit.score for hit in others]], np.float32)

@@ -1,4 +1,4 @@
-"""What an index knows of its images, how it answers, and what every place for it can do."""
+"""Rows, facts and answers of an index, and the interface of its backends."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from whiten.index.where import Where
 from whiten.media.reading import Skipped, Stamp
 from whiten.utils.arrays import Vectors
 
-# The columns that every index has; those of the user's own metadata come after them.
+# Columns of every index; the user's metadata columns follow.
 COLUMNS = {
     "id": pa.large_string(),
-    "path": pa.large_binary(),  # paths need not be text
+    "path": pa.large_binary(),  # paths may not be valid Unicode
     "content_hash": pa.large_string(),
-    "stamp": pa.large_string(),  # see `write_stamp`; empty where it is not known
+    "stamp": pa.large_string(),  # see `write_stamp`; empty if unknown
     "group": pa.large_string(),
     "frame_ms": pa.int64(),
 }
 
-# Types that a column of metadata may have, by the names that `Facts.columns` uses.
+# Types of metadata columns, by the names that `Facts.columns` uses.
 TYPES = {
     "string": pa.large_string(),
     "int": pa.int64(),
@@ -34,21 +34,21 @@ TYPES = {
     "bool": pa.bool_(),
 }
 
-# What a filter may name in addition to the metadata.
+# Columns that a filter may name besides the metadata.
 FILTERABLE = {"id": "string", "group": "string", "frame_ms": "int"}
 
 
 @dataclass(frozen=True)
 class Match:
-    """One answer of a search.
+    """One hit of a search.
 
     Attributes:
-        id: of the image in its collection.
-        path: of its file.
+        id: image id in its collection.
+        path: image file.
         score: cosine similarity to the query, -1 to 1.
-        group: what it shows; None where unknown.
-        frame_ms: of a video's frame, milliseconds since the first one.
-        metadata: the user's own columns.
+        group: label of the image; None if unknown.
+        frame_ms: time of a video frame, milliseconds since the first frame.
+        metadata: values of the user's columns.
     """
 
     id: str
@@ -59,21 +59,21 @@ class Match:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`: what is not known is left out."""
+        """Return the fields for `--json`, leaving out unknown ones."""
         return {name: value for name, value in asdict(self).items() if value not in (None, {})}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What an index was made with.
+    """Properties that an index was made with.
 
     Attributes:
-        model: fingerprint of the encoder; queries of another one are refused.
-        uri: opens the encoder again; "" where a single URI cannot.
-        name: of the encoder, for people.
-        dim: of the embeddings.
-        sources: the collections that were indexed, as absolute paths.
-        columns: the user's metadata, name -> string, int, float or bool.
+        model: fingerprint of the encoder; queries of another model are refused.
+        uri: URI that opens the encoder again; "" if no single URI does.
+        name: display name of the encoder.
+        dim: embedding dimension.
+        sources: indexed collections, as absolute paths.
+        columns: the user's columns, name -> string, int, float or bool.
         skipped: images that could not be read, with the stamp of their file at that time.
     """
 
@@ -90,7 +90,7 @@ class Facts:
         return [Skipped(name, reason) for name, reason, _ in self.skipped]
 
     def schema(self) -> pa.Schema:
-        """Of the rows: `COLUMNS`, then the metadata."""
+        """Return the schema of the rows: `COLUMNS`, then the metadata."""
         return pa.schema([*COLUMNS.items(), *((n, TYPES[t]) for n, t in self.columns.items())])
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Facts:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Facts:
-        """Raises KeyError, TypeError or ValueError for what `to_json` does not make."""
+        """Read the output of `to_json`; raises KeyError, TypeError or ValueError otherwise."""
         skipped = [(str(a), str(b), str(c)) for a, b, c in facts["skipped"]]
         columns = {str(name): str(kind) for name, kind in facts["columns"].items()}
         if unknown := set(columns.values()) - set(TYPES):
@@ -116,10 +116,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows and their vectors.
+    """Rows and their vectors.
 
     Attributes:
-        rows: (n,) with the columns of `Facts.schema`; ids are unique over all blocks of a change.
+        rows: (n,) with the columns of `Facts.schema`; ids are unique across the blocks of a change.
         vectors: (n, dim) float32, L2-normalised.
     """
 
@@ -128,11 +128,11 @@ class Block:
 
 
 class Backend(Protocol):
-    """A place that an index can lie in: a folder, or a collection of a vector database.
+    """Interface of an index's storage: a folder, or a collection of a vector database.
 
     Attributes:
-        place: what opens it again; for people, so that a password in it is masked.
-        facts: None while nothing is there.
+        place: opens the index again; for display, so passwords are masked.
+        facts: None if there is no index yet.
     """
 
     place: str
@@ -141,54 +141,55 @@ class Backend(Protocol):
     def __len__(self) -> int: ...
 
     def writing(self) -> AbstractContextManager[None]:
-        """Keeps other writers out, and reads what they wrote before.
+        """Lock out other writers, and load what they wrote before.
 
         Raises:
             StoreError: another process is writing.
         """
 
     def refresh(self) -> None:
-        """See what other processes have written since this was opened."""
+        """Load what other processes have written since this was opened."""
 
     def known(self) -> pa.Table:
-        """All rows, without vectors: at least `id`, `path`, `content_hash`, `stamp`, `group`,
+        """Return all rows without vectors: at least `id`, `path`, `content_hash`, `stamp`, `group`,
         `frame_ms` and the metadata."""
 
     def staged(self, facts: Facts) -> Sequence[Block]:
-        """Rows of the same model that a change which was killed has left; none where each batch of
-        a change counts at once."""
+        """Return rows of the same model left by a killed change; empty where each batch is
+        committed
+        at once."""
 
     def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
-        """Remove rows by id and add others, which replace those of the same id.
+        """Remove rows by id, and add rows that replace those of the same id.
 
-        In a folder all of it is done or nothing; a database takes it batch by batch, and what a
-        killed change has written is known to the next one. The facts are to be written last: they
-        note what was skipped while the blocks were made.
+        A folder applies the change atomically; a database batch by batch, so that the next change
+        finds what a killed one has written. Write the facts last: skipped images are added to them
+        while the blocks are made.
         """
 
     def fetch(self, ids: Sequence[str]) -> Block:
-        """Rows and vectors in the order of the ids.
+        """Return rows and vectors in the order of the ids.
 
         Raises:
-            StoreError: an id is not there.
+            StoreError: an id is not in the index.
         """
 
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
-        """The k nearest of each (dim,) query, best first, of rows that the filter lets through."""
+        """Return the k nearest rows that pass the filter for each (dim,) query, best first."""
 
     def pages(self, size: int) -> Iterator[pa.Table]:
-        """All rows in order, some at a time."""
+        """Yield all rows in order, `size` at a time."""
 
 
 def write_stamp(stamp: Stamp | None) -> str:
-    """A file's stamp as text: equal while the file is the same."""
+    """Return a file's stamp as text; equal while the file is unchanged."""
     return "" if stamp is None else ":".join(map(str, stamp))
 
 
 def matches(
     rows: pa.Table, scores: npt.NDArray[np.floating[Any]], columns: Iterable[str]
 ) -> list[Match]:
-    """Rows with their scores as answers."""
+    """Return rows and their scores as matches."""
     return [
         Match(
             row["id"],
@@ -203,7 +204,7 @@ def matches(
 
 
 def as_of(table: pa.Table, facts: Facts) -> pa.Table:
-    """With today's columns: the metadata may have changed since."""
+    """Return the rows with the current columns: the metadata may have changed since."""
     schema = facts.schema()
     columns = [
         table[field.name].cast(field.type)

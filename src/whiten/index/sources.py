@@ -1,4 +1,4 @@
-"""Where an index's vectors come from: images and an encoder, or a store of embeddings."""
+"""Sources of an index's vectors: images and an encoder, or a store of embeddings."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import content_hash, fingerprint
 from whiten.utils.threads import ordered_map
 
-_WORKERS = 4  # that read files
+_WORKERS = 4  # threads that read files
 _AHEAD = 64
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of some images.
+    """Result of embedding some images.
 
     Attributes:
-        rows: (n,) which of the wanted rows were embedded.
+        rows: (n,) positions of the embedded ones among the requested.
         vectors: (n, dim) float32, L2-normalised.
-        skipped: the others, and why.
+        skipped: the others, with the reason.
     """
 
     rows: npt.NDArray[np.int64]
@@ -47,8 +47,8 @@ class Source(Protocol):
     """A collection that can be indexed.
 
     Attributes:
-        items: with unique ids.
-        model, uri, name, dim: of the encoder, as in `Facts`.
+        items: the images, with unique ids.
+        model, uri, name, dim: properties of the encoder, as in `Facts`.
     """
 
     items: Items
@@ -58,17 +58,17 @@ class Source(Protocol):
     dim: int
 
     def stamps(self) -> list[str]:
-        """Of each item's file: equal while it is the same; "" where it is gone."""
+        """Return a stamp per file, equal while the file is unchanged; "" if it is missing."""
 
     def hashes(self, items: Items) -> list[str | Skipped]:
-        """Content hash of each, or why it cannot be read."""
+        """Return the content hash of each image, or why it cannot be read."""
 
     def embed(self, items: Items) -> Embedded:
-        """Embed some of them; best when they stand together in `items`."""
+        """Embed images; fastest if they are adjacent in `items`."""
 
 
 class ImageSource:
-    """Images, embedded when they are needed, or read from a folder of stores."""
+    """Images, embedded on demand, or read from a folder of stores."""
 
     def __init__(self, encoder: Encoder, items: Items, cache: Path | None = None) -> None:
         self.encoder = encoder
@@ -88,7 +88,7 @@ class ImageSource:
     def embed(self, items: Items) -> Embedded:
         try:
             kept, vectors, skipped = embed_rows(self.encoder, items, cache=self.cache)
-        except NoImagesError:  # of these; others may be readable
+        except NoImagesError:  # none of these; others may be readable
             none = np.zeros((0, self.dim), np.float32)
             return Embedded(np.zeros(0, np.int64), none, [_why_not(item) for item in items])
         return Embedded(items.by_id.rows(kept.ids.to_pylist()), vectors, skipped)
@@ -110,12 +110,12 @@ def _why_not(item: Item) -> Skipped:
 
 
 class StoreSource:
-    """The whole images (view 0) of a store; nothing is embedded, and no model is opened."""
+    """The whole images (view 0) of a store; embeds nothing and opens no model."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         origin = store.origin
-        self.model = fingerprint([[origin.fingerprint], [None]])  # as of an encoder of one part
+        self.model = fingerprint([[origin.fingerprint], [None]])  # as for an encoder of one part
         self.uri, self.name, self.dim = origin.uri, origin.uri, origin.dim
         tables = []
         for number, shard in enumerate(store.shards):

@@ -1,7 +1,7 @@
-"""Bring an index up to date with a collection: embed only what was never seen before.
+"""Update an index to match a collection, embedding only new content.
 
-What a file's stamp and place say is the same is not read. Otherwise its content decides: content
-that is indexed already, under whatever name, has its vector.
+A file with unchanged stamp and path is not read. Otherwise its content hash decides: content
+that is already indexed, under any name, reuses its vector.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from whiten.media.reading import Skipped
 from whiten.utils.arrays import Vectors
 from whiten.utils.progress import progress
 
-CHUNK = 1024  # images that are embedded and written at once: at most this work is lost by a kill
+CHUNK = 1024  # images embedded and written at once: a kill loses at most this much work
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass
 class Changes:
-    """What bringing an index up to date has done, in numbers of images.
+    """Counts of images in one update of an index.
 
     Attributes:
-        added: new ones.
-        updated: those with other content, another place or other metadata than before.
-        removed: those that are gone.
-        embedded: of the added and updated, those that had to pass through the model.
-        unchanged: those that were left alone.
-        skipped: those that cannot be read, and why; what was indexed of them before stays.
+        added: new images.
+        updated: images whose content, path or metadata changed.
+        removed: images that are gone from the collection.
+        embedded: added and updated images that the model had to embed.
+        unchanged: images left alone.
+        skipped: unreadable images, with the reason; their earlier rows stay.
     """
 
     added: int = 0
@@ -57,17 +57,17 @@ def synchronise(
     keep: bool = False,
     show_progress: bool = False,
 ) -> Changes:
-    """Change an index until it holds a collection.
+    """Change an index to match a collection.
 
     Args:
         backend: open for writing.
         source: the collection.
-        facts: of the index from now on; what is skipped is noted in them.
+        facts: the new facts of the index; skipped images are added to them.
         metadata: (n,) the user's columns, in the order of the source's items.
-        keep: whether what the collection does not have stays.
+        keep: whether images that the collection lacks stay in the index.
 
     Raises:
-        NoImagesError: nothing can be read, and the index is empty.
+        NoImagesError: no image can be read, and the index is empty.
     """
     work = _Work(backend, source, facts, metadata)
     gone = [] if keep else work.gone()
@@ -86,11 +86,11 @@ def synchronise(
 
 
 class _Work:
-    """One change: which images are touched, and where a vector is to be had.
+    """One change: the touched images, and the sources of their vectors.
 
     Attributes:
-        touched: rows of the source's items that have to be looked at.
-        changes: what has been done so far.
+        touched: rows of the source's items to look at.
+        changes: counts so far.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class _Work:
         self.changes = Changes(unchanged=int(is_same.sum()))
 
     def gone(self) -> list[str]:
-        """Ids that are indexed and that the collection does not have."""
+        """Return the ids that are indexed but not in the collection."""
         rows = _index_in(self._before["id"], self._now["id"])
         gone: list[str] = self._before["id"].filter(pa.array(rows < 0)).to_pylist()
         return gone
 
     def skipped_before(self, keep: bool) -> list[tuple[str, str, str]]:
-        """What could not be read the last time, and was not touched since."""
+        """Return the images skipped last time and not touched since."""
         old = self._backend.facts.skipped if self._backend.facts else []
         rows = self._source.items.by_id.rows([name for name, _, _ in old])
         touched = set(self.touched.tolist())
@@ -130,7 +130,7 @@ class _Work:
         ]
 
     def blocks(self, show_progress: bool) -> Iterator[Block]:
-        """The touched images that can be read, with their vectors; counts and notes the others."""
+        """Yield the readable touched images with their vectors; count and record the others."""
         total = len(self.touched)
         with progress("index", enabled=show_progress, unit="images") as update:
             for start in range(0, total, CHUNK):
@@ -169,7 +169,7 @@ class _Work:
         self._facts.skipped.append((skip.id, skip.reason, stamp))
 
     def _seen_before(self, digests: pa.Array) -> tuple[Vectors, npt.NDArray[np.bool_]]:
-        """(n, dim) vectors of content that is indexed or staged, and (n,) which have one."""
+        """Return (n, dim) vectors of indexed or staged content, and a mask (n,) of those found."""
         vectors = np.empty((len(digests), self._facts.dim), np.float32)
         is_there = np.zeros(len(digests), bool)
         for block in self._staged:
@@ -180,21 +180,21 @@ class _Work:
         left = np.flatnonzero((at >= 0) & ~is_there)
         if len(left):
             block = self._backend.fetch(self._before["id"].take(pa.array(at[left])).to_pylist())
-            # Where batches count at once, an earlier one may have put other content there.
+            # If batches are committed at once, an earlier one may have replaced the content.
             same = pc.equal(block.rows["content_hash"], digests.take(pa.array(left))).to_numpy()
             vectors[left[same]], is_there[left[same]] = block.vectors[same], True
         return vectors, is_there
 
 
 def _index_in(values: pa.Array | pa.ChunkedArray, column: pa.ChunkedArray) -> Rows:
-    """Where each value first stands in a column; -1 for null and for what is not there."""
+    """Return the first position of each value in a column; -1 for null and missing values."""
     found = pc.index_in(values, value_set=column, skip_nulls=True).fill_null(-1)
     rows: Rows = found.to_numpy(zero_copy_only=False).astype(np.int64)
     return rows
 
 
 def _columns(source: Source, facts: Facts, metadata: pa.Table | None) -> pa.Table:
-    """The rows that the index should have, their content hashes still unknown."""
+    """Return the rows that the index should have, without content hashes."""
     items = source.items
     table = items.table().append_column("stamp", pa.array(source.stamps(), pa.large_string()))
     table = table.set_column(table.schema.get_field_index("path"), "path", _absolute(items.paths))
@@ -205,7 +205,7 @@ def _columns(source: Source, facts: Facts, metadata: pa.Table | None) -> pa.Tabl
 
 
 def _absolute(paths: pa.Array) -> pa.Array:
-    """An index is opened from anywhere."""
+    """Make paths absolute: an index is opened from any working directory."""
     if pc.all(pc.starts_with(paths, os.fsencode(os.sep))).as_py():
         return paths
     return pa.array([os.path.abspath(path) for path in paths.to_pylist()], paths.type)  # noqa: PTH100 - links stay
@@ -216,7 +216,7 @@ def _nothing(facts: Facts) -> pa.Table:
 
 
 def _equal(now: pa.Table, before: pa.Table) -> npt.NDArray[np.bool_]:
-    """(n,) which rows say the same; nobody knows the hash of what now lies there."""
+    """Return a mask (n,) of equal rows with a known stamp; content hashes are not known yet."""
     same = np.ones(len(now), bool)
     for name in now.schema.names:
         if name != "content_hash":

@@ -1,7 +1,7 @@
-"""Filters on an index's columns, `price < 10 and group in ["shoes", "bags"]`, for every backend.
+"""Filter an index by columns, `price < 10 and group in ["shoes", "bags"]`, on every backend.
 
-A filter is written like a Python expression of columns and constants, read by Python's own
-parser, and never evaluated as one. A comparison with a value that is missing lets nothing through.
+A filter has the syntax of a Python expression; Python's parser reads it, and it is never
+evaluated. Comparisons with missing values are false.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Compare:
-    """A column against a value, or for `in` against several."""
+    """Compares a column with a value, or for `in` with several."""
 
     column: str
     operator: Operator
@@ -50,7 +50,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Logic:
-    """`and`, `or` of several filters, or `not` of one."""
+    """Joins filters by `and` or `or`, or negates one by `not`."""
 
     operator: Literal["and", "or", "not"]
     terms: tuple[Where, ...]
@@ -67,8 +67,8 @@ def parse_where(text: str, columns: Mapping[str, str]) -> Where:
         columns: name -> string, int, float or bool.
 
     Raises:
-        ConfigError: it cannot be read, names an unknown column, or compares one with a value of
-            another type.
+        ConfigError: the text is no filter, names an unknown column, or compares a column with a
+            value of another type.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -147,9 +147,9 @@ def _as_float(value: int | float) -> float:
 
 
 def _compare_whole(column: str, operator: Operator, values: Collection[int | float]) -> Where:
-    """Whole numbers of 64 bits against any numbers, said in such numbers.
+    """Compare an int64 column with any numbers, rewritten as int64 values.
 
-    Databases compare them each in its own way, and Arrow refuses to.
+    Databases differ in how they compare them with floats, and Arrow refuses to.
     """
     held = tuple(int(one) for one in values if abs(one) <= _LARGEST and one == int(one))
     if operator == "in":
@@ -169,7 +169,7 @@ def _compare_whole(column: str, operator: Operator, values: Collection[int | flo
 
 
 def to_arrow(where: Where) -> pc.Expression:
-    """The filter for Arrow tables and Parquet files."""
+    """Return the filter for Arrow tables and Parquet files."""
     if isinstance(where, Logic):
         terms = [to_arrow(term) for term in where.terms]
         if where.operator == "not":
@@ -178,7 +178,7 @@ def to_arrow(where: Where) -> pc.Expression:
     column, value = pc.field(where.column), where.value
     if where.operator == "in":
         assert isinstance(value, tuple)
-        # A missing value is not among any values, nor is it not; `isin` says that it is not.
+        # `isin` is false for a missing value; `| missing` makes it null, as comparisons are.
         # Without values there is no type to compare with.
         missing = column != column
         return column.isin(list(value)) | missing if value else missing

@@ -1,4 +1,4 @@
-"""The same index in Milvus or PostgreSQL: addresses, connections, tables and filters.
+"""Indexes in Milvus or PostgreSQL: addresses, connections, tables and filters.
 
-Blocks of rows enter; matches leave, as from a folder.
+Takes blocks of rows; returns matches, as a folder does.
 """

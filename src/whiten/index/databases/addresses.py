@@ -1,7 +1,7 @@
-"""Where an index lies in a database: `ADDRESS#NAME`, as people write it and as they may see it.
+"""Addresses of indexes in a database: read `ADDRESS#NAME`, and hide passwords.
 
-The name of the collection or table is the fragment of the address, because what stands before it
-may have a query of its own, `postgresql://host/db?sslmode=require#photos`.
+The name of the collection or table is the fragment of the address, because the part before it
+may have its own query, `postgresql://host/db?sslmode=require#photos`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _SECRET = re.compile(r"((?:password|token|secret)[^=&#\s]*=)[^&#\s]+", re.IGNORE
 
 @dataclass(frozen=True)
 class Address:
-    """A place in a database.
+    """Address of an index in a database.
 
     Attributes:
-        server: what the client connects to.
-        name: of the collection or table.
+        server: address that the client connects to.
+        name: collection or table.
         index: `flat`, which is exact, or `hnsw`.
-        place: all of it, without a password.
+        place: the whole address, without a password.
     """
 
     server: str
@@ -38,7 +38,7 @@ def read_address(text: str, scheme: str) -> Address:
     """Read `ADDRESS`, `ADDRESS#NAME` or `ADDRESS#NAME?index=hnsw`.
 
     Raises:
-        ConfigError: the name or the option is none.
+        ConfigError: the name or the option is invalid.
     """
     server, _, fragment = text.partition("#")
     name, _, query = fragment.partition("?")
@@ -58,6 +58,6 @@ def read_address(text: str, scheme: str) -> Address:
 
 
 def hide_password(text: str) -> str:
-    """An address for people to see; rather too much is hidden than too little."""
+    """Return an address for display; hides too much rather than too little."""
     text = _SECRET.sub(r"\1***", text)
     return re.sub(r"(//[^/:@]*):.*@", r"\1:***@", text, flags=re.DOTALL)

@@ -1,9 +1,9 @@
 """An index in Milvus: in a file with Milvus Lite, or in a cluster; the code is the same.
 
-The rows lie in one collection and the facts in another. A row has a serial number, by which all
-rows are read some at a time: Milvus answers at most 16,384 rows at once, in no order. The columns
-of a collection are settled when it is made, so that other metadata means a new collection, to which
-the rows are copied before the facts name it.
+Rows are stored in one collection and the facts in another. Each row has a serial number, by which
+rows are read in pages: Milvus returns at most 16,384 rows at once, unordered. The columns of a
+collection are fixed at creation, so that changed metadata needs a new collection; the rows are
+copied to it before the facts name it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from whiten.index.rows import COLUMNS, Block, Facts, Match, as_of, matches
 from whiten.index.where import Logic, Value, Where
 from whiten.utils.arrays import Vectors
 
-MOST = 16_384  # rows that one answer has
-_BATCH = 500  # rows that are sent at once: messages are limited to 64 MB
+MOST = 16_384  # most rows per answer
+_BATCH = 500  # rows per request: messages are limited to 64 MB
 _QUERIES = 64
 _LONGEST = 65_535  # bytes of a text
-_HEX = "hex:"  # begins a path that is not text
+_HEX = "hex:"  # prefix of a path that is not valid Unicode
 _ESCAPED = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"}  # in this order
 _INDEXES: dict[str, dict[str, Any]] = {
     "flat": {"index_type": "FLAT"},
@@ -38,10 +38,10 @@ _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">", 
 
 
 class MilvusIndex:
-    """The backend that lies in a Milvus database.
+    """Index in a Milvus database.
 
     Attributes:
-        place: what opens it again, without a password.
+        place: opens the index again; without a password.
         facts: None while there is no index.
     """
 
@@ -81,7 +81,7 @@ class MilvusIndex:
         return pa.concat_tables([self.facts.schema().empty_table(), *self.pages(MOST)])
 
     def pages(self, size: int) -> Iterator[pa.Table]:
-        """All rows in the order in which they were written."""
+        """Yield all rows in the order in which they were written."""
         assert self.facts is not None
         fields = [*_fields(self.facts).values(), "serial"]
         waiting: list[pa.Table] = []
@@ -95,7 +95,7 @@ class MilvusIndex:
             yield pa.concat_tables(waiting)
 
     def _some(self, fields: Sequence[str], at_once: int = MOST) -> Iterator[list[dict[str, Any]]]:
-        """All rows, some at a time, in order."""
+        """Yield all rows in order, `at_once` at a time."""
         collection = self._rows
         for first in range(0, self._head.serials, at_once):
             rows = self._client.query(
@@ -123,7 +123,7 @@ class MilvusIndex:
         return Block(_table(rows, self.facts), vectors.reshape(len(rows), self.facts.dim))
 
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
-        """See `Backend.search`; those that are equally near stand in the order of their ids.
+        """See `Backend.search`; ties are ordered by id.
 
         Raises:
             StoreError: k is above 16,384, and so is the number of rows.
@@ -147,7 +147,7 @@ class MilvusIndex:
     def _nearest(
         self, queries: Vectors, k: int, where: Where | None, fields: Mapping[str, str]
     ) -> list[list[dict[str, Any]]]:
-        """At least k hits of each, and so many that no other is as near as the last of the k."""
+        """Return at least k hits per query, including all ties with the k-th."""
         limit = min(k + 8, MOST)
         while True:
             answers: list[list[dict[str, Any]]] = self._client.search(
@@ -172,8 +172,8 @@ class MilvusIndex:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A file is open in one process at a time anyway; of a cluster's writers, keeping them
-        apart is the user's to see to."""
+        """A file is open in one process at a time anyway; the user must keep the writers of a
+        cluster apart."""
         with one_writer(self._address):
             if hasattr(self, "_client"):
                 self.refresh()
@@ -185,16 +185,16 @@ class MilvusIndex:
         return []
 
     def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
-        # What is written from now on is known to be of this model, whatever happens.
+        # Written first, so that rows are known to be of this model even after a kill.
         self._settle(facts)
         for block in new:
             names = block.rows["id"].to_pylist()
             for start in range(0, len(names), _BATCH):
                 rows = _records(block.rows.slice(start, _BATCH), facts, self.place)
                 self._upsert(rows, block.vectors[start : start + _BATCH])
-        # Last, since vectors of rows that go may be those of rows that come.
+        # Last, because vectors of removed rows may be reused for new rows.
         for start in range(0, len(gone), _BATCH):
-            # Not by `ids=`, which some versions of the client write without escaping quotes.
+            # Not by `ids=`: some client versions do not escape quotes there.
             condition = f"id in {_literal(tuple(gone[start : start + _BATCH]))}"
             self._client.delete(self._rows, filter=condition)
         self.facts = self._head.write(facts)
@@ -206,7 +206,7 @@ class MilvusIndex:
         self._client.upsert(self._rows, data=rows)
 
     def _settle(self, facts: Facts) -> None:
-        """A collection with the columns of these facts, and the rows that there are."""
+        """Ensure a collection with the columns of these facts, holding the existing rows."""
         before = self.facts
         if before is None or before.columns != facts.columns:
             name = self._head.new_name()
@@ -218,7 +218,7 @@ class MilvusIndex:
         self._head.sweep()
 
     def _copy(self, before: Facts, name: str, facts: Facts) -> None:
-        """All rows into another collection."""
+        """Copy all rows into another collection."""
         for rows in self._some([*_fields(before).values(), "serial", "embedding"], _BATCH):
             records = _records(as_of(_table(rows, before), facts), facts, self.place)
             for record, row in zip(records, rows, strict=True):
@@ -253,8 +253,8 @@ class MilvusIndex:
 
 
 def _fields(facts: Facts) -> dict[str, str]:
-    """Column -> field of the collection, whose names are limited to letters, digits and _."""
-    names = {name: name for name in COLUMNS} | {"group": "group_name"}  # `group` is a word of SQL
+    """Return column -> Milvus field; field names are limited to letters, digits and _."""
+    names = {name: name for name in COLUMNS} | {"group": "group_name"}  # `group` is an SQL keyword
     for number, column in enumerate(sorted(facts.columns)):
         is_name = re.fullmatch("[A-Za-z0-9_]{1,200}", column)
         names[column] = f"meta_{column}" if is_name else f"meta{number}"
@@ -262,7 +262,7 @@ def _fields(facts: Facts) -> dict[str, str]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], facts: Facts) -> pa.Table:
-    """What Milvus answers, with the columns of `Facts.schema`."""
+    """Return rows from Milvus as a table with the columns of `Facts.schema`."""
     fields = _fields(facts)
     columns = {
         column.name: pa.array((row.get(fields[column.name]) for row in rows), column.type)
@@ -274,7 +274,7 @@ def _table(rows: Sequence[Mapping[str, Any]], facts: Facts) -> pa.Table:
 
 
 def _records(rows: pa.Table, facts: Facts, place: str) -> list[dict[str, Any]]:
-    """Rows as Milvus takes them.
+    """Return rows in the form that Milvus takes.
 
     Raises:
         StoreError: a text is too long.
@@ -294,7 +294,7 @@ def _records(rows: pa.Table, facts: Facts, place: str) -> list[dict[str, Any]]:
 
 
 def _write_path(path: bytes) -> str:
-    """Paths need not be text: such a one is written in hexadecimal digits."""
+    """Return a path as text; one that is not valid Unicode is written in hexadecimal."""
     try:
         text = path.decode("utf-8")
     except UnicodeDecodeError:
@@ -307,10 +307,10 @@ def _read_path(text: str) -> bytes:
 
 
 def to_milvus(where: Where, fields: Mapping[str, str], negated: bool = False) -> str:
-    """The filter as Milvus reads it.
+    """Return the filter in Milvus syntax.
 
-    `not` is moved down to the comparisons, for what it makes of a missing value differs between
-    versions of Milvus; each comparison says itself that there has to be one.
+    `not` is pushed down to the comparisons, because Milvus versions differ in how it treats
+    missing values; each comparison requires a value itself.
     """
     if isinstance(where, Logic):
         if where.operator == "not":
@@ -321,7 +321,7 @@ def to_milvus(where: Where, fields: Mapping[str, str], negated: bool = False) ->
         return f" {operator} ".join(f"({to_milvus(term, fields, negated)})" for term in where.terms)
     field = fields[where.column]
     there = "" if where.column == "id" else f"{field} is not null"
-    if where.operator == "in" and not where.value:  # nothing is among no values
+    if where.operator == "in" and not where.value:  # always false
         return (there or 'id != ""') if negated else "id in []"
     operator_ = _NEGATED[where.operator] if negated else where.operator
     comparison = f"{field} {operator_} {_literal(where.value)}"

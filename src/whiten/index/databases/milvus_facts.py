@@ -1,7 +1,7 @@
-"""What a Milvus database notes of an index beside its rows, in a collection of its own.
+"""Facts of an index in Milvus, stored in their own collection.
 
 A text in Milvus has at most 65,535 bytes, so that the facts are cut into pieces. The record that
-names the pieces is replaced last: facts are old or new, never a mixture.
+names the pieces is replaced last: readers get the old facts or the new ones, never a mixture.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from whiten.index.databases.milvus_server import Client
 from whiten.index.rows import Facts
 
 FORMAT = 1
-_PIECE = 60_000  # characters, all of them ASCII
+_PIECE = 60_000  # characters, all ASCII
 _AT_ONCE = 100  # pieces
 _HEAD, _SERIALS = "head", "serials"
 
 
 class MilvusFacts:
-    """The facts of an index.
+    """Reads and writes the facts of an index.
 
     Attributes:
         rows: name of the collection that holds the rows.
-        index: `flat` or `hnsw`, of that collection.
-        serials: how many serial numbers have been given to rows.
+        index: index type of that collection, `flat` or `hnsw`.
+        serials: number of serial numbers given to rows so far.
     """
 
     def __init__(self, client: Client, name: str, place: str) -> None:
@@ -37,14 +37,14 @@ class MilvusFacts:
         self.rows, self.index, self.serials = "", "", 0
 
     def new_name(self) -> str:
-        """For a collection of rows, of which there has never been one."""
+        """Return a name for a collection of rows that was never used before."""
         return f"{self._name}_{os.urandom(4).hex()}"
 
     def read(self) -> Facts | None:
-        """None while there are none.
+        """Read the facts; None if there are none.
 
         Raises:
-            StoreError: the collection is of something else, damaged, or of another version.
+            StoreError: the collection holds something else, is damaged, or of another version.
         """
         if not self._is_made():
             return None
@@ -89,7 +89,7 @@ class MilvusFacts:
         return found
 
     def write(self, facts: Facts) -> Facts:
-        """Replace the facts, and name the collection of the rows; what `read` gives from now on."""
+        """Replace the facts, naming the collection of the rows, and return them as `read` would."""
         if not self._is_made():
             self._create()
         text = json.dumps(facts.to_json())
@@ -114,7 +114,7 @@ class MilvusFacts:
         return Facts.from_json(json.loads(text))
 
     def take_serials(self, count: int) -> int:
-        """The first of some numbers that no row has had; noted before they are used."""
+        """Reserve serial numbers and return the first; recorded before use, never given twice."""
         first = self.serials
         self.serials += count
         self._put(_SERIALS, json.dumps({"next": self.serials}))
@@ -125,7 +125,7 @@ class MilvusFacts:
         self._client.upsert(self._collection, data=[record])
 
     def _is_made(self) -> bool:
-        """A collection without an index is one whose making was killed."""
+        """Return whether the collection is complete: the index is the last step of its creation."""
         name = self._collection
         if not self._client.has_collection(name):
             return False
@@ -153,7 +153,7 @@ class MilvusFacts:
         )
 
     def sweep(self) -> None:
-        """Drop collections of rows that are in use no more, and no other ones."""
+        """Drop collections of rows that are no longer used, and no others."""
         for name in self._client.list_collections():
             is_like = re.fullmatch(f"{self._name}_[0-9a-f]{{8}}", name) and name != self.rows
             if is_like and {"serial", "content_hash", "stamp", "embedding"} <= self._fields(name):

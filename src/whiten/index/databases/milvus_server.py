@@ -1,4 +1,4 @@
-"""Connections to Milvus: to a server, or to a file, for which the client starts one in a thread."""
+"""Connect to Milvus: to a server, or to a file, which the client serves from a thread."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from whiten.errors import ConfigError, MissingExtraError, StoreError, one_line
 from whiten.index.databases.addresses import Address
 
 TOKEN = "WHITEN_MILVUS_TOKEN"  # environment variable: a token, or `user:password`
-_SECONDS = 10.0  # to wait for a server
-_users: Counter[str] = Counter()  # open clients of each file
+_SECONDS = 10.0  # timeout to connect to a server
+_users: Counter[str] = Counter()  # open clients per file
 _writers: set[tuple[str, str]] = set()
 _lock = threading.Lock()
-# Clients whose owners are gone. The collector finds that out anywhere, inside of a lock of gRPC's
-# or ours too, so that it only puts them here: that is safe wherever it happens.
+# Clients whose owners are gone. The garbage collector may find out anywhere, even while a lock of
+# gRPC or ours is held, so that it only appends to this queue, which is always safe.
 _left: SimpleQueue[tuple[Any, str]] = SimpleQueue()
 
 
 class Client:
-    """The methods of pymilvus' `MilvusClient`; what they raise becomes one line."""
+    """The methods of pymilvus' `MilvusClient`, with one-line errors."""
 
     def __init__(self, client: Any, place: str) -> None:
         self._client, self._place = client, place
@@ -51,12 +51,13 @@ class Client:
 
 
 def connect(owner: object, address: Address, *, create: bool) -> Client | None:
-    """A client that lives as long as its owner; None where there is no file, unless it is created.
+    """Return a client that lives as long as its owner; None if the file is missing and not created.
 
     Raises:
         MissingExtraError: pymilvus, or for a file milvus-lite, is not installed.
-        StoreError: something else is there, another process has it open, or no server answers.
-        ConfigError: the address is neither a file nor a server's.
+        StoreError: the file holds something else or is open in another process, or no server
+            answers.
+        ConfigError: the address is neither a file nor a server.
     """
     is_file = "://" not in address.server
     if find_spec("pymilvus") is None or (is_file and find_spec("milvus_lite") is None):
@@ -76,7 +77,7 @@ def connect(owner: object, address: Address, *, create: bool) -> Client | None:
 
 
 def _is_lite(path: Path, address: Address) -> bool:
-    """Whether it is a database of Milvus Lite; not if there is nothing."""
+    """Return whether a file is a Milvus Lite database; False if it is missing."""
     if path.is_dir() and ((path / "LOCK").exists() or not any(path.iterdir())):
         return True
     if path.exists():
@@ -90,14 +91,14 @@ def _is_lite(path: Path, address: Address) -> bool:
 def _connect(owner: object, address: Address, server: str, token: str) -> Client:
     from pymilvus import MilvusClient, MilvusException
 
-    # What goes wrong is raised; these would print it with a traceback, too.
+    # Errors are raised; these loggers would also print them with a traceback.
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
     _start_closing()
     try:
         with _lock:
-            _users[server] += 1  # first, so that nobody else ends the server
+            _users[server] += 1  # first, so that no other client stops the server
             client = MilvusClient(server, token=token, timeout=_SECONDS)
     except (MilvusException, ValueError, OSError) as error:
         _users[server] -= 1
@@ -108,26 +109,26 @@ def _connect(owner: object, address: Address, server: str, token: str) -> Client
 
 @cache
 def _start_closing() -> None:
-    """Close what is left behind, in a thread of its own, and the rest at the end."""
-    atexit.register(_close_rest)  # after the finalizers, which are registered later
+    """Start a thread that closes abandoned clients, and close the rest at exit."""
+    atexit.register(_close_rest)  # registered before the finalizers, so it runs after them
     threading.Thread(target=_close_left, name="whiten-milvus", daemon=True).start()
 
 
 def _close_left() -> None:
     while True:
         client, server = _left.get()
-        with suppress(Exception):  # of a server that is gone, too
+        with suppress(Exception):  # the server may be gone
             _disconnect(client, server)
 
 
 def _close_rest() -> None:
-    with suppress(Exception):  # at last that nothing is left
+    with suppress(Exception):  # best effort at exit
         while True:
             _disconnect(*_left.get_nowait())
 
 
 def _disconnect(client: Any, server: str) -> None:
-    """The last one out of a file ends its server, so that other processes may open it."""
+    """Close a client; the last of a file stops its server, so other processes may open it."""
     client.close()
     with _lock:
         _users[server] -= 1
@@ -157,7 +158,7 @@ def _is_locked(path: Path) -> bool:
 
         with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows: nobody can tell
+    except ImportError:  # Windows: cannot tell
         return False
     except OSError:
         return path.exists()
@@ -171,10 +172,10 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def one_writer(address: Address) -> Iterator[None]:
-    """Keeps other writers of this process out.
+    """Lock out other writers of this process.
 
     Raises:
-        StoreError: there is one.
+        StoreError: there is another writer.
     """
     key = (str(Path(address.server).resolve()), address.name)
     with _lock:

@@ -1,8 +1,8 @@
-"""An index in PostgreSQL with the pgvector extension: a table of rows, and one of the facts.
+"""An index in PostgreSQL with the pgvector extension: a table of rows, and a table of facts.
 
-A row is found by the SHA-256 of its id, since PostgreSQL cannot index texts of more than 2,700
-bytes, and rows are read in the order of their serial numbers, in which they first came. Columns of
-the metadata are columns of the table, under their own names.
+Rows are looked up by the SHA-256 of their id, since PostgreSQL cannot index texts above 2,700
+bytes, and read by serial number, in insertion order. The user's columns are columns of the table,
+under their own names.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 FORMAT = 1
-_MOST_DIMENSIONS = 16_000  # of pgvector
-_MOST_IN_GRAPH = 2_000  # of its index
-_BATCH = 500  # rows that are sent at once
-_VIEW, _WIDEST_VIEW = 200, 1000  # rows that a search of the graph keeps in view; pgvector's most
+_MOST_DIMENSIONS = 16_000  # limit of pgvector
+_MOST_IN_GRAPH = 2_000  # limit of its HNSW index
+_BATCH = 500  # rows per request
+_VIEW, _WIDEST_VIEW = 200, 1000  # candidates that a search of the graph keeps; pgvector's limit
 _TAKEN = {"embedding", "key", "serial", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
 _TYPES = {"string": 'text COLLATE "C"', "int": "bigint", "float": "float8", "bool": "boolean"}
 _OPERATORS = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 
 class PgvectorIndex:
-    """The backend that lies in a PostgreSQL database.
+    """Index in a PostgreSQL database.
 
     Attributes:
-        place: what opens it again, without a password.
+        place: opens the index again; without a password.
         facts: None while there is no index.
     """
 
@@ -102,7 +102,7 @@ class PgvectorIndex:
         return pa.concat_tables([self.facts.schema().empty_table(), *self.pages(1 << 14)])
 
     def pages(self, size: int) -> Iterator[pa.Table]:
-        """All rows in the order in which they first came."""
+        """Yield all rows in insertion order."""
         assert self.facts is not None
         select = SQL("SELECT {}, serial FROM {} WHERE serial > %s ORDER BY serial LIMIT %s").format(
             _names(self.facts), self._rows
@@ -134,11 +134,11 @@ class PgvectorIndex:
         return Block(_table(rows, self.facts), vectors.reshape(len(rows), self.facts.dim))
 
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
-        """See `Backend.search`; those that are equally near stand in the order of their ids."""
+        """See `Backend.search`; ties are ordered by id."""
         assert self.facts is not None
         condition, values = (SQL("true"), []) if where is None else to_sql(where)
         is_graph = self._address.index == "hnsw"
-        # The graph answers this very order only; any other one is exact.
+        # The graph is used for exactly this ordering only; any other is a full scan.
         order = SQL("embedding <#> %s" if is_graph else "score DESC, id")
         select = SQL(
             "SELECT * FROM (SELECT {}, -(embedding <#> %s) AS score FROM {} WHERE {} "
@@ -147,7 +147,7 @@ class PgvectorIndex:
         found = []
         with self._postgres.use() as connection, connection.transaction():
             if is_graph:
-                # A filter lets through a part of what the graph finds.
+                # A filter passes only part of what the graph finds.
                 width = max(_VIEW, 2 * k) if where is None else _WIDEST_VIEW
                 view = SQL("SET LOCAL hnsw.ef_search = {}").format(min(width, _WIDEST_VIEW))
                 connection.execute(view)
@@ -178,7 +178,7 @@ class PgvectorIndex:
         return []
 
     def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
-        # What is written from now on is known to be of this model, whatever happens.
+        # Written first, so that rows are known to be of this model even after a kill.
         self._settle(facts)
         names = ["key", *facts.schema().names, "embedding"]
         columns = [Identifier(name) for name in names]
@@ -193,7 +193,7 @@ class PgvectorIndex:
             for start in range(0, len(records), _BATCH):
                 with self._postgres.use() as connection, connection.transaction():
                     connection.cursor().executemany(upsert, records[start : start + _BATCH])
-        # Last, since vectors of rows that go may be those of rows that come.
+        # Last, because vectors of removed rows may be reused for new rows.
         delete = SQL("DELETE FROM {} WHERE key = ANY(%s)").format(self._rows)
         for start in range(0, len(gone), _BATCH):
             with self._postgres.use() as connection:
@@ -202,7 +202,7 @@ class PgvectorIndex:
             self._write_facts(connection, facts)
 
     def _settle(self, facts: Facts) -> None:
-        """A table with the columns of these facts, and the facts; both or neither."""
+        """Create or alter the table to match these facts, and write them, in one transaction."""
         _refuse(facts, self._address.index, self.place)
         self._postgres.need_vectors()
         with self._postgres.use() as connection, connection.transaction():
@@ -244,7 +244,7 @@ class PgvectorIndex:
     def _alter(
         self, connection: Connection[Any], before: Mapping[str, str], now: Mapping[str, str]
     ) -> None:
-        """Drop and add columns of the metadata; one of another type loses its values."""
+        """Drop and add metadata columns; a column whose type changes loses its values."""
         for name, kind in before.items():
             if now.get(name) != kind:
                 drop = SQL("ALTER TABLE {} DROP COLUMN {}")
@@ -263,9 +263,9 @@ class PgvectorIndex:
 
 
 def to_sql(where: Where) -> tuple[Composable, list[Any]]:
-    """The filter as a condition and the values that it compares with.
+    """Return the filter as an SQL condition and its parameters.
 
-    What a missing value makes of a comparison, and of `not`, is the same in SQL and in Arrow.
+    SQL and Arrow treat missing values in comparisons and under `not` alike.
     """
     if isinstance(where, Logic):
         parts = [to_sql(term) for term in where.terms]
@@ -277,13 +277,13 @@ def to_sql(where: Where) -> tuple[Composable, list[Any]]:
     column = Identifier(where.column)
     if not isinstance(where.value, tuple):
         return SQL("{} {} %s").format(column, SQL(_OPERATORS[where.operator])), [where.value]
-    if not where.value:  # nothing is among no values
+    if not where.value:  # always false
         return SQL("{0} <> {0}").format(column), []
     return SQL("{} = ANY(%s)").format(column), [list(where.value)]
 
 
 def _refuse(facts: Facts, index: str, place: str) -> None:
-    """Raises StoreError or ConfigError for what pgvector cannot keep."""
+    """Refuse facts that pgvector cannot store: raises StoreError or ConfigError."""
     if facts.dim > _MOST_DIMENSIONS:
         raise StoreError(
             f"{place}: pgvector keeps at most {_MOST_DIMENSIONS} dimensions, not {facts.dim}: use "
@@ -328,7 +328,7 @@ def _records(block: Block) -> list[tuple[Any, ...]]:
 
 
 def _table(rows: Sequence[Sequence[Any]], facts: Facts) -> pa.Table:
-    """What PostgreSQL answers, with the columns of `Facts.schema`; more columns are left out."""
+    """Return rows of PostgreSQL with the columns of `Facts.schema`; other columns are dropped."""
     schema = facts.schema()
     columns = [
         pa.array((row[number] for row in rows), field.type) for number, field in enumerate(schema)

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that is opened again when it was lost, and speaks in one line."""
+"""Connect to PostgreSQL, reconnect when the connection is lost, and raise one-line errors."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from psycopg.types import TypeInfo
 from whiten.errors import ConfigError, StoreError, one_line
 from whiten.index.databases.addresses import Address
 
-_SECONDS = 10  # to wait for a server
+_SECONDS = 10  # timeout to connect to a server
 _SCHEMES = ("postgresql://", "postgres://")
 
 Connection = psycopg.Connection[Any]
 
 
 class Postgres:
-    """A database, connected to as long as its owner lives; threads take turns."""
+    """A connection that lives as long as its owner; threads take turns."""
 
     def __init__(self, owner: object, address: Address) -> None:
         self._address = address
         self._lock = threading.RLock()
-        self._connections: list[Connection] = []  # one, or none
+        self._connections: list[Connection] = []  # none or one
         self._dsn = _read_dsn(address)
         weakref.finalize(owner, _close, self._connections)
 
     @contextmanager
     def use(self) -> Iterator[Connection]:
-        """The connection, for one thread; what the database refuses becomes a StoreError."""
+        """Yield the connection to one thread; database errors become StoreError."""
         with self._lock:
             if not self._connections or self._connections[0].closed:
                 self._connections[:] = [self._connect()]
@@ -47,7 +47,7 @@ class Postgres:
                 raise StoreError(f"{self._address.place}: {_reason(error)}") from error
 
     def unlock(self, statement: str, values: Sequence[Any]) -> None:
-        """Give a lock back; it is gone with a connection that is lost."""
+        """Release a lock; a lost connection has released it already."""
         with suppress(psycopg.Error), self._lock:
             if self._connections and not self._connections[0].closed:
                 self._connections[0].execute(statement, values)
@@ -61,10 +61,10 @@ class Postgres:
         return connection
 
     def need_vectors(self) -> None:
-        """Install the extension into the database, unless it is there.
+        """Install the extension into the database if it is missing.
 
         Raises:
-            StoreError: the server does not have it, or does not let this user.
+            StoreError: the server lacks it, or this user may not install it.
         """
         with self.use() as connection:
             if TypeInfo.fetch(connection, "vector") is not None:
@@ -102,7 +102,7 @@ def _read_dsn(address: Address) -> str:
         given = conninfo_to_dict(address.server)
         for port in str(given.get("port", "")).split(","):
             int(port or 0)
-    except (psycopg.Error, ValueError) as error:  # its message may show the password
+    except (psycopg.Error, ValueError) as error:  # its message may contain the password
         raise ConfigError(
             f"{address.place} cannot be read: write it as "
             "pgvector:postgresql://USER@HOST/DATABASE#TABLE, special characters as %XX"
@@ -127,7 +127,7 @@ def _reason(error: psycopg.Error) -> str:
 
 
 def _exchange_vectors(connection: Connection) -> None:
-    """Arrays are pgvector's `vector` on this connection, in binary: no digit is lost."""
+    """Send arrays as pgvector's `vector` in binary, which keeps every digit."""
     found = TypeInfo.fetch(connection, "vector")
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""An index in a folder: segments, a manifest, and the kinds of search over mapped vectors.
+"""Indexes in a folder: segments, a manifest, and the search kinds over mapped vectors.
 
-Blocks of rows enter; matches leave. A kill leaves the old state or the new one.
+Takes blocks of rows; returns matches. A kill leaves the old state or the new one.
 """

@@ -1,7 +1,7 @@
 """Approximate search of a segment with FAISS: inverted lists, or a graph of neighbours.
 
-Both hold 8 bits a coordinate, find candidates by those, and compare the candidates by the vectors
-themselves, so that every score is exact and only an answer may be missing.
+Both store 8 bits per coordinate, find candidates by these codes, and rescore the candidates by
+their vectors: scores are exact, and only recall is approximate.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from whiten.utils.arrays import Vectors
 Kind = Literal["ivf", "hnsw"]
 
 _FILE = "index.faiss"
-_LISTS = 2.0  # lists, in multiples of the root of the number of vectors
-_TRAINED_ON = 32  # vectors of each list that the centroids are computed from
+_LISTS = 2.0  # lists, in multiples of the square root of the number of vectors
+_TRAINED_ON = 32  # vectors per list that the centroids are fitted on
 _ROUNDS = 10  # of k-means
-_BLOCK = 4096  # vectors that are assigned at once
-_NEIGHBOURS = 32  # of a node of the graph
-_BUILD_EFFORT = 80  # nodes that are looked at to find those of a new one
-_MOST = 1000  # answers; of more, exact search
-_WIDEST = 0.25  # part of the lists, beyond which exact search is the better one
-_FEWEST = 0.5  # part of the nodes that must be allowed for a graph to be walked: others lose it
+_BLOCK = 4096  # vectors assigned at once
+_NEIGHBOURS = 32  # per node of the graph
+_BUILD_EFFORT = 80  # nodes visited to find the neighbours of a new one
+_MOST = 1000  # answers; above this, exact search
+_WIDEST = 0.25  # fraction of the lists above which exact search is faster
+_FEWEST = 0.5  # fraction of nodes that must be allowed: with fewer, walks of the graph get lost
 
 
 def open_faiss() -> ModuleType:
     """
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: FAISS is not installed.
     """
     try:
         import faiss
@@ -47,7 +47,7 @@ def open_faiss() -> ModuleType:
 
 
 def write_approximate(kind: Kind, folder: Path, vectors: Vectors) -> None:
-    """Write what finds a segment's vectors into a new folder.
+    """Write the lists or graph of a segment's vectors into a new folder.
 
     Args:
         vectors: (n, d) float32, L2-normalised, n > 0.
@@ -64,7 +64,7 @@ def write_approximate(kind: Kind, folder: Path, vectors: Vectors) -> None:
 def _make_lists(faiss: ModuleType, vectors: Vectors) -> Any:
     count, dim = vectors.shape
     lists = max(1, int(_LISTS * count**0.5))
-    # FAISS's own k-means takes several times as long where its BLAS does not know the CPU.
+    # FAISS's own k-means takes several times as long if its BLAS does not know the CPU.
     random = np.random.default_rng(0)
     sample = np.sort(random.choice(count, min(count, _TRAINED_ON * lists), replace=False))
     some = np.array(vectors[sample], np.float32)
@@ -77,7 +77,7 @@ def _make_lists(faiss: ModuleType, vectors: Vectors) -> Any:
         lists,
         faiss.ScalarQuantizer.QT_8bit,
         faiss.METRIC_INNER_PRODUCT,
-        False,  # codes of the vectors, not of what they differ from their centroid by
+        False,  # encode the vectors, not their residuals
     )
     made.train_encoder(len(some), faiss.swig_ptr(some), None)
     made.is_trained = True
@@ -85,7 +85,7 @@ def _make_lists(faiss: ModuleType, vectors: Vectors) -> Any:
         block = np.array(vectors[start : start + _BLOCK], np.float32)
         nearest = assign(block, centroids)
         rows = np.arange(start, start + len(block))
-        # The pointers do not keep their arrays alive: each has a name.
+        # The pointers do not keep their arrays alive, so each array has a name.
         made.add_core(
             len(block), faiss.swig_ptr(block), faiss.swig_ptr(rows), faiss.swig_ptr(nearest)
         )
@@ -108,7 +108,7 @@ def _make_graph(faiss: ModuleType, vectors: Vectors) -> Any:
 
 
 def cluster(vectors: Vectors, count: int, random: np.random.Generator) -> Vectors:
-    """(count, d) centroids by spherical k-means.
+    """Return (count, d) centroids by spherical k-means.
 
     Args:
         vectors: (n, d) float32, L2-normalised, n ≥ count.
@@ -123,7 +123,7 @@ def cluster(vectors: Vectors, count: int, random: np.random.Generator) -> Vector
         )
         order = np.argsort(nearest, kind="stable")
         used, first = np.unique(nearest[order], return_index=True)
-        # A centroid that has lost all its vectors begins anew somewhere else.
+        # A centroid without vectors restarts elsewhere.
         centroids = vectors[random.choice(len(vectors), count, replace=False)]
         centroids[used] = np.add.reduceat(vectors[order], first, axis=0)
         norms = np.linalg.norm(centroids, axis=1, keepdims=True)
@@ -132,18 +132,18 @@ def cluster(vectors: Vectors, count: int, random: np.random.Generator) -> Vector
 
 
 def assign(vectors: Vectors, centroids: Vectors) -> Rows:
-    """(n,) which centroid is the nearest of each."""
+    """Return the index of each vector's nearest centroid, (n,)."""
     found: Rows = (vectors @ centroids.T).argmax(1).astype(np.int64)
     return found
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is looked at.
+    """Search effort.
 
     Attributes:
-        effort: lists (IVF), or nodes that are kept in view (HNSW).
-        refine: candidates that are compared by their vectors, in multiples of the answers.
+        effort: lists to scan (IVF), or size of the candidate queue (HNSW).
+        refine: candidates to rescore by their vectors, in multiples of the answers.
     """
 
     effort: int
@@ -151,14 +151,14 @@ class Settings:
 
 
 class ApproximateSegment:
-    """Opened lists, which stay in their file, or a graph, which is read.
+    """Opened lists, which stay on disk, or a graph, which is loaded.
 
     Attributes:
-        settings: to be set before a search.
-        widest: the largest effort there is.
+        settings: set before a search.
+        widest: largest possible effort.
 
     Raises:
-        StoreError: the file is damaged, or of another segment.
+        StoreError: the file is damaged, or belongs to another segment.
         MissingExtraError: FAISS is not installed.
     """
 
@@ -183,25 +183,25 @@ class ApproximateSegment:
         if kind == "ivf":
             lists = self._faiss.downcast_InvertedLists(self._index.invlists)
             if hasattr(lists, "prefetch_nthread"):
-                lists.prefetch_nthread = 0  # to start 32 threads takes longer than a search
+                lists.prefetch_nthread = 0  # starting 32 threads takes longer than a search
         self.widest = self._index.nlist if kind == "ivf" else count
 
     def search(
         self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None
     ) -> list[tuple[Rows, Vectors]] | None:
-        """For each query k rows and their similarities, best first; None where exact is better.
+        """Return k rows and similarities per query, best first; None if exact search is better.
 
         Args:
             queries: (q, d) float32.
-            gather: the vectors of rows.
-            allowed: (n,) rows that may be answers; None is all.
+            gather: returns the vectors of rows.
+            allowed: (n,) mask of rows that may be answers; None allows all.
         """
         if k > _MOST:
             return None
         effort, selector = self.settings.effort, None
         if allowed is not None:
             part = np.count_nonzero(allowed) / len(allowed)
-            # As many rows that may be answers are looked at as without a filter.
+            # Raise the effort so that as many allowed rows are visited as without a filter.
             effort = int(np.ceil(effort / max(part, 1e-9)))
             if self._kind == "hnsw" and part < _FEWEST:
                 return None

@@ -1,12 +1,13 @@
-"""A scan of int8 codes that finds exactly what a scan of the vectors finds.
+"""Scan int8 codes, with exactly the results of a scan of the vectors.
 
-Each vector is centred, rotated at random, so that no coordinate stands out, and rounded to 8 bits.
-With v - m = u, its code c, the step s and the rotated query w ≈ t·g, g of 8 bits too,
+Each vector is centred, rotated at random, so that no coordinate dominates, and rounded to 8 bits.
+With v - m = u, its code c, step s and the rotated query w ≈ t·g, where g has 8 bits too,
 
     |u·w - s·t·(c·g)| ≤ ‖u - s·c‖·‖w‖ + ‖s·c‖·‖w - t·g‖,
 
-so that whatever is further than this below the k-th best cannot be an answer. The others, a few in
-a thousand, are compared by their vectors. Products of int8 matrices are torch's: NumPy has none.
+so that a vector whose approximate score is more than this below the k-th best cannot be an answer.
+The others, a few in a thousand, are rescored by their vectors. Torch multiplies the int8 matrices:
+NumPy cannot.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ Codes = npt.NDArray[np.int8]
 
 _CODES, _FRAME = "codes.i8", "frame.npy"
 _TOP = 127
-_ROWS = 16384  # of a product
-_SAMPLE = 65536  # rows that the centre is computed from
-_ROUNDING = 1e-5  # of float32 products, relative to the norms: ten times what was ever seen
-_FEWEST = 4  # queries; for fewer a scan of the vectors is bound by memory, and as fast
-_MOST = 64  # candidates for each answer; where there are more, a scan of the vectors is faster
+_ROWS = 16384  # per product
+_SAMPLE = 65536  # rows that the centre is estimated from
+_ROUNDING = 1e-5  # of float32 products, relative to the norms: ten times the largest error observed
+_FEWEST = 4  # queries; with fewer, a scan of the vectors is memory-bound and as fast
+_MOST = 64  # candidates per answer; with more, a scan of the vectors is faster
 
 Gather = Callable[[Rows], Vectors]
-Found = list[tuple[Rows, Vectors]]  # per query rows and similarities, best first
+Found = list[tuple[Rows, Vectors]]  # rows and similarities per query, best first
 
 
 @cache
 def can_multiply() -> bool:
-    """Whether torch multiplies int8 matrices here without a fault: some CPUs' products overflow."""
+    """Return whether torch multiplies int8 matrices correctly here; on some CPUs it overflows."""
     try:
         import torch
     except ImportError:
@@ -57,7 +58,7 @@ def can_multiply() -> bool:
 
 
 def multiply(queries: Codes, codes: Codes) -> npt.NDArray[np.int32]:
-    """(q, d) and (n, d) int8 -> (q, n) int32 products."""
+    """Multiply (q, d) and (n, d) int8 -> (q, n) int32."""
     import torch
 
     product = torch._int_mm(torch.from_numpy(queries), torch.from_numpy(codes).T)
@@ -107,7 +108,7 @@ class CodedSegment:
     """The mapped codes of a segment.
 
     Raises:
-        StoreError: they are damaged, or of another segment.
+        StoreError: the codes are damaged, or belong to another segment.
     """
 
     def __init__(self, folder: Path, count: int, dim: int) -> None:
@@ -129,12 +130,12 @@ class CodedSegment:
     def search(
         self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None
     ) -> list[tuple[Rows, Vectors]] | None:
-        """What `exact_search` finds; None where that is faster.
+        """Return the result of `exact_search`; None if that is faster.
 
         Args:
             queries: (q, d) float32.
-            gather: the vectors of rows.
-            allowed: (n,) rows that may be answers; None is all.
+            gather: returns the vectors of rows.
+            allowed: (n,) mask of rows that may be answers; None allows all.
         """
         if len(queries) < _FEWEST:
             return None
@@ -144,7 +145,7 @@ class CodedSegment:
         coded = np.rint(turned / steps[:, None]).astype(np.int8)
         lost = np.linalg.norm(turned - coded * steps[:, None], axis=1)
         length = np.linalg.norm(queries, axis=1)
-        # The centre is as long as a vector at most.
+        # The centre is at most as long as a vector.
         rounding = _ROUNDING * length * (1 + self._longest + np.linalg.norm(self._centre))
         bound = self._error * length + self._longest * lost + rounding
         unit = self._step * steps
@@ -170,10 +171,10 @@ class CodedSegment:
     def _compare(
         self, query: Any, k: int, rows: Rows, about: Vectors, bound: float, gather: Gather
     ) -> tuple[Rows, Vectors]:
-        """The k best of a query's candidates, which are given best first."""
+        """Return the k best of a query's candidates, which are given best first."""
         scores = similarities(gather(rows[:k]), query)
         if len(rows) > k:
-            # The k-th best is at least this good, which leaves out most of the rest.
+            # The k-th best is at least this good, which rules out most of the rest.
             likely = np.flatnonzero(about[k:] >= scores.min() - bound) + k
             rows = np.concatenate([rows[:k], rows[likely]])
             scores = np.concatenate([scores, similarities(gather(rows[k:]), query)])
@@ -182,13 +183,13 @@ class CodedSegment:
 
 
 def similarities(vectors: Vectors, query: Any) -> Vectors:
-    """(n,) inner products; of equal vectors they are equal, which BLAS does not promise."""
+    """Return (n,) inner products; equal for equal vectors, which BLAS does not guarantee."""
     found: Vectors = np.einsum("nd,d->n", vectors, query)
     return found
 
 
 def compare(query: Any, rows: Rows, k: int, gather: Gather) -> tuple[Rows, Vectors]:
-    """The k best of a query's candidates by their vectors, best first; ties by row."""
+    """Return the k best of a query's candidates by their vectors, best first; ties by row."""
     scores = similarities(gather(rows), query)
     order = np.lexsort((rows, -scores))[:k]
     return rows[order], scores[order]

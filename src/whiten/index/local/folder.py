@@ -1,8 +1,8 @@
-"""An index in a folder: segments, which of their rows are gone, and a manifest that names both.
+"""An index in a folder: segments, masks of removed rows, and a manifest that names both.
 
-A change writes new files beside those in use and then replaces the manifest, which is the one
-moment at which it counts: a kill leaves the old state or the new one, and what no manifest names
-is swept away by the next change. Vectors and rows are mapped, so that opening reads almost nothing.
+A change writes new files next to those in use, then replaces the manifest, which commits it: a
+kill leaves the old state or the new one, and the next change deletes files that no manifest names.
+Vectors and rows are memory-mapped, so that opening reads almost nothing.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from whiten.utils.files import write_atomically
 _LOCK = ".lock"
 _SEGMENT, _GONE, _STAGED, _FAST, _CODEC = "segment-", "gone-", ".staged-", "fast-", "codec-"
 _OURS = (MANIFEST, _LOCK, f".{MANIFEST}.partial")
-_MOST_SEGMENTS = 8  # before the small ones are merged
-_MOST_GONE = 0.25  # of the rows, before all are
-_MOST_BESIDE = 0.2  # of the rows outside the largest segment, likewise
+_MOST_SEGMENTS = 8  # above this, small ones are merged
+_MOST_GONE = 0.25  # fraction of removed rows; above this, all segments are merged
+_MOST_BESIDE = 0.2  # fraction of rows outside the largest segment; likewise
 
 
 class FolderIndex:
-    """The backend that lies in a folder.
+    """Index in a folder.
 
     Attributes:
         place: the folder.
-        facts: None while there is no index.
+        facts: None if there is no index.
     """
 
     facts: Facts | None
@@ -79,7 +79,7 @@ class FolderIndex:
                 self.facts = None if manifest is None else manifest.facts
                 return
             except StoreError:
-                # A writer may have replaced the manifest, and swept what the old one names.
+                # A writer may have replaced the manifest and deleted the files of the old one.
                 before, manifest = manifest, Manifest.read(self.root)
                 if manifest == before:
                     raise
@@ -92,12 +92,12 @@ class FolderIndex:
 
     @property
     def tuning(self) -> Tuning | None:
-        """How it answers; None while there is no index."""
+        """Search kind and its measurements; None if there is no index."""
         return None if self._manifest is None else self._manifest.tuning
 
     @property
     def storage(self) -> Storage:
-        """How the vectors are stored."""
+        """Storage kind of the vectors."""
         return Storage() if self._manifest is None else self._manifest.storage
 
     @property
@@ -135,7 +135,7 @@ class FolderIndex:
     def writing(self) -> Iterator[None]:
         try:
             import fcntl
-        except ImportError:  # Windows: one process at a time is the user's to see to
+        except ImportError:  # Windows: the user must avoid concurrent writers
             yield
             return
         self.root.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ class FolderIndex:
         parts = self._without([*gone, *writer.ids], generation)
         if writer.ids:
             name = f"{_SEGMENT}{generation:06d}"
-            shutil.rmtree(self.root / name, ignore_errors=True)  # of a change that was killed
+            shutil.rmtree(self.root / name, ignore_errors=True)  # left by a killed change
             os.replace(staged, self.root / name)
             parts.append(Part(name, len(writer.ids)))
         storage = Storage() if before is None else before.storage
@@ -179,7 +179,7 @@ class FolderIndex:
         self._sweep()
 
     def _without(self, ids: Sequence[str], generation: int) -> list[Part]:
-        """The parts of today, with more rows gone; those with none left are left out."""
+        """Return the current parts with more rows removed; empty parts are dropped."""
         if self._now is None:
             return []
         if not ids:
@@ -196,7 +196,7 @@ class FolderIndex:
                 if not there.any():
                     continue
                 part = replace(part, gone=f"{_GONE}{generation:06d}-{number}")
-                with (self.root / part.gone).open("wb") as file:  # that no manifest names yet
+                with (self.root / part.gone).open("wb") as file:  # not yet named by a manifest
                     file.write(np.packbits(~there).tobytes())
                     file.flush()
                     os.fsync(file.fileno())
@@ -204,7 +204,7 @@ class FolderIndex:
         return parts
 
     def _tidy(self) -> None:
-        """Merge segments where there are many, all where too much is gone or new; tune again."""
+        """Merge small segments, or all if many rows are removed or new; then tune again."""
         manifest, counts = self._opened.manifest, self._opened.counts
         total, largest = sum(counts), max(counts, default=0)
         tuning = manifest.tuning
@@ -224,7 +224,7 @@ class FolderIndex:
             self._choose(tuning.asked, tuning.target)
 
     def _merge(self, numbers: Sequence[int]) -> None:
-        """Copy what is there of some segments into one."""
+        """Copy the remaining rows of some segments into one."""
         manifest = self._opened.manifest
         generation = manifest.generation + 1
         name = f"{_SEGMENT}{generation:06d}"
@@ -237,13 +237,13 @@ class FolderIndex:
         self._commit(replace(manifest, generation=generation, parts=tuple(parts)))
 
     def store_as(self, name: str) -> None:
-        """Store the vectors in another way; see `whiten.index.local.storage`.
+        """Store the vectors as another kind; see `whiten.index.local.storage`.
 
-        The codec is fitted on the vectors that are there now, and stays as it is from then on.
+        The codec is fitted on the current vectors and does not change after that.
 
         Raises:
-            StoreError: the full vectors are gone.
-            ConfigError: the vectors are too few for it.
+            StoreError: the full vectors are no longer stored.
+            ConfigError: there are too few vectors for this kind.
         """
         before = self._opened.manifest
         if name == before.storage.name:
@@ -267,7 +267,7 @@ class FolderIndex:
         self._sweep()
 
     def _encode(self, name: str) -> Storage:
-        """Fit a codec on the only segment, write its codes, and measure what they lose."""
+        """Fit a codec on the only segment, write its codes, and measure their loss."""
         kind, keeps_vectors = parse_storage(name)
         try:
             if not len(self):
@@ -289,11 +289,11 @@ class FolderIndex:
         return replace(storage, loss=loss)
 
     def tune(self, asked: str | None = None, target: float | None = None) -> None:
-        """Choose how the index answers; see `whiten.index.local.tuning`.
+        """Choose the search kind; see `whiten.index.local.tuning`.
 
         Args:
-            asked: auto, exact, int8, ivf or hnsw; by default as before, at first auto.
-            target: recall@10; by default as before.
+            asked: auto, exact, int8, ivf or hnsw; by default unchanged, auto for a new index.
+            target: recall@10; by default unchanged.
         """
         before = self.tuning
         asked = asked or (before.asked if before else "auto")
@@ -307,12 +307,12 @@ class FolderIndex:
         self._sweep()
 
     def _choose(self, asked: str, target: float) -> None:
-        """For the largest segment; the others are small, and scanned."""
+        """Choose for the largest segment; the others are small, and scanned."""
         now = self._opened
         counts, generation = now.counts, now.manifest.generation + 1
         tuning = Tuning(asked, target, "exact", 0)
         parts = [replace(part, fast="") for part in now.manifest.parts]
-        # Lists and graphs hold a byte per dimension: where bytes are to be saved, only when asked.
+        # Lists and graphs take a byte per dimension: with a compact storage, only on request.
         if counts and not (asked == "auto" and now.coding is not None):
             number = int(np.argmax(counts))
             tuning, folder = choose(
@@ -329,7 +329,7 @@ class FolderIndex:
         )
 
     def _commit(self, manifest: Manifest) -> None:
-        """From here on the change counts."""
+        """Replace the manifest: from here on the change counts."""
         for part in manifest.parts:
             for name in filter(None, (part.name, part.fast)):
                 _sync(self.root / name)
@@ -339,7 +339,7 @@ class FolderIndex:
         self._open()
 
     def _sweep(self) -> None:
-        """Remove what the manifest does not name; who has it open goes on reading it."""
+        """Delete files that the manifest does not name; readers that have them open keep them."""
         manifest = self._opened.manifest
         parts, storage = manifest.parts, manifest.storage
         named = {name for part in parts for name in (part.name, part.gone, part.fast)}
@@ -359,7 +359,7 @@ class FolderIndex:
 
 
 def _sync(folder: Path) -> None:
-    """A renaming is on the disk once its folder is; not on Windows, where folders cannot be."""
+    """Flush a folder, so that a rename in it is durable; impossible on Windows."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

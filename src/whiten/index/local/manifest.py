@@ -1,4 +1,4 @@
-"""The state of an index in a folder: which files belong to it, and how it answers."""
+"""The state of an index in a folder: its files, search kind and storage."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from whiten.index.local.tuning import Tuning
 from whiten.index.rows import Facts
 
 FORMAT = 3
-CODED_FORMAT = 4  # with a storage; float32 is written as before, so that earlier versions read it
+CODED_FORMAT = 4  # with a storage; float32 keeps the older format, so that earlier versions read it
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A segment in the manifest.
+    """A segment, as named by the manifest.
 
     Attributes:
-        name: of its folder.
-        count: of its rows.
-        gone: file with those that are gone, packed bits; "" is none.
-        fast: folder with what answers faster than a scan; "" is none.
+        name: folder of the segment.
+        count: number of rows.
+        gone: file with the mask of removed rows, packed bits; "" if there are none.
+        fast: folder of the fast search; "" if there is none.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Manifest:
     """The state of an index; `generation` grows with every change.
 
     Attributes:
-        tuning: how it answers, and what was measured; None until that was chosen.
-        storage: how its vectors are stored.
+        tuning: search kind and its measurements; None until chosen.
+        storage: storage kind of the vectors.
     """
 
     generation: int
@@ -61,10 +61,10 @@ class Manifest:
 
     @classmethod
     def read(cls, root: Path) -> Manifest | None:
-        """Of the index in a folder; None where there is none.
+        """Read the manifest of a folder; None if there is none.
 
         Raises:
-            StoreError: it is damaged, or of another format.
+            StoreError: the manifest is damaged, or of another format.
         """
         path = root / MANIFEST
         try:

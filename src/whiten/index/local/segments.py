@@ -1,9 +1,9 @@
-"""A segment of an index: rows and vectors that were added together, never changed after that.
+"""A segment of an index: rows and vectors that were added together, immutable after that.
 
 A folder with `vectors.f32` (rows of little-endian float32) and `rows.arrows` (an Arrow stream).
-Both grow batch by batch, the vectors first, so that of a segment whose writing was killed the
-whole batches can still be read. Where an index stores codes, these are made of the finished
-vectors, which are removed once a manifest names the segment.
+Both grow batch by batch, vectors first, so that the complete batches of a killed write can still
+be read. If an index stores codes, they are computed from the finished vectors, which are removed
+once a manifest names the segment.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Segment:
     """An open segment, read from mapped files.
 
     Attributes:
-        rows: (n,) with the columns of its time.
-        vectors: (n, dim) float32 as they are stored: storing these again changes nothing.
-        unit: (n, dim) float32, the same L2-normalised; what scores are of.
+        rows: (n,) with the columns at the time of writing.
+        vectors: (n, dim) float32 as stored: storing these again changes nothing.
+        unit: (n, dim) float32, the same L2-normalised, for scores.
     """
 
     def __init__(
@@ -68,20 +68,20 @@ class Segment:
         return len(self.rows)
 
     def search(self, queries: Vectors, k: int, allowed: Mask | None) -> Found | None:
-        """Search codes and compare what is found by the vectors; None where `scan` does."""
+        """Search codes and rescore the candidates by their vectors; None if `scan` does it."""
         if self._reranked is None:
             return None
         return self._reranked.search(queries, k, self.gather, allowed)
 
     def scan(self, queries: Vectors, nearest: Nearest, allowed: Mask | None, first: int) -> None:
-        """Show all rows, or those that are allowed; see `whiten.retrieval.exact.scan`."""
+        """Pass all or the allowed rows to `nearest`; see `whiten.retrieval.exact.scan`."""
         if self._coded is None:
             scan(queries, self.vectors, nearest, allowed, first)
         else:
             scan_codes(*self._coded, queries, nearest, allowed, first)
 
     def gather(self, rows: Rows) -> Vectors:
-        """(r, dim) float32, L2-normalised."""
+        """Return vectors by row: (r, dim) float32, L2-normalised."""
         found: Vectors = self.unit[rows]
         return found
 
@@ -90,10 +90,10 @@ class Segment:
         """Open a complete segment.
 
         Args:
-            coding: None for float32.
+            coding: storage of the vectors; None for float32.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: the segment is damaged.
         """
         problem = f"{folder} is damaged (%s): delete the index and index again"
         try:
@@ -114,7 +114,7 @@ class Segment:
 
     @classmethod
     def salvage(cls, folder: Path, facts: Facts) -> Block | None:
-        """The whole batches of a segment that was being written; None of another model."""
+        """Read the complete batches of an unfinished segment; None if it is of another model."""
         batches = []
         try:
             with pa.OSFile(str(folder / ROWS)) as file:
@@ -124,7 +124,7 @@ class Segment:
                 for batch in reader:
                     batches.append(batch)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-            pass  # here it was killed
+            pass  # the writer was killed here
         if not batches:
             return None
         rows = as_of(pa.Table.from_batches(batches), facts)
@@ -136,12 +136,12 @@ class Segment:
 
 
 class SegmentWriter:
-    """Writes a segment; a context.
+    """Writes a segment, as a context manager.
 
-    What an exception or a kill ends leaves a folder that `Segment.salvage` reads.
+    An exception or a kill leaves a folder that `Segment.salvage` can read.
 
     Args:
-        coding: how the vectors are stored; None is as they are.
+        coding: storage of the vectors; None for float32.
     """
 
     def __init__(self, folder: Path, facts: Facts, coding: Coding | None) -> None:
@@ -160,7 +160,7 @@ class SegmentWriter:
         return self
 
     def append(self, block: Block) -> None:
-        """Write one batch; it is on its way to the disk when this returns."""
+        """Write one batch and flush it to disk."""
         vectors = np.ascontiguousarray(block.vectors, "<f4")
         self._vectors.write(vectors.tobytes())
         self._vectors.flush()

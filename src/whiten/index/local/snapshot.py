@@ -1,4 +1,4 @@
-"""One state of an index in a folder, opened: what it holds, and how it is searched."""
+"""One state of an index in a folder, opened for reading and search."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from whiten.retrieval.exact import QUERIES, Mask, Nearest, Rows
 from whiten.utils.arrays import Vectors
 from whiten.utils.names import NameIndex
 
-_BATCH = 8192  # rows that are copied at once
-_SCANS = 3  # for ids, before a table of them is made
+_BATCH = 8192  # rows copied at once
+_SCANS = 3  # lookups of ids by scan before a hash table is built
 
 
 class Snapshot:
-    """The segments that a manifest names; never changed, so that any number of threads may search.
+    """The segments of a manifest; immutable, so that any number of threads may search.
 
-    Rows are numbered over all segments, those that are gone included: this is their place.
+    Rows are numbered across all segments, removed ones included: this number is their place.
 
     Attributes:
         manifest: names the segments.
-        coding: how they store their vectors; None is as they are.
-        segments: of its parts.
-        present: of each segment (n,) which rows are not gone; None is all.
+        coding: storage of the vectors; None for float32.
+        segments: one per part.
+        present: per segment, (n,) mask of rows that are not removed; None is all.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: a file is damaged.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
@@ -51,8 +51,8 @@ class Snapshot:
             for part in manifest.parts
         ]
         self.present = [_read_gone(root, part) for part in manifest.parts]
-        self._lookups = 0  # how often for ids
-        self._fast: dict[int, Fast | None] = {}  # opened when they are first searched
+        self._lookups = 0  # of ids so far
+        self._fast: dict[int, Fast | None] = {}  # opened on first search
 
     def __len__(self) -> int:
         return sum(
@@ -62,7 +62,7 @@ class Snapshot:
 
     @property
     def counts(self) -> list[int]:
-        """Rows of each segment, those that are gone included."""
+        """Number of rows per segment, removed ones included."""
         return [part.count for part in self.manifest.parts]
 
     def pages(self, size: int) -> Iterator[pa.Table]:
@@ -75,7 +75,7 @@ class Snapshot:
         return pa.concat_tables([self.facts.schema().empty_table(), *self.pages(1 << 20)])
 
     def blocks(self, numbers: Sequence[int]) -> Iterator[Block]:
-        """What is there of some segments."""
+        """Yield the remaining rows of some segments."""
         for number in numbers:
             segment, there = self.segments[number], np.flatnonzero(self.there(number))
             for start in range(0, len(there), _BATCH):
@@ -85,19 +85,19 @@ class Snapshot:
     # --- by id --------------------------------------------------------------------------
 
     def there(self, number: int) -> Mask:
-        """(n,) which rows of a segment are not gone."""
+        """Return the (n,) mask of a segment's remaining rows."""
         present = self.present[number]
         return np.ones(len(self.segments[number]), bool) if present is None else present
 
     @cached_property
     def _by_id(self) -> tuple[NameIndex, Rows]:
-        """Ids of the rows that are there, and their places."""
+        """Return a table of the ids of remaining rows, and their places."""
         there = [self.there(number) for number in range(len(self.segments))]
         places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *there]))
         return NameIndex(self.known()["id"].combine_chunks()), places
 
     def places(self, ids: Sequence[str]) -> Rows:
-        """Of each id; -1 where it is not there."""
+        """Return the place of each id; -1 if it is not in the index."""
         self._lookups += 1
         if self._lookups <= _SCANS:
             return self._scan_for(ids)
@@ -106,7 +106,7 @@ class Snapshot:
         return np.where(rows < 0, -1, places[rows]) if len(places) else rows
 
     def _scan_for(self, ids: Sequence[str]) -> Rows:
-        """`places` without the table of ids, which takes longer to make than some scans."""
+        """Find `places` without a table of ids, which takes longer to build than a few scans."""
         found, first = np.full(len(ids), -1, np.int64), 0
         wanted = pa.array(ids, pa.large_string())
         for number, segment in enumerate(self.segments):
@@ -116,7 +116,7 @@ class Snapshot:
             found[at[here]] = first + here
             first += len(segment)
         again: Rows = pc.index_in(wanted, value_set=wanted).to_numpy(zero_copy_only=False)
-        return found[again]  # an id may be wanted twice
+        return found[again]  # ids may repeat
 
     def take(self, places: Rows) -> Block:
         vectors = np.empty((len(places), self.facts.dim), np.float32)
@@ -129,12 +129,12 @@ class Snapshot:
 
     @cached_property
     def _batches(self) -> tuple[list[pa.RecordBatch], Rows]:
-        """Of the rows of all segments, and the place after the last one of each."""
+        """Return the batches of all segments, and for each batch the place after its last row."""
         batches = [batch for segment in self.segments for batch in segment.rows.to_batches()]
         return batches, np.cumsum([len(batch) for batch in batches])
 
     def _rows(self, places: Rows) -> pa.Table:
-        """Rows at places; Arrow's own `take` looks at every batch of a table, for every column."""
+        """Return rows by place; Arrow's own `take` looks at every batch, for every column."""
         batches, ends = self._batches
         wanted, back = np.unique(places, return_inverse=True)
         parts = []
@@ -168,7 +168,7 @@ class Snapshot:
     def _show(
         self, number: int, queries: Vectors, nearest: Nearest, allowed: Mask | None, first: int
     ) -> None:
-        """Show a segment's rows, or those of them that may be the nearest."""
+        """Pass a segment's rows to `nearest`, or only those that may be the nearest."""
         segment, fast, found = self.segments[number], self._fast_of(number), None
         if fast is not None:
             found = fast.search(queries, nearest.k, segment.gather, allowed)
@@ -190,7 +190,7 @@ class Snapshot:
             try:
                 self._fast[number] = open_fast(tuning, folder, part.count, self.facts.dim)
             except StoreError:
-                # A writer may have swept it away; the vectors are mapped, and can be scanned.
+                # A writer may have deleted it; the vectors are mapped, and can still be scanned.
                 if self.manifest == Manifest.read(self.root):
                     raise
         return self._fast.get(number)

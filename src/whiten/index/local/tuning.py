@@ -1,4 +1,4 @@
-"""How an index answers: exactly, or by what was measured to be faster at the recall asked for."""
+"""Choose between exact and approximate search by measuring speed at the required recall."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from whiten.utils.arrays import Vectors
 
 KINDS = ("auto", "exact", "int8", "ivf", "hnsw")
 RECALL = 0.95
-FEW_BYTES = 128 << 20  # of vectors; fewer are scanned in some milliseconds
+FEW_BYTES = 128 << 20  # of vectors; fewer are scanned in milliseconds
 
-_K = 10  # answers that recall is measured of
-_MANY = 100  # and is told of, too
-_QUERIES = 200  # vectors of the index that are asked for
-_TIMED = 20  # of them, one by one
-_ROUNDS = 5  # of several
-_TOGETHER = 64  # of them at once, where a kind is for many
+_K = 10  # recall@10 is the target
+_MANY = 100  # recall@100 is also reported
+_QUERIES = 200  # vectors of the index used as queries
+_TIMED = 20  # of them, timed one by one
+_ROUNDS = 5  # of batches
+_TOGETHER = 64  # queries per batch, for kinds made for many queries
 _REFINE = (1, 2, 4, 8, 16)
-# Times as fast as exact search `auto` wants them: one costs answers, the other one disk.
+# Minimum speed-up over exact search for `auto`: ivf and hnsw cost recall, int8 only disk.
 _WORTH = {"ivf": 3.0, "int8": 1.3}
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How an index answers, and what was measured when that was chosen.
+    """The chosen search kind, and the measurements behind the choice.
 
     Attributes:
-        asked: auto, exact, int8, ivf or hnsw.
-        target: recall@10 that was asked for.
-        kind: what it has become: exact, int8, ivf or hnsw.
-        rows: that the index had then.
-        settings: of ivf and hnsw, see `Settings`.
-        recall: measured recall at 10 and at 100 against exact search, of vectors of the index
-            itself; each was left out of its own answers.
-        seconds: of one query for its 10 nearest, exact and as chosen; of int8, which is for many
-            queries, of one of 64 that are asked at once.
-        remark: why it is not what was asked for.
+        asked: requested kind: auto, exact, int8, ivf or hnsw.
+        target: requested recall@10.
+        kind: chosen kind: exact, int8, ivf or hnsw.
+        rows: number of rows at that time.
+        settings: effort of ivf and hnsw, see `Settings`.
+        recall: measured recall at 10 and at 100 against exact search, with vectors of the index as
+            queries, each left out of its own answers.
+        seconds: per query for its 10 nearest, exact and as chosen; for int8, which is made for
+            many queries, per query in a batch of 64.
+        remark: why the result differs from the request.
     """
 
     asked: str
@@ -65,7 +65,7 @@ class Tuning:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Tuning:
-        """Raises KeyError, TypeError or ValueError for what was not written by this class."""
+        """Read the output of `to_json`; raises KeyError, TypeError or ValueError otherwise."""
         if facts["asked"] not in KINDS or facts["kind"] not in KINDS[1:]:
             raise ValueError(f"search of kind {facts['kind']!r}")
         settings = {str(name): int(value) for name, value in facts["settings"].items()}
@@ -83,7 +83,7 @@ class Tuning:
         )
 
     def lines(self) -> Iterator[str]:
-        """For people; nothing where there was nothing to choose."""
+        """Yield lines for display; none if there was nothing to choose."""
         if self.seconds:
             exact, ours = 1000 * self.seconds["exact"], 1000 * self.seconds[self.kind]
             yield (
@@ -98,16 +98,16 @@ class Tuning:
 
 
 class Fast(Protocol):
-    """What answers faster than a scan of a segment's vectors."""
+    """Interface of a search that is faster than a scan of a segment's vectors."""
 
     def search(
         self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None
     ) -> list[tuple[Rows, Vectors]] | None:
-        """For each (d,) query k rows and similarities, best first; None where a scan is better."""
+        """Return k rows and similarities per (d,) query, best first; None if a scan is better."""
 
 
 def check_kind(kind: str | None, recall: float | None) -> None:
-    """Refuse what cannot be had, before anything is computed.
+    """Refuse an unavailable kind, before anything is computed.
 
     Raises:
         ConfigError: there is no such kind, or the recall is not above 0 and at most 1.
@@ -125,10 +125,10 @@ def check_kind(kind: str | None, recall: float | None) -> None:
 
 
 def open_fast(tuning: Tuning, folder: Path, count: int, dim: int) -> Fast | None:
-    """What a tuning has left in a folder; None where this machine has no use for it.
+    """Open the result of a tuning in a folder; None if this machine cannot use it.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: the result is damaged.
         MissingExtraError: FAISS is not installed.
     """
     if tuning.kind == "int8":
@@ -140,17 +140,17 @@ def open_fast(tuning: Tuning, folder: Path, count: int, dim: int) -> Fast | None
 def choose(
     asked: str, target: float, vectors: Vectors, there: Mask | None, folder: Callable[[str], Path]
 ) -> tuple[Tuning, Path | None]:
-    """Choose how a segment is searched, and write what that takes.
+    """Choose how to search a segment, and write the files that this needs.
 
     Args:
         asked: auto, exact, int8, ivf or hnsw.
         target: recall@10.
         vectors: (n, d) float32, L2-normalised.
-        there: (n,) which of them can be answers; None is all.
-        folder: where to write, by kind.
+        there: (n,) mask of rows that can be answers; None allows all.
+        folder: returns the folder to write, by kind.
 
     Returns:
-        The choice, and the folder that was written; None for exact search.
+        The choice, and the folder written; None for exact search.
     """
     tuning = Tuning(asked, target, "exact", len(vectors))
     remarks: list[str] = []
@@ -160,7 +160,7 @@ def choose(
         return tuning, None
     for kind in _candidates(asked, target, remarks):
         place = folder(kind)
-        shutil.rmtree(place, ignore_errors=True)  # of a choice that was killed
+        shutil.rmtree(place, ignore_errors=True)  # left by a killed run
         found, remark = _try(replace(tuning, kind=kind), place, vectors, there)
         if found is not None:
             return replace(found, remark="; ".join(remarks)), place
@@ -170,7 +170,7 @@ def choose(
 
 
 def _candidates(asked: str, target: float, remarks: list[str]) -> Iterator[str]:
-    """What is tried, one after the other."""
+    """Yield the kinds to try, in order."""
     if asked != "auto":
         if asked == "int8" and not can_multiply():
             remarks.append("torch multiplies no int8 matrices on this machine")
@@ -190,7 +190,7 @@ def _candidates(asked: str, target: float, remarks: list[str]) -> Iterator[str]:
 def _try(
     tuning: Tuning, place: Path, vectors: Vectors, there: Mask | None
 ) -> tuple[Tuning | None, str]:
-    """Write and measure a kind of search: what was found, or why it is of no use."""
+    """Write and measure a search kind; return the result, or None and why it is of no use."""
     trial = _Trial(vectors, there)
     kind: Any = tuning.kind
     settings = None
@@ -222,7 +222,7 @@ def _try(
 
 
 def _cheapest(fast: ApproximateSegment, trial: _Trial, target: float) -> Settings | None:
-    """The least effort, then the fewest candidates, that reach the target."""
+    """Return the least effort, then the fewest candidates, that reach the target."""
 
     def reaches(effort: int, refine: int) -> bool:
         fast.settings = Settings(effort, refine)
@@ -238,7 +238,7 @@ def _cheapest(fast: ApproximateSegment, trial: _Trial, target: float) -> Setting
             refine *= 2
         else:
             return None
-    low = enough // 2  # is too little
+    low = enough // 2  # too small
     while enough - low > max(1, enough // 8):
         middle = (low + enough) // 2
         low, enough = (low, middle) if reaches(middle, refine) else (middle, enough)
@@ -247,7 +247,7 @@ def _cheapest(fast: ApproximateSegment, trial: _Trial, target: float) -> Setting
 
 
 class _Trial:
-    """Questions with known answers: vectors of the index, each left out of its own answers."""
+    """Queries with known answers: vectors of the index, each left out of its own answers."""
 
     def __init__(self, vectors: Vectors, there: Mask | None) -> None:
         self._vectors, self._there = vectors, there
@@ -272,7 +272,8 @@ class _Trial:
         return exact_search(queries, self._vectors, k, self._there) if found is None else found
 
     def recall(self, fast: Fast, k: int) -> tuple[float, float]:
-        """Mean recall@k, and its standard error. What is as near as the k-th nearest counts."""
+        """Return mean recall@k and its standard error; ties with the k-th nearest count as
+        found."""
         found = self._ask(fast, self._queries, k + 1)
         recalls = []
         for own, truth, one in zip(self._rows, self._truth, found, strict=True):
@@ -282,7 +283,7 @@ class _Trial:
         return float(np.mean(recalls)), float(np.std(recalls) / len(recalls) ** 0.5)
 
     def seconds(self, fast: Fast, together: int) -> tuple[float, float]:
-        """Medians of an exact and a fast search for a query of some at once, taken in turns."""
+        """Return median seconds per query of exact and fast search, measured alternately."""
         times: tuple[list[float], list[float]] = ([], [])
         for number in range(min(_TIMED, len(self._queries)) if together == 1 else _ROUNDS):
             query = self._queries[number : number + together]

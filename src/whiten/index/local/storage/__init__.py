@@ -1,4 +1,4 @@
-"""Storage kinds of an index: how the bytes of a stored vector become the vector that is searched.
+"""Storage kinds of an index: encode vectors in fewer bytes, search them, and measure the loss.
 
-Vectors enter; codes, and what these lose, leave. Nothing here knows where the codes are stored.
+Takes vectors; returns codes and what they lose. Independent of where the codes are stored.
 """

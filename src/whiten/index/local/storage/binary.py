@@ -1,4 +1,4 @@
-"""A codec that stores one bit per dimension: on which side of the mean an entry is."""
+"""A codec that stores one bit per dimension: the side of the mean that an entry is on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Binary(Codec):
 
     Args:
         mean: (dim,) float32.
-        step: (1,) float32, what a sign stands for, so that decoded embeddings are as far from the
-            mean as those of the sample are on average.
+        step: (1,) float32, magnitude of a sign, chosen so that decoded embeddings are on average as
+            far from the mean as those of the sample.
     """
 
     def __init__(self, mean: Vectors, step: Vectors) -> None:
@@ -33,7 +33,7 @@ class Binary(Codec):
     def fit(cls, sample: Vectors) -> Binary:
         mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
         length = np.linalg.norm(sample - mean, axis=1).mean(keepdims=True)
-        # Never so small that adding it to the mean is lost to rounding.
+        # Large enough not to vanish by rounding when added to the mean.
         step = np.maximum(length / np.sqrt(sample.shape[1]), 1e-6)
         return cls(mean, step.astype(np.float32))
 

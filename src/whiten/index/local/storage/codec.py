@@ -1,4 +1,4 @@
-"""The interface of all codecs: embeddings as rows of few bytes."""
+"""The interface of all codecs: embeddings as rows of a few bytes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from whiten.utils.arrays import Array, Vectors
 
 
 class Codec(Protocol):
-    """Stores embeddings of `dim` dimensions as rows of few bytes.
+    """Stores embeddings of `dim` dimensions as rows of a few bytes.
 
-    `queries(q) @ rows(codes).T` is the cosine between a query, which keeps its precision, and the
-    embedding that a code decodes to. Encoding what was decoded gives the same code again.
+    `queries(q) @ rows(codes).T` is the cosine between a query at full precision and the embedding
+    that a code decodes to. Encoding a decoded embedding gives the same code again.
 
     Attributes:
-        kind: as users write it, such as `pca:64`.
-        dim: of the embeddings.
+        kind: name as users write it, such as `pca:64`.
+        dim: embedding dimension.
         width: entries per code.
-        dtype: of these.
+        dtype: type of the entries.
     """
 
     kind: str
@@ -30,47 +30,47 @@ class Codec(Protocol):
     dtype: np.dtype[Any]
 
     def encode(self, vectors: Vectors) -> Array:
-        """(n, dim) float32, L2-normalised -> (n, width) codes."""
+        """Encode (n, dim) float32, L2-normalised -> (n, width) codes."""
 
     def decode(self, codes: Array) -> Vectors:
-        """(n, width) codes -> (n, dim) float32 embeddings, only nearly of length 1."""
+        """Decode (n, width) codes -> (n, dim) float32 embeddings, only approximately normalised."""
 
     def rows(self, codes: Array) -> Vectors:
-        """(n, width) codes -> (n, w) float32, to be multiplied with `queries`."""
+        """Convert (n, width) codes -> (n, w) float32, to multiply with `queries`."""
         decoded = self.decode(codes)
         return np.divide(decoded, _lengths(decoded)[:, None], out=decoded)
 
     def queries(self, vectors: Vectors) -> Vectors:
-        """(q, dim) float32, L2-normalised -> (q, w) float32."""
+        """Convert queries (q, dim) float32, L2-normalised -> (q, w) float32."""
         return vectors
 
     def state(self) -> dict[str, Array]:
-        """What was fitted, by name."""
+        """Return the fitted arrays by name."""
 
 
 def bytes_per_vector(codec: Codec) -> int:
-    """Return the bytes of a code."""
+    """Return the size of a code in bytes."""
     return codec.width * codec.dtype.itemsize
 
 
 def _lengths(rows: Vectors) -> Vectors:
-    """(n,) Euclidean lengths, a little above 0 where a row is 0."""
+    """Return (n,) Euclidean lengths, slightly above 0 for zero rows."""
     lengths: Vectors = np.sqrt(np.vecdot(rows, rows))
     return np.maximum(lengths, np.float32(1e-12))
 
 
 def offset_rows(parts: Vectors, along: Vectors, length: float, mean: Vectors) -> Vectors:
-    """Rows for codecs that decode to `parts @ axes + mean` with orthonormal or sign axes.
+    """Return rows for codecs that decode to `parts @ axes + mean`, with orthonormal or sign axes.
 
     Args:
         parts: (n, w) float32.
-        along: (w,) of the mean, in the coordinates of the parts.
-        length: what a squared part counts in the squared length of the decoded embedding.
+        along: (w,) the mean, in the coordinates of the parts.
+        length: weight of a squared part in the squared length of the decoded embedding.
 
     Returns:
         (n, w + 1) float32: the parts and 1, divided by the length of the decoded embedding.
     """
-    # Without BLAS: several threads decode at once, and its own would stand in their way.
+    # Without BLAS: several threads decode at once and would contend for its threads.
     squares = length * np.vecdot(parts, parts) + 2 * np.vecdot(parts, along) + np.vecdot(mean, mean)
     lengths = np.sqrt(np.maximum(squares, np.float32(1e-24)))
     out = np.empty((len(parts), parts.shape[1] + 1), np.float32)
@@ -85,7 +85,7 @@ def require_state(
     """Return the arrays of a codec's state, in the order of `shapes`.
 
     Raises:
-        StoreError: one is missing, of another shape or type, or not finite.
+        StoreError: an array is missing, not finite, or has another shape or type.
     """
     for name, shape in shapes.items():
         array = state.get(name)

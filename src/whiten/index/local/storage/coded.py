@@ -1,4 +1,4 @@
-"""Codes in a file, and arrays that decode the rows that are read from them."""
+"""Read codes from a file, and decode rows as they are accessed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from whiten.retrieval.exact import Mask, Nearest, scan
 from whiten.utils.arrays import Array, Vectors, normalize_rows
 from whiten.utils.memory import forget
 
-SAMPLE_ROWS = 50_000  # that a codec is fitted on, at most
+SAMPLE_ROWS = 50_000  # most rows that a codec is fitted on
 _SAMPLE_BYTES = 128 << 20
-_BLOCK = 8192  # rows that are encoded at once
+_BLOCK = 8192  # rows encoded at once
 
 
 @dataclass(frozen=True)
 class Coding:
-    """A fitted codec, and where each segment keeps its codes.
+    """A fitted codec, and the file in each segment that holds its codes.
 
     Attributes:
         file: name of a segment's file of codes.
-        keeps_vectors: whether the float32 vectors are stored beside the codes.
+        keeps_vectors: whether the float32 vectors are stored in addition to the codes.
     """
 
     codec: Codec
@@ -35,7 +35,7 @@ class Coding:
 
 
 class _View:
-    """Mapped codes that look like an array of float32 rows, decoded when they are read."""
+    """Mapped codes that look like an array of float32 rows, decoded on access."""
 
     def __init__(self, codes: Array, decode: Callable[[Array], Vectors]) -> None:
         self._codes, self._decode = codes, decode
@@ -49,17 +49,17 @@ class _View:
 
 
 def stored(codec: Codec, codes: Array) -> Vectors:
-    """(n, dim) as decoded: encoding these gives the same codes."""
+    """Return (n, dim) decoded vectors: encoding them gives the same codes."""
     return cast(Vectors, _View(codes, codec.decode))
 
 
 def unit(codec: Codec, codes: Array) -> Vectors:
-    """(n, dim) as decoded, L2-normalised."""
+    """Return (n, dim) decoded vectors, L2-normalised."""
     return cast(Vectors, _View(codes, lambda some: normalize_rows(codec.decode(some))))
 
 
 def searchable(codec: Codec, codes: Array) -> Vectors:
-    """(n, w) rows that are multiplied with `codec.queries`."""
+    """Return (n, w) rows to multiply with `codec.queries`."""
     return cast(Vectors, _View(codes, codec.rows))
 
 
@@ -71,7 +71,7 @@ def scan_codes(
     allowed: Mask | None,
     first: int = 0,
 ) -> None:
-    """Show the codes to (q, dim) queries; see `whiten.retrieval.exact.scan`."""
+    """Pass the codes to (q, dim) queries; see `whiten.retrieval.exact.scan`."""
     scan(codec.queries(queries), codes, nearest, allowed, first, codec.rows)
 
 
@@ -79,7 +79,7 @@ def map_codes(path: Path, codec: Codec, count: int) -> Array:
     """Map a file of codes.
 
     Raises:
-        OSError, ValueError: it is missing, or does not hold so many codes.
+        OSError, ValueError: the file is missing, or does not hold this number of codes.
     """
     if path.stat().st_size != count * codec.width * codec.dtype.itemsize:
         raise ValueError(f"{path.name} does not hold {count} codes")
@@ -89,7 +89,7 @@ def map_codes(path: Path, codec: Codec, count: int) -> Array:
 
 
 def write_codes(path: Path, codec: Codec, vectors: Vectors) -> None:
-    """Encode (n, dim) float32, perhaps a memory map, a block in memory at a time."""
+    """Encode (n, dim) float32, may be a memory map, one block at a time."""
     with path.open("wb") as file:
         for start in range(0, len(vectors), _BLOCK):
             part = vectors[start : start + _BLOCK]
@@ -100,7 +100,7 @@ def write_codes(path: Path, codec: Codec, vectors: Vectors) -> None:
 
 
 def sample_rows(vectors: Vectors) -> Vectors:
-    """Return rows to fit a codec on: all, or as many at random as fit into little memory."""
+    """Return rows to fit a codec on: all, or a random sample that fits into memory."""
     most = min(SAMPLE_ROWS, _SAMPLE_BYTES // (4 * vectors.shape[1]))
     if len(vectors) <= most:
         return np.array(vectors, np.float32)

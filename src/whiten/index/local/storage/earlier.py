@@ -1,4 +1,4 @@
-"""Folders of codes that `whiten compact` wrote up to version 0.1."""
+"""Refuse folders of codes that `whiten compact` wrote up to version 0.1."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from whiten.errors import DAMAGED, StoreError
 
 
 def refuse_earlier_codes(folder: Path) -> None:
-    """Say how to make codes of the earlier kind again.
+    """Refuse a folder of codes of the earlier kind, naming the remedy.
 
     Raises:
-        StoreError: the folder holds some.
+        StoreError: the folder holds such codes.
     """
     if not all((folder / name).is_file() for name in ("codes.npy", "names.parquet")):
         return

@@ -1,4 +1,4 @@
-"""The storage kinds by name: fit a codec, or open one that was fitted."""
+"""The storage kinds by name: fit a codec, or open a fitted one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from whiten.utils.arrays import Array, Vectors
 NAMES = ("float32", "float16", "int8", "binary", "pca:K", "pq:M")
 BASE = "float32"
 _KEPT = f"+{BASE}"
-_PARTS = (128, 64, 32, 16, 8, 4)  # bytes of product quantisation
+_PARTS = (128, 64, 32, 16, 8, 4)  # bytes per code of product quantisation
 
 
 def default_kinds(dim: int) -> list[str]:
@@ -26,7 +26,7 @@ def default_kinds(dim: int) -> list[str]:
 
 
 def parse_kind(kind: str) -> tuple[str, int]:
-    """`pca:64` -> (`pca`, 64); others have the number 0.
+    """Split `pca:64` into (`pca`, 64); kinds without a number have 0.
 
     Raises:
         ConfigError: there is no such kind.
@@ -40,7 +40,7 @@ def parse_kind(kind: str) -> tuple[str, int]:
 
 
 def parse_storage(storage: str) -> tuple[str, bool]:
-    """`int8+float32` -> (`int8`, True): codes are searched, and full vectors re-rank the answers.
+    """Split `int8+float32` into (`int8`, True): codes are searched, full vectors re-rank the hits.
 
     Raises:
         ConfigError: there is no such storage.
@@ -54,13 +54,13 @@ def parse_storage(storage: str) -> tuple[str, bool]:
 
 
 def check_storage(storage: str, dim: int | None = None) -> None:
-    """Refuse what cannot be had, before anything is computed.
+    """Refuse a storage that is unavailable, before anything is computed.
 
     Args:
-        dim: of the embeddings, once it is known.
+        dim: embedding dimension, once known.
 
     Raises:
-        ConfigError: there is no such storage, or none of this dimension.
+        ConfigError: there is no such storage, or not for this dimension.
         MissingExtraError: FAISS is needed, and not installed.
     """
     name, number = parse_kind(parse_storage(storage)[0])
@@ -82,7 +82,7 @@ def fit(kind: str, sample: Vectors) -> Codec:
         sample: (n, dim) float32, L2-normalised.
 
     Raises:
-        ConfigError: there is no such kind, or it cannot be had of this dimension or sample.
+        ConfigError: there is no such kind, or not for this dimension or sample.
         MissingExtraError: FAISS is not installed, for `pq`.
         WhiteningError: the sample spans fewer axes than asked.
     """
@@ -100,10 +100,10 @@ def fit(kind: str, sample: Vectors) -> Codec:
 
 
 def from_state(kind: str, dim: int, state: Mapping[str, Array]) -> Codec:
-    """Open a codec as it was fitted.
+    """Open a fitted codec.
 
     Raises:
-        ConfigError, StoreError: there is no such kind, or the state is not one of it.
+        ConfigError, StoreError: there is no such kind, or the state does not match it.
     """
     name, number = parse_kind(kind)
     if name == "pca":

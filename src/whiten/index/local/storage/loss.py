@@ -1,4 +1,5 @@
-"""The loss of a storage kind on the user's own images: mAP by groups, and neighbours."""
+"""Measure the loss of a storage kind on the user's images: mAP by groups, and nearest
+neighbours."""
 
 from __future__ import annotations
 
@@ -24,26 +25,26 @@ from whiten.retrieval.ranks import count_ranks
 from whiten.utils.arrays import Array, Indices, Vectors
 
 NEIGHBOURS = 10
-FEWEST = 3  # vectors that can tell anything
-_MEASURED_BY = 500  # queries, when an index is made
-_QUERIES = 256  # of one pass that ranks everything
+FEWEST = 3  # vectors below which nothing can be measured
+_MEASURED_BY = 500  # queries, when an index is built
+_QUERIES = 256  # per pass that ranks everything
 
 Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The bytes and the loss of one kind.
+    """Size and loss of one storage kind.
 
     Attributes:
-        kind: its name.
-        bytes: per vector.
-        map: mean average precision, 0 to 1; None where no groups are known, and where full vectors
-            re-rank the answers.
-        map_loss: mAP of float32 less that of this kind, the mean over queries, with the interval
-            of the difference of pairs; None likewise.
-        overlap: share of float32's exact 10 nearest that are among this kind's 10 nearest.
-        unavailable: why it could not be had; the others are then None.
+        kind: name of the kind.
+        bytes: bytes per vector.
+        map: mean average precision, 0 to 1; None without groups, and with re-ranking by full
+            vectors.
+        map_loss: mAP of float32 minus that of this kind, mean over queries, with the paired
+            confidence interval; None in the same cases.
+        overlap: fraction of float32's exact 10 nearest that are among this kind's 10 nearest.
+        unavailable: why the kind cannot be used; all other fields are then None.
     """
 
     kind: str
@@ -55,7 +56,7 @@ class Cost:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Cost:
-        """Raises KeyError, TypeError or ValueError for what was not written by this class."""
+        """Read the output of `to_json`; raises KeyError, TypeError or ValueError otherwise."""
 
         def figure(name: str) -> Figure | None:
             own = facts[name]
@@ -73,7 +74,7 @@ class Cost:
         )
 
     def line(self) -> str:
-        """For people."""
+        """Return a line for display."""
         parts = [f"storage: {self.kind}, {self.bytes:,} bytes per vector"]
         if self.overlap is not None:
             parts.append(f"same@{NEIGHBOURS} {interval(self.overlap)}")
@@ -83,19 +84,19 @@ class Cost:
 
 
 def interval(figure: Figure) -> str:
-    """A metric with its interval, `0.9960 [0.9941, 0.9978]`."""
+    """Format a metric with its interval, `0.9960 [0.9941, 0.9978]`."""
     value, low, high = (f"{round(x, 4) + 0.0:.4f}" for x in (figure.value, figure.low, figure.high))
     return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
 class Queries:
-    """The queries that every kind answers.
+    """The queries that every kind is measured with.
 
     Attributes:
         vectors: (q, dim) float32.
-        own: (q,) rows of the gallery that are the queries themselves; -1 where there is none.
-        task: who should find whom, in the order of the queries; None where no groups are known.
+        own: (q,) rows of the gallery that are the queries themselves; -1 if there is none.
+        task: relevant rows per query, in the order of the queries; None without groups.
     """
 
     vectors: Vectors
@@ -106,12 +107,12 @@ class Queries:
 def choose_queries(
     vectors: Vectors, items: Items, most: int, queries: tuple[Items, Vectors] | None = None
 ) -> Queries:
-    """Choose the queries: those with known groups if there are any, at most `most`, at random.
+    """Choose at most `most` random queries, from images with groups if there are any.
 
     Args:
         vectors: (n, dim) float32 of the gallery.
-        items: of the gallery's rows.
-        queries: other images, and their embeddings; by default images of the gallery.
+        items: the images of the gallery's rows.
+        queries: other images and their embeddings; by default images of the gallery.
     """
     who, searching = (items, vectors) if queries is None else queries
     grouped = np.flatnonzero(pc.is_valid(who.table()["group"]).to_numpy())
@@ -127,7 +128,7 @@ def choose_queries(
 
 
 def _without_themselves(task: Task, rows: Indices) -> tuple[Task, Indices]:
-    """The task without each query among its own positives, and the rows of its queries."""
+    """Return the task without each query among its own positives, and the rows of its queries."""
     positives = [own[own != row] for own, row in zip(task.positives, rows, strict=True)]
     kept = [number for number, own in enumerate(positives) if len(own)]
     if not kept:
@@ -145,11 +146,11 @@ def _some(rows: Indices, most: int) -> Indices:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one kind answers.
+    """Results of one kind.
 
     Attributes:
         found: (q, k) rows of the nearest neighbours.
-        aps: (q,) average precision of each query; None where no groups are known.
+        aps: (q,) average precision per query; None without groups.
     """
 
     found: Indices
@@ -157,11 +158,11 @@ class Answers:
 
 
 def answer(chosen: Queries, codec: Codec, codes: Array, vectors: Vectors | None) -> Answers:
-    """Search with a kind.
+    """Search with one kind.
 
     Args:
         codes: (n, width), may be a memory map.
-        vectors: (n, dim) float32 that re-rank the answers; None where none are kept.
+        vectors: (n, dim) float32 that re-rank the answers; None if none are kept.
     """
     k = min(NEIGHBOURS, len(codes) - 1)
     queries, gallery = codec.queries(chosen.vectors), searchable(codec, codes)
@@ -191,7 +192,7 @@ def _average_precisions(task: Task, queries: Vectors, gallery: Vectors) -> Score
 
 
 def cost(kind: str, codec: Codec, base: Answers, answers: Answers) -> Cost:
-    """Compare a kind's answers with those of float32."""
+    """Compare the results of a kind with those of float32."""
     pairs = zip(base.found, answers.found, strict=True)
     shared = np.array([len(np.intersect1d(*pair)) / len(pair[0]) for pair in pairs])
     mean = loss = None
@@ -203,17 +204,17 @@ def cost(kind: str, codec: Codec, base: Answers, answers: Answers) -> Cost:
 def measure(
     name: str, codec: Codec, codes: Array, vectors: Vectors, items: Items, kept: Vectors | None
 ) -> Cost | None:
-    """Measure what an index loses by its storage.
+    """Measure what an index loses by its storage kind.
 
     Args:
-        name: of the storage.
+        name: the storage kind.
         codes: (n, width).
         vectors: (n, dim) float32.
-        items: of the rows; their groups, if there are any, say what is right.
-        kept: the vectors that re-rank the answers; None where none are kept.
+        items: the images of the rows; their groups, if any, define relevance.
+        kept: vectors that re-rank the answers; None if none are kept.
 
     Returns:
-        None for fewer than 3 vectors, which tell nothing.
+        The cost; None for fewer than 3 vectors, with which nothing can be measured.
     """
     if len(vectors) < FEWEST:
         return None

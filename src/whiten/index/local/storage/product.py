@@ -1,7 +1,6 @@
-"""Product quantisation (Jégou et al., TPAMI 2011): a byte per part of the embedding.
+"""Product quantisation (Jégou et al., TPAMI 2011): one byte per part of the embedding.
 
-FAISS fits; the codebooks are plain arrays, so that codes are written, searched and decoded
-without it.
+FAISS fits; the codebooks are plain arrays, so that encoding, search and decoding need no FAISS.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from whiten.errors import ConfigError, MissingExtraError
 from whiten.index.local.storage.codec import Codec, require_state
 from whiten.utils.arrays import Array, Vectors
 
-CENTROIDS = 256  # per part: what a byte tells apart
+CENTROIDS = 256  # per part: as many as a byte can index
 
 
 class Product(Codec):
@@ -34,11 +33,12 @@ class Product(Codec):
 
     @classmethod
     def fit(cls, sample: Vectors, parts: int) -> Product:
-        """Fit with FAISS.
+        """Fit the codebooks with FAISS.
 
         Raises:
-            MissingExtraError: it is not installed.
-            ConfigError: fewer vectors than centroids, or parts of unequal length.
+            MissingExtraError: FAISS is not installed.
+            ConfigError: there are fewer vectors than centroids, or the parts would differ in
+                length.
         """
         faiss = open_faiss()
         dim = sample.shape[1]
@@ -48,7 +48,7 @@ class Product(Codec):
                 f"pq:{parts} needs {CENTROIDS} different vectors at least, there are {len(sample)}"
             )
         quantizer = faiss.ProductQuantizer(dim, parts, 8)
-        # It would print a warning below 39 samples a centroid; the measured loss says more.
+        # FAISS would warn below 39 samples per centroid; the measured loss says more.
         quantizer.cp.min_points_per_centroid = 1
         quantizer.train(np.ascontiguousarray(sample))
         centroids = faiss.vector_to_array(quantizer.centroids)
@@ -65,13 +65,13 @@ class Product(Codec):
         length = self.codebooks.shape[2]
         for part, book in enumerate(self.codebooks):
             own = vectors[:, part * length : (part + 1) * length]
-            # The nearest one: |x - c|² less |x|², which all have.
+            # The nearest one: |x - c|² less |x|², which is the same for all c.
             codes[:, part] = ((book**2).sum(axis=1) - 2 * (own @ book.T)).argmin(axis=1)
         return codes
 
     def decode(self, codes: Array) -> Vectors:
         _, count, length = self.codebooks.shape
-        rows = codes + count * np.arange(self.width)  # of all codebooks, one after the other
+        rows = codes + count * np.arange(self.width)  # into the concatenated codebooks
         found: Vectors = np.take(self.codebooks.reshape(-1, length), rows, axis=0)
         return found.reshape(len(codes), self.dim)
 

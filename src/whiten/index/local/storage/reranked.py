@@ -1,4 +1,4 @@
-"""Search of codes whose answers are compared by their full vectors."""
+"""Search codes and re-rank the hits by their full vectors."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from whiten.index.local.storage.coded import scan_codes
 from whiten.retrieval.exact import QUERIES, Mask, Nearest
 from whiten.utils.arrays import Array, Vectors
 
-REFINE = 10  # candidates per answer that are compared by their vectors
+REFINE = 10  # candidates per answer to rescore by their vectors
 
 
 class Reranked:
-    """Scans the codes of a segment for candidates, and compares these by their vectors.
+    """Scans the codes of a segment for candidates, and rescores these by their vectors.
 
-    Scores are exact; only an answer may be missing.
+    Scores are exact; only recall is approximate.
     """
 
     def __init__(self, codec: Codec, codes: Array) -> None:
         self._codec, self._codes = codec, codes
 
     def search(self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None) -> Found:
-        """For each (d,) query k rows and similarities, best first; see `Fast`."""
+        """Return k rows and similarities per (d,) query, best first; see `Fast`."""
         found: Found = []
         for start in range(0, len(queries), QUERIES):
             some = queries[start : start + QUERIES]

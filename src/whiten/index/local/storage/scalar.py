@@ -34,7 +34,7 @@ class Float(Codec):
 class Int8(Codec):
     """Stores int8 entries, -127 to 127 times a scale per dimension.
 
-    Entries beyond the largest one of the sample that the scales were fitted on are clipped.
+    Entries beyond the largest one in the sample that the scales were fitted on are clipped.
 
     Args:
         scale: (dim,) float32.

@@ -1,4 +1,4 @@
-"""The storage of one index as its manifest notes it, and its codec's file."""
+"""The storage of an index as recorded in its manifest, and the file of its codec."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from whiten.utils.files import load_sealed, save_sealed
 
 @dataclass(frozen=True)
 class Storage:
-    """How the vectors of an index are stored.
+    """Storage of an index's vectors.
 
     Attributes:
         name: float32, or a kind of `whiten.index.local.storage.kinds`, perhaps with `+float32`.
         codec: file of the fitted codec; "" for float32.
-        loss: what was measured when the codec was fitted; None where there was too little.
+        loss: cost measured when the codec was fitted; None if there were too few vectors.
     """
 
     name: str = BASE
@@ -32,7 +32,7 @@ class Storage:
 
     @property
     def has_vectors(self) -> bool:
-        """Whether the float32 vectors are there."""
+        """Return whether the float32 vectors are stored."""
         return self.name == BASE or parse_storage(self.name)[1]
 
     @property
@@ -45,7 +45,8 @@ class Storage:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Storage:
-        """Raises KeyError, TypeError, ValueError or ConfigError for other facts."""
+        """Read the state; raises KeyError, TypeError, ValueError or ConfigError if it is
+        invalid."""
         parse_storage(facts["name"])
         loss = facts["loss"]
         return cls(
@@ -56,7 +57,7 @@ class Storage:
         """Open the codec; None for float32.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: the codec is damaged.
         """
         if not self.codec:
             return None
@@ -73,7 +74,7 @@ class Storage:
 
 
 def save_codec(path: Path, codec: Codec) -> None:
-    """Write a fitted codec; it is on the disk when this returns."""
+    """Write a fitted codec; it is on disk when this returns."""
     save_sealed(path, codec.state(), {"kind": codec.kind, "dim": codec.dim})
     with path.open("rb") as file:
         os.fsync(file.fileno())

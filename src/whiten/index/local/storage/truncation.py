@@ -14,7 +14,7 @@ from whiten.whitening.whitener import Whitener
 
 
 class Truncation(Codec):
-    """Centres, and keeps the coordinates along the k strongest principal axes.
+    """Centres vectors and keeps the coordinates along the k strongest principal axes.
 
     Args:
         mean: (dim,) float32.
@@ -30,7 +30,7 @@ class Truncation(Codec):
 
     @classmethod
     def fit(cls, sample: Vectors, k: int) -> Truncation:
-        """Raises WhiteningError where the sample spans fewer than k axes."""
+        """Fit to a sample; raises WhiteningError if it spans fewer than k axes."""
         whitener = Whitener(k, shrinkage=math.inf).fit(sample)
         assert whitener.mean_ is not None
         return cls(*(array.astype(np.float32) for array in (whitener.mean_, whitener.projection_)))
