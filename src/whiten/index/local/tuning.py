@@ -272,8 +272,7 @@ class _Trial:
         return exact_search(queries, self._vectors, k, self._there) if found is None else found
 
     def recall(self, fast: Fast, k: int) -> tuple[float, float]:
-        """Return mean recall@k and its standard error; ties with the k-th nearest count as
-        found."""
+        """Return mean recall@k and its standard error; ties with the k-th nearest count."""
         found = self._ask(fast, self._queries, k + 1)
         recalls = []
         for own, truth, one in zip(self._rows, self._truth, found, strict=True):

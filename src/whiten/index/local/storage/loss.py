@@ -1,5 +1,4 @@
-"""Measure the loss of a storage kind on the user's images: mAP by groups, and nearest
-neighbours."""
+"""Measure the loss of a storage kind on the user's images: mAP by groups, and neighbours."""
 
 from __future__ import annotations
 

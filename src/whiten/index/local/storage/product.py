@@ -37,8 +37,7 @@ class Product(Codec):
 
         Raises:
             MissingExtraError: FAISS is not installed.
-            ConfigError: there are fewer vectors than centroids, or the parts would differ in
-                length.
+            ConfigError: there are fewer vectors than centroids, or parts of unequal length.
         """
         faiss = open_faiss()
         dim = sample.shape[1]

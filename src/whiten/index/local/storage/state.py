@@ -45,8 +45,7 @@ class Storage:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Storage:
-        """Read the state; raises KeyError, TypeError, ValueError or ConfigError if it is
-        invalid."""
+        """Read the state; raises KeyError, TypeError, ValueError or ConfigError otherwise."""
         parse_storage(facts["name"])
         loss = facts["loss"]
         return cls(
