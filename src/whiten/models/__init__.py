@@ -1,4 +1,4 @@
-"""Everything that embeds: teachers by URI, students, exported students, released networks.
+"""Every model that embeds: teachers by URI, students, exported students, released networks.
 
-A URI or a folder enters; a `Teacher` leaves, which maps pixels to L2-normalised embeddings.
+Takes a URI or a folder; returns a `Teacher`, which maps pixels to L2-normalised embeddings.
 """

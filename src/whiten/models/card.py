@@ -1,4 +1,4 @@
-"""The model card: the README beside a student's weights."""
+"""The model card: the README stored with a student's weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from whiten.models.student import StudentConfig
 
 
 def model_card(config: StudentConfig) -> str:
-    """Markdown that says what the student is, where it comes from and how to use it."""
+    """Return Markdown with the student's properties, origin and use."""
     teachers = "\n".join(
         f"| `{t['uri']}` | {t['licence']} | `{t['fingerprint'][:12]}` |" for t in config.teachers
     )

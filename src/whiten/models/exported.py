@@ -1,8 +1,8 @@
-"""An exported student: a folder that embeds images without torch.
+"""Open an exported student: a folder that embeds images without torch.
 
-`Exported` needs NumPy, Pillow and the runtime of its format (ONNX Runtime or OpenVINO) and nothing
-else. The command line opens the same folders as `onnx:FOLDER` and `openvino:FOLDER`, and gets the
-same embeddings.
+`Exported` needs only NumPy, Pillow and the runtime of its format (ONNX Runtime or OpenVINO). The
+command line opens the same folders as `onnx:FOLDER` and `openvino:FOLDER`, with the same
+embeddings.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from whiten.views.rendering import Preprocess
 
 FORMAT = 1
 MANIFEST = "export.json"
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}  # of the file to open
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # the most exact one first
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}  # suffix of the file to open
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # most exact first
 
 Input = Literal["normalised", "pixels"]
 
@@ -43,11 +43,11 @@ class Variant:
     Attributes:
         format: onnx, openvino or torchscript.
         precision: fp32, fp16, bf16 or int8.
-        files: their names, and a hash of each one's content.
-        bytes: their size together.
-        parity: how its embeddings compare with torch's.
-        speed: images a second on the machine that exported it, by batch size, and the gain.
-        remarks: what a user should know.
+        files: file names, with a hash of each file's content.
+        bytes: total size.
+        parity: agreement of its embeddings with torch's.
+        speed: images per second on the exporting machine, by batch size, and the speed-up.
+        remarks: notes for the user.
     """
 
     format: str
@@ -61,22 +61,23 @@ class Variant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `export.json` says.
+    """Contents of `export.json`.
 
     Attributes:
-        name: of the student.
-        dim: of its embedding.
-        preprocess: of its input.
-        input: what the graphs take: `normalised` (n, 3, h, w) float32, or `pixels`,
-            (n, h, w, 3) uint8 RGB, where normalisation is folded into them.
-        licence: of the student.
+        name: name of the student.
+        dim: embedding dimension.
+        preprocess: preprocessing of the input.
+        input: input of the graphs: `normalised`, (n, 3, h, w) float32, or `pixels`, (n, h, w, 3)
+            uint8 RGB, with normalisation folded into the graph.
+        licence: licence of the student.
         params: number of parameters.
-        source_fingerprint: of the student in torch, as stores of its embeddings hold it.
-        variants: what was exported.
-        gallery: fingerprint of the encoder that the student in torch is; what it embedded fp32,
-            being as good as equal, can search too.
-        compatible_with: of the encoder of a gallery that the student was distilled to search.
-        measured: on which images and which machine, and torch's own figures.
+        source_fingerprint: fingerprint of the student in torch, as recorded in stores of its
+            embeddings.
+        variants: the exported variants.
+        gallery: fingerprint of the encoder of the student in torch; fp32 can search what that has
+            embedded, being numerically equivalent.
+        compatible_with: fingerprint of the gallery encoder that the student was distilled to query.
+        measured: the images and the machine of the measurements, and torch's own metrics.
     """
 
     name: str
@@ -96,19 +97,18 @@ class Exported:
     """An exported student, open for embedding.
 
     Args:
-        folder: that `whiten export` wrote.
-        format: onnx, openvino or torchscript; by default the first that is in the folder.
-        precision: fp32, bf16, fp16 or int8; by default the most exact that is there.
+        folder: folder that `whiten export` wrote.
+        format: onnx, openvino or torchscript; by default the first one in the folder.
+        precision: fp32, bf16, fp16 or int8; by default the most exact one in the folder.
 
     Attributes:
-        manifest: what the folder says of itself.
-        variant: what was opened of it.
-        dim: of the embedding.
-        teacher: the same as a model for the rest of the library.
+        manifest: contents of `export.json`.
+        variant: the opened variant.
+        dim: embedding dimension.
+        teacher: the variant as a model for the rest of the library.
 
     Raises:
-        TeacherError: the folder is damaged, foreign, or of a later format, or holds no such
-            variant.
+        TeacherError: the folder is damaged, foreign, of a later format, or lacks the variant.
         MissingExtraError: the format's runtime is not installed.
     """
 
@@ -126,7 +126,7 @@ class Exported:
         self.teacher = open_variant(root, self.manifest, self.variant)
 
     def fingerprint(self) -> str:
-        """Changes when the exported file or the preprocessing changes."""
+        """Fingerprint; changes when the exported file or the preprocessing changes."""
         return self.teacher.fingerprint()
 
     def embed(self, images: Sequence[Embeddable] | Embeddable) -> npt.NDArray[np.float32]:
@@ -145,7 +145,7 @@ def read_manifest(root: Path) -> Manifest:
     """Read and check `export.json`.
 
     Raises:
-        TeacherError: it is missing, damaged, or of a later format.
+        TeacherError: the file is missing, damaged, or of a later format.
     """
     try:
         facts = json.loads((root / MANIFEST).read_text("utf-8"))
@@ -181,7 +181,7 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """What `read_manifest` reads."""
+    """Return the text of `export.json`, see `read_manifest`."""
     facts = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(manifest)}))
     return json.dumps(facts | {"checksum": fingerprint(facts)}, indent=2, sort_keys=True) + "\n"
 
@@ -189,10 +189,10 @@ def manifest_text(manifest: Manifest) -> str:
 def choose_variant(
     manifest: Manifest, root: Path, wanted_format: str | None, precision: str | None
 ) -> Variant:
-    """Choose the wanted variant; by default the most exact of the first format.
+    """Choose the requested variant; by default the most exact one of the first format.
 
     Raises:
-        TeacherError: there is none; the message lists those that are there.
+        TeacherError: there is none; the message lists the available ones.
     """
     for name, value, known in (
         ("format", wanted_format, tuple(RUNTIMES)),
@@ -214,7 +214,7 @@ def choose_variant(
 
 
 def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = "") -> Teacher:
-    """The variant as a model, after its files were checked.
+    """Open a variant as a model, after checking its files.
 
     Raises:
         TeacherError: a file is missing or damaged, or the runtime refuses it.
@@ -232,7 +232,7 @@ def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = ""
         run = RUNTIMES[variant.format](file, variant.precision)
     except WhitenError:
         raise
-    except Exception as error:  # runtimes raise what they like
+    except Exception as error:  # runtimes raise anything
         raise TeacherError(
             f"{file} cannot be opened ({one_line(error)}): upgrade its runtime, or export it again"
         ) from error
@@ -268,11 +268,11 @@ def _run(run: Run, name: str, inputs: Arrays) -> Arrays:
 
 
 def list_names() -> list[str]:
-    return []  # folders are the user's own
+    return []  # the user's own folders cannot be listed
 
 
 def open_uri(uri: TeacherURI) -> Teacher:
-    """`onnx:FOLDER`, `openvino:FOLDER` and `torchscript:FOLDER`, with `?precision=`; `onnx:FILE`.
+    """Open `onnx:`, `openvino:` or `torchscript:FOLDER`, with `?precision=`; or `onnx:FILE`.
 
     Raises:
         TeacherError: see `Exported`.

@@ -1,4 +1,4 @@
-"""What may be handed to a model as images, and how the model is shown them: whole, in batches."""
+"""Read the images that a model is given, and pass them to it whole, in batches."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from whiten.views.plan import ViewPlan
 from whiten.views.rendering import Preprocess, View, render, render_bytes
 
 Embeddable = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
-"""A file's path or content, a PIL image, or an (h, w, 3) uint8 RGB array."""
+"""Path or content of a file, a PIL image, or an (h, w, 3) uint8 RGB array."""
 
-_BATCH = 16  # images per pass on a CPU
+_BATCH = 16  # images per batch on a CPU
 
 
 def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
-    """One image as a list of one; an (n, h, w, 3) array as n images."""
+    """Return a single image as a list of one; an (n, h, w, 3) array counts as n images."""
     if isinstance(images, str | os.PathLike | bytes | Image.Image):
         return [images]
     if isinstance(images, np.ndarray):
@@ -42,17 +42,17 @@ def embed_inputs(
 ) -> npt.NDArray[np.float32]:
     """Embed images: (n, dim) float32, L2-normalised.
 
-    Threads decode the next images while the model is at work.
+    Threads decode the next images while the model computes.
 
     Args:
-        batch_size: images per pass through the model; by default 16 on a CPU and 128 elsewhere.
+        batch_size: images per batch; by default 16 on a CPU and 128 elsewhere.
         progress: called with (done, total) after every batch.
 
     Raises:
         ImageError: an image cannot be read; the message names it.
     """
     look = partial(show, preprocess=teacher.preprocess)
-    # A single query is answered sooner without a thread.
+    # A single query is faster without a thread.
     size = batch_size or (_BATCH if teacher.device_type == "cpu" else 8 * _BATCH)
     shown = ordered_map(look, images, ahead=2 * size) if len(images) > 1 else map(look, images)
     out = np.empty((len(images), teacher.dim), np.float32)
@@ -64,10 +64,10 @@ def embed_inputs(
 
 
 def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
-    """The whole image as a model sees it: (h, w, 3) uint8 RGB, not normalised.
+    """Render the whole image as model input: (h, w, 3) uint8 RGB, not normalised.
 
     Raises:
-        ImageError: it cannot be read; the message names it.
+        ImageError: the image cannot be read; the message names it.
     """
     if isinstance(image, Image.Image):
         return render(upright_rgb(image), View(), preprocess)
@@ -80,7 +80,7 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     if isinstance(image, bytes):
         return render_bytes(image, ViewPlan(), "", 0, preprocess)
     path = os.fspath(image)
-    try:  # as a store's images are rendered, so that a query equals its copy in a gallery
+    try:  # rendered as for a store, so that a query equals its copy in a gallery
         return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)
     except ImageError as error:
         raise ImageError(f"cannot read {path}: {error}") from error

@@ -1,4 +1,4 @@
-"""What `whiten teachers` shows."""
+"""List and describe teachers for `whiten teachers`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from whiten.errors import ConfigError
 from whiten.models.registry import SOURCES, open_teacher
 
-# Sources with names of their own, and the module without which they have none.
+# Sources with model names, and the module that they need.
 LISTED = {
     "demo": "timm",
     "timm": "timm",
@@ -21,7 +21,7 @@ LISTED = {
 
 
 def list_teachers(pattern: str = "") -> list[str]:
-    """URIs that contain the pattern, or match it as a glob; without one, the demo's own."""
+    """Return URIs that contain the pattern or match it as a glob; without one, the demo models."""
     if not pattern:
         return _names("demo")
     glob = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
@@ -35,13 +35,13 @@ def list_teachers(pattern: str = "") -> list[str]:
 
 
 def names_one(pattern: str, found: list[str]) -> bool:
-    """Whether a pattern is one model's URI rather than a search for several.
+    """Return whether a pattern is the URI of one model rather than a search.
 
     Args:
-        found: what `list_teachers` found for it.
+        found: the result of `list_teachers` for it.
 
     Raises:
-        ConfigError: nothing was found, and it is no URI either.
+        ConfigError: nothing was found, and the pattern is no URI either.
     """
     if pattern in found:
         return True
@@ -51,7 +51,7 @@ def names_one(pattern: str, found: list[str]) -> bool:
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """Open a teacher and say what it is: facts by name, JSON-serialisable."""
+    """Open a teacher and return its properties by name, JSON-serialisable."""
     teacher = open_teacher(uri)
     p = teacher.preprocess
     return {

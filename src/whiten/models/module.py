@@ -1,4 +1,4 @@
-"""A student as a `torch.nn.Module`: from pixels to embeddings, to be plugged in anywhere."""
+"""A student as a `torch.nn.Module` that maps pixels to embeddings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from whiten.views.rendering import View, render
 
 
 class StudentModule(nn.Module):
-    """Pixels in, L2-normalised embeddings out; differentiable, and trainable if you wish.
+    """Maps pixels to L2-normalised embeddings; differentiable and trainable.
 
     Attributes:
-        config: of the student: architecture, dim, preprocessing, teachers, licences.
-        dim: of the embedding.
+        config: properties of the student: architecture, dim, preprocessing, teachers, licences.
+        dim: embedding dimension.
     """
 
     mean: Tensor
@@ -34,15 +34,15 @@ class StudentModule(nn.Module):
         self.config = config
         self.dim = config.dim
         values = config.preprocess
-        scale = values.white  # mean and std are those of pixels in 0..white
+        scale = values.white  # mean and std refer to pixels in 0..white
         for name, value in (("mean", values.mean), ("std", values.std)):
             self.register_buffer(name, torch.tensor(value).view(3, 1, 1) / scale, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed.
+        """Embed images.
 
         Args:
-            images: (n, 3, h, w) RGB, float in 0..1 or uint8, of the size that `transform` gives;
+            images: (n, 3, h, w) RGB, float in 0..1 or uint8, of the size that `transform` returns;
                 convolutional students take other sizes too.
 
         Returns:
@@ -55,7 +55,7 @@ class StudentModule(nn.Module):
         return F.normalize(self.net((images - self.mean) / self.std), dim=1)
 
     def transform(self, image: Image.Image) -> Tensor:
-        """A picture as the student expects it: (3, h, w) float in 0..1, cut and resized."""
+        """Convert an image to the student's input: (3, h, w) float in 0..1, cropped and resized."""
         pixels = render(upright_rgb(image), View(), self.config.preprocess)
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
@@ -64,11 +64,11 @@ def load_module(student: str | os.PathLike[str]) -> StudentModule:
     """Open a student as a module, in evaluation mode.
 
     Args:
-        student: its folder, or that of the run that made it.
+        student: folder of the student, or of the run that made it.
 
     Raises:
-        TeacherError: no student is there, or it is damaged.
-        ConfigError: its input is not (n, 3, h, w).
+        TeacherError: there is no student, or it is damaged.
+        ConfigError: the student's input is not (n, 3, h, w).
     """
     folder = Path(os.fspath(student).removeprefix("whiten:"))
     inner = folder / "student"

@@ -1,8 +1,8 @@
-"""A model that sees images of any size, at one scale or several.
+"""Embed images of any size, at one or several scales.
 
 As published for landmarks (Radenović et al., TPAMI 2019; Ma et al., AAAI 2024): the normalised
-input is resized by bilinear interpolation, the embeddings of all scales are L2-normalised, whitened
-and normalised again where there is a whitening, averaged, and normalised.
+input is resized by bilinear interpolation; the embedding of each scale is L2-normalised and, with a
+whitening, whitened and normalised again; then all are averaged and normalised.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from whiten.whitening.whitener import Whitener
 
 SINGLE = (1.0,)
 MULTI = (1.0, 2**-0.5, 0.5)
-_PROBES = ((97, 67), (67, 97))  # heights and widths that are multiples of no patch
+_PROBES = ((97, 67), (67, 97))  # heights and widths that no patch size divides
 
 
 def see_own_size(
     teacher: Teacher, *, scales: Sequence[float] = SINGLE, whitener: Whitener | None = None
 ) -> Teacher:
-    """The teacher for images of any size.
+    """Return the teacher for images of any size.
 
     Args:
-        teacher: a network that takes any size, as convolutional ones do.
-        scales: factors of the size.
-        whitener: applied at each scale, to L2-normalised embeddings.
+        teacher: a network that takes any input size, as convolutional ones do.
+        scales: resize factors.
+        whitener: applied at each scale to L2-normalised embeddings.
 
     Returns:
-        A teacher whose fingerprint also depends on scales and whitening.
+        A teacher whose fingerprint includes scales and whitening.
 
     Raises:
-        TeacherError: it takes no other size than its own.
+        TeacherError: the network takes only its own input size.
         WhiteningError: the whitening was fitted on another model.
     """
     if teacher.preprocess.layout != "nchw" or teacher.takes_pixels:
@@ -50,7 +50,7 @@ def see_own_size(
     readout = f"{teacher.readout};scales={','.join(f'{scale:.6g}' for scale in scales)}"
     if whitener is not None:
         readout += f";whitening={whitener.fingerprint()}"
-    # A `Teacher` of torch, whatever the given one computes with: scales are resized by torch.
+    # A torch `Teacher`, whatever the given one computes with: torch resizes the scales.
     facts = {entry.name: getattr(teacher, entry.name) for entry in dataclasses.fields(Teacher)}
     facts["forward"] = partial(_describe, teacher, tuple(scales), whitener)
     facts["dim"] = teacher.dim if whitener is None else len(whitener.projection_)
@@ -66,7 +66,7 @@ def _describe(
     whitener: Whitener | None,
     images: Tensor,
 ) -> Tensor:
-    """(n, 3, h, w) normalised input -> (n, d) sum over scales, which the caller normalises."""
+    """Embed (n, 3, h, w) normalised input -> (n, d) sum over scales; the caller normalises."""
 
     def at(scale: float) -> Tensor:
         resized = images if scale == 1 else _resize(images, scale)
@@ -83,7 +83,7 @@ def _forward(teacher: Teacher, images: Tensor) -> Tensor:
         return teacher.forward_tensor(images)
     except WhitenError:
         raise
-    except Exception as error:  # networks refuse a size in many ways
+    except Exception as error:  # networks raise anything for a wrong size
         height, width = images.shape[2:]
         raise TeacherError(
             f"{teacher.uri} does not take {height}x{width} pixels ({first_line(error)}): images at "

@@ -1,7 +1,7 @@
-"""What the authors of Whiten-MTD released: whitenings and students, read as they published them.
+"""Read the whitenings and students that the authors of Whiten-MTD released.
 
 Their PCA-whitening files hold the state of a module (`dim1`, `dim2`, `whit`, `d`, `v`, `n_0`,
-`mean`, `dvt`), their students are training checkpoints of a ResNet-18 or -34 with GeM pooling, L2
+`mean`, `dvt`); their students are training checkpoints of a ResNet-18 or -34 with GeM pooling, L2
 normalisation and a linear projection, under `module.base_encoder.`. Both are linked from
 https://github.com/Maryeon/whiten_mtd, which states no licence for them.
 """
@@ -32,7 +32,7 @@ _WHITENING_KEYS = {"dim1", "dim2", "whit", "d", "v", "n_0", "mean", "dvt"}
 _STUDENT_PREFIX = "module.base_encoder."
 _FEATURES = 512  # of both architectures
 
-# How the names of the released students begin, and the teachers that the README names for them.
+# Prefixes of the released students' file names, with their teachers according to the README.
 _RELEASES = {
     "rg_rag_rs_": ("resnet101_gem", "resnet101_ap_gem", "resnet101_solar"),
     "ro_re_": ("resnet101_dolg", "resnet101_delg"),
@@ -45,14 +45,15 @@ _VIDEO_RELEASE = "mc_bt_"
 
 
 def read_published_whitening(path: str | os.PathLike[str]) -> Whitener:
-    """One of the authors' PCA-whitening files; its transform is `dvt @ (x - mean)`.
+    """Read one of the authors' PCA-whitening files; its transform is `dvt @ (x - mean)`.
 
-    They whiten L2-normalised embeddings, and take eigenvalues below 1e-5 of the largest as that
-    much, which is in `dvt` already. How many samples it was fitted on is not in the file.
+    They whiten L2-normalised embeddings and raise eigenvalues to at least 1e-5 of the largest,
+    which
+    `dvt` already includes. The file does not record the number of samples.
 
     Raises:
         TeacherError: the file is missing, damaged, or holds more than tensors.
-        WhiteningError: it is no such file; names the keys that are missing, unknown or misshapen.
+        WhiteningError: the file is no such whitening; names missing, unknown or misshapen keys.
     """
     return _whitening(read_torch_file(os.fspath(path)), os.fspath(path))
 
@@ -81,7 +82,7 @@ def _whitening(state: Any, path: str) -> Whitener:
 
 
 def _check_whitening(state: dict[str, Any], path: str) -> npt.NDArray[np.float64]:
-    """The projection, after a look at everything in the file."""
+    """Return the projection, after checking everything in the file."""
     tensors = take_tensors({"whitening": state}, "whitening", path)
     dims = [tensors.get(key, torch.zeros(0)) for key in ("dim1", "dim2")]
     source, dim = (int(t) if t.numel() == 1 else 0 for t in dims)
@@ -113,20 +114,20 @@ def _is_whitening(loaded: Any) -> bool:
 def read_published_student(
     path: str | os.PathLike[str], *, p: float | None = None, size: int | None = None
 ) -> tuple[StudentNet, StudentConfig]:
-    """One of the authors' students; ResNet-18 or -34 is found from its keys.
+    """Read one of the authors' students; the keys tell ResNet-18 from -34.
 
-    Tensors of the training module that are outside of `module.base_encoder.` are left out, as the
-    authors' evaluation does.
+    Tensors of the training module outside `module.base_encoder.` are ignored, as in the authors'
+    evaluation.
 
     Args:
         p: power of the GeM pooling, which the file does not hold. The authors use 3 for landmarks
-            and 1, the average, for videos; by default 1 for a file named mc_bt_…, as the video
+            and 1, the average, for videos; the default is 1 for files named mc_bt_…, as the video
             students are, and 3 for others.
         size: input side in pixels; by default 512, or 224 with p=1.
 
     Raises:
-        ConfigError: p or size make no sense.
-        TeacherError: it is no such file; names the keys that are missing, unknown or misshapen.
+        ConfigError: p or size is invalid.
+        TeacherError: the file is no such student; names missing, unknown or misshapen keys.
     """
     return _student(read_torch_file(os.fspath(path)), os.fspath(path), p, size)
 
@@ -162,7 +163,7 @@ def _student(
         architecture=architecture,
         pool="avg" if power == 1 else "gem-fixed",
         dim=dim,
-        # As the videos are cut for the authors' evaluation; landmarks are taken whole.
+        # The authors crop videos for evaluation; landmarks are used whole.
         preprocess=Preprocess(
             size=(side, side),
             interpolation="bilinear",
@@ -182,7 +183,7 @@ def _student(
 
 
 def _teachers(name: str) -> list[dict[str, str]]:
-    """The teachers of a released student, as far as its file's name says."""
+    """Return the teachers of a released student, as far as its file name tells."""
     found = [teachers for start, teachers in _RELEASES.items() if name.startswith(start)]
     return [
         {"uri": f"paper:{teacher}", "fingerprint": "unknown", "licence": PUBLISHED[teacher].licence}
@@ -207,13 +208,13 @@ def _history(checkpoint: dict[str, Any], name: str, power: float) -> dict[str, A
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion wrote.
+    """Result of a conversion.
 
     Attributes:
         kind: whitening or student.
-        out: the whitener's file, or the student's folder.
-        dim: of the whitened or the student's embeddings.
-        source: dimension that the whitening takes, or the student's architecture.
+        out: file of the whitener, or folder of the student.
+        dim: dimension of the whitened or the student's embeddings.
+        source: input dimension of the whitening, or architecture of the student.
     """
 
     kind: Literal["whitening", "student"]
@@ -229,12 +230,12 @@ def convert(
     p: float | None = None,
     size: int | None = None,
 ) -> Converted:
-    """Write a released file as a `Whitener` file, or as a folder that `whiten.load` opens.
+    """Convert a released file into a `Whitener` file, or into a folder that `whiten.load` opens.
 
     Args:
-        file: a whitening or a student of the authors; which of the two is found from its keys.
+        file: a whitening or a student of the authors; its keys tell which.
         out: the file or folder to write; it must not exist.
-        p, size: of a student, see `read_published_student`.
+        p, size: for a student, see `read_published_student`.
 
     Raises:
         ConfigError: `out` exists, or p or size are given for a whitening.

@@ -1,4 +1,4 @@
-"""From a URI to a model."""
+"""Open a model by its URI."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from whiten.models.stored_model import Model, require_network
 from whiten.models.teacher import Teacher
 from whiten.models.uri import TeacherURI, parse_uri
 
-# Each source is imported when it is needed, for it pulls in a heavy library. Its `open_uri` takes
-# the parsed URI.
+# Sources are imported on demand, because each needs a heavy library. Their `open_uri` takes the
+# parsed URI.
 SOURCES = {
     "demo": "whiten.models.sources.demo_weights",
     "timm": "whiten.models.sources.timm_models",
@@ -31,7 +31,7 @@ def open_teacher(uri: str | TeacherURI) -> Model:
     """Load the model that a URI names; see `whiten.models.uri.SCHEMES`.
 
     Raises:
-        ConfigError: the URI is wrong; the message lists the nearest right ones.
+        ConfigError: the URI is invalid; the message lists the nearest valid ones.
         TeacherError: the model or its weights cannot be loaded.
         MissingExtraError: its library is not installed.
     """
@@ -57,6 +57,6 @@ def open_network(uri: str | TeacherURI) -> Teacher:
     """Load a model that computes embeddings of pixels; see `open_teacher`.
 
     Raises:
-        TeacherError: it only holds stored embeddings.
+        TeacherError: the model only holds stored embeddings.
     """
     return require_network(open_teacher(uri))

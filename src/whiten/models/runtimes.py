@@ -1,6 +1,6 @@
-"""ONNX Runtime, OpenVINO and TorchScript behind one function: arrays in, embeddings out.
+"""Run ONNX Runtime, OpenVINO and TorchScript through one function from arrays to embeddings.
 
-None of the first two needs torch. Each runs with as many threads as torch does, or would.
+The first two need no torch. Each uses as many threads as torch would.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from whiten.errors import MissingExtraError, TeacherError
 
 Arrays = npt.NDArray[Any]
 Run = Callable[[Arrays], Arrays]
-"""(n, …) normalised float32 input, or uint8 pixels -> (n, dim) float32."""
+"""Maps (n, …) normalised float32 input, or uint8 pixels -> (n, dim) float32."""
 
-CPU_BATCH = 4  # images at once; more leave the processor's caches
+CPU_BATCH = 4  # images per batch; more do not fit into the CPU's caches
 
 
 def open_onnx(path: Path, precision: str) -> Run:
-    """A graph by ONNX Runtime; its first output is the embedding."""
+    """Open a graph with ONNX Runtime; its first output is the embedding."""
     try:
         import onnxruntime as ort
     except ImportError:
@@ -39,38 +39,38 @@ def open_onnx(path: Path, precision: str) -> Run:
 
 
 def open_openvino(path: Path, precision: str) -> Run:
-    """An OpenVINO model, on the CPU."""
+    """Open an OpenVINO model on the CPU."""
     ov = import_openvino()
     compiled = ov.Core().compile_model(
         str(path),
         "CPU",
         {
-            # Where it is left open, some CPUs compute in bf16 whatever the file holds.
+            # Otherwise some CPUs compute in bf16 whatever the file holds.
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": threads(),
             "PERFORMANCE_HINT": "LATENCY",
         },
     )
-    own = threading.local()  # a request is for one thread at a time
+    own = threading.local()  # infer requests are not thread-safe
 
     def run(inputs: Arrays) -> Arrays:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
         found: Arrays = own.request.infer([np.ascontiguousarray(inputs)])[0]
-        return found.copy()  # the next call writes into it
+        return found.copy()  # the next call overwrites it
 
     return run
 
 
 def open_torchscript(path: Path, precision: str) -> Run:
-    """A TorchScript archive, on the CPU; the one format that needs torch."""
+    """Open a TorchScript archive on the CPU; the only format that needs torch."""
     try:
         import torch
     except ImportError:
         raise TeacherError("running TorchScript needs torch: pip install torch") from None
-    jit: Any = torch.jit  # whose functions have no types
+    jit: Any = torch.jit  # its functions are untyped
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated, and yet what many deploy with
+        warnings.simplefilter("ignore")  # deprecated, but still widely deployed
         network = jit.load(str(path), map_location="cpu")
 
     def run(inputs: Arrays) -> Arrays:
@@ -91,15 +91,16 @@ RUNTIMES: dict[str, Callable[[Path, str], Run]] = {
 def session_options(ort: Any) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads()
-    options.log_severity_level = 3  # its remarks on unused tensors are no concern of ours
-    # By default its threads wait in a loop for a millisecond, on cores that the next batch is
-    # decoded on: from files to embeddings that took 1.3 to 1.5 times as long.
+    options.log_severity_level = 3  # hide its notes on unused tensors
+    # By default its threads spin for a millisecond, on cores that the next batch is decoded on:
+    # then
+    # embedding from files takes 1.3 to 1.5 times as long.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     return options
 
 
 def run_session(session: Any, output: str, inputs: Arrays) -> Arrays:
-    """Run a graph of ONNX Runtime on any number of images, in batches that it is fast with."""
+    """Run an ONNX Runtime graph on any number of images, in batches of a fast size."""
     feed = session.get_inputs()[0]
     fixed = feed.shape[0] if isinstance(feed.shape[0], int) else 0
     on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
@@ -108,7 +109,7 @@ def run_session(session: Any, output: str, inputs: Arrays) -> Arrays:
     parts = []
     for start in range(0, len(array), size):
         part = array[start : start + size]
-        if fixed:  # exported for batches of one size: the last one is filled up
+        if fixed:  # a graph with fixed batch size: pad the last batch
             part = np.resize(part, (fixed, *part.shape[1:]))
         out = session.run([output], {feed.name: part})[0]
         parts.append(out[: len(array) - start])
@@ -116,10 +117,10 @@ def run_session(session: Any, output: str, inputs: Arrays) -> Arrays:
 
 
 def import_openvino() -> Any:
-    """The library without its telemetry, which would write to the home folder and the network.
+    """Import OpenVINO without telemetry, which would write to the home folder and the network.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: OpenVINO is not installed.
     """
     name = "openvino_telemetry"
     before = sys.modules.get(name)
@@ -136,7 +137,7 @@ def import_openvino() -> Any:
 
 
 def threads() -> int:
-    """As many as torch uses, or would use if it were there."""
+    """Return the number of threads that torch uses, or would use if it were installed."""
     if "torch" in sys.modules:
         return int(sys.modules["torch"].get_num_threads())
     wanted = os.environ.get("OMP_NUM_THREADS", "")

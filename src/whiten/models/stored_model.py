@@ -1,4 +1,4 @@
-"""A model that holds embeddings which were computed before, and computes none."""
+"""A model that looks up precomputed embeddings, and computes none."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from whiten.utils.hashing import content_hash
 
 @dataclass
 class StoredModel(Identity):
-    """Finds stored embeddings by the content of the image's file.
+    """Looks up stored embeddings by the content of the image's file.
 
-    Views other than the whole image (view 0) are drawn by the image's id, and are found only
-    where the id is the same too.
+    Views other than the whole image (view 0) are drawn by image id, and are found only if the id is
+    the same, too.
 
     Attributes:
         vectors: (dim,) embeddings by content hash, view and, for views other than 0, id.
-        plan: fingerprint of the view plan that the views were drawn with; "" where there are
-            whole images only.
+        plan: fingerprint of the view plan that the views were drawn with; "" if only whole images
+            are stored.
     """
 
     vectors: Mapping[tuple[str, int, str], npt.NDArray[np.float32]]
@@ -39,20 +39,20 @@ class StoredModel(Identity):
         return self.vectors.get((content, view, item_id if view else ""))
 
     def to(self, _device: object) -> StoredModel:
-        return self  # it computes nothing, so it is on no device
+        return self  # computes nothing, so it is on no device
 
     def on_best_device(self) -> StoredModel:
         return self
 
     def count_macs(self) -> None:
-        """Unknown: the model that made the embeddings is not at hand."""
+        """Return None: the model that made the embeddings is not available."""
 
     def embed_files(self, images: Sequence[Embeddable]) -> npt.NDArray[np.float32]:
-        """Return the (n, dim) embeddings of whole images, given as paths or contents of files.
+        """Return the (n, dim) embeddings of whole images, given as paths or as contents of files.
 
         Raises:
             TeacherError: an image is given as pixels, which have no content hash.
-            ImageError: an image cannot be read, or is not stored; the message names it.
+            ImageError: an image cannot be read or is not stored; the message names it.
         """
         return np.stack([self._find_file(image) for image in images])
 
@@ -70,14 +70,14 @@ class StoredModel(Identity):
 
 
 Model = Teacher | StoredModel
-"""Whatever embeds a collection of image files."""
+"""A model that embeds a collection of image files."""
 
 
 def require_network(model: Model) -> Teacher:
-    """Refuse a model that only holds embeddings, where pixels must be embedded.
+    """Refuse a model that only holds embeddings where pixels must be embedded.
 
     Raises:
-        TeacherError: it is one.
+        TeacherError: the model only holds embeddings.
     """
     if isinstance(model, StoredModel):
         raise TeacherError(

@@ -1,8 +1,7 @@
-"""The student: backbone, pooling, projection; built, saved and loaded here.
+"""Build, save and load the student: backbone, pooling, projection.
 
-Features are pooled, L2-normalised, projected, and L2-normalised again by whoever compares
-them: the classic retrieval head (Radenović et al., TPAMI 2019), in which the projection can be
-a whitening.
+Features are pooled, L2-normalised and projected; the caller L2-normalises again. This is the
+classic retrieval head (Radenović et al., TPAMI 2019), whose projection can be a whitening.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from whiten.utils.hashing import fingerprint
 from whiten.utils.validation import check_types
 from whiten.views.rendering import Preprocess
 
-FORMAT = 2  # 1 had no checksum
+FORMAT = 2  # format 1 had no checksum
 Pool = Literal["auto", "gem", "gem-fixed", "avg"]
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """All that is needed to build the network again, and what it was made from.
+    """Everything needed to rebuild the network, and its origin.
 
     Attributes:
-        architecture: timm's name of the backbone.
+        architecture: timm name of the backbone.
         pool: auto, gem, gem-fixed or avg; see `StudentNet`.
-        dim: of the embedding.
-        preprocess: of the input.
+        dim: embedding dimension.
+        preprocess: preprocessing of the input.
         backbone: URI that the backbone's weights came from.
         backbone_licence: licence of those weights.
-        teachers: for each teacher its uri, fingerprint and licence.
+        teachers: uri, fingerprint and licence of each teacher.
         training: summary of the run.
-        compatible_with: fingerprint of the encoder of a gallery that it can search beside its own.
+        compatible_with: fingerprint of the encoder of a gallery that it can query besides its own.
     """
 
     architecture: str
@@ -64,10 +63,10 @@ class StudentNet(nn.Module):
     Args:
         backbone: a timm model without classifier.
         pool: `gem` is generalised-mean pooling with a learnable power (Radenović et al., TPAMI
-            2019, eq. 2), `gem-fixed` keeps it at 3, `avg` is the average. `auto` is `gem` for
-            feature maps and `avg` for the tokens of a transformer, which may be negative.
-        dim: of the embedding.
-        preprocess: decides the size of the blank image that finds the number of features.
+            2019, eq. 2), `gem-fixed` keeps the power at 3, `avg` is the average. `auto` is `gem`
+            for feature maps and `avg` for transformer tokens, which may be negative.
+        dim: embedding dimension.
+        preprocess: sets the size of the blank image that determines the number of features.
     """
 
     def __init__(self, backbone: nn.Module, pool: Pool, dim: int, preprocess: Preprocess) -> None:
@@ -85,7 +84,7 @@ class StudentNet(nn.Module):
         self.projection = nn.Linear(feature_map.shape[1 if not is_tokens else 2], dim)
 
     def features(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) normalised input -> (n, f) pooled features, L2-normalised."""
+        """Compute (n, 3, h, w) normalised input -> (n, f) pooled features, L2-normalised."""
         maps = self._feature_map(images, self.backbone).float()
         if maps.ndim == 3:
             pooled = maps.mean(dim=1)
@@ -96,29 +95,29 @@ class StudentNet(nn.Module):
         return F.normalize(pooled, dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) normalised input -> (n, dim) embeddings, not normalised."""
+        """Embed (n, 3, h, w) normalised input -> (n, dim), not normalised."""
         projected: Tensor = self.projection(self.features(images))
         return projected
 
     @staticmethod
     def _feature_map(images: Tensor, backbone: Any) -> Tensor:
-        """(n, f, h, w) or (n, tokens, f)."""
+        """Compute the last features: (n, f, h, w) or (n, tokens, f)."""
         out: Tensor = backbone.forward_features(images)
         if out.ndim == 4 and out.shape[1] != backbone.num_features == out.shape[3]:
-            return out.permute(0, 3, 1, 2)  # Swin and its kin keep channels last
+            return out.permute(0, 3, 1, 2)  # Swin and its relatives are channels-last
         if out.ndim == 3:
             return out[:, getattr(backbone, "num_prefix_tokens", 0) :]
         return out
 
     @torch.no_grad()
     def init_projection(self, features: np.ndarray) -> None:
-        """Start from the principal axes of a sample of features instead of random directions.
+        """Initialise the projection with the principal axes of a sample of features.
 
-        The student then begins as its own backbone, centred and compressed, and training does
-        not have to find again what the backbone knows.
+        Thus the student starts as its own backbone, centred and compressed, and training need not
+        recover what the backbone already knows.
 
         Args:
-            features: (n, f) from `features`. Axes beyond n keep their random start, scaled down.
+            features: (n, f) from `features`. Axes beyond n keep their random values, scaled down.
         """
         from whiten.whitening.whitener import Whitener
 
@@ -135,14 +134,13 @@ class StudentNet(nn.Module):
 
     @torch.no_grad()
     def turn_projection(self, features: np.ndarray, targets: np.ndarray) -> None:
-        """Rotate the projection so that embeddings lie as near to the targets as they can.
+        """Rotate the projection to bring the embeddings as close to the targets as possible.
 
-        The rotation of orthogonal Procrustes (Schönemann 1966). It leaves the similarities of the
-        embeddings alone.
+        Orthogonal Procrustes (Schönemann 1966); similarities between embeddings do not change.
 
         Args:
             features: (n, f) pooled features.
-            targets: (n, dim) of the same images.
+            targets: (n, dim) targets of the same images.
         """
         embeddings = F.normalize(self.projection(torch.from_numpy(features)), dim=1)
         left, _, right = torch.linalg.svd(
@@ -165,10 +163,10 @@ def build_student(
 
     Args:
         dim, pool, size: see `whiten.runs.spec.DistillSpec`.
-        pretrained: if False, no weights are read from a file or a hub; a checkpoint replaces them.
+        pretrained: if False, load no weights from a file or a hub; a checkpoint replaces them.
 
     Raises:
-        ConfigError: the URI names no trainable backbone, or a student of another pool or size.
+        ConfigError: the URI names no trainable backbone, or a student of other pool or size.
     """
     from whiten.models.registry import open_network
 
@@ -204,7 +202,7 @@ def build_student(
 
 
 def _require_same(uri: TeacherURI, config: StudentConfig, pool: Pool, size: int | None) -> None:
-    """A student goes on as it is; what asks for another is not passed over."""
+    """Refuse a pool or size that differs from the student's own."""
     height, width = config.preprocess.size
     if size is not None and (height, width) != (size, size):
         raise ConfigError(f"{uri} sees {height}x{width} px, size={size} does not fit: leave it out")
@@ -221,12 +219,12 @@ def _assemble(backbone: nn.Module, config: StudentConfig) -> StudentNet:
 
 
 def freeze_unused(net: StudentNet, preprocess: Preprocess) -> None:
-    """Freeze what the embedding does not depend on, such as a layer of timm's head.
+    """Freeze parameters that the embedding does not depend on, such as a layer of timm's head.
 
-    DistributedDataParallel would wait for its gradients.
+    DistributedDataParallel would otherwise wait for their gradients.
     """
     was_training = net.training
-    net.eval()  # batch statistics stay as they are
+    net.eval()  # keeps the batch statistics
     net(torch.zeros(1, 3, *preprocess.size)).sum().backward()
     for parameter in net.parameters():
         if parameter.grad is None:
@@ -239,7 +237,7 @@ def freeze_unused(net: StudentNet, preprocess: Preprocess) -> None:
 
 
 def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str) -> None:
-    """Write `model.safetensors`, `config.json` and the model card; whole or not at all.
+    """Write `model.safetensors`, `config.json` and the model card, atomically.
 
     Raises:
         TeacherError: the folder cannot be written.
@@ -264,7 +262,7 @@ def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str
 
 
 def _checksum(facts: dict[str, Any], state: dict[str, Tensor]) -> str:
-    """Of all that makes the student; tells a flipped bit, which would embed a little wrong."""
+    """Return the checksum of the student: it detects flipped bits, which embed slightly wrong."""
     return fingerprint([facts, hash_state(state)])
 
 
@@ -303,7 +301,7 @@ def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
         backbone = timm.create_model(config.architecture, num_classes=0, **_sized(config))
         net = _assemble(backbone, config)
         net.load_state_dict(state)
-    except Exception as error:  # timm and torch raise many kinds on a config that does not fit
+    except Exception as error:  # timm and torch raise many kinds on a mismatched config
         raise TeacherError(
             f"{folder}: weights and config do not fit ({one_line(error)}): distil again or restore "
             "it"
@@ -312,7 +310,7 @@ def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
 
 
 def _sized(config: StudentConfig) -> dict[str, Any]:
-    """Transformers are built for one input size; convolutions take any."""
+    """Return timm's option for the input size: transformers have a fixed one."""
     import timm
 
     published = timm.get_pretrained_cfg(config.architecture)
@@ -324,18 +322,18 @@ def _sized(config: StudentConfig) -> dict[str, Any]:
 
 
 def list_names() -> list[str]:
-    return []  # folders are the user's own
+    return []  # the user's own folders cannot be listed
 
 
 def open_uri(uri: TeacherURI) -> Teacher:
-    """`whiten:FOLDER`; it takes no options."""
+    """Open `whiten:FOLDER`; takes no options."""
     uri.take()
     net, config = load_student(Path(uri.target))
     return as_teacher(net, config, str(uri))
 
 
 def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
-    """The whole student as an embedding model."""
+    """Return the whole student as an embedding model."""
     return Teacher(
         uri=uri,
         name=_name(Path(uri.partition(":")[2])),
@@ -350,13 +348,13 @@ def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
 
 
 def _name(folder: Path) -> str:
-    """That of the run whose student it is, or its own."""
+    """Return the name of the run that made the student, or the folder's own."""
     own = folder.resolve()
     return own.parent.name if own.name == "student" else own.name
 
 
 def backbone_as_teacher(net: StudentNet, config: StudentConfig) -> Teacher:
-    """The student's pooled features, before the projection, as an embedding model."""
+    """Return the student's pooled features, before the projection, as an embedding model."""
     frozen = {k: v for k, v in net.state_dict().items() if not k.startswith("projection.")}
     return Teacher(
         uri=config.backbone,

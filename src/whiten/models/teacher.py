@@ -1,6 +1,6 @@
-"""The interface of every network that embeds, whatever it was loaded from.
+"""The interface of every network that embeds, from any source.
 
-Torch is imported where it is needed: models of ONNX Runtime and OpenVINO run without it.
+Torch is imported on demand: models of ONNX Runtime and OpenVINO run without it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 UNKNOWN_LICENCE = "unknown"
-_SHORTEST = 1e-12  # an embedding that is divided by its length
+_SHORTEST = 1e-12  # minimum norm that an embedding is divided by
 
 
 @dataclass
 class Identity:
-    """Tells a model apart from others, whether it computes embeddings or holds them.
+    """Identifies a model, whether it computes embeddings or holds them.
 
     Attributes:
-        uri: the URI that opens it again.
-        name: short name for tables.
-        dim: dimension of its embedding.
-        preprocess: what its input must look like.
-        weights_hash: 32 hexadecimal digits; equal weights give equal digits.
-        licence: of the weights, as their publisher states it.
-        params: number of parameters, if known.
-        compatible_with: for a student, the fingerprints of the encoders of galleries that its
-            embeddings can query in addition to its own.
+        uri: URI that opens it again.
+        name: short display name.
+        dim: embedding dimension.
+        preprocess: preprocessing of its input.
+        weights_hash: 32 hexadecimal digits, equal for equal weights.
+        licence: licence of the weights, as stated by their publisher.
+        params: number of parameters; None if unknown.
+        compatible_with: for a student, fingerprints of the encoders of galleries that its
+            embeddings can query besides its own.
     """
 
     uri: str
@@ -51,7 +51,7 @@ class Identity:
     compatible_with: tuple[str, ...] = field(default=(), kw_only=True)
 
     def fingerprint(self) -> str:
-        """Identify its embeddings: changes when weights, preprocessing or readout change."""
+        """Fingerprint of its embeddings; changes with weights, preprocessing or readout."""
         return fingerprint(self._identity())
 
     def _identity(self) -> list[Any]:
@@ -60,17 +60,17 @@ class Identity:
 
 @dataclass
 class Teacher(Identity):
-    """A frozen network that turns images into embeddings.
+    """A frozen network that embeds images.
 
     Attributes:
-        forward: (n, …) normalised float32 tensor on `device` -> (n, dim) tensor of embeddings,
-            which need not be normalised.
-        module: the torch module behind `forward`, if there is one.
-        macs_counter: counts the multiply-accumulates per image, where there is no `module`.
-        device: that `module` is on; None is the CPU, or wherever `forward` computes.
-        readout: which of the network's outputs is the embedding, where the user chose one (a
-            pooling, a tensor); "" is the network's own.
-        takes_pixels: whether `forward` normalises itself, and takes (n, h, w, 3) uint8 RGB.
+        forward: (n, …) normalised float32 tensor on `device` -> (n, dim) tensor of embeddings, not
+            necessarily normalised.
+        module: the torch module behind `forward`; None if there is none.
+        macs_counter: counts the multiply-accumulates per image if there is no `module`.
+        device: device of `module`; None is the CPU, or wherever `forward` computes.
+        readout: output that serves as embedding if the user chose one (a pooling, a tensor); "" is
+            the network's own.
+        takes_pixels: whether `forward` takes (n, h, w, 3) uint8 RGB and normalises it itself.
     """
 
     forward: Callable[[Any], Any]
@@ -85,7 +85,7 @@ class Teacher(Identity):
             import torch
 
             self.module.eval().requires_grad_(False)
-            # Convolutions run 1.2 times faster in this layout on CPUs, more on GPUs.
+            # Convolutions are 1.2 times faster in this layout on CPUs, more on GPUs.
             self.module.to(memory_format=torch.channels_last)
             if self.params is None:
                 self.params = sum(p.numel() for p in self.module.parameters())
@@ -107,7 +107,7 @@ class Teacher(Identity):
         return self
 
     def on_best_device(self) -> Teacher:
-        """A module of torch goes where it computes fastest; other models stay where they are."""
+        """Return the teacher on the fastest device, if it is a torch module; else itself."""
         return self if self.module is None else self.to(best_device())
 
     def embed(
@@ -117,13 +117,13 @@ class Teacher(Identity):
 
         Args:
             pixels: (n, h, w, 3) uint8 RGB of the size in `preprocess`.
-            bf16: compute in bfloat16 where the device gains from it.
+            bf16: compute in bfloat16 if the device benefits.
 
         Returns:
             (n, dim) float32, rows L2-normalised.
 
         Raises:
-            TeacherError: the model's output is not (n, dim), or not finite.
+            TeacherError: the output is not (n, dim), or not finite.
         """
         inputs = pixels if self.takes_pixels else self.preprocess.normalize(pixels)
         embeddings = self._embed_inputs(inputs, bf16)
@@ -134,7 +134,7 @@ class Teacher(Identity):
         return embeddings
 
     def forward_tensor(self, inputs: Tensor) -> Tensor:
-        """Run the network on a tensor, whatever it computes with."""
+        """Run the network on a torch tensor, whatever the runtime."""
         out: Tensor = self.forward(inputs)
         return out
 
@@ -162,7 +162,7 @@ class Teacher(Identity):
             )
 
     def count_macs(self) -> int | None:
-        """Count the multiply-accumulates per image: convolutions, matrix products and attention."""
+        """Count multiply-accumulates per image: convolutions, matrix products and attention."""
         if self.module is not None:
             return count_macs(self.forward, self.preprocess, self.device)
         return None if self.macs_counter is None else self.macs_counter()
@@ -172,7 +172,7 @@ class Teacher(Identity):
 class ArrayTeacher(Teacher):
     """A network of a runtime that computes with NumPy arrays, such as ONNX Runtime.
 
-    Its `forward` takes and returns arrays; it embeds without importing torch.
+    Its `forward` takes and returns arrays, so that embedding does not import torch.
     """
 
     def forward_tensor(self, inputs: Tensor) -> Tensor:
@@ -193,23 +193,23 @@ class ArrayTeacher(Teacher):
 def count_macs(
     forward: Callable[[Tensor], Tensor], preprocess: Preprocess, device: torch.device | None
 ) -> int:
-    """Run one blank image and count its multiply-accumulates (half of the FLOPs)."""
+    """Run one blank image and count its multiply-accumulates (half the FLOPs)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     blank = np.zeros((1, *preprocess.size, 3), np.uint8)
     inputs = torch.from_numpy(preprocess.normalize(blank)).to(device)
-    # The counter sees operators only outside of inference mode.
+    # The counter sees no operators in inference mode.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         forward(inputs)
     return int(counter.get_total_flops()) // 2
 
 
 def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: str) -> int:
-    """The embedding's dimension, found by running one blank image.
+    """Return the embedding dimension, found by running one blank image.
 
     Raises:
-        TeacherError: the model does not take its own input size, or returns no embedding.
+        TeacherError: the model rejects its own input size, or returns no embedding.
     """
     import torch
 
@@ -224,7 +224,7 @@ def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: 
 def probe_arrays(
     forward: Callable[[npt.NDArray[np.float32]], Any], preprocess: Preprocess, uri: str
 ) -> int:
-    """`probe_dim` of a network that takes and gives arrays of NumPy."""
+    """Return the embedding dimension of a network that takes and returns NumPy arrays."""
     blank = np.zeros((1, *preprocess.size, 3), np.uint8)
     try:
         out = forward(preprocess.normalize(blank))
@@ -246,7 +246,7 @@ def first_line(error: BaseException) -> str:
 
 
 def positive_int(text: str) -> int:
-    """An option's type: a size in pixels, 1 or more."""
+    """Parse an option that is a size in pixels, 1 or more."""
     if (value := int(text)) < 1:
         raise ValueError(text)
     return value

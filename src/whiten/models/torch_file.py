@@ -1,4 +1,4 @@
-"""Files that `torch.save` wrote, read without running anything that is in them."""
+"""Read files that `torch.save` wrote, without running any code in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from whiten.errors import TeacherError, one_line
 
 
 class _Ignored:
-    """Stands for an object that a checkpoint carries beside its tensors; keeps nothing of it."""
+    """Placeholder for objects of a checkpoint other than tensors; discards their state."""
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -26,8 +26,8 @@ class _Ignored:
 _reconstruct: Any = np.zeros(1).__reduce__()[0]
 _scalar: Any = np.float32(1).__reduce__()[0]
 
-# What published checkpoints hold beside tensors and plain values: numbers and arrays of NumPy,
-# under its old and new names, and the PCA of the AP-GeM files, which scikit-learn would unpickle.
+# Types in published checkpoints besides tensors and plain values: NumPy numbers and arrays, under
+# old and new names, and the PCA of the AP-GeM files, which scikit-learn would unpickle.
 _HARMLESS: list[Any] = [
     np.ndarray,
     np.dtype,
@@ -40,7 +40,7 @@ _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """What `torch.save` wrote: tensors, plain values, and NumPy's; never runs pickled code.
+    """Read a file of `torch.save`: tensors, plain and NumPy values; never runs pickled code.
 
     Raises:
         TeacherError: the file is missing, damaged, or holds other objects.
@@ -51,7 +51,7 @@ def read_torch_file(path: str | Path) -> Any:
         _require_whole(path)
         with safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise nearly anything on damaged files
+    except Exception as error:  # unpicklers raise almost anything on damaged files
         raise TeacherError(
             f"cannot read weights from {path} ({_reason(error)}): it must be a safetensors file, "
             "or a torch file that holds tensors only"
@@ -59,7 +59,7 @@ def read_torch_file(path: str | Path) -> Any:
 
 
 def _require_whole(path: str | Path) -> None:
-    """Compare checksums, which torch writes but does not read; its old format has none."""
+    """Compare checksums, which torch writes but does not check; its old format has none."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():
@@ -67,7 +67,7 @@ def _require_whole(path: str | Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Without torch's advice to load the file unsafely."""
+    """Return the error without torch's advice to load the file unsafely."""
     if foreign := _FOREIGN.search(str(error)):
         return f"it asks for {foreign[1]}"
     if isinstance(error, UnpicklingError):

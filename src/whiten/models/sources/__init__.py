@@ -1,4 +1,4 @@
-"""One module per scheme of a URI; each has `open_uri` and `list_names`.
+"""Sources of models, one module per URI scheme, each with `open_uri` and `list_names`.
 
-A parsed URI enters; a `Teacher` leaves.
+Takes a parsed URI; returns a `Teacher`.
 """

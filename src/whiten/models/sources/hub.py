@@ -1,4 +1,4 @@
-"""Models that a library may have to download: with a network, without one, and without weights."""
+"""Load models that may need a download: online, offline, or with random weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from whiten.models.uri import TeacherURI
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Weights drawn inside are the same every time; the caller's random stream stays as it was."""
+    """Draw the same random weights every time, and leave the caller's random state unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         yield
@@ -28,15 +28,15 @@ def seeded() -> Iterator[None]:
 def hub_access(
     uri: TeacherURI, remedy: str, *, server: str = "", is_local: bool = False
 ) -> Iterator[bool]:
-    """Let a library load a model that it may download; yields whether the server answers.
+    """Let a library load a model that it may download; yields whether the server responds.
 
-    The Hugging Face client retries for a minute and more. Without a network it is switched
-    offline for the time being: what its cache holds still loads, the rest fails at once.
+    The Hugging Face client retries for over a minute. Without a network it is switched offline
+    temporarily: cached models still load, others fail at once.
 
     Args:
-        remedy: what the user can do without the hub; ends the error's message.
+        remedy: how to do without the hub; ends the error message.
         server: address of the download; by default the Hugging Face hub.
-        is_local: the model is a file, and no server is contacted.
+        is_local: the model is a file, so no server is contacted.
 
     Raises:
         TeacherError: the model cannot be downloaded or loaded.
@@ -50,7 +50,7 @@ def hub_access(
         yield is_online
     except WhitenError:
         raise
-    except Exception as error:  # each library raises its own, with no common base
+    except Exception as error:  # libraries raise errors without a common base
         problem = f"cannot load {uri} ({first_line(error)})"
         if not is_online and not is_local and _is_io(error):
             why = "HF_HUB_OFFLINE is set" if was_offline else "no network"
@@ -61,7 +61,7 @@ def hub_access(
 
 
 def answers(server: str, seconds: float = 5.0) -> bool:
-    """Whether a server can be reached; takes no longer than `seconds`."""
+    """Return whether a server can be reached, within `seconds`."""
     reached = threading.Event()
 
     def contact() -> None:
@@ -69,14 +69,14 @@ def answers(server: str, seconds: float = 5.0) -> bool:
             request = urllib.request.Request(server, method="HEAD")
             with urllib.request.urlopen(request, timeout=seconds):
                 reached.set()
-        except urllib.error.HTTPError as answer:  # if not a friendly one
+        except urllib.error.HTTPError as answer:  # an error response is a response
             answer.close()
             reached.set()
         except OSError as error:  # the hub's client may trust more certificates than Python
             if isinstance(getattr(error, "reason", error), ssl.SSLError):
                 reached.set()
 
-    # In a thread, for a name's resolution cannot be given a time limit.
+    # In a thread, because name resolution has no timeout.
     thread = threading.Thread(target=contact, daemon=True)
     thread.start()
     thread.join(seconds)

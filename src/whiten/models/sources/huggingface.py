@@ -1,4 +1,4 @@
-"""`hf:` a vision model in the format of Hugging Face transformers: on the hub, or in a folder."""
+"""`hf:` a vision model in the format of Hugging Face transformers, from the hub or a folder."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ def list_names() -> list[str]:
 def open_uri(uri: TeacherURI) -> Teacher:
     """Open a folder that `save_pretrained` wrote, or a repository of the hub.
 
-    Models of image and text (CLIP, SigLIP) embed by their image features. Others use their own
-    pooled output where it was trained, else the class token; a classifier is left out. Code
-    from a repository is never run.
+    Image-text models (CLIP, SigLIP) embed by their image features. Others use their own pooled
+    output if it was trained, else the class token; a classifier is dropped. Code from a repository
+    is never run.
 
-    Options: `size` (input side in pixels) and `pool` (`cls` the class token, `avg` the average of
+    Options: `size` (input side in pixels) and `pool` (`cls` is the class token, `avg` the average
+        of
     the patches, `pooler` the model's pooled output).
 
     Raises:
-        ConfigError: an unknown option, or a pooling that the model does not have.
+        ConfigError: an option is unknown, or the model lacks this pooling.
         TeacherError: the model cannot be downloaded or loaded.
         MissingExtraError: transformers is not installed.
     """
@@ -80,15 +81,15 @@ def open_uri(uri: TeacherURI) -> Teacher:
 
 
 def read_preprocess(processor: Any, side: int | None, uri: TeacherURI) -> Preprocess:
-    """What the model's image processor does to an image.
+    """Return the preprocessing of the model's image processor.
 
     Raises:
-        TeacherError: it says nothing of the input's size.
+        TeacherError: the processor states no input size.
     """
     size = dict(getattr(processor, "size", None) or {})
     crop = dict(getattr(processor, "crop_size", None) or {})
     edge = size.get("shortest_edge")
-    # Some processors stretch the image before they crop it; it keeps its shape here.
+    # Some processors stretch the image before cropping; here the aspect ratio is kept.
     is_cropped = bool(getattr(processor, "do_center_crop", False) and crop)
     kept = getattr(processor, "crop_pct", None) if edge and not is_cropped else None
     fraction = 1.0
@@ -137,7 +138,7 @@ def _library() -> Any:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's table of missing weights: `_check_weights` judges them."""
+    """Silence the library's report of missing weights: `_check_weights` judges them."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -151,14 +152,14 @@ def _licence(card: str | Path) -> str:
 
     try:
         facts = ModelCard.load(card).data.to_dict()
-    except Exception:  # no card, or one that is no YAML: nothing depends on it
+    except Exception:  # no card, or invalid YAML; nothing depends on it
         return UNKNOWN_LICENCE
     name = facts.get("license") or UNKNOWN_LICENCE
     return str(facts.get("license_name") or name) if name == "other" else str(name)
 
 
 def _check_weights(model: Any, info: dict[str, Any], uri: TeacherURI) -> None:
-    """Take out a pooler that was not trained, as those of classifiers are; refuse other gaps."""
+    """Remove an untrained pooler, as classifiers have; refuse other missing weights."""
     missing = sorted(info["missing_keys"])
     others = [key for key in missing if not key.startswith("pooler.")]
     if others:
@@ -173,10 +174,10 @@ def _check_weights(model: Any, info: dict[str, Any], uri: TeacherURI) -> None:
 def _choose_readout(
     model: Any, pool: str, uri: TeacherURI
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The function from images to embeddings, and the name of what it takes where that varies."""
+    """Return the function from images to embeddings, and the name of its readout if it varies."""
     is_two_towers = hasattr(model, "get_image_features")
     run = model.get_image_features if is_two_towers else model.forward
-    # Images of another size than the training's need resampled position embeddings.
+    # Other image sizes than in training need resampled position embeddings.
     settings = (
         {"interpolate_pos_encoding": True}
         if "interpolate_pos_encoding" in inspect.signature(run).parameters
@@ -185,7 +186,7 @@ def _choose_readout(
     if is_two_towers:
         if pool:
             raise ConfigError(f"{uri} pools its image features itself: leave out ?pool=")
-        model.text_model = None  # the larger half of the memory, and unused
+        model.text_model = None  # unused, and the larger half of the memory
 
         def image_features(images: Tensor) -> Tensor:
             out = run(images, **settings)
@@ -194,7 +195,7 @@ def _choose_readout(
 
         return image_features, ""
     if hasattr(model.config, "mask_ratio"):
-        model.config.mask_ratio = 0.0  # a masked autoencoder would hide patches at random
+        model.config.mask_ratio = 0.0  # masked autoencoders would hide random patches
     patch = getattr(model.config, "patch_size", None)
 
     def embed(images: Tensor) -> Tensor:

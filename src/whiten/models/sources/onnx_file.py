@@ -19,11 +19,11 @@ from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
 def list_names() -> list[str]:
-    return []  # files are the user's own
+    return []  # the user's own files cannot be listed
 
 
 def open_uri(uri: TeacherURI) -> Teacher:
-    """Options: `output` (a tensor inside the graph), `size`, `channels`, `layout`, `fit`,
+    """Open a graph. Options: `output` (a tensor in it), `size`, `channels`, `layout`, `fit`,
     `interpolation`, `crop`, `mean` and `std` (three numbers with commas), `white` (1 or 255).
     """
     options = uri.take(
@@ -81,10 +81,10 @@ def open_uri(uri: TeacherURI) -> Teacher:
 
 
 def _recorded(graph: Any, path: Path) -> dict[str, str] | None:
-    """What a graph that `whiten export` wrote says of itself; None for others.
+    """Return the metadata of a graph that `whiten export` wrote; None for others.
 
     Raises:
-        TeacherError: it is of a later version.
+        TeacherError: the graph is of a later version.
     """
     facts = {entry.key: entry.value for entry in graph.metadata_props}
     if "whiten.preprocess" not in facts:
@@ -98,7 +98,7 @@ def _recorded(graph: Any, path: Path) -> dict[str, str] | None:
 
 
 def _open_recorded(uri: TeacherURI, path: Path, graph: Any, facts: dict[str, str]) -> Teacher:
-    """An exported student that has lost its folder."""
+    """Open an exported student that is separated from its folder."""
     told = [name for name, _ in uri.options if name not in ("output", "licence")]
     if told:
         raise ConfigError(
@@ -142,11 +142,11 @@ def open_graph(
     preprocess: Preprocess,
     licence: str,
 ) -> Teacher:
-    """Run a graph up to a named tensor (by default its first output).
+    """Run a graph up to a named tensor, by default its first output.
 
     Raises:
-        TeacherError: the file is no ONNX graph, has no such tensor, or ends in class scores
-            that no `output` replaces.
+        TeacherError: the file is no ONNX graph, lacks the tensor, or ends in class scores and no
+            `output` is given.
     """
     onnx, ort = _libraries()
     graph = _read(path)
@@ -182,10 +182,10 @@ def open_graph(
 
 
 def _fold_subtractions(graph: Any) -> None:
-    """Write `x - constant` as `x + (-constant)`, which ONNX Runtime folds into convolutions.
+    """Rewrite `x - constant` as `x + (-constant)`, which ONNX Runtime folds into convolutions.
 
-    Batch normalisation is often exported as a subtraction, a product and a sum, and such a
-    network runs faster with them folded.
+    Batch normalisation is often exported as subtraction, product and sum; folded, such networks run
+    faster.
     """
     onnx, _ = _libraries()
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
@@ -221,7 +221,7 @@ def _read(path: Path) -> Any:
 
 
 def _input_shape(graph: Any) -> list[int]:
-    """Four sizes, 0 where the graph leaves one open."""
+    """Return the four input sizes, 0 for those left open."""
     weights = {t.name for t in graph.graph.initializer}
     feeds = [i for i in graph.graph.input if i.name not in weights]
     shape = [d.dim_value for d in feeds[0].type.tensor_type.shape.dim] if feeds else []
@@ -231,7 +231,7 @@ def _input_shape(graph: Any) -> list[int]:
 
 
 def _refuse_classifier(graph: Any, output: str, path: Path) -> None:
-    """A softmax at the end means class probabilities, which are no embedding."""
+    """Refuse a graph that ends in a softmax: class probabilities are no embedding."""
     makers = {tensor: node for node in graph.graph.node for tensor in node.output}
     node = makers.get(output)
     while node is not None and node.op_type in ("Cast", "Identity", "Reshape", "Flatten"):
@@ -244,10 +244,10 @@ def _refuse_classifier(graph: Any, output: str, path: Path) -> None:
 
 
 def _count_macs(graph: Any, output: str, preprocess: Preprocess) -> int:
-    """Multiply-accumulates an image of the Conv, Gemm and MatMul nodes that `output` needs.
+    """Count multiply-accumulates per image, over the Conv, Gemm and MatMul nodes of `output`.
 
-    Their shapes are read off a run on blank images: inferring them fails on graphs that compute
-    sizes themselves.
+    Shapes come from a run on blank images: shape inference fails on graphs that compute sizes
+    themselves.
     """
     onnx, ort = _libraries()
     weights = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}

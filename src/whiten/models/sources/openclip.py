@@ -16,8 +16,8 @@ from whiten.models.uri import TeacherURI
 from whiten.models.weights import hash_state, load_into, load_state_dict
 from whiten.views.rendering import RESAMPLING, Preprocess
 
-# The text tower is thrown away. Where its weights are not needed to load the others, this one
-# takes its place: it costs nothing, and never asks a hub for a language model.
+# The text tower is discarded. Where its weights are not needed to load the others, this replaces
+# it: it costs nothing, and never downloads a language model.
 _NO_TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 
 
@@ -29,13 +29,13 @@ def open_uri(uri: TeacherURI) -> Teacher:
     """Open `openclip:ARCHITECTURE/WEIGHTS`, or `openclip:ARCHITECTURE` with local weights.
 
     Options: `size` (input side in pixels), `weights` (a local safetensors or torch file of the
-    whole model; the name's WEIGHTS then only choose preprocessing and activation) and `pretrained`
-    (1 downloads the named weights, the default without `weights`; 0 draws random ones, always
-    the same).
+    whole model; WEIGHTS in the name then only selects preprocessing and activation) and
+    `pretrained` (1 downloads the named weights, the default without `weights`; 0 draws random ones,
+    always the same).
 
     Raises:
-        ConfigError: an unknown name or option.
-        TeacherError: the weights cannot be downloaded, or do not fit.
+        ConfigError: a name or option is unknown.
+        TeacherError: the weights cannot be downloaded, or do not match.
         MissingExtraError: open_clip is not installed.
     """
     open_clip = _library()
@@ -44,7 +44,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     architecture, _, tag = uri.target.partition("/")
     recipe = _find_recipe(open_clip, uri, architecture, tag, is_published)
     settings: dict[str, Any] = {
-        # Weights trained with QuickGELU need it, whatever the architecture's default is.
+        # Weights trained with QuickGELU need it, whatever the architecture's default.
         "force_quick_gelu": bool(recipe.get("quick_gelu")),
         "force_image_size": options["size"],
     }
@@ -68,7 +68,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     preprocess = read_preprocess(open_clip.get_model_preprocess_cfg(model))
 
     def forward(images: Tensor) -> Tensor:
-        out = visual(images)  # CoCa's tower returns its tokens too
+        out = visual(images)  # CoCa's tower also returns its tokens
         embeddings: Tensor = out[0] if isinstance(out, tuple) else out
         return embeddings
 
@@ -79,18 +79,18 @@ def open_uri(uri: TeacherURI) -> Teacher:
         preprocess=preprocess,
         weights_hash=hash_state(visual.state_dict()),
         forward=forward,
-        licence=UNKNOWN_LICENCE,  # open_clip does not state the licences of its weights
+        licence=UNKNOWN_LICENCE,  # open_clip states no licences for its weights
         module=visual,
     )
 
 
 def read_preprocess(config: dict[str, Any]) -> Preprocess:
-    """What the model's own configuration says of its input."""
+    """Return the preprocessing of the model's own configuration."""
     size = config["size"]
     interpolation = config["interpolation"]
     return Preprocess(
         size=(size, size) if isinstance(size, int) else (size[0], size[1]),
-        # `longest` pads to a square; the centred crop is the nearest that needs no padding.
+        # `longest` pads to a square; the centre crop is the closest without padding.
         fit="squash" if config["resize_mode"] == "squash" else "crop",
         interpolation=interpolation if interpolation in RESAMPLING else "bicubic",
         mean=tuple(config["mean"]),
@@ -108,9 +108,9 @@ def _library() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without open_clip's remarks on missing weights.
+    """Silence open_clip's warnings on missing weights.
 
-    They go to the root logger, whose default configuration they would set for good.
+    They go to the root logger, whose default configuration they would set permanently.
     """
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
@@ -123,7 +123,7 @@ def _quiet() -> Iterator[None]:
 def _find_recipe(
     open_clip: Any, uri: TeacherURI, architecture: str, tag: str, is_published: bool
 ) -> dict[str, Any]:
-    """What open_clip knows of a set of weights; nothing without a tag."""
+    """Return open_clip's configuration of a set of weights; empty without a tag."""
     architectures = open_clip.list_models()
     if architecture not in architectures:
         hint = nearest(architecture, architectures) or ": open_clip.list_models() lists them"
@@ -142,7 +142,7 @@ def _find_recipe(
 
 
 def _load(model: Any, file: str) -> None:
-    """Fill the image tower from a file of the whole model."""
+    """Load the image tower from a file of the whole model."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import resize_pos_embed
 

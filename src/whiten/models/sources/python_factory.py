@@ -1,4 +1,4 @@
-"""`python:` your own function that makes a teacher."""
+"""`python:` a user's function that makes a teacher."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from whiten.views.rendering import Preprocess
 
 
 def list_names() -> list[str]:
-    return []  # functions are the user's own
+    return []  # the user's own functions cannot be listed
 
 
 def open_uri(uri: TeacherURI) -> Teacher:
     """Call `factory(**options)` of `python:pkg.module:factory?option=text`.
 
-    The current folder is searched for the module first. Every option reaches the factory as
-    text. It returns a Teacher; or a torch module that turns (n, 3, 224, 224)
-    ImageNet-normalised images into (n, d) embeddings; or a tuple of a module and the Preprocess
-    that says what other input it takes.
+    The module is searched in the current folder first. Every option is passed to the factory as
+    text. The factory returns a Teacher; or a torch module that maps (n, 3, 224, 224)
+    ImageNet-normalised images to (n, d) embeddings; or a tuple of such a module and the Preprocess
+    of its input.
 
     Raises:
         ConfigError: the URI names no module and function.
@@ -57,7 +57,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
         name=uri.target,
         dim=probe_dim(module, preprocess, str(uri)),
         preprocess=preprocess,
-        # Without weights, all that tells one module from another is where it came from.
+        # Without weights, only their origin tells modules apart.
         weights_hash=hash_state(state) if state else fingerprint(str(uri)),
         forward=module,
         module=module,
@@ -65,7 +65,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
 
 
 def _find(module_name: str, name: str) -> Any:
-    # Console scripts, unlike `python -m`, do not look for modules where they were started.
+    # Console scripts, unlike `python -m`, do not search the current folder.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

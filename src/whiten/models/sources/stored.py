@@ -1,4 +1,4 @@
-"""`store:` embeddings that were computed before; images are recognised by their content."""
+"""`store:` precomputed embeddings, looked up by the content of images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from whiten.views.rendering import Preprocess
 
 
 def list_names() -> list[str]:
-    return []  # folders are the user's own
+    return []  # the user's own folders cannot be listed
 
 
 def open_uri(uri: TeacherURI) -> StoredModel:
-    """Serve a store's embeddings; it takes no options.
+    """Open a store as a model; takes no options.
 
-    The content hash of a file finds its embedding, so folders may have been moved or renamed.
-    Views other than the whole image depend on the image's id, which must then be the same too.
+    Embeddings are looked up by content hash, so folders may have been moved or renamed. Views other
+    than the whole image also depend on the image's id, which must then be the same.
     """
     uri.take()
     store = Store.open(uri.target)
@@ -32,7 +32,7 @@ def open_uri(uri: TeacherURI) -> StoredModel:
         uri=str(uri),
         name=f"store {store.folder.name}",
         dim=store.dim,
-        preprocess=Preprocess(),  # of no effect, but part of fingerprints that are stored
+        preprocess=Preprocess(),  # unused, but part of stored fingerprints
         weights_hash=store.origin.fingerprint,
         vectors=vectors,
         plan=store.origin.plan,

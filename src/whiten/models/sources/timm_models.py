@@ -18,7 +18,7 @@ from whiten.models.weights import hash_state, load_into, load_state_dict
 from whiten.views.rendering import RESAMPLING, Preprocess
 
 POOLS = ("model", "avg", "gem")
-GEM_POWER = 3.0  # Radenović et al., TPAMI 2019, eq. 2; the usual value where it is not learnt
+GEM_POWER = 3.0  # Radenović et al., TPAMI 2019, eq. 2; the usual value if not learnt
 
 
 def list_names() -> list[str]:
@@ -30,14 +30,14 @@ def open_uri(uri: TeacherURI) -> Teacher:
     """Open a timm model without its classifier.
 
     Options: `size` (input side in pixels), `weights` (a local safetensors or torch file),
-    `pretrained` (1 downloads the published weights, the default without `weights`; 0 draws
-    random ones, always the same), `fit` (crop or squash; by default the model's own) and `pool`
-    (`model` is the model's own pooling and head up to the
-    classifier, `avg` and `gem` pool its last features).
+    `pretrained` (1 downloads the published weights, the default without `weights`; 0 draws random
+    ones, always the same), `fit` (crop or squash; by default the model's own) and `pool` (`model`
+    is the model's own pooling and head up to the classifier, `avg` and `gem` pool its last
+    features).
 
     Raises:
-        ConfigError: an unknown name or option.
-        TeacherError: the weights cannot be downloaded, or do not fit.
+        ConfigError: a name or option is unknown.
+        TeacherError: the weights cannot be downloaded, or do not match.
     """
     options = uri.take(
         size=(positive_int, None),
@@ -57,7 +57,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     preprocess = read_preprocess(backbone, options["size"])
     preprocess = preprocess.fitted(options["fit"] or preprocess.fit)
     forward = backbone if pool == "model" else partial(_pool_features, backbone, pool)
-    # A local file is taken for the published one where the name has the tag of those weights.
+    # A local file counts as the published one if the name has the tag of those weights.
     has_tag = is_published or (options["weights"] and "." in uri.target)
     return Teacher(
         uri=str(uri),
@@ -75,16 +75,16 @@ def open_uri(uri: TeacherURI) -> Teacher:
 def create_backbone(
     uri: TeacherURI, *, size: int | None = None, weights: str = "", pretrained: bool = True
 ) -> Any:
-    """The timm module that `uri` names, without classifier, in evaluation mode.
+    """Build the timm module that `uri` names, without classifier, in evaluation mode.
 
     Args:
         size: input side in pixels, or None for the model's own.
         weights: a local file; nothing is downloaded.
-        pretrained: download the published weights; else they are random, always the same.
+        pretrained: download the published weights; otherwise they are random, always the same.
     """
     name = _check_name(uri)
     options: dict[str, Any] = {"num_classes": 0}
-    # Networks with position embeddings are built for one size, which resamples the embeddings.
+    # Networks with position embeddings have a fixed size; building resamples the embeddings.
     if size is not None and _cfg(name).get("fixed_input_size"):
         options["img_size"] = size
     if pretrained and not weights:
@@ -105,21 +105,21 @@ def create_backbone(
         )
     if weights:
         state = _convert(load_state_dict(weights), model, weights)
-        # All of what lies beside the classifier and is unknown without it belongs to its head.
+        # Keys that only the model with classifier has, and their siblings, belong to its head.
         heads = tuple(classifier.split(".")[0] + "." for classifier in classifiers)
         load_into(model, state, weights, ignore=heads)
     return model.eval()
 
 
 def read_preprocess(model: Any, size: int | None) -> Preprocess:
-    """What the model's own configuration says of its input."""
+    """Return the preprocessing of the model's own configuration."""
     config = resolve_data_config({}, model=model)
     interpolation = config["interpolation"]
     preprocess = Preprocess(
         size=tuple(config["input_size"][1:]),
         fit="squash" if config["crop_mode"] == "squash" else "crop",
         crop_fraction=config["crop_pct"],
-        # `random` is an augmentation of the training.
+        # `random` is an augmentation for training.
         interpolation=interpolation if interpolation in RESAMPLING else "bicubic",
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
@@ -147,19 +147,19 @@ def _cfg(name: str) -> dict[str, Any]:
 
 
 def _classifier_names(model: Any) -> tuple[str, ...]:
-    """Names of the classifying layers, each with a dot at its end."""
+    """Return the names of the classifier layers, each with a trailing dot."""
     names = model.pretrained_cfg.get("classifier") or ()
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
 def _convert(state: dict[str, Tensor], model: Any, source: str) -> dict[str, Tensor]:
-    """Apply timm's own translation of older and foreign checkpoints, and of other input sizes."""
+    """Apply timm's conversion of older and foreign checkpoints, and of other input sizes."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
     try:
         converted: dict[str, Tensor] = convert(state, model)
-    except Exception as error:  # it looks for keys that other architectures do not have
+    except Exception as error:  # it expects keys that other architectures lack
         raise TeacherError(
             f"{source} does not fit {type(model).__name__} ({first_line(error)}): these weights "
             "belong to another architecture"
@@ -168,12 +168,12 @@ def _convert(state: dict[str, Tensor], model: Any, source: str) -> dict[str, Ten
 
 
 def _pool_features(backbone: Any, kind: str, images: Tensor) -> Tensor:
-    """A backbone's last features, averaged or GeM-pooled over positions: (n, d)."""
+    """Pool a backbone's last features over positions, by average or GeM: (n, d)."""
     features: Tensor = backbone.forward_features(images)
     if features.ndim == 4:
         is_last = str(getattr(backbone, "output_fmt", "NCHW")) == "NHWC"
         features = features.flatten(1, 2) if is_last else features.flatten(2).mT
-    elif kind == "gem":  # tokens may be negative, which GeM cuts off
+    elif kind == "gem":  # GeM clips negative values, which tokens may have
         raise ConfigError("pool=gem needs feature maps; a transformer takes pool=avg")
     else:
         features = features[:, getattr(backbone, "num_prefix_tokens", 0) :]

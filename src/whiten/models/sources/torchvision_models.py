@@ -20,11 +20,11 @@ from whiten.views.rendering import Preprocess
 
 UNSTATED_LICENCE = "unstated; torchvision's code is BSD-3-Clause"
 
-# In the files, the input is ImageNet-normalised and the network converts it. The auxiliary
-# classifiers exist for training only.
+# In these files, the input is ImageNet-normalised and the network converts it. Auxiliary
+# classifiers are for training only.
 _INCEPTION = {"transform_input": True, "aux_logits": False, "init_weights": True}
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# Files of old DenseNets say norm.1 where the network says norm1.
+# Files of old DenseNets have norm.1 where the network has norm1.
 _OLD_DENSE_KEY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 
 
@@ -36,17 +36,17 @@ def list_names() -> list[str]:
 def open_uri(uri: TeacherURI) -> Teacher:
     """Open a torchvision classifier up to its last layer.
 
-    The layer that gives the class scores is replaced by the identity; what precedes it, such
-    as the hidden layers of VGG, stays.
+    The layer that outputs class scores is replaced by the identity; preceding layers, such as the
+    hidden layers of VGG, stay.
 
     Options: `size` (input side in pixels), `weights` (a local safetensors or torch file) and
-    `pretrained` (1 downloads torchvision's best weights, the default without `weights`;
-    the name of a set, such as IMAGENET1K_V1, those; 0 draws random weights, always the same).
-    With `weights`, `pretrained` only says whose preprocessing applies.
+    `pretrained` (1 downloads torchvision's best weights, the default without `weights`; the name of
+    a set, such as IMAGENET1K_V1, downloads that; 0 draws random weights, always the same). With
+    `weights`, `pretrained` only selects the preprocessing.
 
     Raises:
-        ConfigError: an unknown name or option.
-        TeacherError: the weights cannot be downloaded, or do not fit.
+        ConfigError: a name or option is unknown.
+        TeacherError: the weights cannot be downloaded, or do not match.
     """
     options = uri.take(size=(positive_int, None), weights=(str, ""), pretrained=(str, "1"))
     name, file = uri.target, options["weights"]
@@ -79,7 +79,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
 
 
 def read_preprocess(recipe: Any, size: int | None) -> Preprocess:
-    """What torchvision did to the images that a set of weights was measured with."""
+    """Return the preprocessing that torchvision evaluated a set of weights with."""
     preset = recipe.transforms()
     crop = preset.crop_size[0]
     return Preprocess(
@@ -92,7 +92,7 @@ def read_preprocess(recipe: Any, size: int | None) -> Preprocess:
 
 
 def _find_recipe(uri: TeacherURI, text: str) -> Any:
-    """A member of the model's set of weights, or None."""
+    """Return a set of weights of the model by name, or None."""
     if text.lower() in ("0", "false", "no", "off"):
         return None
     sets = torchvision.models.get_model_weights(uri.target)
@@ -114,13 +114,13 @@ def _build(uri: TeacherURI, size: int) -> nn.Module:
     try:
         with seeded():
             module: nn.Module = torchvision.models.get_model(uri.target, weights=None, **options)
-    except Exception as error:  # a size that is no multiple of the patches
+    except Exception as error:  # a size that is no multiple of the patch size
         raise TeacherError(f"cannot build {uri} ({first_line(error)})") from error
     return module.eval()
 
 
 def _cut_classifier(module: nn.Module, classes: int, uri: TeacherURI) -> str:
-    """Replace the last layer with one output a class by the identity; returns its name."""
+    """Replace the last layer with one output per class by the identity; return its name."""
     layers: list[str] = [
         name
         for name, layer in module.named_modules()
@@ -148,7 +148,7 @@ def _download(uri: TeacherURI, recipe: Any) -> dict[str, Tensor]:
 
 
 def _resample(state: dict[str, Tensor], module: Any) -> dict[str, Tensor]:
-    """Position embeddings for the module's input size."""
+    """Resample position embeddings to the module's input size."""
     try:
         return dict(interpolate_embeddings(module.image_size, module.patch_size, dict(state)))
     except Exception as error:  # no square grid of patches

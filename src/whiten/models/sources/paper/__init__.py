@@ -1,7 +1,7 @@
 """`paper:` the seven teachers of Whiten-MTD (Ma et al., AAAI 2024), from their published files.
 
-The files are the user's to get: nothing is downloaded. `catalogue` says where each is published,
-`docs/teachers.md` in a table.
+The user downloads the files. `catalogue` and the table in `docs/teachers.md` list where each is
+published.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def list_names() -> list[str]:
 def open_uri(uri: TeacherURI) -> Teacher:
     """Open one of the paper's teachers.
 
-    Options: `weights` (the published file; needed), `size` (input side in pixels), `p` (power of
+    Options: `weights` (the published file; required), `size` (input side in pixels), `p` (power of
     the GeM pooling, 1 is the average; by default the paper's), `fit` (crop or squash), `head`
-    (mocov3, barlowtwins: 1 keeps the head that the network was trained under) and `branch`
+    (mocov3, barlowtwins: 1 keeps the head that the network was trained with) and `branch`
     (resnet101_dolg: `global`, which the paper distils, or `fused`, the whole descriptor).
 
     Raises:
-        ConfigError: an unknown name or option, or no `weights`.
+        ConfigError: a name or option is unknown, or `weights` is missing.
         TeacherError: the file is not the published one.
     """
     if uri.target not in PUBLISHED:
@@ -86,7 +86,7 @@ def _options(name: str, published: Published) -> dict[str, Any]:
 
 
 def _power(text: str) -> float:
-    """An option's type: above 0 and finite."""
+    """Parse an option that is a power: above 0 and finite."""
     if not 0 < (value := float(text)) < math.inf:
         raise ValueError(text)
     return value
@@ -101,5 +101,5 @@ def _preprocess(published: Published, size: int) -> Preprocess:
     )
     if published.channels == "rgb":
         return rgb
-    # Normalised as RGB and then reversed: the same numbers.
+    # Normalised as RGB and then reversed: the numbers are the same.
     return dataclasses.replace(rgb, channels="bgr", mean=rgb.mean[::-1], std=rgb.std[::-1])

@@ -1,4 +1,4 @@
-"""The network of each teacher, filled with the tensors of its file."""
+"""Build the network of each teacher and load the tensors of its file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _HEADS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 def load_network(
     name: str, file: str, power: float, *, with_head: bool, is_fused: bool
 ) -> tuple[nn.Module, int]:
-    """A published teacher's network with its weights, and the dimension of its embedding.
+    """Return a published teacher's network with weights, and its embedding dimension.
 
     Args:
         name: a key of `catalogue.PUBLISHED`.
         file: its checkpoint.
-        power: of the GeM pooling.
+        power: power of the GeM pooling.
         with_head: for the teachers of `_HEADS`, keep the head.
         is_fused: for DOLG, return the fused descriptor.
 
@@ -36,7 +36,7 @@ def load_network(
         TeacherError: the file is not the published one.
     """
     tensors = take_tensors(read_torch_file(file), holder_of(name), file)
-    with torch.device("meta"):  # weights that the file replaces need not be drawn
+    with torch.device("meta"):  # the file replaces all weights
         module, dim = _build(name, power, tensors, with_head=with_head, is_fused=is_fused)
     fill(module.eval(), find_layout(name, tensors), tensors, file)
     if isinstance(module, DOLG) and not is_fused:

@@ -1,14 +1,14 @@
-"""The seven teachers of the paper: where each file is from, and what its network expects.
+"""The seven teachers of the paper: source of each file, and properties of its network.
 
-`docs/teachers.md` shows this as a table. Every fact is from the paper's code or the page that
-publishes the file; "unstated" means that this page names no licence for the weights.
+`docs/teachers.md` shows this as a table. All facts are from the paper's code or the page that
+publishes the file; "unstated" means that the page names no licence for the weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The authors of Whiten-MTD keep copies of all seven files under the names below.
+# The authors of Whiten-MTD keep copies of all seven files under these names.
 AUTHORS_FOLDER = "https://drive.google.com/drive/folders/1-9BOzGBCNY6FrGCmpefSfispWHfiVMOd"
 
 
@@ -17,15 +17,15 @@ class Published:
     """A published teacher.
 
     Attributes:
-        file: name of its checkpoint.
+        file: name of the checkpoint.
         source: page or address that publishes it.
-        licence: of the weights, as stated there.
-        dim: of the embedding that the paper distils.
+        licence: licence of the weights, as stated there.
+        dim: dimension of the embedding that the paper distils.
         size: input side in pixels that the paper trains with.
-        power: of the GeM pooling in the paper; 1 is the average.
-        channels: order of the input's channels.
-        crop_fraction: part of the shorter side that is kept.
-        has_head: whether the network was trained under a head that can be kept.
+        power: power of the GeM pooling in the paper; 1 is the average.
+        channels: order of the input channels.
+        crop_fraction: fraction of the shorter side that is kept.
+        has_head: whether the network was trained with a head that can be kept.
     """
 
     file: str

@@ -1,7 +1,7 @@
-"""From a checkpoint as it was published to a network: every key is accounted for.
+"""Load a published checkpoint into a network, accounting for every key.
 
-A `Layout` says what each tensor of a network is called in the file, what else the file must hold,
-and what it may hold. Anything that differs is refused and named as the file names it.
+A `Layout` maps the network's tensors to names in the file, and lists what else the file must and
+may hold. Any difference is refused, under the name in the file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Layout:
     """The layout of a checkpoint.
 
     Attributes:
-        holder: the entry of the file that holds the tensors.
-        rename: from the network's key to the file's.
-        unused: shapes of tensors that are in the file and do not matter to the embedding, such
-            as a learnt GeM power, for which the chosen one stands.
-        may_have: pattern at the start of keys that may be in the file and are not read.
+        holder: entry of the file that holds the tensors.
+        rename: maps the network's key to the file's.
+        unused: shapes of tensors in the file that do not affect the embedding, such as a learnt
+            GeM power, which the chosen one replaces.
+        may_have: pattern for the start of optional keys that are not read.
     """
 
     holder: str
@@ -37,10 +37,10 @@ class Layout:
 
 
 def take_tensors(checkpoint: Any, holder: str, source: str) -> dict[str, Tensor]:
-    """The tensors under an entry of a loaded checkpoint.
+    """Return the tensors under an entry of a loaded checkpoint.
 
     Raises:
-        TeacherError: there is no such entry, or it holds something else than tensors.
+        TeacherError: the entry is missing, or holds anything other than tensors.
     """
     held = checkpoint.get(holder) if isinstance(checkpoint, dict) else None
     if not isinstance(held, dict):
@@ -57,10 +57,10 @@ def take_tensors(checkpoint: Any, holder: str, source: str) -> dict[str, Tensor]
 
 
 def fill(module: nn.Module, layout: Layout, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load the tensors of a published file into a network that was built on the meta device.
+    """Load the tensors of a published file into a network built on the meta device.
 
     Raises:
-        TeacherError: tensors are missing, unknown or of another shape; names their keys.
+        TeacherError: tensors are missing, unknown or misshapen; names their keys.
     """
     own = {name: layout.rename(name) for name in module.state_dict()}
     shapes = {own[name]: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -79,10 +79,10 @@ def require_shapes(
     *,
     may_have: str = r"(?!)",
 ) -> None:
-    """Refuse tensors that are not exactly those of `shapes`, save for `may_have` as in `Layout`.
+    """Refuse tensors other than exactly those of `shapes`, apart from `may_have` as in `Layout`.
 
     Raises:
-        TeacherError: one line with the keys that are missing, unknown or of another shape.
+        TeacherError: one line with the missing, unknown or misshapen keys.
     """
     allowed = re.compile(may_have)
     missing = [key for key in shapes if key not in tensors]
@@ -104,13 +104,13 @@ def require_shapes(
 
 
 def entries(checkpoint: Any) -> str:
-    """What a loaded checkpoint holds, for a message."""
+    """Describe the contents of a loaded checkpoint for a message."""
     if not isinstance(checkpoint, dict):
         return "no mapping"
     return some(list(map(str, checkpoint))) or "nothing"
 
 
 def some(keys: Sequence[str]) -> str:
-    """The first keys for a message, and how many there are besides."""
+    """Return the first keys for a message, and the number of the others."""
     rest = len(keys) - _NAMED
     return ", ".join(keys[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -12,7 +12,7 @@ _DILATIONS = (6, 12, 18)
 
 
 class MultiAtrous(nn.Module):
-    """Convolutions of several dilations and the mean of the whole map, concatenated and mixed."""
+    """Dilated convolutions and the global mean of the map, concatenated and mixed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,17 +24,17 @@ class MultiAtrous(nn.Module):
         self.conv_after = nn.Sequential(nn.Conv2d(5 * 512, 1024, 1), nn.ReLU(inplace=True))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(n, 1024, h, w) -> (n, 1024, h, w)."""
+        """Map (n, 1024, h, w) -> (n, 1024, h, w)."""
         whole = self.im_pool(maps).expand(-1, -1, *maps.shape[2:])
         out: Tensor = self.conv_after(torch.cat([whole, *(conv(maps) for conv in self.aspp)], 1))
         return out
 
 
 class LocalBranch(nn.Module):
-    """Directions of local features, each weighted by its attention.
+    """Normalised local features, each weighted by its attention.
 
     Args:
-        is_multi_atrous: whether a `MultiAtrous` comes first; published files are of both kinds.
+        is_multi_atrous: whether a `MultiAtrous` comes first; published files have both kinds.
     """
 
     def __init__(self, *, is_multi_atrous: bool) -> None:
@@ -45,17 +45,17 @@ class LocalBranch(nn.Module):
         self.conv2 = nn.Conv2d(1024, 1, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(n, 1024, h, w) feature maps -> (n, 1024, h, w) local descriptors."""
+        """Map (n, 1024, h, w) feature maps -> (n, 1024, h, w) local descriptors."""
         features = self.bn(self.conv1(self.aspp(maps)))
         attention = F.softplus(self.conv2(F.relu(features)).float())
         return attention * F.normalize(features.float(), dim=1)
 
 
 class DOLG(nn.Module):
-    """The global branch, which the paper distils, or the whole descriptor.
+    """Returns the global branch, which the paper distils, or the whole descriptor.
 
     Args:
-        power: of the global branch's pooling.
+        power: power of the global branch's pooling.
         is_multi_atrous: see `LocalBranch`.
         is_fused: return the fused descriptor instead of the global branch.
     """
@@ -69,13 +69,13 @@ class DOLG(nn.Module):
         self.fc = nn.Linear(2048, 512)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) normalised BGR -> (n, 1024) global or (n, 512) fused descriptors."""
+        """Map (n, 3, h, w) normalised BGR -> (n, 1024) global or (n, 512) fused descriptors."""
         third, fourth = self.trunk.stages(images)
         whole: Tensor = self.fc_t(gem(fourth, self.power)).float()
         if not self.is_fused:
             return whole
-        # Each local descriptor is freed of what points along the global one, then all are
-        # averaged (eq. 2 and section 3.3). Both are linear, so the average is freed instead.
+        # The part of each local descriptor along the global one is removed, then all are averaged
+        # (eq. 2 and section 3.3). Both steps are linear, so the average is orthogonalised instead.
         local = self.local(third).mean(dim=(2, 3))
         along = (local * whole).sum(1, keepdim=True) / (whole * whole).sum(1, keepdim=True)
         fused: Tensor = self.fc(torch.cat([whole, local - along * whole], dim=1))

@@ -1,4 +1,4 @@
-"""How each published file calls the tensors of its network."""
+"""Layouts of the published files: their names for the tensors of the networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from whiten.models.sources.paper.checkpoints import Layout
 
-# pycls' names for the parts of a bottleneck block, in torchvision's words.
+# pycls' names for the parts of a bottleneck block -> torchvision's.
 _PYCLS_PARTS = {
     "conv1": "f.a",
     "bn1": "f.a_bn",
@@ -21,7 +21,7 @@ _PYCLS_PARTS = {
 _PYCLS_STEM = {"conv1": "stem.conv", "bn1": "stem.bn"}
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(.+)\.(\w+)")
 
-# Places in the sequence of torchvision's layers, with ReLU and pooling between.
+# Positions in the sequence of torchvision's layers, with ReLU and pooling between.
 _SEQUENCE = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
 
 _SOLAR_PARTS = {
@@ -96,7 +96,7 @@ _LAYOUTS = {
     "resnet101_gem": Layout("state_dict", _gem),
     "resnet101_ap_gem": Layout("state_dict", _ap_gem, {"module.adpool.p": (1,)}),
     "resnet101_solar": Layout("state_dict", _solar, {"pool.p": (1,)}),
-    # The local branch has no part in the embedding.
+    # The local branch does not affect the embedding.
     "resnet101_delg": Layout(
         "model_state", _delg, {"globalmodel.head.pool.p": (1,)}, may_have=r"(?!globalmodel\.)"
     ),
@@ -113,17 +113,17 @@ _LAYOUTS = {
     "barlowtwins": Layout("model", _barlowtwins, may_have=r"module\.(projector|bn)\."),
 }
 
-# GeM's own authors publish the same weights under the names of their network.
+# GeM's authors publish the same weights under the names of their own network.
 _GEM_ORIGINAL = Layout("state_dict", _gem_original, {"pool.p": (1,)})
 
 
 def holder_of(name: str) -> str:
-    """The entry of a teacher's file that holds the tensors."""
+    """Return the entry of a teacher's file that holds the tensors."""
     return _LAYOUTS[name].holder
 
 
 def find_layout(name: str, keys: Iterable[str]) -> Layout:
-    """The layout of a teacher's file with these keys."""
+    """Return the layout of a teacher's file with these keys."""
     if name == "resnet101_gem" and any(key.startswith("features.") for key in keys):
         return _GEM_ORIGINAL
     return _LAYOUTS[name]

@@ -1,4 +1,4 @@
-"""ResNet, generalised-mean pooling and head: what the published teachers have in common."""
+"""ResNet, generalised-mean pooling and head: the parts that the published teachers share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 _BLOCKS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
-_EPSILON = 1e-6  # pooled activations are at least this, as in the published code
+_EPSILON = 1e-6  # lower bound of pooled activations, as in the published code
 
 
 class Trunk(ResNet):  # type: ignore[misc]
-    """torchvision's ResNet up to its last feature map.
+    """Torchvision's ResNet up to its last feature map.
 
-    Its blocks stride in the 3x3 convolution, as those of all seven teachers do.
+    Blocks stride in the 3x3 convolution, as in all seven teachers.
     """
 
     def __init__(self, depth: int) -> None:
@@ -21,7 +21,7 @@ class Trunk(ResNet):  # type: ignore[misc]
         del self.avgpool, self.fc
 
     def stages(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, h, w) -> the (n, 1024, h/16, w/16) and (n, 2048, h/32, w/32) feature maps."""
+        """Map (n, 3, h, w) -> the (n, 1024, h/16, w/16) and (n, 2048, h/32, w/32) feature maps."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         third = self.after_third(self.layer3(self.layer2(self.layer1(maps))))
         return third, self.after_fourth(self.layer4(third))
@@ -37,9 +37,9 @@ class Trunk(ResNet):  # type: ignore[misc]
 
 
 def gem(maps: Tensor, power: float) -> Tensor:
-    """Generalised-mean pooling (Radenović et al., TPAMI 2019, eq. 2): (n, c, h, w) -> (n, c).
+    """Apply generalised-mean pooling (Radenović et al., TPAMI 2019, eq. 2): (n, c, h, w) -> (n, c).
 
-    Power 1 is the plain average, also of negative values.
+    Power 1 is the plain average, also for negative values.
     """
     maps = maps.float()
     if power == 1:
@@ -48,12 +48,12 @@ def gem(maps: Tensor, power: float) -> Tensor:
 
 
 class PooledNet(nn.Module):
-    """Trunk, pooling, L2 normalisation where there is one, and head.
+    """Trunk, pooling, optional L2 normalisation, and head.
 
     Args:
-        trunk: gives the feature map.
-        head: from the pooled features to the embedding.
-        power: of the pooling.
+        trunk: computes the feature map.
+        head: maps pooled features to the embedding.
+        power: power of the pooling.
         is_normalized: whether the pooled features are L2-normalised before the head.
     """
 
@@ -65,7 +65,7 @@ class PooledNet(nn.Module):
         self.power, self.is_normalized = power, is_normalized
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) normalised input of any size from 32 px -> (n, dim)."""
+        """Map (n, 3, h, w) normalised input, any size from 32 px -> (n, dim)."""
         pooled = gem(self.trunk(images), self.power)
         if self.is_normalized:
             pooled = F.normalize(pooled, dim=1)
@@ -74,7 +74,7 @@ class PooledNet(nn.Module):
 
 
 def moco_head() -> nn.Sequential:
-    """MoCo v3's projector and predictor in one (Chen et al., ICCV 2021): 2048 -> 256."""
+    """Build MoCo v3's projector and predictor (Chen et al., ICCV 2021): 2048 -> 256."""
     return nn.Sequential(
         nn.Linear(2048, 4096, bias=False),
         nn.BatchNorm1d(4096),
@@ -89,7 +89,7 @@ def moco_head() -> nn.Sequential:
 
 
 def barlow_head() -> nn.Sequential:
-    """Barlow Twins' projector and its batch norm (Zbontar et al., ICML 2021): 2048 -> 8192."""
+    """Build Barlow Twins' projector and batch norm (Zbontar et al., ICML 2021): 2048 -> 8192."""
     return nn.Sequential(
         nn.Linear(2048, 8192, bias=False),
         nn.BatchNorm1d(8192),

@@ -9,7 +9,7 @@ from whiten.models.sources.paper.networks import Trunk
 
 
 class SecondOrderAttention(nn.Module):
-    """Each place of a feature map gets a sum over all places, weighted by how alike they are.
+    """Adds to each position of a feature map a similarity-weighted sum over all positions.
 
     softmax(fᵀg / √d) h, projected by v and added to the map (Ng et al., section 3.1).
 
@@ -26,7 +26,7 @@ class SecondOrderAttention(nn.Module):
         self.v = nn.Conv2d(inner, width, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(n, width, h, w) -> the same shape; never holds all pairs of places of a large map."""
+        """Map (n, width, h, w) -> the same shape; avoids storing all pairs of positions."""
         query, key, value = (_tokens(layer(maps)) for layer in (self.f, self.g, self.h))
         attended = F.scaled_dot_product_attention(query, key, value)  # divides by √d
         gathered = attended[:, 0].transpose(1, 2).reshape(len(maps), -1, *maps.shape[2:])
@@ -35,8 +35,8 @@ class SecondOrderAttention(nn.Module):
 
 
 def _tokens(maps: Tensor) -> Tensor:
-    """(n, c, h, w) -> (n, 1, h·w, c): one head of attention."""
-    # Attention in tiles wants the channels of a place side by side.
+    """Reshape (n, c, h, w) -> (n, 1, h·w, c), for one attention head."""
+    # Tiled attention needs the channels of a position contiguous.
     return maps.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
 
 
