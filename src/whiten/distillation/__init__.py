@@ -1,5 +1,5 @@
-"""Teachers and images -> a student.
+"""Distil teachers into a student: pairs, fusion, losses and the training loop.
 
-Images and a `DistillSpec` enter; a run folder with the student, its targets and its metrics
-leaves. Pairs, fusion, losses and the training loop are here.
+Takes images and a `DistillSpec`; returns a run folder with the student, its targets and its
+metrics.
 """

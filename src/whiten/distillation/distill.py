@@ -1,6 +1,6 @@
-"""Teachers in, student out: prepare a run, and train it in one process or several.
+"""Distil teachers into a student: prepare a run, and train it in one process or several.
 
-`prepare` puts everything on disk (cached teacher embeddings, whiteners, targets, a checkpoint of
+`prepare` writes everything to disk (cached teacher embeddings, whiteners, targets, a checkpoint of
 step 0); then every process runs `train`.
 """
 
@@ -25,23 +25,23 @@ from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.utils.devices import best_device, computes_faster_in_bf16, resolve_precision
 
-# Lightning announces what nobody asked for. Set on import, so that the processes that it spawns are
-# quiet too; its own import resets the level of its root alone.
+# Silence Lightning's log messages. Set on import, so that spawned processes are silent, too; its
+# own import resets the level of its root logger only.
 for _name in ("rank_zero", "distributed"):
     logging.getLogger(f"lightning_fabric.utilities.{_name}").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What a run left behind.
+    """Result of a run.
 
     Attributes:
         out: the run folder.
         student: the student's folder, for `whiten.load`.
-        steps: training steps in all.
-        loss: of the last step.
-        recipe: what was minimised, and why that.
-        skipped: images that could not be used, and why.
+        steps: total number of training steps.
+        loss: loss of the last step.
+        recipe: the objective, and why it was chosen.
+        skipped: images that could not be used, with the reason.
     """
 
     out: Path
@@ -70,18 +70,18 @@ def distill(
 
     Args:
         images: a folder, or a CSV or Parquet with columns `path,group`.
-        spec: the options; or the URIs of the teachers, see `whiten teachers`, with the other
-            options as keywords. May be left out to resume a run.
+        spec: the options; or the teachers' URIs, see `whiten teachers`, with other options as
+            keywords. May be omitted to resume a run.
         out: the run folder; must be new or empty.
-        cache: folder for the teachers' embeddings, to share them between runs; by default in the
-            run folder.
+        cache: folder for the teachers' embeddings, to share them between runs; by default inside
+            the run folder.
         resume: continue the run in `out`.
         overwrite: delete the run in `out` first.
         show_progress: show progress on stderr.
         options: fields of `whiten.runs.spec.DistillSpec`.
 
     Raises:
-        WhitenError: bad input; what has been computed is kept and used by the next run.
+        WhitenError: bad input; what has been computed is kept and reused by the next run.
     """
     if out is None:
         raise ConfigError("name the run folder: distill(images, teachers, out)")
@@ -101,7 +101,7 @@ def distill(
             "-m whiten.cli distill … --nodes N --devices M"
         )
     is_finished = resume and run.is_finished
-    # Under torchrun or SLURM all processes come here, and rank 0 works for all.
+    # Under torchrun or SLURM all processes get here, and rank 0 works for all.
     if int(os.environ.get("RANK", "0")) == 0:
         run.begin(str(images), spec, resume=resume, overwrite=overwrite)
     if not is_finished:
@@ -155,7 +155,7 @@ def _launch(
     elif processes > 1:
         try:  # plain values: the launcher refuses frozen dataclasses
             fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), show_progress)
-        except BaseException:  # an interrupt may have reached this process alone
+        except BaseException:  # an interrupt may have reached only this process
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
@@ -164,7 +164,7 @@ def _launch(
 
 
 def _is_launched() -> bool:
-    """Whether somebody else has started the processes."""
+    """Return whether a launcher has started the processes."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
 
 
@@ -174,7 +174,7 @@ def _train_spawned(fabric: Any, root: str, options: dict[str, Any], show_progres
 
 def _training_precision(spec: DistillSpec, device: str) -> str:
     if spec.backbone_lr == 0:
-        return "32"  # the projection alone is too small to gain from fewer bits
+        return "32"  # the projection alone is too small to gain from lower precision
     precision = resolve_precision(spec.precision, device)
     if spec.precision == "auto" and precision == "bf16" and device == "cpu":
         net, _ = build_student(

@@ -1,8 +1,7 @@
-"""Fusing the teachers' similarity matrices into one target (Whiten-MTD, section "Fusion").
+"""Fuse the teachers' similarity matrices into one target (Whiten-MTD, section "Fusion").
 
-`maxmin` trusts the teacher that is most sure of a positive pair, and the one that is most
-sure that a pair is negative. All functions are pure; those that draw at random take a
-generator.
+`maxmin` trusts, for a positive pair, the teacher with the highest similarity, and for a negative
+pair the one with the lowest. All functions are pure; random ones take a generator.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ def _maxrand(similarities: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _rand(similarities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Every entry from a teacher of its own, drawn uniformly."""
+    """Take each entry from a random teacher, drawn uniformly."""
     choice = _draw(len(similarities), similarities[0], generator)
     return similarities.gather(0, choice[None])[0]
 
 
 def _draw(count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The number of a teacher for every entry of a (B, B) matrix."""
-    # Drawn on the CPU: the same seed then gives the same targets on every device.
+    """Draw a teacher index for each entry of a (B, B) matrix."""
+    # Drawn on the CPU, so that a seed gives the same targets on every device.
     choice = torch.randint(count, (1, *like.shape), generator=generator, device="cpu")
     return choice[0].to(like.device)
 
@@ -73,15 +72,15 @@ def fuse(
         similarities: (K, B, B); `[k, i, j]` is teacher k's similarity of x_i and y_j, so
             positives lie on the diagonal.
         strategy: `mean`, `maxmin`, `maxmean` (maximum on the diagonal; minimum or mean off it),
-            `rand` (a random teacher an entry), `maxrand` (maximum on the diagonal, random off
+            `rand` (a random teacher per entry), `maxrand` (maximum on the diagonal, random off
             it), or any callable (K, B, B) -> (B, B).
-        generator: source of randomness of `rand` and `maxrand`, on the CPU.
+        generator: random generator for `rand` and `maxrand`, on the CPU.
 
     Returns:
         (B, B), same dtype.
 
     Raises:
-        ConfigError: unknown strategy, or shapes that do not fit.
+        ConfigError: the strategy is unknown, or shapes do not match.
     """
     if similarities.ndim != 3 or similarities.shape[1] != similarities.shape[2]:
         raise ConfigError(f"fuse takes (K, B, B) similarities, not {tuple(similarities.shape)}")
@@ -104,22 +103,22 @@ def fuse_streaming(
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fuse` without the stack: two matrices in memory however many teachers there are.
+    """Fuse without stacking: only two matrices in memory for any number of teachers.
 
-    Equal to `fuse` (means to rounding), with the same draws from the generator. A callable needs
+    Equals `fuse` (means up to rounding), with the same draws from the generator. A callable needs
     the stack and gets it.
 
     Args:
-        similarities: `count` matrices (B, B), asked for one after the other; not written to.
+        similarities: `count` matrices (B, B), consumed one by one; not modified.
         count: K, the number of teachers.
         strategy, generator: see `fuse`.
 
     Returns:
-        The fused (B, B), and every teacher's positives (K, B) for `positive_wins`. With one teacher
-        the first may be the given matrix itself.
+        The fused (B, B), and each teacher's positives (K, B) for `positive_wins`. With one teacher
+        the former may be the given matrix itself.
 
     Raises:
-        ConfigError: unknown strategy, or matrices that do not fit.
+        ConfigError: the strategy is unknown, or shapes do not match.
     """
     if callable(strategy):
         stack = torch.stack(list(similarities))
@@ -146,7 +145,7 @@ def fuse_streaming(
     if fused is None or len(positives) != count:
         raise ConfigError(f"expected the similarities of {count} teachers, got {len(positives)}")
     of_teachers = torch.stack(positives)
-    if count > 1:  # otherwise the only teacher's matrix is the result, and is not ours to change
+    if count > 1:  # the result of a single teacher is the caller's matrix, not to be modified
         if rest == "mean":
             fused /= count
         if strategy.startswith("max"):
@@ -155,7 +154,7 @@ def fuse_streaming(
 
 
 def check_strategy(strategy: str) -> None:
-    """Raise ConfigError, naming the choices, unless the strategy is known."""
+    """Raise ConfigError, naming the choices, if the strategy is unknown."""
     if strategy not in STRATEGIES:
         raise ConfigError(
             f"unknown fusion {strategy!r}{nearest(strategy, STRATEGIES)} "
@@ -164,10 +163,10 @@ def check_strategy(strategy: str) -> None:
 
 
 def positive_wins(similarities: Tensor) -> Tensor:
-    """How many positives each teacher wins, (K,) float64; ties are shared equally.
+    """Count the positives that each teacher wins, (K,) float64; ties are shared equally.
 
     Args:
-        similarities: (K, B, B) as in `fuse`, or their diagonals alone, (K, B).
+        similarities: (K, B, B) as in `fuse`, or only their diagonals, (K, B).
     """
     is_stack = similarities.ndim == 3
     positives = similarities.diagonal(dim1=1, dim2=2) if is_stack else similarities

@@ -1,4 +1,4 @@
-"""The distillation losses: pure functions over tensors (Whiten-MTD, section "Distillation")."""
+"""Distillation losses as pure functions of tensors (Whiten-MTD, section "Distillation")."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from whiten.errors import ConfigError
 # One exponential serves rows and columns while exp(±x) of these x, and sums of it, are normal.
 _WIDEST = {torch.float32: 75.0, torch.float64: 600.0}
 
-_PART = 1 << 18  # similarities worked on at once
+_PART = 1 << 18  # similarities processed at once
 
 
 def distillation_loss(
@@ -29,37 +29,36 @@ def distillation_loss(
     temperature: float = 0.05,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """KL from the student's to the fused teachers' softmax similarities, rows plus columns.
+    """Compute the KL between softmax similarities of fused teachers and student, rows plus columns.
 
     `L = KL(softmax(T/τ) ‖ softmax(S/τ)) + KL(softmax(Tᵀ/τ) ‖ softmax(Sᵀ/τ))`, each averaged
     over the batch, where `S = X_s Y_sᵀ` and T is `fuse` of the teachers' `X_k Y_kᵀ`
     (Whiten-MTD, eq. of the similarity distillation; τ = 0.05).
 
-    Inside a process group the embeddings of all processes are gathered first, so the value
-    is that of the joined batch; each process receives the gradient of its own rows. Sum the
-    processes' gradients (with DistributedDataParallel, which averages them, scale the loss by
-    the number of processes).
+    Inside a process group the embeddings of all processes are gathered first, so the value is that
+    of the joined batch; each process receives the gradient of its own rows. Sum the gradients of
+    the processes (DistributedDataParallel averages them: scale the loss by the number of
+    processes).
 
     Args:
         student_x, student_y: (B, d) embeddings of the pairs' two sides; L2-normalised here.
-        teachers_x, teachers_y: for each teacher (B, D_k); L2-normalised here. No gradient
-            flows to them.
+        teachers_x, teachers_y: per teacher (B, D_k); L2-normalised here. They receive no gradient.
         strategy: see `fuse`.
         temperature: τ > 0.
-        generator: randomness of the `rand` strategies, equal in all processes.
+        generator: random generator for the `rand` strategies, equal in all processes.
 
     Returns:
-        Scalar tensor, float32 or wider.
+        Scalar tensor, at least float32.
     """
     target, _ = fused_teacher_similarity(teachers_x, teachers_y, strategy, generator=generator)
     return similarity_kl(student_similarity(student_x, student_y), target, temperature)
 
 
 def similarity_kl(student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Both directions of the softmax KL between two (B, B) similarity matrices.
+    """Compute the softmax KL between two (B, B) similarity matrices, rows plus columns.
 
-    The gradient is analytic, `(softmax(S/τ) - softmax(T/τ)) / (Bτ)` by rows plus by columns, and
-    can be taken once. A target that requires gradient gets its own through autograd.
+    The gradient is analytic, `(softmax(S/τ) - softmax(T/τ)) / (Bτ)` for rows plus columns, and can
+    be computed once. A target that requires gradient gets its own by autograd.
     """
     if not temperature > 0:
         raise ConfigError(f"temperature must be above 0, not {temperature}")
@@ -71,7 +70,7 @@ def similarity_kl(student: Tensor, target: Tensor, temperature: float) -> Tensor
 
 
 def sum_of_directions(student: Tensor, target: Tensor) -> Tensor:
-    """KL(softmax(target) ‖ softmax(student)) along rows plus along columns, batch means."""
+    """Compute KL(softmax(target) ‖ softmax(student)) along rows plus columns, batch means."""
     rows = F.kl_div(
         student.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True
     )
@@ -82,18 +81,18 @@ def sum_of_directions(student: Tensor, target: Tensor) -> Tensor:
 
 
 def alignment_loss(student: Tensor, target: Tensor) -> Tensor:
-    """Mean cosine distance `1 - cos(student_i, target_i)` of two (B, d) sets of embeddings."""
+    """Compute the mean cosine distance `1 - cos(student_i, target_i)` of two (B, d) tensors."""
     return (1.0 - F.cosine_similarity(student.float(), target.float(), dim=1)).mean()
 
 
 def student_similarity(student_x: Tensor, student_y: Tensor) -> Tensor:
-    """(B, B) cosine similarities of the joined batch, with gradients to this process's rows."""
+    """Return (B, B) cosine similarities of the joined batch; gradients reach own rows only."""
     return _unit(gather(student_x)) @ _unit(gather(student_y)).T
 
 
 @torch.no_grad()
 def teacher_similarities(teachers_x: Sequence[Tensor], teachers_y: Sequence[Tensor]) -> Tensor:
-    """(K, B, B) cosine similarities of every teacher on the joined batch."""
+    """Return each teacher's (K, B, B) cosine similarities on the joined batch."""
     return torch.stack(list(_each_similarity(teachers_x, teachers_y)))
 
 
@@ -105,9 +104,9 @@ def fused_teacher_similarity(
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The fused (B, B) target of the joined batch and the teachers' positives (K, B).
+    """Return the fused (B, B) target of the joined batch and the teachers' positives (K, B).
 
-    The same as `fuse(teacher_similarities(...))`, without holding all teachers' matrices at once.
+    Equals `fuse(teacher_similarities(...))`, without holding all teachers' matrices at once.
     """
     each = _each_similarity(teachers_x, teachers_y)
     return fuse_streaming(each, len(teachers_x), strategy, generator=generator)
@@ -126,7 +125,7 @@ def _each_similarity(
 
 
 def gather(local: Tensor) -> Tensor:
-    """The rows of all processes in rank order; this process's part keeps its gradient."""
+    """Gather the rows of all processes in rank order; the own part keeps its gradient."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return local
     parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
@@ -136,7 +135,7 @@ def gather(local: Tensor) -> Tensor:
 
 
 def _unit(embeddings: Tensor) -> Tensor:
-    # Similarities divided by τ = 0.05 need more digits than bfloat16 has.
+    # Similarities divided by τ = 0.05 need more precision than bfloat16 has.
     wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
     return F.normalize(wide, dim=1)
 
@@ -145,10 +144,10 @@ def _unit(embeddings: Tensor) -> Tensor:
 
 
 class _SimilarityKL(torch.autograd.Function):
-    """`sum_of_directions(S/τ, T/τ)` in the form `Σ W_T·(T-S)/τ + Σ lse(S/τ) - Σ lse(T/τ)`.
+    """Computes `sum_of_directions(S/τ, T/τ)` as `Σ W_T·(T-S)/τ + Σ lse(S/τ) - Σ lse(T/τ)`.
 
     W is the softmax along rows plus that along columns, and the gradient is `(W_S - W_T) / (Bτ)`.
-    Beside S and T two matrices are held: their exponentials, of which one becomes the gradient.
+    Besides S and T, two matrices are held: their exponentials, one of which becomes the gradient.
     """
 
     @staticmethod
@@ -171,11 +170,11 @@ class _SimilarityKL(torch.autograd.Function):
 
 
 class _Softmaxes:
-    """softmax(matrix/τ) along rows plus along columns, some rows at a time.
+    """Computes softmax(matrix/τ) along rows plus along columns, in blocks of rows.
 
     Attributes:
         logs: log-sum-exp of all rows, then of all columns.
-        kept: (B, B), the softmaxes' sum in the rows that were asked for.
+        kept: (B, B), sum of both softmaxes in the requested rows.
     """
 
     def __init__(self, matrix: Tensor, temperature: float) -> None:
@@ -198,7 +197,7 @@ class _Softmaxes:
         self.logs = torch.cat([self.rows, self.columns]).log_().add_(middle / temperature)
 
     def of(self, rows: slice) -> Tensor:
-        """Both softmaxes' sum, in `kept`; can be asked once."""
+        """Return the sum of both softmaxes, stored in `kept`; only once per block."""
         part, own = self.kept[rows], self.rows[rows, None]
         if not self.is_shared:
             along_columns = (part - self.columns).exp_()
@@ -207,13 +206,13 @@ class _Softmaxes:
 
 
 def _parts(matrix: Tensor) -> Iterator[slice]:
-    """Some rows at a time: temporary matrices stay small, and in the processor's cache."""
+    """Yield blocks of rows: temporary matrices stay small, and in the CPU's cache."""
     step = max(1, _PART // max(1, matrix.shape[1]))
     return (slice(start, start + step) for start in range(0, len(matrix), step))
 
 
 def _refuse_second_derivatives() -> None:
-    # `once_differentiable` of torch refuses only where the incoming gradient has one of its own.
+    # Torch's `once_differentiable` refuses only if the incoming gradient requires grad.
     if torch.is_grad_enabled():
         raise ConfigError(
             "the distillation loss has first derivatives alone: leave out create_graph, or build "

@@ -1,7 +1,7 @@
-"""What a training step minimises: the terms of a recipe on one batch, summed by their weights.
+"""The objective of a training step: the weighted terms of a recipe on one batch.
 
-Beside the paper's loss (`losses`) these are: a contrastive loss on labels, the relations between
-different things as the teachers see them, and relations to a queue of cached teacher embeddings.
+Besides the paper's loss (`losses`): a contrastive loss on labels, the teachers' relations between
+different classes, and relations to a queue of cached teacher embeddings.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Batch:
     """One process's part of a batch of b pairs.
 
     Attributes:
-        student_x, student_y: (b, dim) of the two sides, not normalised.
-        teachers_x, teachers_y: for each teacher (b, d_k).
-        labels: (B,) class of every pair of the joined batch.
+        student_x, student_y: (b, dim) embeddings of the two sides, not normalised.
+        teachers_x, teachers_y: per teacher (b, d_k).
+        labels: (B,) class of each pair of the joined batch.
         fused_x, fused_y: (b, dim) in the fused teacher space, for `align` and `queue`.
-        queue: (q, dim) further cached embeddings in that space, for `queue`.
+        queue: (q, dim) cached embeddings of other images in that space, for `queue`.
     """
 
     student_x: Tensor
@@ -43,14 +43,14 @@ class Batch:
 def objective(
     batch: Batch, spec: DistillSpec, generator: torch.Generator
 ) -> tuple[Tensor, list[float]]:
-    """The weighted sum of the terms on the joined batch, and the positives each teacher won.
+    """Return the weighted sum of terms on the joined batch, and the positives per teacher.
 
-    Inside a process group each process receives the gradient of its own rows, as
-    `losses.distillation_loss` says.
+    Inside a process group each process receives the gradient of its own rows, as in
+    `losses.distillation_loss`.
 
     Args:
-        spec: with weights, fusion and temperatures filled in.
-        generator: randomness of the `rand` fusions, equal in all processes.
+        spec: the options, with weights, fusion and temperatures filled in.
+        generator: random generator for the `rand` fusions, equal in all processes.
     """
     x, y = (losses.gather(side.float()) for side in (batch.student_x, batch.student_y))
     x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
@@ -89,13 +89,13 @@ def objective(
 def with_all_positives(
     fused: Tensor, teachers_x: Sequence[Tensor], teachers_y: Sequence[Tensor], labels: Tensor
 ) -> Tensor:
-    """Raise every pair of the same label to the teachers' maximum, as `max…` fusions the diagonal.
+    """Raise each pair with equal labels to the teachers' maximum, as `max…` does the diagonal.
 
-    Where a class gives several pairs to a batch, positives stand off the diagonal too.
+    If a class gives a batch several pairs, there are positives off the diagonal, too.
 
     Args:
-        fused: (B, B) similarities, fused with positives on the diagonal alone.
-        teachers_x, teachers_y: for each teacher (B, d_k), L2-normalised.
+        fused: (B, B) similarities, fused with positives only on the diagonal.
+        teachers_x, teachers_y: per teacher (B, d_k), L2-normalised.
         labels: (B,).
     """
     row, column = (labels[:, None] == labels[None]).nonzero(as_tuple=True)
@@ -107,11 +107,11 @@ def with_all_positives(
 
 
 def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Mean over images of -log softmax at its positives (Khosla et al. 2020, eq. 2).
+    """Compute the mean over images of -log softmax at the positives (Khosla et al. 2020, eq. 2).
 
     Args:
         embeddings: (n, d), rows L2-normalised.
-        labels: (n,); equal ones are positives, and each occurs at least twice.
+        labels: (n,); equal ones are positives; each occurs at least twice.
     """
     same = labels[:, None] == labels[None]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -122,11 +122,11 @@ def supervised_contrastive(embeddings: Tensor, labels: Tensor, temperature: floa
 
 
 def relational_kl(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """KL of softmax similarities over *different* things, mean over rows.
+    """Compute the KL of softmax similarities between *different* classes, mean over rows.
 
-    At τ = 0.05 the target of the paper's loss is nearly the one positive, and says little of the
-    rest. Without pairs of the same label the teachers' knowledge of all other images remains
-    (relational distillation, Park et al. 2019, on similarities).
+    At τ = 0.05 the target of the paper's loss is almost one-hot at the positive, and says little
+    about the rest. Leaving out pairs with equal labels, the teachers' knowledge of all other images
+    remains (relational distillation, Park et al. 2019, applied to similarities).
 
     Args:
         student, teacher: (n, n) similarities of the same images.
@@ -145,13 +145,13 @@ def relational_kl(student: Tensor, teacher: Tensor, labels: Tensor, temperature:
 
 
 def queue_kl(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """KL of softmax similarities to cached teacher embeddings (SEED, Fang et al. 2021, eq. 4).
+    """Compute the KL of similarities to cached embeddings (SEED, Fang et al. 2021, eq. 4).
 
-    The queue's items are the columns for student and teacher alike, so that the student must stand
-    in the teachers' space as they do.
+    The queue's items are the columns for student and teacher alike, so the student must embed in
+    the teachers' space.
 
     Args:
-        student, teacher: (n, d) of the same images, L2-normalised.
+        student, teacher: (n, d) embeddings of the same images, L2-normalised.
         queue: (q, d) teacher embeddings, L2-normalised.
     """
     logits, target = (side @ queue.T / temperature for side in (student, teacher.to(student.dtype)))

@@ -1,9 +1,8 @@
-"""Which items meet in a batch: images of a group, two views of one image, or both.
+"""Draw the positive pairs of a batch: images of a group, two views of an image, or both.
 
-A *class* is what counts as the same thing: a group, or an image that has no group. Pairs are drawn
-within classes. With `frames` a group is a video: an epoch takes one frame of each, in two views. An
-epoch's batches are a pure function of (seed, epoch), which is what makes a resumed run the same as
-an uninterrupted one.
+A *class* is a group, or an image without a group. Pairs are drawn within classes. With `frames` a
+group is a video: an epoch takes one frame per video, in two views. An epoch's batches are a pure
+function of (seed, epoch), so that a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from whiten.utils.names import Names, name_codes
 
 Ints = npt.NDArray[Any]
 
-# Ungrouped images are worth their second view's embedding once they are more than a few strays.
+# Ungrouped images are worth embedding a second view if they are more than a few strays.
 MIXED_FROM = 0.1
-# In a mixed batch: labels are few but sure, so they get at least half of it.
+# In a mixed batch: labels are few but reliable, so they get at least half of it.
 LABELLED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two sides of a positive: item indices and view numbers, and the number of its class."""
+    """Two sides of a positive, as item indices and view numbers, and the index of its class."""
 
     x: int
     x_view: int
@@ -41,7 +40,7 @@ class Pair:
 
 
 class Epoch(Sequence[list[Pair]]):
-    """The batches of one epoch; the pairs of one exist once it is looked at."""
+    """The batches of one epoch; the pairs of a batch are created on access."""
 
     def __init__(self, batches: Ints) -> None:
         self._batches = batches  # (batches, pairs, fields of a pair)
@@ -55,21 +54,20 @@ class Epoch(Sequence[list[Pair]]):
 
 @dataclass(frozen=True, eq=False)
 class PairPlan:
-    """What pairs are drawn from.
+    """The classes that pairs are drawn from, and the limits of a batch.
 
     Attributes:
-        members: item indices of all classes, those of a class together: of `grouped` ones first,
-            then of single images.
-        bounds: (classes + 1,) where each class begins in `members`, and the end.
-        grouped: how many of the classes are groups, whose pairs are two different images; pairs
-            of the others are two views of one image.
-        views: how many views every item has.
-        batch_size: pairs in a batch.
-        pairs_per_class: pairs that one class may give to a batch. With 1, no two pairs of a batch
-            are the same thing.
-        pairs_per_epoch: pairs that one group may give to an epoch; 0 is all that it has.
-        seed: of all draws.
-        opposite_views: the two views of an image are an even and an odd one.
+        members: item indices ordered by class: `grouped` classes first, then single images.
+        bounds: (classes + 1,) start of each class in `members`, and the end.
+        grouped: number of classes that are groups, whose pairs are two different images; pairs of
+            the other classes are two views of one image.
+        views: views per item.
+        batch_size: pairs per batch.
+        pairs_per_class: maximum pairs per class in a batch. With 1, all pairs of a batch have
+            different classes.
+        pairs_per_epoch: maximum pairs per group in an epoch; 0 is no limit.
+        seed: seed of all draws.
+        opposite_views: pair an even with an odd view of an image.
     """
 
     members: Ints
@@ -84,12 +82,12 @@ class PairPlan:
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """Number of classes."""
         return len(self.bounds) - 1
 
     @property
     def source(self) -> str:
-        """`groups`, `views` or `mixed`."""
+        """Source of the pairs: `groups`, `views` or `mixed`."""
         if self.grouped == 0:
             return "views"
         return "groups" if self.grouped == self.classes else "mixed"
@@ -99,11 +97,11 @@ class PairPlan:
         return len(self.epoch(0))
 
     def epoch(self, number: int) -> Epoch:
-        """The batches of one epoch; short batches are dropped.
+        """Return the batches of one epoch; incomplete batches are dropped.
 
         Each image is used about once, or each group for `pairs_per_epoch` pairs. In a mixed plan
-        that holds for the images without a group, and groups return as often as their half of
-        the batch needs them.
+        this holds for ungrouped images, and groups repeat as often as their half of the batch
+        needs.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
         if self.source == "mixed":
@@ -132,7 +130,7 @@ class PairPlan:
         return max(size, self.batch_size - singles)
 
     def _pairs_of_groups(self, rng: np.random.Generator) -> Ints:
-        """(pairs, 5) of different images, those of a class together; an odd image rests."""
+        """Draw (pairs, 5) of different images, ordered by class; an odd image is left out."""
         bounds = self.bounds[: self.grouped + 1]
         shuffled, place = self._shuffled(0, self.grouped, rng)
         sizes = np.repeat(np.diff(bounds), np.diff(bounds))
@@ -145,7 +143,7 @@ class PairPlan:
         return np.stack([shuffled[x], views[:, 0], shuffled[x + 1], views[:, 1], label], axis=1)
 
     def _pairs_of_views(self, rng: np.random.Generator) -> Ints:
-        """(pairs, 5) of two views of one image, one of each class; the others rest."""
+        """Draw (pairs, 5) of two views of one image, one image per class."""
         shuffled, place = self._shuffled(self.grouped, self.classes, rng)
         x = shuffled[place == 0]
         one = rng.integers(0, self.views, len(x), np.int32)
@@ -158,7 +156,7 @@ class PairPlan:
         return np.stack([x, one, x, other, label], axis=1)
 
     def _shuffled(self, first: int, last: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        """Members of some classes, each class in random order, and their places in it."""
+        """Return members of some classes in random order per class, and their position in it."""
         bounds = self.bounds[first : last + 1]
         sizes = np.diff(bounds)
         start = np.repeat(bounds[:-1], sizes)
@@ -167,10 +165,10 @@ class PairPlan:
         return self.members[bounds[0] : bounds[-1]][order], place
 
     def _batches(self, pairs: Ints, size: int, rng: np.random.Generator) -> Ints:
-        """(batches, size, 5): always the classes with most pairs left, which fills most batches."""
+        """Return (batches, size, 5), each from the classes with most pairs left, to fill most."""
         starts = np.flatnonzero(np.diff(pairs[:, 4], prepend=-1))
         left = np.diff(starts, append=len(pairs))
-        # Classes by the number of pairs that they have left, in random order.
+        # Classes by number of remaining pairs, in random order among equals.
         order = rng.permutation(len(left)).astype(np.int32)
         waiting = [
             array("i", order[left[order] == n].tobytes()) for n in range(left.max(initial=0) + 1)
@@ -201,13 +199,13 @@ class PairPlan:
 
 
 def resolve_source(groups: Names, wanted: str) -> str:
-    """`groups`, `views`, `frames` or `mixed`: where pairs come from, if asked for `auto` too.
+    """Resolve `auto` to the source of pairs: `groups`, `views`, `frames` or `mixed`.
 
-    `auto` takes groups where there are any, and mixes in the images without one (or alone in
-    theirs) where those are more than a tenth.
+    `auto` takes groups if there are any, and mixes in ungrouped images (or those alone in their
+    group) if they are more than a tenth.
 
     Raises:
-        ConfigError: groups are wanted, or there is one, and they offer no negatives.
+        ConfigError: groups are requested but missing, or a single group offers no negatives.
     """
     codes = name_codes(groups)
     sizes = np.bincount(codes + 1)[1:]
@@ -240,22 +238,22 @@ def plan_pairs(
     seed: int = 0,
     opposite_views: bool = False,
 ) -> PairPlan:
-    """Decide where pairs come from.
+    """Choose the source of pairs and the size of a batch.
 
     Args:
-        groups: per item its group or None.
-        contents: per item its content hash; copies never meet as a negative pair.
+        groups: group of each item, or None.
+        contents: content hash of each item; copies never form a negative pair.
         source: `groups`, `views`, `frames`, `mixed`, or `auto`; see `resolve_source`.
-        views: views that every item has; pairs of views need two.
-        batch_size: wanted pairs a batch; lowered to what the classes can give.
-        pairs_per_class: most pairs of one class in a batch.
-        pairs_per_epoch: most pairs of one group in an epoch; 0 is all that it has.
-        processes: the batch is divided among them evenly.
-        seed: of all draws.
-        opposite_views: the two views of an image are an even and an odd one.
+        views: views per item; pairs of views need two.
+        batch_size: requested pairs per batch; lowered to what the classes can provide.
+        pairs_per_class: maximum pairs per class in a batch.
+        pairs_per_epoch: maximum pairs per group in an epoch; 0 is no limit.
+        processes: number of processes that share a batch equally.
+        seed: seed of all draws.
+        opposite_views: pair an even with an odd view of an image.
 
     Raises:
-        ConfigError: nothing to pair, fewer than two classes, or too few views.
+        ConfigError: there is nothing to pair, fewer than two classes, or too few views.
     """
     source = resolve_source(groups, source)
     if source != "groups" and views < 2:
@@ -271,7 +269,7 @@ def plan_pairs(
     grouped = len(bounds) - 1
     if source != "groups":
         content = name_codes(contents)
-        if source == "frames":  # a group counts as one thing; without one, an image does
+        if source == "frames":  # a group is one class, as is an image without a group
             content = np.where(codes >= 0, codes, content + codes.max() + 1)
         is_known = np.zeros(content.max() + 1, bool)
         is_known[content[in_group]] = True
@@ -302,13 +300,13 @@ def plan_pairs(
 
 
 def _available(bounds: Ints, pairs_per_epoch: int) -> Ints:
-    """How many pairs each group gives to an epoch."""
+    """Return the number of pairs that each group provides in an epoch."""
     pairs = np.diff(bounds) // 2
     return np.minimum(pairs, pairs_per_epoch) if pairs_per_epoch else pairs
 
 
 def _by_class(items: Ints, codes: Ints) -> tuple[Ints, Ints]:
-    """Items, those of a code together, and where each code begins, and the end."""
+    """Return the items ordered by code, and the start of each code, with the end."""
     order = np.argsort(codes[items], kind="stable")
     members = items[order].astype(np.int32)
     starts = np.flatnonzero(np.diff(codes[members], prepend=-1))

@@ -1,7 +1,7 @@
-"""Everything that training needs, put on disk once: embeddings, whiteners, targets, a start.
+"""Prepare training: write embeddings, whiteners, targets and the first checkpoint to disk.
 
-Rank 0 calls `prepare`; every process then opens the result as a `TrainingSet`. Each part is
-written atomically and found again by the next call, so a killed preparation loses little.
+Rank 0 calls `prepare`; every process then opens the result as a `TrainingSet`. Each part is written
+atomically and reused by the next call, so a killed preparation loses little.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from whiten.utils.progress import announce, progress
 from whiten.whitening.choosing import GROUPS, Choice
 from whiten.whitening.whitener import Whitener
 
-INIT_SAMPLE = 2048  # images whose features give the projection its first axes
+INIT_SAMPLE = 2048  # images whose features initialise the projection
 
 
 def prepare(
     run: RunFolder, images: str, spec: DistillSpec, embeddings: Path, *, show_progress: bool
 ) -> None:
-    """Embed what is missing, fit the whiteners, write targets and the checkpoint of step 0."""
+    """Embed missing images, fit the whiteners, write targets and the checkpoint of step 0."""
     if facts_path(run).exists() and run.checkpoint.exists():
         return
     items = find_items(images, announce if show_progress else None)
     source = resolve_source(items.groups, spec.pairs)
-    draft, _ = complete(spec, source)  # refuses at once what no teacher could mend
+    draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
     views = spec.views or (1 if source == "groups" else 2)
     cache = _Cache(embeddings, draft, show_progress)
-    # All are opened before the first embeds for hours.
+    # Open all before the first one embeds for hours.
     opened = open_network if spec.teachers_online else open_teacher
     teachers: list[Model] = [opened(uri) for uri in spec.teachers]
     torch.manual_seed(spec.seed)
@@ -73,7 +73,7 @@ def prepare(
     if spec.compatible:
         _require_room(spec, len(items), sum(_axes(spec, teacher.dim) for teacher in teachers))
 
-    # With teachers online only the whitening is fitted on cached embeddings, of whole images.
+    # With online teachers, only the whitening is fitted on cached embeddings, of whole images.
     teacher_views = range(1) if spec.teachers_online else range(views)
     stores = [cache.embed(teacher, items, teacher_views, teacher.name) for teacher in teachers]
     described = _describe(spec.teachers, teachers)
@@ -112,12 +112,12 @@ def prepare(
         "skipped": [[s.id, s.reason] for s in skipped],
         "compatible_with": _gallery(described, whiteners, rotation) if spec.compatible else None,
     }
-    # Written last: its presence says that all the rest is there.
+    # Written last: its presence means that all parts are complete.
     write_atomically(facts_path(run), json.dumps(facts).encode())
 
 
 class _Cache:
-    """Embeds what a run's cached embeddings lack."""
+    """Embeds the images that are missing in a run's cached embeddings."""
 
     def __init__(self, folder: Path, spec: DistillSpec, show_progress: bool) -> None:
         self.folder = folder
@@ -147,7 +147,7 @@ class _Cache:
                 workers=spec.workers,
                 progress=update,
             )
-        teacher.to("cpu")  # the device's memory is needed for the next one
+        teacher.to("cpu")  # frees device memory for the next one
         return store
 
 
@@ -173,13 +173,13 @@ def _unique(name: str, taken: Sequence[str]) -> str:
 
 
 def _map_on_groups(choices: Sequence[Choice | None]) -> float | None:
-    """How well the whitened teachers retrieve held-out groups, on average; None if not measured."""
+    """Return the whitened teachers' mean mAP on held-out groups; None if not measured."""
     found = [choice.evidence[GROUPS] for choice in choices if choice and GROUPS in choice.evidence]
     return statistics.mean(found) if found else None
 
 
 def _drawn(items: Items, count: int, seed: int) -> Items:
-    """At most `count` items, drawn at random, in their order."""
+    """Return at most `count` random items, in their order."""
     if count >= len(items):
         return items
     return items.take(np.sort(np.random.default_rng(seed).permutation(len(items))[:count]))
@@ -192,7 +192,7 @@ def _keep_whitenings(
     choices: Sequence[Choice | None],
     show_progress: bool,
 ) -> None:
-    """Write the whiteners, and beside them the curves that they were chosen from."""
+    """Write the whiteners, and the curves that they were chosen by."""
     kept = {}
     for number, whitener in enumerate(whiteners):
         assert whitener is not None
@@ -213,10 +213,10 @@ def _write_targets(
     views: int,
     whiteners: Sequence[Whitener | None],
 ) -> Whitener | None:
-    """What the student learns from, in the order of the items; nothing if teachers run online.
+    """Write the student's targets in the order of the items; none if teachers run online.
 
     Returns:
-        The PCA of the fused teachers, if the student learns from that.
+        The PCA of the fused teachers if the student learns from it, else None.
     """
     if spec.teachers_online:
         return None
@@ -231,12 +231,12 @@ def _write_targets(
 
 
 def _axes(spec: DistillSpec, dim: int) -> int:
-    """Most axes that a teacher of this dimension can be whitened to."""
+    """Return the maximum number of axes that a teacher of this dimension can be whitened to."""
     return min(dim, spec.whiten_dim) if spec.whiten and isinstance(spec.whiten_dim, int) else dim
 
 
 def _require_room(spec: DistillSpec, images: int, width: int) -> None:
-    """Refuse a student with more dimensions than the gallery that it shall search can have."""
+    """Refuse a student with more dimensions than its gallery can have."""
     most = min(width, images - 1)
     if spec.dim > most:
         raise ConfigError(
@@ -250,7 +250,7 @@ def _gallery(
     whiteners: Sequence[Whitener | None],
     rotation: Whitener | None,
 ) -> str:
-    """Fingerprint of `fuse:compatible:RUN`, the encoder of the gallery."""
+    """Return the fingerprint of `fuse:compatible:RUN`, the encoder of the gallery."""
     return fused_fingerprint([t["fingerprint"] for t in teachers], whiteners, rotation)
 
 
@@ -263,12 +263,12 @@ def _write_start(
     views: int,
     cache: _Cache,
 ) -> None:
-    """The checkpoint of step 0, and for a frozen backbone its features."""
+    """Write the checkpoint of step 0, and for a frozen backbone its features."""
     sample = items[:: -(-len(items) // INIT_SAMPLE)]
     if spec.backbone_lr == 0:
         store = cache.embed(features, items, range(views), "student features")
         write_targets(store, items.by_id, views, None, features_path(run))
-    # A student that goes on learning has its projection already.
+    # A student that is trained further already has its projection.
     draws_axes = spec.start == "principal" and parse_uri(spec.student).scheme != "whiten"
     if draws_axes or spec.compatible:
         if spec.backbone_lr > 0:

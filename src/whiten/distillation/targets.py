@@ -1,7 +1,7 @@
-"""From cached teacher embeddings to training targets: whiten once, then read rows at random.
+"""Turn cached teacher embeddings into training targets: whiten once, then read rows at random.
 
-Everything lives on disk (`.npy` files that are memory-mapped), so memory stays flat however
-many images there are, and every process of a distributed run reads the same files.
+Targets are memory-mapped `.npy` files, so memory does not grow with the number of images, and all
+processes of a distributed run read the same files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLOCK = 8192
 def write_targets(
     store: Store, images: NameIndex, views: int, whitener: Whitener | None, path: Path
 ) -> None:
-    """Write (images, views, dim) float32 targets: whitened if asked, rows L2-normalised."""
+    """Write (images, views, dim) float32 targets: whitened if requested, L2-normalised."""
     dim = store.dim if whitener is None else whitener.projection_.shape[0]
     with _creating(path, (len(images), views, dim)) as out:
         for names, numbers, vectors in store.blocks():
@@ -47,7 +47,7 @@ def write_fused_targets(
 ) -> Whitener:
     """Concatenate all teachers' targets and rotate them to `dim` dimensions by PCA.
 
-    The rotation is returned and saved: with it, the student can search a gallery of the teachers'
+    The rotation is returned and saved: with it, the student can query a gallery of the teachers'
     embeddings.
     """
     sources = [open_targets(source) for source in paths]
@@ -74,19 +74,19 @@ def write_fused_targets(
 
 
 def open_targets(path: Path) -> npt.NDArray[np.float32]:
-    """Memory-map targets that `write_targets` wrote: (items, views, dim)."""
+    """Memory-map the targets of `write_targets`: (items, views, dim)."""
     targets: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
     return targets
 
 
 @contextmanager
 def _creating(path: Path, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield a zeroed `.npy` memory map that gets its name once it is complete."""
+    """Yield a zeroed `.npy` memory map that is renamed into place once complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with renaming(path) as partial:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
         if hasattr(os, "posix_fallocate"):
-            # A write into a hole of a mapped file would kill the process when the disk is full.
+            # Writing to a hole of a mapped file would kill the process on a full disk.
             with partial.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         yield array

@@ -1,8 +1,7 @@
-"""The training loop. Read it from top to bottom.
+"""The training loop; read it from top to bottom.
 
-It starts from the last checkpoint: beginning and resuming are the same code. What a step does is a
-pure function of the options and the step's number, so that a resumed run follows the same
-trajectory.
+It starts from the last checkpoint, so starting and resuming are the same code. A step is a pure
+function of the options and the step number, so that a resumed run follows the same trajectory.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     )
     net.load_state_dict(state["model"])
     average = {k: v.clone() for k, v in state["ema"].items()}
-    # With a frozen backbone its cached features are the input, and only the projection is trained.
+    # A frozen backbone's cached features are the input, and only the projection is trained.
     is_frozen = spec.backbone_lr == 0
     trained: nn.Module = net.projection if is_frozen else net
     if spec.recipe == "paper" and not is_frozen:
@@ -79,7 +78,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
         batches = _batches(data, config.preprocess, spec, fabric, start=step)
         began, first = time.monotonic(), step
         for batch, inputs in batches:
-            torch.manual_seed(_step_seed(spec.seed, step))  # drop-path and the like
+            torch.manual_seed(_step_seed(spec.seed, step))  # for drop-path and similar
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, total, spec) * group["lr_scale"]
             student_x, student_y = model(inputs).float().chunk(2)
@@ -122,9 +121,9 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
 
 
 class EachSide(nn.Module):
-    """The two sides of the pairs one after the other, as the published code runs its student.
+    """Runs the two sides of the pairs one after the other, as the published code does.
 
-    Batch normalisation then takes its statistics over one side at a time.
+    Batch normalisation thus computes its statistics per side.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -132,7 +131,7 @@ class EachSide(nn.Module):
         self.net = net
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The x sides, then the y sides, (2b, …) -> (2b, dim)."""
+        """Embed the x sides, then the y sides, (2b, …) -> (2b, dim)."""
         return torch.cat([self.net(side) for side in inputs.chunk(2)])
 
 
@@ -145,7 +144,7 @@ def _loss(
     fabric: Any,
     step: int,
 ) -> tuple[Tensor, float, list[float]]:
-    """What this process minimises, the joined batch's loss, and the positives each teacher won."""
+    """Return this process's loss, the joined batch's loss, and the positives per teacher."""
     share = len(joined) // fabric.world_size
     mine = joined[fabric.global_rank * share : (fabric.global_rank + 1) * share]
     targets_x, targets_y = data.teacher_targets(mine, fabric.device)
@@ -164,16 +163,16 @@ def _loss(
         queue=data.queue(generator, fabric.device) if spec.queue else None,
     )
     loss, wins = objective(batch, spec, generator)
-    # Gradients are averaged over processes, whereas each holds only its own rows' part of the sum.
+    # Gradients are averaged over processes, but each holds only its own rows' part of the sum.
     return loss * fabric.world_size, float(loss.detach()), wins
 
 
 def learning_rate(step: int, total: int, spec: DistillSpec) -> float:
-    """The head's learning rate at a step: a pure function, so that resuming needs no state.
+    """Return the head's learning rate at a step: a pure function, so resuming needs no state.
 
-    `cosine` rises linearly over the warm-up and falls as half a cosine to `min_lr` (Loshchilov &
-    Hutter 2017); `onecycle` rises from a 25th as half a cosine over 30 % of the steps and falls to
-    nearly 0 (Smith 2018).
+    `cosine` rises linearly during warm-up and falls as half a cosine to `min_lr` (Loshchilov &
+    Hutter 2017); `onecycle` rises from 1/25 as half a cosine over 30 % of the steps and falls to
+    almost 0 (Smith 2018).
     """
     if spec.schedule == "onecycle":
         peak = max(1, round(0.3 * total))
@@ -189,10 +188,10 @@ def learning_rate(step: int, total: int, spec: DistillSpec) -> float:
 
 
 def _optimizer(net: StudentNet, spec: DistillSpec) -> torch.optim.Optimizer:
-    """The backbone at its own fraction of the learning rate.
+    """Build the optimiser; the backbone trains at its own fraction of the learning rate.
 
-    Weight decay is for matrices alone, save for Adam's L2 penalty, which is for everything: that is
-    how the published code trains.
+    Weight decay applies to matrices only, except that Adam's L2 penalty applies to all parameters,
+    as in the published code.
     """
     groups = []
     is_adam = spec.optimizer == "adam"
@@ -247,7 +246,7 @@ def _nan_message(run: RunFolder, data: TrainingSet, batch: Sequence[Pair], step:
 def _batches(
     data: TrainingSet, preprocess: Preprocess, spec: DistillSpec, fabric: Any, *, start: int
 ) -> Iterator[tuple[list[Pair], Tensor]]:
-    """Every joined batch from step `start` on, with the student's input for this process's part.
+    """Yield each joined batch from step `start` on, with this process's input.
 
     The input holds the x sides, then the y sides: (2b, 3, h, w), or (2b, f) cached features.
     """

@@ -1,4 +1,4 @@
-"""What `prepare` left on disk for the training loop, opened for reading."""
+"""Open the files of `prepare` for the training loop."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from whiten.views.plan import ViewPlan
 from whiten.views.rendering import Preprocess, plan_view, render_bytes
 from whiten.whitening.whitener import Whitener
 
-Side = tuple[int, int]  # an item and the number of its view
-QUEUE = 4096  # cached teacher embeddings that a batch is compared with
+Side = tuple[int, int]  # an item and a view number
+QUEUE = 4096  # cached teacher embeddings per batch
 
 _PAIRS = {
     "groups": "images of a group",
@@ -70,7 +70,7 @@ def features_path(run: RunFolder) -> Path:
 
 @dataclass(frozen=True)
 class OnlineTeacher:
-    """A teacher that runs in every step, with its whitening."""
+    """A teacher that runs in every step, and its whitening."""
 
     teacher: Teacher
     whitener: Whitener | None
@@ -78,13 +78,13 @@ class OnlineTeacher:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What `prepare` left, opened for reading.
+    """The files of `prepare`, opened for reading.
 
     Attributes:
         items: usable images; pairs index into them.
-        plan: of the pairs.
-        view_plan: of the views.
-        spec: the run's options with none left open.
+        plan: plan of the pairs.
+        view_plan: plan of the views.
+        spec: the run's options, all resolved.
         facts: views, source of the pairs, recipe, teachers and skipped images.
     """
 
@@ -101,11 +101,11 @@ class TrainingSet:
 
     @classmethod
     def open(cls, run: RunFolder, spec: DistillSpec) -> TrainingSet:
-        """Read what `prepare` wrote for this run.
+        """Open the files that `prepare` wrote for this run.
 
         Raises:
-            RunError: it is not there; it is removed when a run has finished.
-            ConfigError: nothing to pair.
+            RunError: they are missing; they are removed when a run has finished.
+            ConfigError: there is nothing to pair.
         """
         online, targets = [], []
         try:
@@ -113,7 +113,7 @@ class TrainingSet:
             table = pq.read_table(items_path(run))
             items = Items.from_table(table)
             contents = table["content_hash"].combine_chunks()
-            pa.default_memory_pool().release_unused()  # of the preparation
+            pa.default_memory_pool().release_unused()  # memory of the preparation
             if not spec.teachers_online:
                 targets = [open_targets(target_path(run, k)) for k in range(len(facts["teachers"]))]
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -157,13 +157,13 @@ class TrainingSet:
 
     @staticmethod
     def sides(batch: Sequence[Pair]) -> list[Side]:
-        """(item, view) of the x sides, then of the y sides."""
+        """Return (item, view) of the x sides, then of the y sides."""
         return [(p.x, p.x_view) for p in batch] + [(p.y, p.y_view) for p in batch]
 
     def teacher_targets(
         self, batch: Sequence[Pair], device: torch.device
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """For each teacher the (b, d_k) targets of the x sides, and of the y sides."""
+        """Return the (b, d_k) targets per teacher, of the x sides and of the y sides."""
         sides = self.sides(batch)
         both = [_rows(source, sides) for source in self.targets]
         both += [self._embed_online(source, sides, device) for source in self.online]
@@ -179,27 +179,27 @@ class TrainingSet:
         return open_targets(features_path(self.run))
 
     def fused_targets(self, batch: Sequence[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
-        """(b, dim) targets in the fused teacher space."""
+        """Return (b, dim) targets in the fused teacher space."""
         rows = _rows(self._fused, self.sides(batch))
         x, y = torch.from_numpy(rows).to(device).chunk(2)
         return x, y
 
     def queue(self, generator: torch.Generator, device: torch.device) -> Tensor:
-        """(q, dim) whole images drawn from all in the fused teacher space."""
-        # All teacher embeddings are cached, so the queue need not be filled by passing batches.
+        """Draw (q, dim) whole images at random from all, in the fused teacher space."""
+        # All teacher embeddings are cached, so the queue need not be filled from past batches.
         drawn = torch.randint(len(self.items), (QUEUE,), generator=generator).numpy()
-        rows = np.unique(drawn)  # in ascending order, as a file likes to be read
+        rows = np.unique(drawn)  # ascending, for sequential reads
         queue = torch.from_numpy(self._fused[rows, 0])
         forget(self._fused)
         return queue.to(device)
 
     def features(self, batch: Sequence[Pair], device: torch.device) -> Tensor:
-        """(2b, f) cached features of the student's frozen backbone."""
+        """Return (2b, f) cached features of the student's frozen backbone."""
         rows = _rows(self._features, self.sides(batch))
         return torch.from_numpy(rows).to(device)
 
     def render(self, side: Side, preprocess: Preprocess, device: torch.device) -> np.ndarray:
-        """(h, w, 3) uint8: the view, but for its colours where the device does them."""
+        """Render a view, (h, w, 3) uint8, without its colours if the device applies them."""
         item, number = self.items[side[0]], side[1]
         is_coloured = not self._colours_on(device)
         data = read_bytes(item.path)
@@ -210,7 +210,7 @@ class TrainingSet:
     def coloured(
         self, pixels: np.ndarray, sides: Sequence[Side], device: torch.device
     ) -> np.ndarray:
-        """(n, h, w, 3) uint8: the views as they are, of what `render` gave."""
+        """Apply the views' colours to the output of `render`: (n, h, w, 3) uint8."""
         if not self._colours_on(device):
             return pixels
         whole = (1, 1)  # colours do not depend on the image's shape
@@ -218,7 +218,7 @@ class TrainingSet:
         return recolour(pixels, views, device)
 
     def _colours_on(self, device: torch.device) -> bool:
-        # On a CPU the threads that decode do them as fast. The light plan's are cheap.
+        # On a CPU the decoding threads are as fast. The light plan's colours are cheap.
         return device.type != "cpu" and self.view_plan.colours is not None
 
     def _embed_online(
@@ -238,7 +238,7 @@ class TrainingSet:
         return vectors
 
     def describe(self, config: StudentConfig, steps: int) -> StudentConfig:
-        """The student's configuration with its teachers and how it was trained."""
+        """Return the student's configuration with its teachers and a summary of the training."""
         spec = self.spec
         training = {
             "images": len(self.items),
@@ -256,17 +256,17 @@ class TrainingSet:
             config,
             teachers=self.facts["teachers"],
             training=training,
-            # A student that goes on learning without --compatible leaves its gallery.
+            # A student that is trained further without --compatible leaves its gallery.
             compatible_with=self.facts.get("compatible_with"),
         )
 
     def remove(self) -> None:
-        """Delete the targets, which are as large as the embeddings and can be made again."""
+        """Delete the targets, which are as large as the embeddings and can be recomputed."""
         shutil.rmtree(self.run.targets)
 
 
 def _text(value: float | str | None) -> float | str | None:
-    """JSON knows no infinity."""
+    """Return infinity as text, as JSON lacks it."""
     return "inf" if value == float("inf") else value
 
 

@@ -91,10 +91,9 @@ class Index:
                 index. Databases choose for themselves.
             recall: minimum recall@10 against exact search, 0.95 by default.
             storage: how to store vectors: `float32`, `float16`, `int8`, `pca:K`, `pq:M` or
-                `binary`;
-                with `+float32`, as in `int8+float32`, full vectors are kept and re-rank the
-                answers. By default unchanged, `float32` for a new index. `loss` holds the measured
-                cost on these images.
+                `binary`; with `+float32`, as in `int8+float32`, full vectors are kept and re-rank
+                the answers. By default unchanged, `float32` for a new index. `loss` holds the
+                measured cost on these images.
             cache: folder that keeps embeddings between calls; none by default.
 
         Raises:
@@ -102,8 +101,7 @@ class Index:
                 storage.
             MissingExtraError: FAISS is needed, and not installed.
             StoreError: the place holds something else, an index of another model or of other
-                images,
-                or another process is changing it.
+                images, or another process is changing it.
             NoImagesError: no image can be read.
         """
         check_kind(kind, recall)

@@ -48,8 +48,7 @@ def read_published_whitening(path: str | os.PathLike[str]) -> Whitener:
     """Read one of the authors' PCA-whitening files; its transform is `dvt @ (x - mean)`.
 
     They whiten L2-normalised embeddings and raise eigenvalues to at least 1e-5 of the largest,
-    which
-    `dvt` already includes. The file does not record the number of samples.
+    which `dvt` already includes. The file does not record the number of samples.
 
     Raises:
         TeacherError: the file is missing, damaged, or holds more than tensors.

@@ -93,8 +93,7 @@ def session_options(ort: Any) -> Any:
     options.intra_op_num_threads = threads()
     options.log_severity_level = 3  # hide its notes on unused tensors
     # By default its threads spin for a millisecond, on cores that the next batch is decoded on:
-    # then
-    # embedding from files takes 1.3 to 1.5 times as long.
+    # then embedding from files takes 1.3 to 1.5 times as long.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     return options
 

@@ -1,4 +1,4 @@
-"""Search among vectors in memory or in mapped files: exact, ranked, of sets, and re-ranked.
+"""Exact search, ranks, similarities of sets, and re-ranking, on vectors in memory or mapped files.
 
-(queries, d) and (n, d) float32 arrays enter; indices, similarities and ranks leave.
+Takes (queries, d) and (n, d) float32 arrays; returns indices, similarities and ranks.
 """

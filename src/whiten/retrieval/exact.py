@@ -1,7 +1,7 @@
-"""Exact search: one pass over the vectors, of which only a block is looked at at a time.
+"""Search exactly, in one pass over the vectors, block by block.
 
-For each query the k-th best similarity so far is a bar that few later ones pass, so that a pass
-costs little more than the product itself: no similarity is sorted that cannot be an answer.
+The k-th best similarity so far of each query is a bar that few later ones pass, so that a pass
+costs little more than the product itself: only candidates above the bar are sorted.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ import numpy.typing as npt
 
 from whiten.utils.arrays import Vectors
 
-QUERIES = 256  # of one pass
+QUERIES = 256  # per pass
 BLOCK_BYTES = 4 << 20  # of similarities: small enough for the CPU's caches
-BLOCK_ROWS = 65536  # where few queries would allow for more
-_SLACK = 8  # candidates that are kept, in multiples of the answers, before they are cut back
+BLOCK_ROWS = 65536  # limit for few queries
+_SLACK = 8  # candidates kept, in multiples of the answers, before pruning
 _SAMPLE = 4096  # rows that set the first bar
-_LONG = 4096  # similarities that are compared at once
-_SHARED_BYTES = 4 << 20  # of vectors, that are worth a second thread
-_FEW = 8  # queries, for which BLAS's product is slower than rows one by one
-_ROWS = 1024  # of vectors that stay in a core's cache while these pass over them
-_DECODED = 2048  # rows of codes that are decoded at once, and stay in a core's cache
-_SPARSE = 0.1  # below this part of the rows the others are left out before the product
+_LONG = 4096  # similarities compared at once
+_SHARED_BYTES = 4 << 20  # of vectors, above which a second thread pays
+_FEW = 8  # queries, for which BLAS's product is slower than row by row
+_ROWS = 1024  # rows that fit into a core's cache while these queries pass over them
+_DECODED = 2048  # rows of codes decoded at once, which fit into a core's cache
+_SPARSE = 0.1  # below this fraction of allowed rows, the others are dropped before the product
 
 _LOWEST: dict[type, float] = {np.float32: -np.inf, np.int32: np.iinfo(np.int32).min}
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-Values = npt.NDArray[Any]  # similarities: float32, or int32 where they are of codes
+Values = npt.NDArray[Any]  # similarities: float32, or int32 for codes
 
 
 class Nearest:
-    """The k best of what has been shown, for each query.
+    """Keeps the k best rows shown so far for each query.
 
     Args:
-        queries: how many.
-        k: answers to keep.
-        margin: (queries,) what lies at most this far below the k-th best is kept too; for int32.
-        kind: of the similarities, float32 or int32; the lowest value passes never.
+        queries: number of queries.
+        k: number of answers.
+        margin: (queries,) keep also rows at most this far below the k-th best; for int32.
+        kind: dtype of the similarities, float32 or int32; the lowest value never passes.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Nearest:
         self._count = self._least = 0
 
     def show(self, similarities: Values, first: int = 0, rows: Rows | None = None) -> None:
-        """Look at a block.
+        """Process a block.
 
         Args:
-            similarities: (queries, b), of rows `first`, `first + 1`, … that none shown before
-                came after; may be the transpose of a contiguous matrix.
-            rows: (b,) where they have other numbers.
+            similarities: (queries, b), for rows `first`, `first + 1`, …, which must come after all
+                rows shown before; may be the transpose of a contiguous matrix.
+            rows: (b,) row numbers, if not consecutive.
         """
         if not self._count:
             self._raise_bar(similarities[:, : max(_SAMPLE, 2 * self.k)])
         passing = _above(similarities, self._bar)
         if len(passing) > _SLACK * self.queries * self.k:
-            self._raise_bar(similarities)  # for sorting so many would take longer
+            self._raise_bar(similarities)  # sorting so many would take longer
             passing = _above(similarities, self._bar)
         if not len(passing):
             return
@@ -80,21 +80,21 @@ class Nearest:
         self.offer(query, first + at if rows is None else rows[at], similarities[query, at])
 
     def _raise_bar(self, some: Values) -> None:
-        """Let nothing pass that is below the k-th best of some."""
+        """Raise the bar to the k-th best of some similarities."""
         if self.k < some.shape[1]:
             best = np.partition(some, -self.k, axis=1)[:, -self.k]
-            # Equal ones must pass: of those the first rows count.
+            # Equal ones must pass: among ties the first rows win.
             self._bar = np.maximum(self._bar, _just_below(best, self._margin))
 
     def offer(self, query: Rows, row: Rows, value: Values) -> None:
-        """Look at single rows, each of one query; none that were shown came after them."""
+        """Process single rows, each for one query. Rows must arrive in ascending order."""
         self._kept.append((query, row, value))
         self._count += len(query)
         if self._count > self._least + _SLACK * self.queries * self.k:
             self._cut()
 
     def _cut(self) -> None:
-        """Let go of what cannot be an answer any more; of equal ones the first rows stay."""
+        """Drop candidates that can no longer be an answer; among ties the first rows stay."""
         query, row, value = self._gathered()
         ends = np.searchsorted(query, np.arange(self.queries + 1))
         keep = np.ones(len(query), bool)
@@ -116,15 +116,15 @@ class Nearest:
         self._count = self._least = int(keep.sum())
 
     def _gathered(self) -> tuple[Rows, Rows, Values]:
-        """All that is kept, by query, and of each in the order in which it was shown."""
+        """Return all candidates by query, each query's in ascending order of rows."""
         query, row, value = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
         order = np.argsort(query.astype(np.uint16), kind="stable")
         return query[order], row[order], value[order]
 
     def best(self) -> list[tuple[Rows, Values]]:
-        """For each query the rows and similarities, best first; fewer than k where there are.
+        """Return rows and similarities per query, best first; fewer than k if there are fewer.
 
-        With a margin all that is kept.
+        With a margin, return all candidates.
         """
         if not self._kept:
             return [(np.zeros(0, np.int64), np.zeros(0, self._bar.dtype))] * self.queries
@@ -138,19 +138,19 @@ class Nearest:
         return found
 
     def __len__(self) -> int:
-        """How many are kept now."""
+        """Return the number of candidates kept."""
         return self._count
 
 
 def _above(similarities: Values, bar: Values) -> Rows:
-    """Where they are above their query's bar: places in the order in which they lie in memory."""
+    """Return the flat positions above their query's bar, in memory order."""
     if similarities.flags.c_contiguous:
         return np.flatnonzero(similarities > bar[:, None])
     return np.flatnonzero(_above_in_rows(similarities.T, bar))
 
 
 def _above_in_rows(similarities: Values, bar: Values) -> npt.NDArray[np.bool_]:
-    """(b · queries,) of (b, queries): many short rows are compared as few long ones."""
+    """Return a (b · queries,) mask for (b, queries); many short rows compare as few long ones."""
     many = max(1, _LONG // len(bar))
     flat = similarities.reshape(-1)
     hits = np.empty(len(flat), bool)
@@ -176,15 +176,15 @@ def scan(
     first: int = 0,
     decode: Callable[[Values], Vectors] | None = None,
 ) -> None:
-    """Show all rows of a matrix, or those that are allowed.
+    """Process all or the allowed rows of a matrix.
 
     Args:
         queries: (q, d) float32.
-        vectors: (n, d) float32, perhaps a mapped file.
-        nearest: of q queries.
-        allowed: (n,) rows that may be answers; None is all.
+        vectors: (n, d) float32, may be a mapped file.
+        nearest: collector for q queries.
+        allowed: (n,) mask of rows that may be answers; None allows all.
         first: number of the first row.
-        decode: makes (b, d) float32 of some rows of `vectors`, which are codes then.
+        decode: decodes rows of `vectors`, which are then codes, to (b, d) float32.
     """
     size = min(BLOCK_ROWS, max(1, BLOCK_BYTES // (4 * max(1, len(queries)))))
     if allowed is not None and allowed.mean() < _SPARSE:
@@ -219,12 +219,12 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1, "whiten-scan")
 
 
-if hasattr(os, "register_at_fork"):  # threads do not live on in a child
+if hasattr(os, "register_at_fork"):  # threads do not survive in a forked child
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _few_products(vectors: Vectors, queries: Vectors, out: Vectors) -> None:
-    """Row by row, at the speed of memory; BLAS's product takes two to three times as long for two.
+    """Compute products row by row at memory speed; BLAS takes 2 to 3 times as long for two queries.
 
     Args:
         out: (q, n).
@@ -246,7 +246,7 @@ def _few_products(vectors: Vectors, queries: Vectors, out: Vectors) -> None:
 def _decoded_products(
     codes: Values, decode: Callable[[Values], Vectors], queries: Vectors, out: Vectors
 ) -> None:
-    """Decode some rows at a time; on all cores for few queries, for many BLAS uses them.
+    """Decode and multiply blocks of rows: on all cores for few queries; for many, BLAS uses them.
 
     Args:
         out: (n, q).
@@ -269,13 +269,13 @@ def _decoded_products(
 def exact_search(
     queries: Vectors, vectors: Vectors, k: int, allowed: Mask | None = None
 ) -> list[tuple[Rows, Vectors]]:
-    """For each query the rows and similarities of its k nearest, best first; ties by row.
+    """Return rows and similarities of the k nearest per query, best first; ties by row.
 
     Args:
         queries: (q, d) float32.
         vectors: (n, d) float32, L2-normalised for cosine similarity.
-        k: answers, fewer where there are not so many.
-        allowed: (n,) rows that may be answers; None is all.
+        k: number of answers; fewer if there are fewer rows.
+        allowed: (n,) mask of rows that may be answers; None allows all.
     """
     found: list[tuple[Rows, Vectors]] = []
     for start in range(0, len(queries), QUERIES):

@@ -1,4 +1,4 @@
-"""Ranks of the positives, counted while the similarities of a gallery stream by."""
+"""Count the ranks of the positives, while a gallery's similarities pass block by block."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from whiten.utils.memory import forget
 
 Ranks = Indices
 
-_GATHERED = 256  # labelled items whose embeddings are read at once, from wherever they lie
+_GATHERED = 256  # labelled items whose embeddings are read at once
 _STRIDE = 64  # of the sample that tells which scores are rare
-_RARE = 16  # the first of so many scores count as rare
+_RARE = 16  # the highest this many scores count as rare
 _MOST_COMPARED = 100  # scores that are cheaper to compare with everything than to sort for
 
 
 class RankCounter:
-    """Ranks of the positives, counted while the similarities of a gallery stream by.
+    """Counts the ranks of the positives, while similarities pass block by block.
 
-    Only the positives of a query need a rank. It is the number of items before one, and counts of
-    blocks add up, so that nothing is sorted but the few scores above the positives that stand high.
-    What is junk is subtracted at the end: one pass serves several protocols.
+    Only the positives need a rank: the number of items before each. Counts of blocks add up, so
+    that only the few scores above high-ranked positives are sorted. Junk is subtracted at the end,
+    so that one pass serves several protocols.
 
     Args:
-        labelled: per query the gallery indices of its positives and its junk, each once.
-        scores: per query the similarities of these.
-        positives: per query the labelled indices that `ranks` will be asked for.
+        labelled: per query, gallery indices of its positives and its junk, each once.
+        scores: per query, similarities of these.
+        positives: per query, the labelled indices that `ranks` will be called with.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class RankCounter:
         scores: Sequence[npt.NDArray[Any]],
         positives: Sequence[Indices],
     ) -> None:
-        # Per query, worst first; of equals, the last first.
+        # Per query, worst first; among ties, the last first.
         self._labelled: list[Indices] = []
         self._is_counted: list[npt.NDArray[np.bool_]] = []
-        self._places: list[Indices] = []  # of those that are counted
+        self._places: list[Indices] = []  # of those to count
         self._levels: list[npt.NDArray[Any]] = []  # their scores
         for places, own, wanted in zip(labelled, scores, positives, strict=True):
             order = np.lexsort((-places, own))
@@ -56,20 +56,20 @@ class RankCounter:
         self._pins = _by_place(labelled, scores)
 
     def __len__(self) -> int:
-        """Queries."""
+        """Return the number of queries."""
         return len(self._places)
 
     def pin(self, start: int, block: npt.NDArray[Any]) -> None:
-        """Write the labelled items' scores into a block that was computed apart from them.
+        """Write the labelled items' scores into a block that was computed separately.
 
-        Two matrix products need not round alike; an item must have one score.
+        Two matrix products may round differently, but an item must have one score.
         """
         places, queries, scores = self._pins
         part = slice(*np.searchsorted(places, (start, start + block.shape[1])))
         block[queries[part], places[part] - start] = scores[part]
 
     def add(self, start: int, block: npt.NDArray[Any]) -> None:
-        """Count a block of the gallery.
+        """Count one block of the gallery.
 
         Args:
             start: its first gallery index.
@@ -99,15 +99,15 @@ class RankCounter:
         common: int,
         mask: npt.NDArray[np.bool_],
     ) -> None:
-        """Add what stands before each positive in this row.
+        """Count the items before each positive in this row.
 
         The first `common` levels have many scores above them. Each is compared with the whole row,
-        which vector units do at the speed of the cache; for the others the few scores above are
-        picked out and sorted.
+        which vector units do at cache speed; for the others, the few scores above are picked out
+        and sorted.
         """
         levels, places, before = self._levels[query], self._places[query], self._before[query]
         stop = start + len(row)
-        is_later = places >= stop  # equals in this row come first
+        is_later = places >= stop  # ties in this row come first
         if common > _MOST_COMPARED:
             common = 0
         for i in range(common):
@@ -125,11 +125,11 @@ class RankCounter:
             before[i] += int(np.count_nonzero(row[: places[i] - start] == levels[i]))
 
     def ranks(self, query: int, positives: Indices, junk: Indices) -> Indices:
-        """Ranks of a query's positives once the whole gallery was added.
+        """Return the ranks of a query's positives, once the whole gallery was added.
 
         Args:
-            positives: all that were announced, or some.
-            junk: labelled indices that are treated as absent.
+            positives: all announced positives, or some of them.
+            junk: labelled indices to treat as absent.
 
         Returns:
             (p,) ascending.
@@ -144,7 +144,7 @@ class RankCounter:
 def _by_place(
     labelled: Sequence[Indices], scores: Sequence[npt.NDArray[Any]]
 ) -> tuple[Indices, Indices, npt.NDArray[Any]]:
-    """(gallery index, query, score) of all labelled items, by rising index."""
+    """Return (gallery index, query, score) of all labelled items, by ascending index."""
     if not labelled:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
     places = np.concatenate(labelled)
@@ -170,9 +170,9 @@ def count_ranks(
 def _labelled_scores(
     queries: Vectors, gallery: Vectors, labelled: Sequence[Indices]
 ) -> list[Vectors]:
-    """Similarities of each query to its labelled items, by matrix products as for all others.
+    """Return similarities of each query to its labelled items, by the same matrix products.
 
-    They must be known before the pass that counts what is above them.
+    They must be known before the pass that counts the items above them.
     """
     items = np.concatenate(labelled)
     wanted, which = np.unique(items, return_inverse=True)

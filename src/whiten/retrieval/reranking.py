@@ -1,7 +1,7 @@
-"""What can be done on the query's side of a search; pure functions, numpy in and out.
+"""Re-rank on the query's side: pure functions of NumPy arrays.
 
-Query expansion searches again, with what the first search found. Score normalisation makes the
-scores of different queries comparable, so that one threshold serves all.
+Query expansion searches again with the first results added. Score normalisation makes scores of
+different queries comparable, so that one threshold serves all.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ def expand_queries(
     *,
     alpha: float = 3.0,
 ) -> Vectors:
-    """α-weighted query expansion: `q + Σ_i max(0, s_i)^α · x_i`, L2-normalised.
+    """Expand queries with their results: `q + Σ_i max(0, s_i)^α · x_i`, L2-normalised.
 
-    Sum of the query and its first results, each weighed by its similarity to the query raised to
-    α (Radenović, Tolias and Chum, TPAMI 2019, "α-weighted query expansion"; theirs is α = 3 and
-    n = 50). α = 0 is the plain average query expansion.
+    The sum of the query and its first results, each weighted by its similarity to the query to the
+    power α (Radenović, Tolias and Chum, TPAMI 2019, "α-weighted query expansion", with α = 3 and
+    n = 50). α = 0 is plain average query expansion.
 
     Args:
         queries: (q, d), rows L2-normalised.
-        neighbours: (q, n, d) embeddings of the first n results of each query, L2-normalised. Leave
-            out the query itself, where it is in the gallery.
-        similarities: (q, n) of these to the query. One that is not above 0 counts as 0: what is
-            opposite to the query must not turn it round. Pad a short list with -inf.
+        neighbours: (q, n, d) embeddings of each query's first n results, L2-normalised. Leave out
+            the query itself if it is in the gallery.
+        similarities: (q, n) similarities of these to the query. Values below 0 count as 0, so that
+            opposite results cannot reverse the query. Pad short lists with -inf.
         alpha: at least 0.
 
     Returns:
         (q, d) float32, rows L2-normalised: queries for a second search.
 
     Raises:
-        ConfigError: shapes that do not fit, alpha below 0.
+        ConfigError: shapes do not match, or alpha is below 0.
     """
     if alpha < 0:
         raise ConfigError(f"alpha must be at least 0, not {alpha}")
@@ -64,25 +64,26 @@ def normalize_scores(
     top: int = 10,
     beta: float = 1.0,
 ) -> Vectors:
-    """Score normalisation: `s(q, r) - β · mean of the top similarities of q to a background`.
+    """Normalise scores: `s(q, r) - β · mean of the top similarities of q to a background`.
 
-    A query that is like everything has high scores with what is wrong, too. How like, a background
-    set tells: images of the same kind, none of which is right (Pizzi et al., "A Self-Supervised
-    Descriptor for Image Copy Detection", CVPR 2022, similarity normalisation; Douze et al., "The
-    2021 Image Similarity Dataset and Challenge", 2021). Each query's scores move together: its
-    ranking stays, and what is compared across queries changes, such as one threshold for all.
+    A query that resembles everything also has high scores with wrong results. How much it does is
+    measured on a background set: images of the same kind, none of which is correct (Pizzi et al.,
+    "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022, similarity normalisation;
+    Douze et al., "The 2021 Image Similarity Dataset and Challenge", 2021). All scores of a query
+    shift equally: its ranking stays, but comparisons across queries change, such as a common
+    threshold.
 
     Args:
         scores: (q, k) similarities of queries to their results.
         query_to_background: (q, m) similarities of the same queries to the background.
-        top: the mean is taken over so many of the highest; of a smaller background over all.
-        beta: 0 leaves the scores as they are.
+        top: number of highest similarities to average; at most the size of the background.
+        beta: β; 0 leaves the scores unchanged.
 
     Returns:
-        (q, k) float32, no longer bounded by -1 and 1.
+        (q, k) float32, not bounded by -1 and 1.
 
     Raises:
-        ConfigError: shapes that do not fit, an empty background, top below 1.
+        ConfigError: shapes do not match, the background is empty, or top is below 1.
     """
     if not (scores.ndim == query_to_background.ndim == 2) or len(scores) != len(
         query_to_background

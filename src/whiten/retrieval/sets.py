@@ -1,9 +1,9 @@
-"""Similarities of two sets of vectors: how alike two videos are, from their frames.
+"""Similarities of sets of vectors, such as videos given by their frames.
 
-The five of the SVD benchmark's published evaluation (Jiang et al., ICCV 2019, and Ma et al., AAAI
-2024). All of them come down to matrix products without padding. For `sme` the mean over all pairs
-is the product of the two means; for `cf` and `smx` one product of all frames is reduced a block at
-a time.
+The five similarities of the SVD benchmark's published evaluation (Jiang et al., ICCV 2019, and Ma
+et al., AAAI 2024). All are computed by matrix products without padding: for `sme` the mean over all
+pairs is the product of the two means; for `cf` and `smx` one product of all frames is reduced block
+by block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SET_SIMILARITIES = {
 
 Counts = npt.NDArray[np.int64]
 
-# Frames at once: enough for BLAS to run at its speed, and few enough for a product of 25 MB.
+# Frames per block: enough for full BLAS speed, few enough for a product of 25 MB.
 _QUERY_FRAMES = 4096
 _FRAMES = 1536
 
@@ -39,25 +39,25 @@ def set_similarity(
     candidate_lengths: Sequence[int] | npt.NDArray[Any],
     kind: str = "cf",
 ) -> Vectors:
-    """How alike each query is to each candidate, both of them sets of vectors.
+    """Compute the similarity of each query to each candidate, both sets of vectors.
 
-    Frames are L2-normalised first; for `fme` and `fmx` the pooled vectors are. Working memory does
-    not grow with the number of videos: some 30 MB at 512 dimensions.
+    Frames are L2-normalised first; for `fme` and `fmx` the pooled vectors, too. Working memory does
+    not grow with the number of videos: about 30 MB at 512 dimensions.
 
     Args:
-        query_frames: (sum of query_lengths, d), one video after the other.
-        query_lengths: (Q,) frames of each query, at least 1.
-        candidate_frames: (sum of candidate_lengths, d); may be a memory map.
-        candidate_lengths: (C,) frames of each candidate, at least 1.
+        query_frames: (sum of query_lengths, d), videos concatenated.
+        query_lengths: (Q,) frames per query, at least 1.
+        candidate_frames: (sum of candidate_lengths, d), likewise; may be a memory map.
+        candidate_lengths: (C,) frames per candidate, at least 1.
         kind: `cf` chamfer, the mean over the query's frames of the best candidate frame, which is
             not symmetric; `sme` the mean and `smx` the maximum over all pairs of frames; `fme` and
-            `fmx` the cosine of mean- and of max-pooled frames.
+            `fmx` the cosine of mean-pooled and of max-pooled frames.
 
     Returns:
         (Q, C) float32.
 
     Raises:
-        ConfigError: an unknown kind, a video without frames, or shapes that do not fit.
+        ConfigError: the kind is unknown, a video has no frames, or shapes do not match.
     """
     if kind not in SET_SIMILARITIES:
         raise ConfigError(
@@ -77,7 +77,7 @@ def set_similarity(
 
 
 class _Sets:
-    """Sets of vectors that lie one after the other."""
+    """Sets of vectors, concatenated."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class _Sets:
         return len(self.lengths)
 
     def blocks(self, most: int) -> Iterator[tuple[slice, slice]]:
-        """(sets, their frames): as many as have at most `most` frames together, at least one."""
+        """Yield (sets, their frames) with at most `most` frames in total, but at least one set."""
         first = 0
         while first < len(self):
             start = int(self.ends[first] - self.lengths[first])
@@ -118,12 +118,12 @@ class _Sets:
             first = stop
 
     def normalized(self, rows: slice, room: Vectors | None = None) -> Vectors:
-        """L2-normalised frames, written into `room` if some is given."""
+        """Return L2-normalised frames, written into `room` if given."""
         frames = self.frames[rows]
         return _normalized(frames, None if room is None else room[: len(frames)])
 
     def pooled(self, kind: str) -> Vectors:
-        """(sets, d): mean of the normalised frames, or the normalised mean or maximum."""
+        """Return (sets, d): mean of the normalised frames, or normalised mean or maximum."""
         out = np.empty((len(self), self.dim), np.float32)
         for sets, rows in self.blocks(_FRAMES):
             frames = self.normalized(rows) if kind == "sme" else self.frames[rows]
@@ -137,20 +137,20 @@ class _Sets:
 
 
 def _best_frames(queries: _Sets, candidates: _Sets, kind: str) -> Vectors:
-    """`cf` and `smx`: of each query frame the best frame of each candidate, then reduced.
+    """Compute `cf` and `smx`: each query frame's best frame per candidate, then reduced.
 
     Candidate frames are the rows of the products, so that the maximum over a candidate's frames
-    runs down contiguous rows.
+    runs along contiguous rows.
     """
     out = np.empty((len(queries), len(candidates)), np.float32)
     room = np.empty(
         _most_rows(queries, _QUERY_FRAMES) * _most_rows(candidates, _FRAMES), np.float32
     )
-    # Written over and over: fresh memory would have to be mapped for every block.
+    # Reused: fresh memory would have to be mapped for every block.
     unit = np.empty((_most_rows(candidates, _FRAMES), candidates.dim), np.float32)
     for asked, own in queries.blocks(_QUERY_FRAMES):
         frames = np.asarray(queries.frames[own], np.float32)
-        # The best candidate frame is the same whatever the length of the query's.
+        # The best candidate frame does not depend on the length of the query's.
         scale = 1 / _lengths(frames)
         starts = queries.ends[asked] - queries.lengths[asked] - own.start
         for some, rows in candidates.blocks(_FRAMES):
@@ -172,8 +172,8 @@ def _best_frames(queries: _Sets, candidates: _Sets, kind: str) -> Vectors:
 
 
 def _product(a: Vectors, b: Vectors, out: Vectors | None = None) -> Vectors:
-    # Kernels of BLAS compute on what lies beside a small matrix, too, and leave it out: a warning
-    # about that says nothing about the product.
+    # BLAS kernels also compute on memory next to a small matrix and discard it: a floating-point
+    # warning from there says nothing about the product.
     with np.errstate(invalid="ignore"):
         product: Vectors = np.matmul(a, b, out=out)
     return product
@@ -189,6 +189,6 @@ def _normalized(rows: npt.NDArray[Any], out: Vectors | None = None) -> Vectors:
 
 
 def _lengths(rows: Vectors) -> Vectors:
-    """(n,) Euclidean lengths, a little above 0 where a row is 0."""
+    """Return (n,) Euclidean lengths, slightly above 0 for zero rows."""
     lengths: Vectors = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     return np.maximum(lengths, np.float32(1e-12))

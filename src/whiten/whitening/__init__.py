@@ -1,4 +1,4 @@
 """PCA-whitening with a regularised spectrum, and the choice of its strength.
 
-Streams of (n, D) embeddings enter; a `Whitener` leaves, which maps them to (n, dim).
+Takes streams of (n, D) embeddings; returns a `Whitener`, which maps them to (n, dim).
 """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     pass
 
 
-_PART = 4096  # rows mapped at once: memory beyond the result stays bounded
+_PART = 4096  # rows mapped at once, which bounds memory beyond the result
 
 
 def map_rows(vectors: Any, mean: Array, matrix: Array, *, forward: bool) -> Any:
@@ -24,8 +24,8 @@ def map_rows(vectors: Any, mean: Array, matrix: Array, *, forward: bool) -> Any:
         matrix: (dim, D) float64.
 
     Returns:
-        The kind, dtype (integers become float32) and device of the input. Computed in float64 if
-        the input is, for NumPy integers too, otherwise in float32.
+        Same kind, dtype (integers become float32) and device as the input. Computed in float64 if
+        the input is, also for NumPy integers, otherwise in float32.
 
     Raises:
         NonFiniteInputError: a row of an array holds NaN or infinity.
@@ -47,12 +47,12 @@ def _map_array(vectors: Array, mean: Array, matrix: Array, *, forward: bool) -> 
     compute = np.float32 if vectors.dtype in (np.float16, np.float32) else np.float64
     weight: Array = matrix.astype(compute)
     centre: Array = mean.astype(compute)
-    # What rounding took from the mean is taken from the result.
+    # Correct the result by the mean's rounding error.
     rest: Array = ((centre - mean) @ matrix.T).astype(compute) if forward else centre
     out = np.empty((len(vectors), matrix.shape[0 if forward else 1]), kind)
     for start in range(0, len(vectors), _PART):
         rows: Array = vectors[start : start + _PART]
-        with np.errstate(all="ignore"):  # what is not finite is named below
+        with np.errstate(all="ignore"):  # non-finite rows are reported below
             if forward:
                 result = np.subtract(rows, centre, dtype=compute) @ weight.T
             else:

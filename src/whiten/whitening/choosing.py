@@ -1,19 +1,19 @@
-"""A whitening that chooses itself: how much to shrink the spectrum, and how many axes to keep.
+"""Choose a whitening's shrinkage of the spectrum and number of axes by retrieval.
 
-Shrinkage is one knob from whitening (0) to centring (inf). Teachers that never saw the domain want
-the one end, teachers fine-tuned on it the other, and few images want more of it than many. So the
-choice is made on held-out images, by retrieval:
+Shrinkage runs from whitening (0) to centring (inf). Teachers that never saw the domain want little,
+teachers fine-tuned on it much, and few images want more than many. So the choice is made by
+retrieval on held-out images:
 
-- with groups: an image's positives are the others of its group;
-- with other teachers: its positive is its mutual nearest neighbour as *they* see it, which keeps a
-  teacher from judging itself, and from groups that it was trained on;
-- with two views: its positive is the other view of it, which is easy but sure.
+- with groups: the positives of an image are the others of its group;
+- with other teachers: its positive is its mutual nearest neighbour according to *them*, so that a
+  teacher is not judged by itself, nor by groups that it was trained on;
+- with two views: its positive is its other view, which is easy but reliable.
 
-The mean over these counts, over those that there are.
+The mean over the available criteria counts.
 
-Few images cannot tell similar candidates apart. Of all that the evidence leaves within one standard
-error of the best (Breiman et al. 1984), the one nearest to shrinkage 1 is taken: each axis then has
-at most the average variance, which is close to the best wherever there is much evidence.
+Few images cannot separate similar candidates. Among all within one standard error of the best
+(Breiman et al. 1984), the one closest to shrinkage 1 is taken: each axis then has at most the
+average variance, which is close to the best if there is much evidence.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ Vectors = npt.NDArray[Any]
 SHRINKAGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, math.inf)
 DIMS = (64, 128, 256, 512)
 PRIOR = 1.0  # shrinkage without evidence
-SAMPLE = 4096  # images that the choice looks at
-_HELD_OUT = 1024  # at most, of a fold
+SAMPLE = 4096  # images that the choice uses
+_HELD_OUT = 1024  # maximum per fold
 _FOLDS = 4
-_MANY = 16  # positives of an image
-_SMALL = 2000  # below as many images every fold is used, and drawn thrice: a quarter says little
+_MANY = 16  # positives per image
+_SMALL = 2000  # with fewer images all folds are used, drawn three times: a quarter says little
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for one teacher, and the curve that it was chosen from.
+    """The choice for one teacher, and the curve behind it.
 
     Attributes:
         shrinkage, dim: the choice.
-        criterion: what the scores are, in words.
-        shrinkages, dims: of the columns and the rows of `scores`.
-        scores: mean average precision on held-out images, by dim and shrinkage; empty where
-            there was nothing to choose on.
-        evidence: what the choice scores on each kind of evidence alone.
+        criterion: description of the scores.
+        shrinkages, dims: labels of the columns and rows of `scores`.
+        scores: mean average precision on held-out images, by dim and shrinkage; empty if there was
+            no evidence.
+        evidence: score of the choice on each criterion alone.
     """
 
     shrinkage: float
@@ -89,15 +89,15 @@ def choose_whitening(
     """Fit a whitening whose shrinkage and dimension retrieve best on held-out images.
 
     Args:
-        embeddings: (n, D) of one teacher, L2-normalised.
-        groups: per image its group or None; used where two groups of two images exist.
+        embeddings: (n, D) embeddings of one teacher, L2-normalised.
+        groups: group of each image, or None; used if there are two groups of two images.
         others: the other teachers' embeddings of the same images, each (n, D_k).
-        second_views: (n, D) of another view of each image.
+        second_views: (n, D) embeddings of another view of each image.
         dims, shrinkages: the candidates; dims above n - 1 or D are lowered to that.
-        seed: of the sample and the folds.
+        seed: seed of the sample and the folds.
 
     Returns:
-        A whitener fitted on all n rows, and how it was chosen.
+        A whitener fitted on all n rows, and the choice.
     """
     rows = sample_rows(len(embeddings), groups, seed)
     choice = choose(
@@ -113,15 +113,15 @@ def choose_whitening(
 
 
 def fit_chosen(choice: Choice, embeddings: Vectors | Iterable[Vectors]) -> Whitener:
-    """Fit what was chosen on (n, D) embeddings, or a stream of them."""
+    """Fit the choice on (n, D) embeddings, or a stream of them."""
     with warnings.catch_warnings():
-        # Many axes for few images are no surprise: held-out images wanted them.
+        # Many axes for few images need no warning: held-out images preferred them.
         warnings.filterwarnings("ignore", "whitening .* dimensions on", UserWarning)
         return Whitener(choice.dim, shrinkage=choice.shrinkage).fit(embeddings)
 
 
 def sample_rows(n: int, groups: Names | None, seed: int) -> npt.NDArray[np.int64]:
-    """Rows of at most SAMPLE of n images, ascending; groups enter whole."""
+    """Return at most SAMPLE rows out of n, ascending; groups are kept whole."""
     order = np.random.default_rng(seed).permutation(n)
     if groups is not None:
         codes = name_codes(groups)
@@ -140,7 +140,7 @@ def choose(
     shrinkages: Sequence[float] = SHRINKAGES,
     seed: int = 0,
 ) -> Choice:
-    """The choice of `choose_whitening` on a sample, which all arguments hold the rows of."""
+    """Choose as `choose_whitening`, on a sample whose rows all arguments hold."""
     n, source_dim = embeddings.shape
     if n < 2:
         raise WhiteningError("one image is nothing to whiten on: give more images")
@@ -182,7 +182,7 @@ def choose(
     }
     scores, row, column = _within_one_error(list(told.values()), shrinkages)
     alone = {name: float(kind[row, column].mean()) for name, kind in told.items()}
-    if candidates[row] == largest:  # all that the folds had; the whole sample has more
+    if candidates[row] == largest:  # limited by the folds; the sample has more
         candidates[row] = min(max(dims), source_dim, n - 1)
     return Choice(
         shrinkage=float(shrinkages[column]),
@@ -195,16 +195,16 @@ def choose(
     )
 
 
-# What the scores are the mean average precision of.
+# Names of the criteria, as in "mean average precision of …".
 GROUPS = "held-out groups"
 NEIGHBOURS = "other teachers' mutual neighbours"
 VIEWS = "two views of held-out images"
 
 
 class _Evidence(NamedTuple):
-    """What images should find: those of the same class, -1 is only a distractor.
+    """The classes that images should retrieve; -1 is only a distractor.
 
-    With `views` they ask as another view of themselves.
+    With `views`, other views of the images are the queries.
     """
 
     name: str
@@ -234,10 +234,10 @@ def _evidence(
 
 
 def _mutual_neighbours(teachers: Sequence[Vectors]) -> npt.NDArray[np.int64]:
-    """Classes of two, of images that are each other's nearest in the fused teachers.
+    """Return classes of two images that are mutual nearest neighbours in the fused teachers.
 
-    As they come, teachers agree on what their common directions say, which is little; whitened by
-    the prior, they also agree where they know the domain.
+    Unwhitened, teachers agree on their common directions, which say little; whitened by the prior,
+    they also agree on the domain.
     """
     n = len(teachers[0])
     parts = []
@@ -257,26 +257,26 @@ def _mutual_neighbours(teachers: Sequence[Vectors]) -> npt.NDArray[np.int64]:
 def _within_one_error(
     precisions: Sequence[Vectors], shrinkages: Sequence[float]
 ) -> tuple[Vectors, int, int]:
-    """The scores, and row and column of the choice.
+    """Return the scores, and the row and column of the choice.
 
     Args:
-        precisions: of each kind of evidence (dims, shrinkages, images).
+        precisions: per criterion, (dims, shrinkages, images).
     """
     scores: Vectors = np.mean([kind.mean(axis=2) for kind in precisions], axis=0)
     best = np.unravel_index(np.argmax(scores), scores.shape)
     variance = np.zeros_like(scores)
-    for kind in precisions:  # of the difference from the best, image by image
+    for kind in precisions:  # of the per-image difference from the best
         count = kind.shape[2]
         variance += (kind - kind[best]).var(axis=2) / count / len(precisions) ** 2
     rows, columns = np.nonzero(scores[best] - scores <= np.sqrt(variance))
-    # Shrinkage in decades from the prior, 0 and inf at the ends of what is sensible.
+    # Distance in decades of shrinkage from the prior; 0 and inf are at the ends.
     decades = np.abs(np.log10(np.clip(np.array(shrinkages)[columns], 0.01, 300.0) / PRIOR))
     row, column = min(zip(decades, -rows, columns, strict=True))[1:]
     return scores, -int(row), int(column)
 
 
 def _folds(classes: npt.NDArray[np.int64], rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
-    """Held-out rows, whole classes together; every fold where images are few, else one."""
+    """Return held-out rows in whole classes: all folds for few images, else one."""
     numbers = rng.permutation(int(classes.max()) + 1) % _FOLDS
     alone = rng.integers(0, _FOLDS, len(classes))
     fold_of = np.where(classes >= 0, numbers[np.maximum(classes, 0)], alone)
@@ -286,10 +286,10 @@ def _folds(classes: npt.NDArray[np.int64], rng: np.random.Generator) -> list[npt
 
 
 def _gain(spectrum: Vectors, mean: float, shrinkage: float) -> Vectors:
-    """Scale of each axis relative to plain centring."""
+    """Return the scale of each axis relative to plain centring."""
     if math.isinf(shrinkage):
         return np.ones_like(spectrum)
-    floor = spectrum[0] * 1e-12  # axes of no variance carry rounding alone
+    floor = spectrum[0] * 1e-12  # axes without variance hold only rounding errors
     gain: Vectors = 1 / np.sqrt(np.maximum(spectrum + shrinkage * mean, floor))
     return gain
 
@@ -299,7 +299,7 @@ def _scaled(points: Vectors, gain: Vectors, dim: int) -> Vectors:
 
 
 def _with_positive(classes: npt.NDArray[np.int64], is_same: bool) -> npt.NDArray[np.int64]:
-    """Rows that have something to find; where queries are the gallery, beside themselves."""
+    """Return the rows that have a positive; if queries are the gallery, besides themselves."""
     sizes = np.bincount(classes[classes >= 0], minlength=int(classes.max(initial=0)) + 1)
     return np.flatnonzero((classes >= 0) & (sizes[classes] > (1 if is_same else 0)))
 
@@ -311,7 +311,7 @@ def _average_precisions(
     asked: npt.NDArray[np.int64],
     is_same: bool,
 ) -> Vectors:
-    """Of each row that is `asked`; `is_same` leaves it out of its own gallery."""
+    """Return the AP of each query in `asked`; with `is_same` it is left out of its gallery."""
     similarity = queries[asked] @ gallery.T
     positive = classes[asked, None] == classes[None]
     if is_same:
@@ -323,8 +323,8 @@ def _average_precisions(
         return _by_sorting(similarity, positive)
     row, column = np.nonzero(positive)
     scores = similarity[row, column]
-    # The rank of a positive is one more than the number of items above it; among the positives
-    # of its query alone, the same count says how many of those come first.
+    # The rank of a positive is one more than the number of items above it; counted among the
+    # positives of its query, it tells how many of those come first.
     ranks = 1 + (similarity[row] > scores[:, None]).sum(axis=1)
     first = np.searchsorted(row, row, side="left")
     order = np.lexsort((-scores, row))
@@ -336,7 +336,7 @@ def _average_precisions(
 
 
 def _by_sorting(similarity: Vectors, positive: npt.NDArray[np.bool_]) -> Vectors:
-    """The same for large groups, where a sort is cheaper than a count for each positive."""
+    """Return the same by sorting, which is faster for large groups than counting per positive."""
     scores = []
     for row, truth in zip(similarity, positive, strict=True):
         found = np.flatnonzero(truth[np.argsort(-row, kind="stable")]) + 1

@@ -1,4 +1,4 @@
-"""The leading eigenpairs of a covariance, exact where it counts."""
+"""The leading eigenpairs of a covariance, in float32 with a float64 correction if large."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import numpy as np
 
 from whiten.utils.arrays import Array
 
-_LARGE = 1024  # axes from which half the digits save time
-_RESIDUAL = 0.01  # of the smallest eigenvalue; more is left to full precision
+_LARGE = 1024  # axes from which float32 saves time
+_RESIDUAL = 0.01  # relative to the smallest eigenvalue; above this, float64 is used
 
 
 def leading_eigenpairs(covariance: Array, count: int) -> tuple[Array, Array]:
-    """The largest eigenvalues and their eigenvectors.
+    """Return the largest eigenvalues and their eigenvectors.
 
-    Where these are at most half of many, the axes are found in float32, which takes half the time,
-    and the problem is solved exactly within the space that they span (Rayleigh-Ritz; Golub & Van
-    Loan 2013, section 8.1.3). Whitened samples are then uncorrelated to float64's precision; the
-    space itself is off by angles of about 1e-7 of the largest eigenvalue to its own.
+    For at most half of many axes, their span is computed in float32, which takes half the time, and
+    the problem is solved exactly within the span (Rayleigh-Ritz; Golub & Van Loan 2013, section
+    8.1.3). Whitened samples are then uncorrelated to float64 precision; the span itself is off by
+    angles of about 1e-7 times the ratio of the largest eigenvalue to its own.
 
     Args:
-        covariance: (D, D) float64 in column order; only the lower triangle is read, and may be
+        covariance: (D, D) float64 in column order; only the lower triangle is read; may be
             overwritten.
 
     Returns:
-        (count,) eigenvalues, at least 0 and falling, and (count, D) axes.
+        (count,) eigenvalues, at least 0, descending, and (count, D) axes.
     """
     found = _within_single(covariance, count)
     values, vectors = found or _solve(covariance, count)
@@ -46,7 +46,7 @@ def _solve(matrix: Array, count: int) -> tuple[Array, Array]:
 
 
 def _within_single(covariance: Array, count: int) -> tuple[Array, Array] | None:
-    """Rayleigh-Ritz in the span of float32's axes; None where it saves nothing or is too coarse."""
+    """Apply Rayleigh-Ritz in the span of float32 axes; None if not faster or too coarse."""
     from scipy.linalg import blas, eigh
 
     if len(covariance) < _LARGE or count > len(covariance) // 2:

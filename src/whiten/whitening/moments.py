@@ -6,31 +6,31 @@ import numpy as np
 
 from whiten.utils.arrays import Array, require_finite
 
-_FULL = 8192  # rows of a block
-_EXACT = 2048  # rows of a block that are copied to float64 at once
-_NARROW = 128  # axes for which reading the samples takes as long as their products
-_CHUNK = 256  # rows summed at once, while the processor's cache holds them
-_OUTER = 32  # products of a vector with itself that are added to the scatter at once
-_COLUMNS = 256  # of a triangle that are added at once
+_FULL = 8192  # rows per block
+_EXACT = 2048  # rows of a block converted to float64 at once
+_NARROW = 128  # axes below which reading the samples takes as long as their products
+_CHUNK = 256  # rows summed at once, from the CPU's cache
+_OUTER = 32  # outer products added to the scatter at once
+_COLUMNS = 256  # columns of a triangle added at once
 
-# Squares of centred float32 input within these bounds neither overflow nor lose digits when summed.
+# Squares of centred float32 input within these bounds sum without overflow or loss of digits.
 _SAFE_SQUARES = (1e-18, 1e36)
 
 
 class Moments:
-    """What a principal component analysis needs to know of its samples.
+    """The moments of samples that a principal component analysis needs.
 
-    Samples are gathered in blocks of a fixed number of rows, so that the result is the same to the
-    last bit however the stream was cut into calls of `add`. Each block is centred on the mean of
-    its first rows, and blocks are summed in float64.
+    Samples are gathered in blocks of a fixed number of rows, so that the result is bit-identical
+    however the stream is split into calls of `add`. Each block is centred on the mean of its first
+    rows, and blocks are summed in float64.
 
-    A block's product with itself is taken by BLAS in float64, which loses nothing, except where
-    half the digits save half the time of a fit: full blocks of float16 or float32 samples (8192)
-    of more than 256 axes. Rounding is then about 1e-8 of the largest variance, less the more
-    blocks there are; how far the data lies from zero does not matter, for it is centred first.
+    A block's product with itself is computed by BLAS in float64, except where float32 halves the
+    time of a fit: for full blocks (8192) of float16 or float32 samples with more than 256 axes. The
+    rounding error is then about 1e-8 of the largest variance, and smaller for more blocks; an
+    offset of the data from zero has no effect, because it is centred first.
 
     Attributes:
-        n: samples seen.
+        n: number of samples.
         epsilon: machine epsilon of the coarsest product so far.
     """
 
@@ -38,9 +38,9 @@ class Moments:
         self.dim = dim
         self.n = 0
         self.epsilon = float(np.finfo(np.float64).eps)
-        self._settled = 0  # samples that mean and scatter cover; the others are in the block
+        self._settled = 0  # samples in mean and scatter; the others are in the block
         self._mean = np.zeros(dim)
-        # Lower triangle; columns in memory one after the other, as BLAS wants them.
+        # Lower triangle, in column order as BLAS wants it.
         self._scatter = np.zeros((dim, dim), order="F")
         self._block: Array | None = None
         self._product: Array | None = None
@@ -50,7 +50,7 @@ class Moments:
         self._sums = np.zeros(dim)
 
     def add(self, samples: Array) -> None:
-        """Add (n, D) samples, which are not written to.
+        """Add (n, D) samples, which are not modified.
 
         Raises:
             NonFiniteInputError: a sample holds NaN or infinity. Samples before its chunk are kept.
@@ -68,7 +68,7 @@ class Moments:
             if self._fill < _CHUNK:
                 self._block[self._fill : end] = rows
             else:
-                with np.errstate(all="ignore"):  # what is not finite is named below
+                with np.errstate(all="ignore"):  # non-finite samples are reported below
                     np.subtract(rows, self._centre, out=self._block[self._fill : end])
             if end % _CHUNK == 0:
                 self._sum_chunk(end - _CHUNK, end)
@@ -81,7 +81,7 @@ class Moments:
                 self._absorb_block()
 
     def merge(self, other: Moments) -> None:
-        """Add the samples that another has seen; both absorb the blocks that they had begun."""
+        """Add the samples of another instance; both first absorb their unfinished blocks."""
         self.settle()
         other.settle()
         self.epsilon = max(self.epsilon, other.epsilon)
@@ -90,7 +90,7 @@ class Moments:
         self.n += other.n
 
     def settle(self) -> None:
-        """Absorb the block in progress and free its memory."""
+        """Absorb the unfinished block and free its memory."""
         if self._fill % _CHUNK:
             start = self._fill - self._fill % _CHUNK
             self._sum_chunk(start, self._fill)
@@ -101,21 +101,21 @@ class Moments:
 
     @property
     def mean(self) -> Array:
-        """(D,) float64."""
+        """Mean, (D,) float64."""
         self.settle()
         return self._mean.copy()
 
     def covariance(self) -> Array:
-        """(D, D) float64 in column order, normalised by n; only the lower triangle is valid."""
+        """Covariance, (D, D) float64 in column order, over n; only the lower triangle is valid."""
         self.settle()
         covariance: Array = self._scatter / self.n
         return covariance
 
     def _sum_chunk(self, start: int, end: int) -> None:
-        """Add a chunk to the block's sums; the first chunk gives the centre."""
+        """Add a chunk to the block's sums; the first chunk sets the centre."""
         assert self._block is not None
         chunk = self._block[start:end]
-        with np.errstate(all="ignore"):  # what is not finite is named below
+        with np.errstate(all="ignore"):  # non-finite samples are reported below
             if start == 0:
                 centre = chunk.mean(axis=0, dtype=np.float64)
                 if not np.isfinite(centre).all():
@@ -133,13 +133,13 @@ class Moments:
         assert self._block is not None
         block, rest = self._block[: self._fill], self._sums / self._fill
         self._add_product(block)
-        # The product is about the centre; take it about the block's own mean.
+        # The product is about the centre; move it to the block's own mean.
         self._add_outer(-float(self._fill), rest)
         self._combine(self._fill, self._centre + rest)
         self._fill = 0
 
     def _combine(self, n: int, mean: Array) -> None:
-        """Pairwise update of mean and scatter (Chan, Golub & LeVeque 1983, eq. 2.1)."""
+        """Update mean and scatter pairwise (Chan, Golub & LeVeque 1983, eq. 2.1)."""
         if n == 0:
             return
         total = self._settled + n
@@ -149,7 +149,7 @@ class Moments:
         self._settled = total
 
     def _add_product(self, block: Array) -> None:
-        """scatter += blockᵀ block"""
+        """Compute scatter += blockᵀ block."""
         from scipy.linalg import blas
 
         if block.dtype == np.float32 and len(block) == _FULL:
@@ -172,7 +172,7 @@ class Moments:
             )
 
     def _add_outer(self, weight: float, vector: Array) -> None:
-        """scatter += weight · vector vectorᵀ, once there are some of them."""
+        """Compute scatter += weight · vector vectorᵀ, several vectors at once."""
         if weight != 0:
             self._outer.append((weight, vector))
         if len(self._outer) == _OUTER:
@@ -191,9 +191,9 @@ class Moments:
 
 
 def _column_sums(chunk: Array) -> Array:
-    """(D,) in the chunk's precision, by SciPy's BLAS as all else here.
+    """Return the column sums, (D,) in the chunk's precision, by SciPy's BLAS.
 
-    NumPy brings a BLAS of its own, whose threads spin on after each call and would slow the next
+    NumPy has its own BLAS, whose threads keep spinning after each call and would slow down the next
     product by a third.
     """
     from scipy.linalg import blas

@@ -1,9 +1,8 @@
 """PCA-whitening, fitted in one streaming pass (Whiten-MTD, section "Whitening").
 
-Whitening centres the embeddings of a teacher, rotates them to their principal axes and
-divides each axis by its standard deviation, so that the similarities of different
-teachers become commensurable. Only centring and the spectrum matter to similarities:
-any rotation afterwards leaves them alone.
+Whitening centres a teacher's embeddings, rotates them to their principal axes and divides each axis
+by its standard deviation, so that similarities of different teachers become comparable. They depend
+only on centring and the spectrum: a rotation afterwards does not change them.
 """
 
 from __future__ import annotations
@@ -43,21 +42,21 @@ _EPSILON = float(np.finfo(np.float64).eps)
 class Whitener:
     """Regularised PCA-whitening: `(x - mean) @ projection.T`.
 
-    Axis j of the output is the j-th principal axis divided by `sqrt(λ_j + c·mean(λ))`, where
-    the mean runs over the whole spectrum and c is `shrinkage`: 0 is exact PCA-whitening,
-    `inf` is centring and rotation alone. Covariances are normalised by n.
+    Axis j of the output is the j-th principal axis divided by `sqrt(λ_j + c·mean(λ))`, where the
+    mean runs over the whole spectrum and c is `shrinkage`: 0 is exact PCA-whitening, `inf` only
+    centres and rotates. Covariances are divided by n.
 
     Args:
-        dim: principal axes kept; None keeps all that the data spans.
+        dim: number of principal axes to keep; None keeps all that the data spans.
         shrinkage: c above, at least 0.
 
     Attributes (after fitting):
         mean_: (D,) float64.
-        projection_: (dim, D) float64, scaled principal axes; the entry of largest magnitude
-            of each row is positive, which makes signs deterministic.
+        projection_: (dim, D) float64, scaled principal axes; the entry of largest magnitude in
+            each row is positive, which makes signs deterministic.
         eigenvalues_: (dim,) float64, descending, of the unregularised covariance.
         spectrum_mean_: mean eigenvalue over all D axes.
-        n_: samples seen; 0 where that is not known.
+        n_: number of samples; 0 if unknown.
     """
 
     def __init__(self, dim: int | None = None, *, shrinkage: float = DEFAULT_SHRINKAGE) -> None:
@@ -74,12 +73,12 @@ class Whitener:
         self._projection: Array | None = None
         self._eigenvalues: Array | None = None
         self.spectrum_mean_ = math.nan
-        self._resolution = 0.0  # eigenvalues below this part of the largest are rounding
+        self._resolution = 0.0  # eigenvalues below this fraction of the largest are rounding errors
 
     # --- accumulation -------------------------------------------------------------------
 
     def fit(self, embeddings: Any) -> Whitener:
-        """Fit on (n, D) embeddings, or on a stream of such blocks; forgets earlier data.
+        """Fit on (n, D) embeddings, or on a stream of blocks; forgets earlier data.
 
         Args:
             embeddings: an array, a torch tensor, a data frame, a list of rows, or an iterable of
@@ -102,9 +101,9 @@ class Whitener:
         return self.fit(embeddings).transform(embeddings)
 
     def partial_fit(self, embeddings: Any) -> Whitener:
-        """Add an (n, D) block of samples; O(D²) memory whatever the number of blocks.
+        """Add an (n, D) block of samples; memory is O(D²) for any number of blocks.
 
-        The result does not depend, to the last bit, on how a stream is cut into blocks.
+        The result is bit-identical however a stream is split into blocks.
         """
         samples = as_numpy(embeddings)
         if samples.ndim != 2:
@@ -128,10 +127,10 @@ class Whitener:
         return self
 
     def merge(self, other: Whitener) -> Whitener:
-        """Add the samples of another partial fit; equal to having seen both streams here.
+        """Add the samples of another partial fit, as if both streams had been seen here.
 
-        Equal to 1e-9 for float64 samples and to 1e-5 for float32 ones on axes that hold at least
-        a thousandth of the strongest one's variance.
+        Equal to 1e-9 for float64 samples, and to 1e-5 for float32 samples on axes with at least a
+        thousandth of the largest variance.
         """
         is_closed = self._moments is None and self._projection is not None
         if is_closed or (other._moments is None and other._projection is not None):
@@ -186,7 +185,7 @@ class Whitener:
         self._projection = axes * (signs * self._gains(values))[:, None]
 
     def _rank(self, eigenvalues: Array) -> int:
-        """How many of the leading axes the samples span, as far as rounding lets one tell."""
+        """Return the number of leading axes that the samples span, within rounding errors."""
         rank = int((eigenvalues > eigenvalues[0] * self._resolution).sum())
         return min(rank, self.n_ - 1) if self.n_ else rank
 
@@ -202,7 +201,7 @@ class Whitener:
         return 1.0 / np.sqrt(eigenvalues + self.shrinkage * self.spectrum_mean_)
 
     def _warn_if_few(self, dim: int) -> None:
-        # Without division by the spectrum (infinite shrinkage) nothing is amplified.
+        # Infinite shrinkage does not divide by the spectrum, so amplifies nothing.
         if self.n_ < SAMPLES_PER_DIM * dim and not math.isinf(self.shrinkage):
             consequence = (
                 "the weak axes are mostly noise and exact whitening amplifies them; "
@@ -221,12 +220,12 @@ class Whitener:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is something to transform with."""
+        """Whether `transform` can be called."""
         return self._projection is not None or self._moments is not None
 
     @property
     def mean_(self) -> Array | None:
-        """(D,) float64, None before the fit; solves a pending partial fit."""
+        """Mean, (D,) float64; None before the fit; completes a pending partial fit."""
         if self._projection is None and self._moments is not None:
             self._solve()
         return self._mean
@@ -237,7 +236,7 @@ class Whitener:
 
     @property
     def projection_(self) -> Array:
-        """(dim, D) float64: scaled principal axes; solves a pending partial fit."""
+        """Scaled principal axes, (dim, D) float64; completes a pending partial fit."""
         if self._projection is None:
             self._solve()
         assert self._projection is not None
@@ -245,30 +244,30 @@ class Whitener:
 
     @property
     def eigenvalues_(self) -> Array:
-        """(dim,) float64, descending; solves a pending partial fit."""
+        """Eigenvalues, (dim,) float64, descending; completes a pending partial fit."""
         if self._projection is None:
             self._solve()
         assert self._eigenvalues is not None
         return self._eigenvalues
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits that change with whatever decides on the transform."""
+        """Fingerprint of the transform, 32 hexadecimal digits."""
         assert self.mean_ is not None
         content = self.mean_.tobytes() + self.projection_.tobytes()
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def with_settings(self, *, dim: int | None = None, shrinkage: float | None = None) -> Whitener:
-        """The same fit with other settings: O(dim·D), no samples needed, also after `load`.
+        """Return the same fit with other settings: O(dim·D), without samples, also after `load`.
 
-        Equal to a new fit with these settings to rounding (1e-9). The result shares no state
-        with this whitener, carries its metadata, and cannot be fitted further.
+        Equals a new fit with these settings up to rounding (1e-9). The result shares no state with
+        this whitener, carries its metadata, and cannot be fitted further.
 
         Args:
-            dim: principal axes kept, at most as many as this whitener has; None keeps all.
+            dim: number of principal axes to keep, at most this whitener's; None keeps all.
             shrinkage: see the class; None keeps this whitener's.
 
         Raises:
-            WhiteningError: more axes than were fitted.
+            WhiteningError: more axes are requested than were fitted.
             RankDeficientError: `shrinkage=0` and the fitted data spans fewer than `dim` axes.
         """
         projection, eigenvalues = self.projection_, self.eigenvalues_
@@ -297,16 +296,16 @@ class Whitener:
     @overload
     def transform(self, embeddings: Any) -> Array: ...
     def transform(self, embeddings: Any) -> Any:
-        """Whiten (n, D) embeddings to (n, dim) of the same dtype and device.
+        """Whiten (n, D) embeddings to (n, dim), on the same device and in the same dtype.
 
-        Arrays and tensors of torch keep their kind; data frames and lists become arrays.
+        NumPy arrays and torch tensors keep their type; data frames and lists become arrays.
 
         Rows are not normalised afterwards. float32 and float16 input is computed in float32, to
-        1e-5 of an axis of unit variance, however far from zero the mean lies; float64 in float64;
-        on torch, bfloat16 is computed in float32.
+        1e-5 of an axis of unit variance, however far the mean is from zero; float64 in float64; on
+        torch, bfloat16 in float32.
 
         Raises:
-            NonFiniteInputError: a row holds NaN or infinity (NumPy arrays only).
+            NonFiniteInputError: a row holds NaN or infinity (checked for NumPy arrays only).
         """
         return self._apply(embeddings, self.projection_, forward=True)
 
@@ -315,7 +314,7 @@ class Whitener:
     @overload
     def inverse_transform(self, whitened: Tensor) -> Tensor: ...
     def inverse_transform(self, whitened: Any) -> Any:
-        """Map (n, dim) whitened vectors back to (n, D); exact on the kept axes."""
+        """Map (n, dim) whitened vectors back to (n, D); exact within the kept axes."""
         squared_gains = (self.projection_**2).sum(axis=1)
         return self._apply(whitened, self.projection_ / squared_gains[:, None], forward=False)
 
@@ -341,7 +340,7 @@ class Whitener:
         spectrum_mean: float,
         shrinkage: float = 0.0,
     ) -> Whitener:
-        """A whitening that something else fitted; the arguments are the fitted attributes.
+        """Build a whitener from a fit made elsewhere; the arguments are the fitted attributes.
 
         It cannot be fitted further.
         """
@@ -372,7 +371,7 @@ class Whitener:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Whitener:
-        """Read a whitener that `save` wrote.
+        """Read a whitener written by `save`.
 
         Raises:
             WhiteningError: the file is missing, damaged, or not a whitener.
@@ -400,7 +399,7 @@ class Whitener:
 
 
 def _is_block(embeddings: Any) -> bool:
-    """Whether this is one block of rows, not a stream of blocks."""
+    """Return whether this is one block of rows rather than a stream of blocks."""
     if hasattr(embeddings, "shape"):
         return True
     is_list = isinstance(embeddings, list | tuple)
