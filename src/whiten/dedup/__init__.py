@@ -1,6 +1,6 @@
 """Near-duplicates of a collection: find them, show them, and write a script that deletes them.
 
-Images, videos or stored embeddings enter; groups, a page and a script that is not run leave.
+Takes images, videos or stored embeddings; returns groups, a page and a script that is not run.
 """
 
 from whiten.dedup.finding import Deduplication, Group, Member, deduplicate

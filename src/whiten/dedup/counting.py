@@ -1,4 +1,4 @@
-"""Pairs counted by their similarity, and what the counts can show."""
+"""Count pairs by similarity, and compute bounds from the counts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import numpy.typing as npt
 
 from whiten.dedup.pair_similarity import Doubles, PairSimilarity, Rows
 
-BINS = 20_000  # of similarities from -1 to 1
+BINS = 20_000  # over similarities from -1 to 1
 
 Counts = npt.NDArray[np.int64]
 
 
 def count_pairs(similarity: PairSimilarity, rows: Rows, labels: Rows) -> tuple[Counts, Counts]:
-    """Pairs of one label and of different ones, by similarity in `BINS` steps from -1 to 1.
+    """Count pairs with equal and with different labels, by similarity in `BINS` bins.
 
     Args:
-        rows: (m,) of the similarity.
-        labels: (m,) of these.
+        rows: (m,) rows of the similarity.
+        labels: (m,) labels of these rows.
     """
     same, different = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
     step = similarity.blocks[0].stop
@@ -29,7 +29,7 @@ def count_pairs(similarity: PairSimilarity, rows: Rows, labels: Rows) -> tuple[C
             values = similarity.product(loaded, similarity.load(rows[part]))
             bins = ((values + 1) * (BINS / 2)).astype(np.int32).clip(0, BINS - 1)
             is_same = one[:, None] == labels[None, part]
-            if other_start == start:  # each pair once
+            if other_start == start:  # count each pair once
                 pairs = np.triu(np.ones(bins.shape, bool), 1)
                 bins, is_same = bins[pairs], is_same[pairs]
             both = np.bincount(bins.ravel(), minlength=BINS)
@@ -40,31 +40,31 @@ def count_pairs(similarity: PairSimilarity, rows: Rows, labels: Rows) -> tuple[C
 
 
 def sample(rows: Rows, most: int) -> Rows:
-    """As many at random, the same ones every time; precision does not depend on how many."""
+    """Return at most `most` random rows, always the same ones, which leaves precision unbiased."""
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(0).permutation(rows)[:most])
 
 
 def from_above(counts: Counts) -> Counts:
-    """Pairs in each bin or above it."""
+    """Return the number of pairs in each bin or above."""
     total: Counts = np.cumsum(counts[::-1])[::-1]
     return total
 
 
 def edge(number: int) -> float:
-    """The smallest similarity of a bin."""
+    """Return the lower edge of a bin."""
     return round(number / (BINS / 2) - 1, 4)
 
 
 def first_enough(values: Doubles, least: float) -> int | None:
-    """The first bin whose value is enough."""
+    """Return the first bin whose value is at least `least`; None if there is none."""
     enough = np.flatnonzero(values >= least)
     return int(enough[0]) if len(enough) else None
 
 
 def lower_bound(successes: Counts, failures: Counts, level: float) -> Doubles:
-    """Clopper and Pearson's one-sided lower bound of a share; 0 without a success."""
+    """Return Clopper and Pearson's one-sided lower bound of a proportion; 0 without successes."""
     from scipy.special import betaincinv
 
     some = np.maximum(successes, 1)

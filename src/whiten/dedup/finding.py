@@ -1,4 +1,4 @@
-"""From a collection to its groups: exact copies first, then what is alike, and what is kept."""
+"""Find the groups of a collection, exact copies first, and choose which members to keep."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from whiten.utils.progress import progress
 Keep = Literal["best", "first"]
 Kind = Literal["kept", "exact", "near"]
 
-_CHUNK = 1 << 20  # bytes of a file that are hashed at once
+_CHUNK = 1 << 20  # bytes of a file hashed at once
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Member:
     """One image or video of a group.
 
     Attributes:
-        id: in its collection.
-        path: of its file.
+        id: id in its collection.
+        path: path of its file.
         kind: `kept`; `exact`, a byte-identical copy of the kept one; or `near`.
-        copy_of: id of the kept one that it is a copy of; its own where it is kept.
-        similarity: to that one; 1 where it is kept.
-        width, height: in pixels; 0 where they cannot be read.
-        bytes: of the file; 0 where there is none.
-        content_hash: see `whiten.utils.hashing.content_hash`; "" where it cannot be read.
-        picture: an image to show of it.
-        is_link: it is a symbolic link.
+        copy_of: id of the kept one that it is a copy of; its own if kept.
+        similarity: similarity to that one; 1 if kept.
+        width, height: size in pixels; 0 if unreadable.
+        bytes: size of the file; 0 if there is none.
+        content_hash: see `whiten.utils.hashing.content_hash`; "" if unreadable.
+        picture: image that shows it.
+        is_link: whether it is a symbolic link.
     """
 
     id: str
@@ -65,13 +65,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Members that are linked by similarities above the threshold.
+    """Members linked by similarities above the threshold.
 
     Attributes:
-        number: from 1.
-        lowest: similarity of the two members that are least alike; far below the threshold, the
-            group is a chain.
-        members: each kept one before its copies, the most alike first.
+        number: number of the group, from 1.
+        lowest: similarity of the least similar two members; far below the threshold, the group is a
+            chain.
+        members: each kept one followed by its copies, most similar first.
     """
 
     number: int
@@ -81,15 +81,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Deduplication:
-    """What was found.
+    """Result of a deduplication.
 
     Attributes:
         what: `image` or `video`.
-        count: how many were compared.
+        count: number of images or videos compared.
         threshold: smallest similarity of a linked pair.
-        calibration: how it was chosen, where it was not given.
-        groups: of two members or more.
-        skipped: what could not be used, and why.
+        calibration: how the threshold was chosen; None if it was given.
+        groups: groups of at least two members.
+        skipped: files that could not be used, with the reason.
     """
 
     what: str
@@ -101,11 +101,11 @@ class Deduplication:
 
     @property
     def copies(self) -> list[Member]:
-        """The members that are not kept."""
+        """Members that are not kept."""
         return [m for group in self.groups for m in group.members if not m.is_kept]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; paths as valid UTF-8."""
+        """Return plain values; paths as valid UTF-8."""
         return {
             "what": self.what,
             "count": self.count,
@@ -123,7 +123,7 @@ class Deduplication:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return lines for display."""
         kinds = Counter(member.kind for group in self.groups for member in group.members)
         freed = sum(member.bytes for member in self.copies)
         return [
@@ -135,7 +135,7 @@ class Deduplication:
 
 
 def member_row(group: Group, member: Member) -> dict[str, Any]:
-    """A member as one row of a table."""
+    """Return a member as one row of a table."""
     return {
         "group": group.number,
         "id": member.id,
@@ -158,11 +158,11 @@ def deduplicate(
     calibration: Calibration | None = None,
     show_progress: bool = False,
 ) -> Deduplication:
-    """Find the groups of a collection, and which of each to keep.
+    """Find the groups of a collection, and choose the members to keep.
 
     Args:
         threshold: smallest similarity of a linked pair, see `whiten.near_duplicates`.
-        keep: `best`, that with the most pixels, then bytes; or `first`, by path.
+        keep: `best`, the one with most pixels, then most bytes; or `first`, by path.
         calibration: how the threshold was chosen, for the record.
     """
     check_threshold(threshold)
@@ -186,7 +186,7 @@ def deduplicate(
 def _group(
     files: _Files, collection: Collection, rows: Rows, threshold: float, number: int
 ) -> Group:
-    """The group of some contents: `rows` of the similarity."""
+    """Return the group of some contents: `rows` of the similarity."""
     own = {row: sorted(files.members[row], key=files.rank) for row in rows.tolist()}
     ordered = np.array(sorted(own, key=lambda row: files.rank(own[row][0])))
     kept, alike = choose_kept(collection.similarity, ordered, threshold)
@@ -204,7 +204,7 @@ def _group(
 
 
 class _Files:
-    """What is known of the files in groups: size, pixels, content."""
+    """Size, pixels and content of the files in groups, read on demand."""
 
     def __init__(self, collection: Collection, near: Sequence[Rows], keep: Keep) -> None:
         self._collection = collection
@@ -224,10 +224,10 @@ class _Files:
         }
 
     def rank(self, file: int) -> tuple[Any, ...]:
-        """The smallest is kept.
+        """Return the sort key of a file; the smallest is kept.
 
-        Never a file that is gone, as a store's may be; nor a link instead of a file, which it may
-        point to.
+        A missing file, as in a store, is never kept; nor a link instead of a file, which may be
+        its target.
         """
         facts, path = self._facts[file], os.fsencode(self._collection.paths[file])
         worth = (facts.bytes == 0, facts.is_link)
@@ -236,7 +236,7 @@ class _Files:
         return (*worth, -facts.width * facts.height, -facts.bytes, path)
 
     def same(self, file: int, other: int) -> bool:
-        """Whether two files have the same content."""
+        """Return whether two files have the same content."""
         digest = self._facts[file].content_hash
         return digest != "" and digest == self._facts[other].content_hash
 
@@ -276,7 +276,7 @@ def _look(collection: Collection, file: int) -> _Facts:
 
 
 def _hash_file(path: str) -> str:
-    """The content hash of a file that may be larger than memory."""
+    """Return the content hash of a file that may be larger than memory."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while part := file.read(_CHUNK):
@@ -285,9 +285,9 @@ def _hash_file(path: str) -> str:
 
 
 def _pixels(path: str) -> tuple[int, int]:
-    """Width and height, from the header alone."""
+    """Return width and height, reading only the header."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.size
-    except Exception:  # decoders raise nearly anything on damaged files
+    except Exception:  # decoders raise almost anything on damaged files
         return (0, 0)

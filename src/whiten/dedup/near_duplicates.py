@@ -1,13 +1,13 @@
-"""Groups of near-duplicates: range search a block at a time, and union-find.
+"""Groups of near-duplicates, by blockwise range search and union-find.
 
-Pairs are visited once, block by block of the upper triangle, and what lies above the threshold goes
-into a union-find at once: neither an n × n matrix nor a list of all pairs ever exists, even where
+Pairs are visited once, block by block of the upper triangle, and those above the threshold are
+joined at once: neither an n × n matrix nor a list of all pairs is ever in memory, even if
 everything is a duplicate of everything.
 
 A group is a connected component: its members are linked by pairs above the threshold, and two of
-them may be less alike than that (chaining). So `lowest_similarity` says how far a group has spread,
-and `choose_kept` takes no item for a copy that is not itself as alike as the threshold to an item
-that is kept.
+them may be less similar than that (chaining). So `lowest_similarity` measures the spread of a
+group, and `choose_kept` treats an item as a copy only if its own similarity to a kept item reaches
+the threshold.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from whiten.dedup.pair_similarity import (
 )
 from whiten.errors import ConfigError
 
-TOLERANCE = 1e-9  # identical vectors are as alike as 1, less the rounding of float64
-_PAIRS = 1 << 18  # that exist at once
-_GATHERED = 1024  # members of a group that are compared at once
+TOLERANCE = 1e-9  # identical vectors have similarity 1, minus float64 rounding
+_PAIRS = 1 << 18  # pairs held at once
+_GATHERED = 1024  # members of a group compared at once
 
 Progress = Callable[[int, int], None]
-"""Called with (blocks of pairs done, blocks in all)."""
+"""Called with (blocks of pairs done, total blocks)."""
 
 
 def near_duplicates(
@@ -42,31 +42,30 @@ def near_duplicates(
     block_rows: int = BLOCK_ROWS,
     progress: Progress | None = None,
 ) -> list[Rows]:
-    """Groups of rows that are linked by a cosine similarity of at least `threshold`.
+    """Return groups of rows linked by a cosine similarity of at least `threshold`.
 
-    Equal to the connected components of the n × n matrix of float64 similarities, whatever the
-    blocks: pairs so near the threshold that float32 cannot tell are computed again in float64.
-    Beside the vectors, memory is some 30 MB and 8 bytes a row.
+    Equals the connected components of the n × n matrix of float64 similarities, for any block size:
+    pairs too close to the threshold for float32 are recomputed in float64. Besides the vectors,
+    this takes about 30 MB and 8 bytes per row.
 
     Args:
         vectors: (n, d) float; may be a memory map. Rows need not be normalised.
         threshold: above -1, at most 1.
-        block_rows: rows that are compared with as many others at once.
-        progress: told after every block of pairs.
+        block_rows: rows per block.
+        progress: called after each block of pairs.
 
     Returns:
-        Groups of two rows or more, each (m,) ascending, in the order of their first rows.
+        Groups of at least two rows, each (m,) ascending, ordered by first row.
 
     Raises:
-        ConfigError: a threshold that is out of range, or vectors that are not (n, d), zero or not
-            finite.
+        ConfigError: the threshold is out of range, or vectors are not (n, d), zero or not finite.
     """
     check_threshold(threshold)
     return linked(VectorSimilarity(vectors, block_rows), threshold, progress)
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise ConfigError for what can be no threshold on similarities."""
+    """Raise ConfigError if a number is no threshold on similarities."""
     if not -1 < threshold <= 1:
         raise ConfigError(
             f"threshold must be a similarity above -1 and at most 1, not {threshold:g}"
@@ -76,7 +75,7 @@ def check_threshold(threshold: float) -> None:
 def linked(
     similarity: PairSimilarity, threshold: float, progress: Progress | None = None
 ) -> list[Rows]:
-    """`near_duplicates` by any symmetric similarity."""
+    """Return the groups of `near_duplicates` for any symmetric similarity."""
     forest = Forest(len(similarity))
     for one, other, values in _candidates(similarity, threshold, forest, progress):
         is_sure = values >= threshold + similarity.rounding
@@ -89,7 +88,7 @@ def linked(
 def range_search(
     similarity: PairSimilarity, threshold: float, progress: Progress | None = None
 ) -> Iterator[tuple[Rows, Rows, Doubles]]:
-    """All pairs (i < j) that are at least as alike as `threshold`, with their similarities.
+    """Yield all pairs (i < j) with a similarity of at least `threshold`.
 
     Yields:
         (p,) first rows, second rows and similarities, as many at once as fit into little memory.
@@ -109,7 +108,7 @@ def _candidates(
     forest: Forest | None,
     progress: Progress | None,
 ) -> Iterator[tuple[Rows, Rows, npt.NDArray[np.float32]]]:
-    """Pairs (i < j) that may be above the threshold, those that a forest has joined left out."""
+    """Yield pairs (i < j) that may reach the threshold, except those already joined in a forest."""
     least = np.float32(threshold - similarity.rounding)
     blocks, done = similarity.blocks, 0
     total = len(blocks) * (len(blocks) + 1) // 2
@@ -148,9 +147,9 @@ def _above(
 def _join_the_close(
     similarity: PairSimilarity, threshold: float, forest: Forest, one: Rows, other: Rows
 ) -> None:
-    """Join pairs whose similarity in float64 is at least the threshold.
+    """Join pairs whose float64 similarity is at least the threshold.
 
-    A few at a time: where everything is a copy of everything, the first ones join all the others.
+    A few at a time: if everything is a copy of everything, the first pairs join all the others.
     """
     step = 1024
     while len(one):
@@ -162,13 +161,13 @@ def _join_the_close(
 
 
 class Forest:
-    """Union-find over n items, for arrays of pairs; a root is the first item of its group."""
+    """Union-find over n items, for arrays of pairs; the root is the first item of a group."""
 
     def __init__(self, n: int) -> None:
         self._parent: Rows = np.arange(n)
 
     def roots(self, items: Rows) -> Rows:
-        """(p,) the root of each item; the paths to them are shortened."""
+        """Return the root of each item, (p,), shortening the paths to them."""
         found: Rows = self._parent[items]
         while True:
             further = self._parent[found]
@@ -184,11 +183,11 @@ class Forest:
             a, b = self.roots(one), self.roots(other)
             apart = a != b
             one, other, a, b = one[apart], other[apart], a[apart], b[apart]
-            # A root that many pairs hang up takes the least; the next round joins the others.
+            # A root with several new parents takes the smallest; the next round joins the others.
             np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
 
     def is_one(self, rows: slice, columns: slice) -> bool:
-        """Whether the items of both slices are in one group already."""
+        """Return whether all items of both slices are already in one group."""
         first = self.roots(np.arange(rows.start, rows.start + 1))
         return all(
             bool((self.roots(np.arange(part.start, part.stop)) == first).all())
@@ -196,7 +195,7 @@ class Forest:
         )
 
     def groups(self) -> list[Rows]:
-        """Groups of two items or more, each ascending, by their first items."""
+        """Return groups of at least two items, each ascending, ordered by first item."""
         roots = self.roots(np.arange(len(self._parent)))
         order = np.argsort(roots, kind="stable")
         starts = np.flatnonzero(np.diff(roots[order], prepend=-1))
@@ -205,7 +204,7 @@ class Forest:
 
 
 def lowest_similarity(similarity: PairSimilarity, members: Rows) -> float:
-    """The similarity of the two members that are least alike, blockwise; 1 of a single one."""
+    """Return the similarity of the two least similar members, blockwise; 1 for a single one."""
     lowest = 1.0
     parts = [members[s : s + _GATHERED] for s in range(0, len(members), _GATHERED)]
     for number, part in enumerate(parts):
@@ -219,17 +218,17 @@ def lowest_similarity(similarity: PairSimilarity, members: Rows) -> float:
 def choose_kept(
     similarity: PairSimilarity, members: Rows, threshold: float
 ) -> tuple[Rows, Doubles]:
-    """Which member each member is a copy of, so that nothing is lost that has no like.
+    """Choose the kept member that each member is a copy of, so that no distinct item is lost.
 
-    The first is kept, and what is as alike to it as the threshold is its copy; of the rest the
-    first is kept, and so on. A chain of many steps thus keeps several members.
+    The first is kept, and members within the threshold of it are its copies; then the same for the
+    rest. A long chain thus keeps several members.
 
     Args:
-        members: (m,) of one group, those that should rather be kept first.
+        members: (m,) members of one group, in order of preference to keep.
 
     Returns:
-        (m,) positions in `members` of the kept one, their own for those that are kept; and (m,)
-        the similarity to it, 1 for those that are kept.
+        (m,) positions in `members` of the kept one, their own for kept ones; and (m,) similarities
+        to it, 1 for kept ones.
     """
     kept = np.full(len(members), -1, np.int64)
     alike = np.ones(len(members))

@@ -1,4 +1,4 @@
-"""The page of groups, side by side; it needs nothing else and can be sent on its own."""
+"""Write a self-contained page that shows the groups side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from whiten.media.thumbnails import data_url
 from whiten.report.page import PAGE, STYLE
 from whiten.utils.names import display_path
 
-MOST_GROUPS = 200  # with their pictures some 10 MB
+MOST_GROUPS = 200  # with their pictures about 10 MB
 MOST_MEMBERS = 12
 _TILE = 160  # pixels
 
@@ -41,10 +41,10 @@ HELP = (
 
 
 def groups_page(found: Deduplication, table: str) -> str:
-    """The page's HTML; of very many groups the most doubtful ones.
+    """Return the page's HTML; if there are too many groups, the most doubtful ones.
 
     Args:
-        table: name of the file that lists all of them.
+        table: name of the file that lists all groups.
     """
     title = escape(f"{len(found.groups):,} groups of near-duplicate {found.what}s")
     kinds = [member.kind for group in found.groups for member in group.members]
@@ -63,7 +63,7 @@ def groups_page(found: Deduplication, table: str) -> str:
         parts.append(f"<p>{escape(found.calibration.line(found.what))}</p>")
     if found.groups:
         parts.append(f"<p>{escape(HELP)}</p>")
-    # Of the exact copies alone, for which there is nothing to doubt, the largest groups.
+    # Groups of exact copies only are never doubtful: show the largest of them.
     ordered = sorted(found.groups, key=lambda g: (g.lowest, -len(g.members), g.number))
     shown = ordered[:MOST_GROUPS]
     if len(shown) < len(found.groups):

@@ -1,8 +1,7 @@
-"""How alike two items of a collection are: vectors by cosine, sets of vectors by chamfer.
+"""Similarity of two items of a collection: vectors by cosine, sets of vectors by chamfer.
 
-Both are asked a block at a time, so that no matrix of all pairs is ever in memory, and both can
-tell a single pair in float64: whoever compares with a threshold gets the same answer however the
-blocks were cut.
+Both are computed block by block, so that the matrix of all pairs is never in memory, and both can
+compute a single pair in float64, so that comparisons with a threshold do not depend on the blocks.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ Rows = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
 BLOCK_ROWS = 2048  # a product of two blocks takes 16 MB
-_BLOCK_FRAMES = 2048  # of the videos of a block, together
-_EXACT_BYTES = 8 << 20  # of rows that are compared in float64 at once
-_EPSILON = 2.0**-24  # relative rounding of float32
+_BLOCK_FRAMES = 2048  # total over the videos of a block
+_EXACT_BYTES = 8 << 20  # of rows compared in float64 at once
+_EPSILON = 2.0**-24  # relative rounding error of float32
 
 
 class PairSimilarity(Protocol):
-    """A symmetric similarity of `len` items, -1 to 1.
+    """A symmetric similarity of `len` items, from -1 to 1.
 
     Attributes:
-        blocks: consecutive slices of the items that are compared at once.
-        rounding: how far a block's float32 values may be from those of `exact`.
+        blocks: consecutive slices of items to compare at once.
+        rounding: maximum difference between a block's float32 values and `exact`.
     """
 
     blocks: list[slice]
@@ -40,27 +39,27 @@ class PairSimilarity(Protocol):
 
     def __len__(self) -> int: ...
     def part(self, count: int) -> PairSimilarity:
-        """Of the first `count` items alone."""
+        """Return the similarity of only the first `count` items."""
 
     def load(self, rows: slice | Rows) -> Any:
-        """Items made ready for `product`."""
+        """Load items for `product`."""
 
     def product(self, one: Any, other: Any) -> Vectors:
-        """(a, b) similarities of loaded items; the next product may overwrite them."""
+        """Return (a, b) similarities of loaded items; the next product may overwrite them."""
 
     def exact(self, one: Rows, other: Rows) -> Doubles:
-        """(p,) similarities in float64 of the pairs (one[i], other[i])."""
+        """Return (p,) float64 similarities of the pairs (one[i], other[i])."""
 
 
 class VectorSimilarity:
-    """Cosine of the rows of (n, d) vectors.
+    """Cosine similarity of the rows of (n, d) vectors.
 
     Args:
-        vectors: (n, d) of any float type, perhaps a memory map; rows need not be normalised.
-        block_rows: rows that are compared at once with as many others.
+        vectors: (n, d) of any float type, may be a memory map; rows need not be normalised.
+        block_rows: rows per block.
 
     Raises:
-        ConfigError: another shape, or a row that is zero, NaN or infinite.
+        ConfigError: the shape is wrong, or a row is zero, NaN or infinite.
     """
 
     def __init__(self, vectors: npt.NDArray[Any], block_rows: int = BLOCK_ROWS) -> None:
@@ -71,9 +70,9 @@ class VectorSimilarity:
             slice(start, min(start + block_rows, len(vectors)))
             for start in range(0, len(vectors), block_rows)
         ]
-        # The worst that summation in any order can do to unit vectors (Higham 2002, 3.1).
+        # Worst-case error of summation in any order for unit vectors (Higham 2002, 3.1).
         self.rounding = (vectors.shape[1] + 4) * _EPSILON
-        self._room = np.empty(0, np.float32)  # written over and over
+        self._room = np.empty(0, np.float32)  # reused for every product
         for block in self.blocks:
             norms = _norms(self._read(block))
             if not (np.isfinite(norms) & (norms > 0)).all():
@@ -91,7 +90,7 @@ class VectorSimilarity:
 
     def load(self, rows: slice | Rows) -> Vectors:
         part = self._read(rows)
-        # Of huge or tiny entries float32 could not hold the squares.
+        # The squares of huge or tiny entries do not fit into float32.
         norms = _norms(part).astype(np.float32)[:, None]
         unit: Vectors = np.divide(part, norms, dtype=np.float32)
         return unit
@@ -125,15 +124,15 @@ class VectorSimilarity:
 class SetSimilarity:
     """Symmetric chamfer similarity of sets of vectors, such as the frames of videos.
 
-    The mean of both directions: of each frame of one the best frame of the other, averaged, and
-    the other way round.
+    The mean of both directions: for each frame of one set the best frame of the other, averaged,
+    and vice versa.
 
     Args:
-        frames: (sum of lengths, d), one set after the other; may be a memory map.
-        lengths: (n,) vectors of each set, at least 1.
+        frames: (sum of lengths, d), sets concatenated; may be a memory map.
+        lengths: (n,) vectors per set, at least 1.
 
     Raises:
-        ConfigError: a set without vectors, or lengths that do not fit.
+        ConfigError: a set is empty, or lengths do not match.
     """
 
     def __init__(

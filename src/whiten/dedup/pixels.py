@@ -1,7 +1,7 @@
-"""Whether two pictures are the same but for size, compression, light and a little cropping.
+"""Compare two pictures up to size, compression, brightness and slight cropping.
 
-Pixels are asked where a model has been: what both say is a copy is one, whatever the model confuses
-elsewhere.
+Pixels confirm what a model has proposed: a pair counts as copies if both agree, whatever the model
+confuses elsewhere.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from whiten.errors import ImageError
 from whiten.media.decoding import decode_scaled
 from whiten.media.reading import read_bytes
 
-SAME = 0.97  # correlation of the pixels from which two pictures are the same
-_SIDE = 16  # pixels
-_CUTS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82)  # of each side
-_PLACES = 5  # of a crop, along each side
+SAME = 0.97  # minimum correlation of the pixels of equal pictures
+_SIDE = 16  # side in pixels
+_CUTS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82)  # fraction kept of each side
+_PLACES = 5  # positions of a crop along each side
 _KEPT = 128  # images, half a megabyte each
 
 
 class Pictures:
-    """Compares pairs of images; the last ones asked about stay prepared."""
+    """Compares pairs of images; caches the most recent ones."""
 
     def __init__(self) -> None:
         self._prepared = lru_cache(_KEPT)(_prepare)
 
     def same(self, path: str, other: str) -> bool:
-        """Whether one of two images is the other one, or a part of at least two thirds of it.
+        """Return whether one of two images equals the other, or a part of at least 2/3 of it.
 
-        Correlation (Pearson's, over all three channels) of small versions is invariant to
-        brightness and contrast; crops of one at a few sizes and places are tried against the other
-        one whole.
+        Pearson correlation of small versions over all three channels is invariant to brightness
+        and contrast; crops of one image at several sizes and positions are compared with the whole
+        other image.
         """
         one, two = self._prepared(path), self._prepared(other)
         if one is None or two is None:
@@ -51,7 +51,7 @@ def _prepare(path: str) -> npt.NDArray[np.float32] | None:
 
 
 def _small(path: str) -> Image.Image:
-    """Whatever its aspect: copies keep theirs nearly."""
+    """Open an image at a small square size: copies have nearly the same aspect ratio."""
     image, _ = decode_scaled(read_bytes(path), min_side=4 * _SIDE)
     return image.resize((2 * _SIDE, 2 * _SIDE), Image.Resampling.BOX)
 
@@ -72,7 +72,7 @@ def _crops(image: Image.Image) -> npt.NDArray[np.float32]:
 def _standard(
     image: Image.Image, box: tuple[float, float, float, float] | None = None
 ) -> npt.NDArray[np.float32]:
-    """Pixels with mean 0 and length 1; all 0 of a plain area."""
+    """Return pixels with mean 0 and norm 1; all 0 for a uniform area."""
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(small, np.float32).reshape(-1)
     pixels = pixels - pixels.mean()

@@ -1,6 +1,6 @@
-"""The script that deletes copies: the only thing that does, and only when it is told to.
+"""Write the script that deletes copies, the only code that does, and only when the user runs it.
 
-It is POSIX shell, and every name in it stands in single quotes, bytes and line breaks as they are.
+The script is POSIX shell; names are in single quotes, with all bytes and line breaks preserved.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ fi
 
 
 def deletion_script(found: Deduplication) -> bytes:
-    """The script's bytes; what has no known content is left out of it."""
+    """Return the script's bytes; files of unknown content are left out."""
     copies = [member for member in found.copies if member.content_hash]
     header = _HEADER.format(
         copies=len(copies),
@@ -118,5 +118,5 @@ def _words(member: Member) -> tuple[bytes, bytes]:
 
 
 def quoted(name: bytes) -> bytes:
-    """A word of shell that is these bytes."""
+    """Quote bytes as one word of shell."""
     return b"'" + name.replace(b"'", b"'\\''") + b"'"

@@ -1,4 +1,4 @@
-"""What is compared: the images of a folder, its videos, or what a store holds."""
+"""Open the collection to compare: images of a folder, its videos, or the contents of a store."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from whiten.utils.progress import progress
 
 @dataclass(frozen=True)
 class Collection:
-    """Images or videos, and how alike those of different content are.
+    """Images or videos, and the similarity of those with different content.
 
     Attributes:
         what: `image` or `video`.
-        names: (n,) ids.
-        paths: (n,) of the files.
-        groups: (n,) what each shows, where that is known.
-        pictures: (n,) an image to show of each.
-        copy_of: (n,) which of `similarity`'s items has its content.
-        hashes: (n,) of the content; "" for videos, whose files are hashed when they are needed.
-        similarity: of the items of different content.
-        items: of these, what their embeddings were made from: an image each, or their frames.
-        skipped: what could not be used, and why.
-        folder: where embeddings are kept, as long as the collection is open.
+        names: (n,) ids of the members.
+        paths: (n,) files of the members.
+        groups: (n,) label of each, if known.
+        pictures: (n,) image that shows each.
+        copy_of: (n,) index of its content among `similarity`'s items.
+        hashes: (n,) content hashes; "" for videos, whose files are hashed on demand.
+        similarity: similarity of the items of different content.
+        items: images or frames that these items' embeddings were made from.
+        skipped: files that could not be used, with the reason.
+        folder: folder of the embeddings while the collection is open.
     """
 
     what: str
@@ -61,7 +61,7 @@ class Collection:
 
     @property
     def first(self) -> Rows:
-        """(m,) the first member of each of `similarity`'s items."""
+        """First member of each of `similarity`'s items, (m,)."""
         return np.unique(self.copy_of, return_index=True)[1]
 
 
@@ -69,17 +69,17 @@ class Collection:
 def open_collection(
     source: Path, encoder: Encoder | None, cache: Path | None, *, show_progress: bool = False
 ) -> Iterator[Collection]:
-    """Embed what is missing; what is kept nowhere is gone at the end.
+    """Embed missing items; without a cache, embeddings are deleted on exit.
 
     Args:
         source: a folder or table of images or of videos, or a store.
-        encoder: embeds them; for a store it may be None, and must else be the store's own.
-        cache: where embeddings and frames are kept; by default nowhere.
+        encoder: embeds them; for a store None, or the store's own encoder.
+        cache: folder that keeps embeddings and frames; none by default.
 
     Raises:
-        ConfigError: no encoder for what has no embeddings, or another than a store's; a store of
-            videos' frames.
-        NoImagesError: nothing there can be read.
+        ConfigError: the encoder is missing, or differs from the store's; or the store holds frames
+            of videos.
+        NoImagesError: nothing can be read.
     """
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
@@ -102,7 +102,7 @@ def open_collection(
 
 
 def _of_images(items: Items, encoder: Encoder, cache: Path, show_progress: bool) -> Collection:
-    # The first model's store knows the contents; those that are there twice are compared once.
+    # The first model's store has the content hashes; equal contents are compared once.
     store = embed_cached(encoder.parts[0].teacher, items, cache, show_progress=show_progress)
     has_one = store.has(items.by_id, [0])[:, 0]
     known = items.take(has_one)
@@ -198,7 +198,7 @@ def _of_videos(
 
 
 def _contents(store: Store, items: Items) -> tuple[pa.Array, Rows, Rows]:
-    """Content hashes, their numbers, and the first image of each number."""
+    """Return content hashes, their numbers, and the first image of each number."""
     hashes = store.content_hashes(items.by_id)
     code = name_codes(hashes)
     return hashes, code, np.unique(code, return_index=True)[1]

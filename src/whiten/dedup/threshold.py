@@ -1,9 +1,9 @@
-"""A threshold for a precision that was asked for, from the user's own images.
+"""Choose a threshold for a required precision from the user's own images.
 
-Precision is the share of pairs above the threshold that are of the same thing. It is counted on
-pairs of images whose groups are known, or else estimated from views of images (crops and changes of
-light, as copies have them) against different images. All bounds are Clopper and Pearson's (1934)
-and take pairs for independent draws, which pairs that share an image are not quite.
+Precision is the fraction of pairs above the threshold that show the same thing. It is counted on
+pairs of images with known groups, or estimated from views of images (crops and changes of
+brightness, as in copies) against different images. All bounds are Clopper and Pearson's (1934) and
+treat pairs as independent, which pairs that share an image are not quite.
 """
 
 from __future__ import annotations
@@ -39,35 +39,35 @@ from whiten.utils.names import name_codes
 from whiten.utils.progress import progress
 from whiten.views.plan import ViewPlan
 
-# What copies are like: cut a little, lighter or darker. Not mirrored: that is another picture.
+# Views like copies: cropped a little, lighter or darker. Not mirrored, which is another picture.
 COPIES = ViewPlan(scale=(0.7, 1.0), ratio=1.1, flip=0.0, jitter=0.15, grayscale=0.0)
 CONFIDENCE = 0.95
-SHARE = 0.1  # of the images, as many as are taken to have a near-duplicate
-ASKED = 0.9  # the share of views' pairs that are more alike than where pixels begin to be asked
+SHARE = 0.1  # assumed fraction of images with a near-duplicate
+ASKED = 0.9  # fraction of view pairs above the similarity from which pixels are compared
 _MOST_ASKED = 2000  # pairs
 MOST = 20_000  # images whose pairs are counted
 _FEWEST = 50
-_VIEWED = 1000  # of them, shown in views too
+_VIEWED = 1000  # of them, also used as views
 _VIEWS = 2
-_LEAST_VIEWS = 2000  # few images get more views each
+_LEAST_VIEWS = 2000  # with few images, each has more views
 
 Positives = Literal["groups", "views"]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a threshold was chosen.
+    """A chosen threshold, and the evidence for it.
 
     Attributes:
-        target: the precision that was asked for.
-        threshold: the lowest similarity at which `precision_low` is no less.
-        positives: what counts as the same: images of a `group`, or `views` of one image.
-        precision: at the threshold, counted or estimated.
-        precision_low: its lower bound, at 95 % confidence.
-        recall: share of the pairs of the same thing that lie above the threshold.
-        same, different: pairs that were looked at.
-        copies: pairs of images, among those of the same thing, whose pixels agree too.
-        images: that the pairs are of.
+        target: required precision.
+        threshold: lowest similarity at which `precision_low` is at least `target`.
+        positives: definition of the same thing: images of a `group`, or `views` of one image.
+        precision: precision at the threshold, counted or estimated.
+        precision_low: its lower bound at 95 % confidence.
+        recall: fraction of pairs of the same thing above the threshold.
+        same, different: number of pairs used.
+        copies: number of pairs among `same` that are copies by their pixels.
+        images: number of images that the pairs come from.
     """
 
     target: float
@@ -82,7 +82,7 @@ class Calibration:
     images: int
 
     def line(self, what: str = "image") -> str:
-        """For people."""
+        """Return a line for display."""
         if self.positives == "groups":
             basis = (
                 f"counted on {self.same:,} pairs of a group and {self.different:,} of different "
@@ -112,13 +112,13 @@ def calibrate(
     """Choose the lowest threshold whose precision is at least `target`, at 95 % confidence.
 
     Args:
-        positives: `groups`, images of a group are duplicates of each other; `views`, what is alike
-            is learnt from views of the images themselves.
+        positives: with `groups`, images of a group are duplicates of each other; with `views`,
+            similarities of duplicates are estimated from views of the images.
         encoder: embeds the views.
 
     Raises:
-        ConfigError: the target is out of range or cannot be reached, no groups are known, or there
-            is no encoder to embed views.
+        ConfigError: the target is out of range or out of reach, no groups are known, or there is no
+            encoder to embed views.
     """
     if not 0 < target < 1:
         raise ConfigError(f"the target precision must lie between 0 and 1, not be {target:g}")
@@ -183,7 +183,7 @@ def _by_views(
     labels, copies = _with_copies(collection, pool.part(len(rows)), rows, labels, cut)
     same, different = count_pairs(pool, every, labels)
     above, false = from_above(same), from_above(different)
-    # The pairs that a search of the collection will find: those of copies, and mistakes.
+    # Pairs that a search of the collection will find: true copies, and mistakes.
     there = max(SHARE / 2 * n, copies * (n / len(rows)) ** 2)
     hits, errors = above / above[0], false / false[0]
     pairs = n * (n - 1) / 2
@@ -217,13 +217,13 @@ def _by_views(
 def _with_copies(
     collection: Collection, whole: PairSimilarity, rows: Rows, labels: Rows, least: float
 ) -> tuple[Rows, int]:
-    """Labels that copies share, and how many pairs of copies there are.
+    """Return labels shared by copies, and the number of pairs of copies.
 
-    A collection that is searched for copies has some: they must not count as mistakes. The model
-    is not asked which they are, but pixels.
+    A collection to deduplicate contains copies, which must not count as mistakes. They are
+    recognised by pixels, independently of the model.
     """
     pictures = [collection.pictures[i] for i in collection.first.tolist()]
-    # As many of the most alike pairs as can be looked at; what is less alike counts as different.
+    # Compare pixels of the most similar pairs only; less similar pairs count as different.
     found: list[tuple[float, int, int]] = []
     for one, other, values in range_search(whole, least):
         found += zip(values.tolist(), rows[one].tolist(), rows[other].tolist(), strict=True)
@@ -245,7 +245,7 @@ def _with_views(
     encoder: Encoder,
     show_progress: bool,
 ) -> tuple[PairSimilarity, Rows]:
-    """The sampled items and views of some of them, and whose each is."""
+    """Return the sampled items with views of some of them, and the item of each view."""
     similarity, numbers = collection.similarity, range(1, views + 1)
     labels = np.concatenate([rows, np.tile(viewed, views)])
     if isinstance(similarity, VectorSimilarity):
@@ -267,7 +267,7 @@ def _with_views(
 def _embed_views(
     encoder: Encoder, items: Items, numbers: range, cache: Path, show_progress: bool
 ) -> list[npt.NDArray[np.float32]]:
-    """For each view (n, dim); kept apart from whole images, which depend on no plan."""
+    """Return (n, dim) per view; stored apart from whole images, which depend on no plan."""
     stores = []
     for part in encoder.parts:
         folder = store_folder(cache / "views", part.teacher)

@@ -1,4 +1,4 @@
-"""What a run leaves: the table, the page and the script, each whole or not at all."""
+"""Write the results of a run: table, page and script, each atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def write_results(found: Deduplication, out: Path) -> list[Path]:
-    """Write `groups.csv`, `groups.html` and `delete.sh` into a folder; returns their paths."""
+    """Write `groups.csv`, `groups.html` and `delete.sh` into a folder; return their paths."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / name for name in (TABLE, PAGE, SCRIPT)]
     write_table(found, paths[0])
@@ -29,10 +29,10 @@ def write_results(found: Deduplication, out: Path) -> list[Path]:
 
 
 def write_table(found: Deduplication, path: Path) -> None:
-    """A row for each member: what `member_row` has, in UTF-8.
+    """Write one row per member, as in `member_row`, in UTF-8.
 
     Raises:
-        ConfigError: the place cannot be written.
+        ConfigError: the file cannot be written.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)

@@ -1,4 +1,4 @@
-"""Items and models -> rows of embeddings, cached, resumable, whitened and fused.
+"""Embed items with models: cached, resumable, whitened and fused.
 
-A URI or a run enters `load`; an `Encoder` leaves, which is what all later packages embed with.
+`load` takes a URI or a run and returns an `Encoder`, with which all higher packages embed.
 """

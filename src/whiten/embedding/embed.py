@@ -1,4 +1,4 @@
-"""From a model and images to a store. Decoding, augmenting and the forward pass overlap."""
+"""Embed images into a store. Decoding, augmentation and the forward pass overlap."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from whiten.utils.devices import computes_faster_in_bf16
 from whiten.utils.threads import ordered_map
 from whiten.views.plan import ViewPlan
 
-SHARD_ROWS = 1024  # at most this much work is lost by a kill
-_AT_ONCE = 8192  # images that are looked up at once
+SHARD_ROWS = 1024  # a kill loses at most this much work
+_AT_ONCE = 8192  # images looked up at once
 
 Progress = Callable[[int, int], None]
 """Called with (rows done, rows planned)."""
@@ -33,13 +33,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a store holds of a collection.
+    """Summary of a store and a collection.
 
     Attributes:
-        embeddings: in the store, of all views and images.
-        dim: of them.
-        skipped: images of the collection that could not be embedded, and why.
-        duplicates: ids of its images that have the same content, those of a content together.
+        embeddings: number of embeddings in the store, of all views and images.
+        dim: embedding dimension.
+        skipped: images of the collection that could not be embedded, with the reason.
+        duplicates: groups of image ids with equal content.
     """
 
     embeddings: int
@@ -61,29 +61,29 @@ def embed(
     progress: Progress | None = None,
     render: Render | None = None,
 ) -> Store:
-    """Embed what is missing and return the store.
+    """Embed missing images and return the store.
 
-    May be interrupted at any time and called again: it goes on, and the store's bytes equal
-    those of an uninterrupted run. Images that changed since they were stored are embedded anew,
-    and skipped ones are tried again once their files have changed.
+    May be interrupted at any time and called again: it resumes, and the store's bytes equal those
+    of an uninterrupted run. Images that changed since they were stored are embedded again; skipped
+    ones are retried once their files have changed.
 
     Args:
         items: the images, with unique ids.
         teacher: the model.
         folder: the store, existing or new.
-        views: which views of every image; 0 is the whole image.
-        plan: how random views are drawn.
-        precision: `32`, or `bf16` for devices that compute in it. By default what an existing store
-            was computed in, else 32; with `auto`, else bf16 where it is faster.
+        views: views to embed per image; 0 is the whole image.
+        plan: plan of the random views.
+        precision: `32`, or `bf16` for devices that support it. By default that of an existing
+            store, else 32; `auto` likewise, else bf16 if faster.
         dtype: `float32`, or `float16` for half the disk space.
-        workers: threads that decode; by default one for each core.
-        progress: told after every batch.
-        render: shows whole images otherwise than in the size of `teacher.preprocess`, each alone
-            in its batch, as sizes may differ; the teacher's `readout` must say how.
+        workers: number of decoding threads; by default one per core.
+        progress: called after each batch.
+        render: renders whole images in another way than the size of `teacher.preprocess`, one per
+            batch, as sizes may differ; the teacher's `readout` must describe it.
 
     Raises:
-        NoImagesError: not one image could be read.
-        StoreError: the folder holds something else, or another model's embeddings; or the teacher
+        NoImagesError: no image could be read.
+        StoreError: the folder holds something else or embeddings of another model; or the teacher
             holds views of another plan.
     """
     plan = plan or ViewPlan()
@@ -157,7 +157,7 @@ def embed(
 
 
 def summarize(store: Store, items: Sequence[Item]) -> Summary:
-    """What a store holds of the collection that it was made from."""
+    """Summarise a store for the collection that it was made from."""
     items = Items.of(items)
     codes = store.content_hashes(items.by_id).dictionary_encode().indices
     content = codes.fill_null(-1).to_numpy()
@@ -176,7 +176,7 @@ def summarize(store: Store, items: Sequence[Item]) -> Summary:
 def _tasks(
     items: Items, missing: npt.NDArray[np.bool_], views: Sequence[int]
 ) -> Iterator[tuple[Item, tuple[int, ...]]]:
-    """The images of which views are missing, (images, views), and which these are."""
+    """Yield the images with missing views in `missing`, (images, views), and these views."""
     rows = np.flatnonzero(missing.any(axis=1))
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
@@ -185,10 +185,10 @@ def _tasks(
 
 
 def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
-    """Cut into shards.
+    """Cut the tasks into shards.
 
-    Skipped images count towards a shard's size: a resumed run then cuts where an uninterrupted one
-    does.
+    Skipped images count towards a shard's size, so that a resumed run cuts where an uninterrupted
+    one does.
     """
     waiting: Task | None = None
     size = 0
@@ -220,10 +220,10 @@ def store_folder(
     seed: int = 0,
     augment: str | None = None,
 ) -> Path:
-    """Where a cache keeps the embeddings of a teacher: a name for people, a hash for safety.
+    """Return a teacher's folder in the cache: a readable name, and a hash for uniqueness.
 
-    What differs in precision, or in the plan or the seed of its views, lies apart, so that runs
-    with different options can share a cache.
+    Other precisions, view plans or seeds have their own folders, so that runs with different
+    options can share a cache.
     """
     name = f"{teacher.name}-{teacher.fingerprint()[:8]}".replace("/", "-")
     suffixes = [precision] if precision != "32" else []

@@ -1,4 +1,4 @@
-"""One interface to everything that embeds: a teacher, a student, or several teachers fused."""
+"""One interface for every model that embeds: a teacher, a student, or several teachers fused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from whiten.whitening.whitener import Whitener
 
 @dataclass
 class Part:
-    """One model of an encoder and the whitening of its embeddings, if there is one."""
+    """One model of an encoder, and the whitening of its embeddings, if any."""
 
     teacher: Model
     whitener: Whitener | None = None
@@ -37,15 +37,15 @@ class Part:
 
 
 class Encoder:
-    """Embeds images; several parts are concatenated, each with equal weight.
+    """Embeds images; the embeddings of several parts are concatenated with equal weight.
 
     Attributes:
-        name: for tables.
-        dim: dimension of the embedding.
+        name: display name.
+        dim: embedding dimension.
         parts: the models.
-        uri: what `load` opens it by; "" where it takes more than that.
-        rotation: PCA of the concatenated parts, to fewer dimensions.
-        batch_size: images per pass through a model; None chooses by its device.
+        uri: argument of `load` that opens it; "" if that takes more arguments.
+        rotation: PCA of the concatenated embeddings to fewer dimensions.
+        batch_size: images per batch; None chooses by device.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class Encoder:
         self.dim = width if rotation is None else len(rotation.projection_)
 
     def fingerprint(self) -> str:
-        """Changes when any weights, preprocessing, whitening or the rotation change."""
+        """Fingerprint; changes with any weights, preprocessing, whitening or the rotation."""
         models = [part.teacher.fingerprint() for part in self.parts]
         return fused_fingerprint(models, [part.whitener for part in self.parts], self.rotation)
 
     def can_query(self, gallery: str) -> bool:
-        """Whether its embeddings can query a gallery.
+        """Return whether its embeddings can query a gallery.
 
         Args:
-            gallery: fingerprint of the encoder that embedded it: this one, or the one that this
-                student was made compatible with.
+            gallery: fingerprint of the encoder that embedded the gallery: this one, or the one that
+                this student was made compatible with.
         """
         if gallery == self.fingerprint():
             return True
@@ -88,7 +88,7 @@ class Encoder:
 
         Args:
             images: paths, contents of files, PIL images or (h, w, 3) uint8 RGB arrays.
-            batch_size: images per pass through a model; by default that of the encoder.
+            batch_size: images per batch; by default the encoder's.
             show_progress: show progress on stderr.
 
         Raises:
@@ -106,7 +106,7 @@ class Encoder:
         return self.join(blocks)
 
     def join(self, blocks: Sequence[Vectors]) -> Vectors:
-        """The embedding, (n, dim), of what each part made of the same images, (n, part.dim)."""
+        """Join the parts' embeddings of the same images, (n, part.dim) -> (n, dim)."""
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
         if self.rotation is not None:
             joined = self.rotation.transform(joined)
@@ -122,10 +122,10 @@ def embed_cached(
     *,
     show_progress: bool = False,
 ) -> Store:
-    """Embed whole images into the cache's store of this teacher, as far as they are missing."""
+    """Embed missing whole images into the cache's store of this teacher."""
     with progress(f"embed {teacher.name}", enabled=show_progress, unit="images") as update:
         exact, half = (store_folder(cache, teacher, precision=p) for p in ("32", "bf16"))
-        # What a bf16 run has cached is taken as it is; anything else would embed twice.
+        # Embeddings cached in bf16 are used; otherwise all would be embedded twice.
         folder = half if half.exists() and not exact.exists() else exact
         return embed(items, teacher, folder, progress=update)
 

@@ -1,4 +1,4 @@
-"""Whitenings fitted on stored embeddings, and the identity of what they fuse."""
+"""Fit whitenings on stored embeddings, and fingerprint their fusion."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def fit_whiteners(
     second_view: bool = False,
     seed: int = 0,
 ) -> tuple[list[Whitener], list[Choice | None]]:
-    """One whitener a teacher, fitted on the whole images (view 0) of `items`.
+    """Fit one whitener per teacher on the whole images (view 0) of `items`.
 
     Args:
-        stores: of the teachers.
-        dim: axes to keep, or `auto`. A number is lowered to what the images support.
+        stores: one per teacher.
+        dim: number of axes to keep, or `auto`. A number is lowered to what the images support.
         shrinkage: see `Whitener`, or `auto`.
-        by_groups: whether to choose by the items' groups, where they have any.
-        second_view: whether the stores hold view 1 too.
-        seed: of the choice's sample.
+        by_groups: whether to choose by the items' groups, if any.
+        second_view: whether the stores hold view 1, too.
+        seed: seed of the sample for the choice.
 
     Returns:
-        The whiteners, and how each was chosen (None where nothing was left to choose).
+        The whiteners, and their choices (None if there was nothing to choose).
     """
     choices: list[Choice | None] = [None] * len(stores)
     if "auto" in (dim, shrinkage):
@@ -66,7 +66,7 @@ def fit_whitener(store: Store, images: NameIndex, *, dim: int, shrinkage: float)
     """Fit on the whole `images` (view 0), in one pass over the store.
 
     Args:
-        dim: axes to keep; lowered to a quarter of the samples, for weaker axes are mostly noise.
+        dim: axes to keep; lowered to a quarter of the samples, as weaker axes are mostly noise.
         shrinkage: see `Whitener`.
     """
     dim = min(dim, store.dim, max(1, len(images) // SAMPLES_PER_DIM))
@@ -88,12 +88,12 @@ def _describe(whitener: Whitener, store: Store) -> Whitener:
 def fused_fingerprint(
     models: Sequence[str], whiteners: Sequence[Whitener | None], rotation: Whitener | None = None
 ) -> str:
-    """Identity of fused embeddings: changes when any model, whitening or the rotation changes.
+    """Return the fingerprint of fused embeddings, from the models, whitenings and the rotation.
 
     Args:
-        models: fingerprints.
-        whiteners: of each model.
-        rotation: of the concatenated embeddings.
+        models: fingerprints of the models.
+        whiteners: one per model.
+        rotation: rotation of the concatenated embeddings.
     """
     facts = [list(models), [None if w is None else w.fingerprint() for w in whiteners]]
     return fingerprint(facts if rotation is None else [*facts, rotation.fingerprint()])

@@ -1,4 +1,4 @@
-"""Opening an encoder by what a person calls it: a model, a student's run, or several teachers."""
+"""Open an encoder by name: a model, the student of a run, or several teachers."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def load(
     """Open an encoder.
 
     Args:
-        model: a teacher's URI; a student's folder, or the folder of the run that made it;
+        model: URI of a teacher; folder of a student, or of the run that made it;
             `fuse:raw:URI,URI,…` or `fuse:whitened:URI,URI,…` for the concatenation of several;
             `fuse:raw:RUN` or `fuse:whitened:RUN` for the teachers of a run, with its whiteners;
-            `fuse:compatible:RUN` for the same, rotated and cut to the dimension of a student that
-            was distilled with `compatible`, whose queries can search such a gallery.
-        device: cpu, cuda or mps for models in torch; by default the fastest.
-        batch_size: images per pass through the model; by default chosen by the device.
-        whitener: a file that `Whitener.save` wrote, for the embeddings of a single model.
+            `fuse:compatible:RUN` likewise, but rotated and cut to the dimension of a student that
+            was distilled with `compatible` and can query this gallery.
+        device: cpu, cuda or mps for torch models; by default the fastest.
+        batch_size: images per batch; by default chosen by device.
+        whitener: file written by `Whitener.save`, for the embeddings of a single model.
         whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`.
-        whiten_dim: axes that this whitening keeps.
-        shrinkage: of this whitening, see `Whitener`.
-        cache: where embeddings of `whiten_on` are kept; by default nowhere.
+        whiten_dim: number of axes that this whitening keeps.
+        shrinkage: shrinkage of this whitening, see `Whitener`.
+        cache: folder that keeps embeddings of `whiten_on`; none by default.
 
     Raises:
         ConfigError, TeacherError: the model is unknown or cannot be loaded.
@@ -92,23 +92,23 @@ def _load(
     if whitener is None:
         teacher = open_teacher(text)
         return Encoder(teacher.name, [Part(teacher)], _lasting(text))
-    fitted = Whitener.load(whitener)  # which is refused sooner than the model is opened
+    fitted = Whitener.load(whitener)  # refused before the model is opened
     teacher = open_teacher(text)
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
     return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
 
 
 def _require_fitted_on(teacher: Model, whitener: Whitener, source: str) -> None:
-    """Before hours of embedding, and where another model has the same dimension."""
+    """Refuse a whitener of another model, before hours of embedding."""
     takes = whitener.projection_.shape[1]
     if takes != teacher.dim:
         raise WhiteningError(
             f"{source} whitens {takes} dimensions and {teacher.uri} has {teacher.dim}: name the "
             "model that it was fitted on"
         )
-    # What was not fitted here, such as a released whitening, does not say on which embeddings.
+    # Whitenings from elsewhere, such as released ones, do not record their embeddings.
     known = whitener.metadata.get("fingerprint")
-    # A store has the fingerprint of its model in place of weights.
+    # A store has its model's fingerprint in place of weights.
     if known not in (None, teacher.fingerprint(), teacher.weights_hash):
         fitted_on = whitener.metadata.get("model", "another model")
         raise WhiteningError(
@@ -120,14 +120,14 @@ def _require_fitted_on(teacher: Model, whitener: Whitener, source: str) -> None:
 def load_fusions(
     root: str | os.PathLike[str], teachers: Sequence[Model] | None = None
 ) -> dict[str, Encoder]:
-    """Open the teachers of a run once for all of its fusions.
+    """Open the teachers of a run once for all its fusions.
 
     Args:
-        root: the folder of the run.
-        teachers: its teachers, if they are open already.
+        root: folder of the run.
+        teachers: the teachers, if already open.
 
     Returns:
-        `raw`, and `whitened` and `compatible` if the run has them: what `load` returns for
+        `raw`, and `whitened` and `compatible` if the run has them: the results of `load` for
         `fuse:raw:RUN` and so on.
     """
     run = RunFolder(Path(root))
@@ -180,7 +180,7 @@ def _raw(teachers: Sequence[Model], uri: str) -> Encoder:
 
 
 def _whitened(run: RunFolder, teachers: Sequence[Model]) -> Encoder:
-    """The teachers of a run with its whitenings."""
+    """Return the teachers of a run with its whitenings."""
     parts = [
         Part(teacher, Whitener.load(run.whitener(number)))
         for number, teacher in enumerate(teachers)
@@ -189,7 +189,7 @@ def _whitened(run: RunFolder, teachers: Sequence[Model]) -> Encoder:
 
 
 def _compatible(run: RunFolder, teachers: Sequence[Model] | None = None) -> Encoder:
-    """The encoder that the run's student was made compatible with."""
+    """Return the encoder that the run's student was made compatible with."""
     if not run.config.is_file():
         raise ConfigError(
             f"fuse:compatible: takes the folder of a run, and {run.root} is none: name the --out "
@@ -215,7 +215,7 @@ def _names(teachers: Sequence[Model]) -> str:
 
 
 def _lasting(text: str) -> str:
-    """A model's URI that opens it from any working directory, where that is its one file."""
+    """Make a model's URI independent of the working directory, if its target is a file."""
     scheme, _, place = text.rpartition(":")
     if (
         scheme in ("", "whiten", "onnx", "fuse:raw", "fuse:whitened", "fuse:compatible")
@@ -226,7 +226,7 @@ def _lasting(text: str) -> str:
 
 
 def split_uris(text: str) -> list[str]:
-    """`a:x,b:y` -> the URIs; a comma inside an option's value belongs to the URI before it."""
+    """Split `a:x,b:y` into URIs; a comma inside an option's value belongs to the option."""
     uris: list[str] = []
     for piece in text.split(","):
         if uris and ":" not in piece:
@@ -248,8 +248,8 @@ def fit_on(
     """Fit a teacher's whitening on a collection of images.
 
     Args:
-        dim, shrinkage: see `Whitener`; dim is lowered to what the images can support.
-        cache: where the embeddings are kept; by default nowhere.
+        dim, shrinkage: see `Whitener`; dim is lowered to what the images support.
+        cache: folder that keeps the embeddings; none by default.
     """
     items = find_items(images)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:

@@ -1,4 +1,4 @@
-"""From images that were read to rows of a store: computed by a network, or looked up."""
+"""Make rows of a store from images: compute them with a network, or look them up."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from whiten.utils.names import display_path
 from whiten.views.plan import ViewPlan, agree
 from whiten.views.rendering import render_bytes
 
-BATCH = 16  # larger batches leave the CPU's caches; a GPU gets eight times as many
+BATCH = 16  # larger batches do not fit into the CPU's caches; a GPU gets eight times as many
 
 Pixels = npt.NDArray[np.uint8]
 
 Render = Callable[[bytes, Item], Pixels]
-"""From a file's content to the (h, w, 3) RGB image that the model is shown."""
+"""Converts a file's content to the (h, w, 3) RGB image that the model gets."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One image and the views of it that are wanted; the last one of a shard says so."""
+    """An image and its requested views; the last task of a shard is marked."""
 
     item: Item
     views: tuple[int, ...]
@@ -45,8 +45,8 @@ class Read:
     Attributes:
         task: the image and its views.
         seen: path, stamp and content hash of its file.
-        pixels: (views, h, w, 3) uint8; None where none are needed, or the image cannot be used.
-        reason: why it cannot be used; else "".
+        pixels: (views, h, w, 3) uint8; None if not needed, or if the image is unusable.
+        reason: why it is unusable; else "".
     """
 
     task: Task
@@ -56,7 +56,7 @@ class Read:
 
 
 class RowMaker(Protocol):
-    """Makes a store's rows of batches of images.
+    """Makes the rows of a store from batches of images.
 
     Attributes:
         batch_size: views per batch.
@@ -65,20 +65,20 @@ class RowMaker(Protocol):
     batch_size: int
 
     def prepare(self, task: Task, data: bytes) -> Pixels | None:
-        """Render what `rows` needs of the content of an image's file; runs in threads."""
+        """Render what `rows` needs from the content of an image file; runs in threads."""
         ...
 
     def rows(self, batch: Sequence[Read], skipped: list[Skipped]) -> list[Row]:
-        """Return the rows of the batch in its order; images without any join `skipped`."""
+        """Return the rows of the batch in its order; unusable images are added to `skipped`."""
         ...
 
     def usable(self, views: Sequence[int]) -> Usable | None:
-        """Tell whether skipped images can be used by now; None if that depends on files alone."""
+        """Return a test whether skipped images are usable by now; None if only files matter."""
         ...
 
 
 class Computed:
-    """Rows that a network computes."""
+    """Computes rows with a network."""
 
     def __init__(
         self, teacher: Teacher, plan: ViewPlan, render: Render | None, *, bf16: bool
@@ -111,13 +111,13 @@ class Computed:
 
 
 class LookedUp:
-    """Rows that a `StoredModel` holds.
+    """Looks up rows in a `StoredModel`.
 
     Args:
-        plan_of_views: fingerprint of the plan of the wanted views; "" for whole images only.
+        plan_of_views: fingerprint of the plan of the requested views; "" for whole images only.
 
     Raises:
-        StoreError: it holds views of another plan.
+        StoreError: the model holds views of another plan.
     """
 
     batch_size = BATCH
@@ -154,9 +154,9 @@ class LookedUp:
 
 
 def read_task(task: Task, maker: RowMaker) -> Read:
-    """Read an image's file and prepare it for the maker."""
+    """Read an image file and prepare it for the maker."""
     item = task.item
-    # Before it is read: if it changes meanwhile, the next run sees another stamp.
+    # Stamped before reading: if the file changes meanwhile, the next run sees another stamp.
     seen = Seen(display_path(item.path), stamp_of(item.path))
     try:
         data = read_bytes(item.path)

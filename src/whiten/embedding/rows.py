@@ -1,6 +1,6 @@
-"""From a source and an encoder to rows: embeddings in a file, which is mapped and read by blocks.
+"""Embed a collection into a mapped file that is read by blocks.
 
-Memory stays the same however many images there are and however long their embeddings.
+Memory use does not depend on the number of images or the embedding dimension.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from whiten.media.reading import Skipped
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.arrays import Vectors
 
-_JOINED = 4096  # rows of several models' embeddings that are joined at once
+_JOINED = 4096  # rows of several models' embeddings joined at once
 
 
 def embed_rows(
@@ -30,14 +30,14 @@ def embed_rows(
     cache: Path | None = None,
     show_progress: bool = False,
 ) -> tuple[Items, Vectors, list[Skipped]]:
-    """Embed a collection, skipping what cannot be read.
+    """Embed a collection, skipping unreadable images.
 
     Args:
-        cache: folder for the stores, to reuse them; by default nothing is kept.
+        cache: folder for the stores, to reuse them; none by default.
 
     Returns:
-        The items that all models embedded, their (n, dim) float32 embeddings, mapped, and the
-        skipped ones.
+        The items that all models embedded, their (n, dim) float32 embeddings, memory-mapped, and
+        the skipped ones.
 
     Raises:
         NoImagesError: no image could be embedded by all models.
@@ -67,10 +67,10 @@ def embed_rows(
 
 
 def require_embedded_by(store: Store, encoder: Encoder | None) -> None:
-    """Refuse a store whose embeddings another model made than the one that was named, if any.
+    """Refuse a store whose embeddings come from another model than the named one, if any.
 
     Raises:
-        ConfigError: it is another.
+        ConfigError: the models differ.
     """
     if encoder is None:
         return
@@ -83,13 +83,13 @@ def require_embedded_by(store: Store, encoder: Encoder | None) -> None:
 
 
 def _write_part(part: Part, store: Store, items: Items, file: IO[bytes]) -> None:
-    """Write what one model made of the items."""
+    """Write one model's embeddings of the items."""
     for names, _, vectors in store.blocks(view=0):
         to = items.by_id.rows(names)
         keep = np.flatnonzero(to >= 0)
         if len(keep) == 0:
             continue
-        # Writes, unlike stores into a mapped file, say so when the disk is full.
+        # Unlike assignments to a mapped file, writes raise when the disk is full.
         keep = keep[np.argsort(to[keep], kind="stable")]
         block = part.apply(vectors[keep]).astype(np.float32, copy=False)
         breaks = np.flatnonzero(np.diff(to[keep]) != 1) + 1
@@ -99,7 +99,7 @@ def _write_part(part: Part, store: Store, items: Items, file: IO[bytes]) -> None
 
 
 def _write_joined(encoder: Encoder, stores: Sequence[Store], items: Items, file: IO[bytes]) -> None:
-    """Write what the encoder makes of the parts' embeddings."""
+    """Write the encoder's embeddings, joined from its parts'."""
     with ExitStack() as open_files:
         files = [open_files.enter_context(tempfile.TemporaryFile()) for _ in stores]
         for part, store, own in zip(encoder.parts, stores, files, strict=True):

@@ -1,4 +1,4 @@
-"""Encoders and tasks -> retrieval metrics with intervals.
+"""Evaluate encoders on retrieval tasks: metrics with confidence intervals.
 
-An encoder and a folder or a published benchmark enter; an `Evaluation` and report pages leave.
+Takes an encoder and a folder or a published benchmark; returns an `Evaluation` and report pages.
 """

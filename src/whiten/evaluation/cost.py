@@ -1,4 +1,4 @@
-"""What embedding an image costs: parameters, multiply-accumulates and time."""
+"""Measure the cost of embedding an image: parameters, multiply-accumulates and time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Cost:
-    """What embedding one image costs.
+    """Cost of embedding one image.
 
     Attributes:
-        params: parameters, None where unknown.
+        params: number of parameters; None if unknown.
         macs: multiply-accumulates.
         ms_per_image: median forward time in float32 in batches of 16, without decoding.
     """
@@ -33,7 +33,7 @@ class Cost:
 
 
 def measure_cost(encoder: Encoder, *, repeats: int = 3) -> Cost:
-    """Measure on this machine; the parts of a fused encoder run one after the other."""
+    """Measure on this machine; the parts of a fused encoder run one after another."""
     costs = [_measure_teacher(part.teacher, repeats) for part in encoder.parts]
     return Cost(
         params=_sum([cost.params for cost in costs]),
@@ -57,6 +57,6 @@ def _measure_teacher(teacher: Model, repeats: int) -> Cost:
 
 
 def _sum(numbers: Sequence[Number | None]) -> Number | None:
-    """The sum, or None where a part is unknown."""
+    """Return the sum, or None if a part is unknown."""
     known = [number for number in numbers if number is not None]
     return sum(known) if len(known) == len(numbers) else None

@@ -1,7 +1,7 @@
-"""Encoder × Task -> figures, with intervals.
+"""Evaluate an encoder on a task: metrics with confidence intervals.
 
-Embeddings of the gallery lie in a file and pass by once for many queries, a block at a time:
-neither they nor their similarities are ever in memory as a whole.
+Embeddings of the gallery are stored in a file and pass once, block by block, for many queries:
+neither they nor their similarities are ever fully in memory.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ PER_QUERY: dict[str, Callable[[metrics.Ranks], float]] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well an encoder retrieves.
+    """Retrieval metrics of an encoder.
 
     Attributes:
-        name: of the encoder.
-        dim: of its embedding.
+        name: name of the encoder.
+        dim: embedding dimension.
         figures: `map`, `map@k`, `recall@k` and `mp@k` for k = 1, 5, 10, see `whiten.metrics`.
-        aps: (queries,) average precision of each.
-        query_ids: in the same order.
-        gallery_size: images searched.
-        without_positives: queries left out, for nothing in the gallery was right.
-        skipped: images that could not be read, and why.
+        aps: (queries,) average precision per query.
+        query_ids: ids of the queries, in the same order.
+        gallery_size: number of images searched.
+        without_positives: queries left out because the gallery has no positive for them.
+        skipped: images that could not be read, with the reason.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Evaluation:
     searched: ClassVar[str] = "images"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, without the per-query lists."""
+        """Return plain numbers, without the per-query lists."""
         return {
             "name": self.name,
             "dim": self.dim,
@@ -82,7 +82,7 @@ class Evaluation:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield lines for display."""
         yield f"{self.name}: {len(self.query_ids):,} queries, {self.gallery_size:,} {self.searched}"
         width = max(10, *map(len, self.figures))
         for name, figure in self.figures.items():
@@ -90,7 +90,7 @@ class Evaluation:
 
     @property
     def remarks(self) -> list[str]:
-        """What to say beside the figures."""
+        """Return notes to show with the metrics."""
         if not self.without_positives:
             return []
         return [f"{self.without_positives} queries left out: nothing that is right is there"]
@@ -105,22 +105,22 @@ def evaluate(
     cache: Path | None = None,
     show_progress: bool = False,
 ) -> Evaluation:
-    """Evaluate retrieval on groups: images of a group should find each other.
+    """Evaluate retrieval on groups: the images of a group should find each other.
 
     Args:
-        encoder: an `Encoder`, or what `whiten.load` takes.
-        gallery: a folder with a subfolder a group, or a table with columns `path,group`.
-        queries: likewise; by default each gallery image searches all the others.
-        gallery_encoder: embeds the gallery, where it is not the queries' encoder (asymmetric
+        encoder: an `Encoder`, or anything that `whiten.load` takes.
+        gallery: a folder with a subfolder per group, or a table with columns `path,group`.
+        queries: likewise; by default each gallery image queries all the others.
+        gallery_encoder: embeds the gallery if it differs from the queries' encoder (asymmetric
             search): `fuse:compatible:RUN` for a student that was made compatible with it.
-        cache: where embeddings are kept between calls; by default nowhere.
+        cache: folder that keeps embeddings between calls; none by default.
 
     Raises:
-        ConfigError: fewer than two groups, nothing to find, or encoders that do not go together.
+        ConfigError: there are fewer than two groups, no positives, or incompatible encoders.
     """
     items = find_items(gallery, announce if show_progress else None)
     query_items = None if queries is None else find_items(queries)
-    folder_task(items, query_items)  # refuses what has nothing to find before anything is embedded
+    folder_task(items, query_items)  # refuses a task without positives before embedding
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
     host = model
     if gallery_encoder is not None:
@@ -131,7 +131,7 @@ def evaluate(
         who, searching = kept, vectors
         if host is not model:
             who, searching, more = embed_rows(model, kept, cache=cache, show_progress=show_progress)
-            if more:  # what both could read searches, and is searched
+            if more:  # images that both could read are queries and gallery
                 rows = kept.by_id.rows(who.ids.to_pylist())
                 kept, vectors, skipped = who, vectors[rows], [*skipped, *more]
         task = folder_task(kept)
@@ -139,7 +139,7 @@ def evaluate(
         who, searching, more = embed_rows(
             model,
             query_items,
-            # Ids are unique within a folder only, so that each collection has stores of its own.
+            # Ids are unique only within a folder, so each collection has its own stores.
             cache=cache / "queries" if cache else None,
             show_progress=show_progress,
         )
@@ -167,13 +167,12 @@ def evaluate_task(
     name: str = "",
     skipped: list[Skipped] | None = None,
 ) -> Evaluation:
-    """Score embeddings that exist already.
+    """Compute the metrics of existing embeddings.
 
     Args:
         queries: (len(task.queries), d) float32.
-        gallery: (len(task.gallery), d) float32; may be a memory map, which is read a block at a
-            time.
-        rows: (len(task.queries),) where the queries are in `queries`, if they are but some of it.
+        gallery: (len(task.gallery), d) float32; may be a memory map, which is read block by block.
+        rows: (len(task.queries),) rows of the queries in `queries`, if these are a subset.
     """
     rows = np.arange(len(queries)) if rows is None else rows
     if queries.shape[1] != gallery.shape[1]:
@@ -216,12 +215,12 @@ def _ranks(
 def score_revisited(
     queries: Vectors, gallery: Vectors, ground_truth: Sequence[Mapping[str, Sequence[int]]]
 ) -> dict[str, dict[str, Any]]:
-    """`whiten.metrics.revisited` from embeddings, in one pass and without the matrix.
+    """Compute `whiten.metrics.revisited` from embeddings, in one pass and without the full matrix.
 
     Args:
         queries: (q, d) float32.
         gallery: (n, d) float32; may be a memory map.
-        ground_truth: per query the gallery indices that are `easy`, `hard` and `junk`.
+        ground_truth: per query, gallery indices that are `easy`, `hard` and `junk`.
     """
     if len(queries) != len(ground_truth):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A user's own videos: what shares a group of near-duplicates should find each other."""
+"""Read a user's own videos: the near-duplicates of a group should find each other."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from whiten.utils.arrays import indices
 def read_videos(
     source: str | os.PathLike[str], frames: Path, *, progress: Progress | None = None
 ) -> tuple[Items, list[Skipped]]:
-    """The frames of grouped videos, ids `VIDEO/0000.jpg`, each with the group of its video.
+    """Return the frames of grouped videos, with ids `VIDEO/0000.jpg` and the group of the video.
 
     Args:
-        source: a folder with a subfolder of videos for each group; a table with columns path,group
-            whose paths are videos, or folders of frames; or what `whiten frames` wrote from these;
-            or frames in `GROUP/VIDEO/0000.jpg`.
-        frames: where frames are written, if the source has none.
+        source: a folder with a subfolder of videos per group; a table with columns path,group,
+            whose paths are videos or folders of frames; the output of `whiten frames` for these; or
+            frames in `GROUP/VIDEO/0000.jpg`.
+        frames: folder to write frames to, if the source has none.
 
     Returns:
-        The frames, and the videos that have none.
+        The frames, and the skipped videos without frames.
     """
     root = Path(source)
     if root.is_file() and root.suffix.lower() in (".csv", ".parquet"):
@@ -41,21 +41,21 @@ def read_videos(
 
 
 def _in_folders(rows: Items) -> Iterator[Item]:
-    """The frames in the folders that a table names, with the groups that it gives."""
+    """Yield the frames in the folders that a table names, with the table's groups."""
     for row in rows:
         for frame in find_items(row.path):
             yield Item(f"{row.id}/{frame.id}", frame.path, row.group, frame.frame_ms)
 
 
 def videos_task(frames: Items, skipped: list[Skipped]) -> VideoTask:
-    """Every video of a group searches all the others.
+    """Build the task in which each video of a group queries all the others.
 
     Args:
-        frames: as `read_videos` finds them.
+        frames: as returned by `read_videos`.
         skipped: videos without frames.
 
     Raises:
-        ConfigError: fewer than two videos, or no two of a group.
+        ConfigError: there are fewer than two videos, or no two in one group.
     """
     frames = frames.sorted()
     counts = count_frames(frames)
@@ -64,7 +64,7 @@ def videos_task(frames: Items, skipped: list[Skipped]) -> VideoTask:
     groups: dict[int, str] = {}
     for frame in frames:
         video = video_of(frame.id)
-        # Frames that lie there without a table have their video's folder as their group.
+        # Frames found without a table have their video's folder as group.
         if group := video_of(video) if frame.group == video else frame.group:
             groups[names[video]] = group
     for number, group in groups.items():

@@ -1,4 +1,4 @@
-"""Published benchmarks by name: which one a folder is for, and how it is run."""
+"""Published benchmarks by name: find the one that a folder holds, and run it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from whiten.media.reading import Skipped
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the benchmarks; each takes those that it knows.
+    """Options of the benchmarks; each accepts those that it knows.
 
     Attributes:
-        multi_scale: average the embeddings at three sizes.
-        distractors: a folder of distractors, or a store of their embeddings.
-        similarity: of two videos.
-        omit_normalisation: feed pixels as they are, as SVD's published evaluation does.
-        report: where a page of what was found is written.
+        multi_scale: average the embeddings at three scales.
+        distractors: folder of distractors, or a store of their embeddings.
+        similarity: similarity of two videos.
+        omit_normalisation: do not normalise pixels, as in SVD's published evaluation.
+        report: where to write a page of results.
     """
 
     multi_scale: bool = False
@@ -37,13 +37,13 @@ class Options:
     report: Path | None = None
 
     def foreign(self, known: Iterable[str]) -> list[str]:
-        """Options that were given and are not among the known ones, as they are written."""
+        """Return the given options that are not among the known ones, as users write them."""
         own = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         return [f"--{name.replace('_', '-')}" for name in own if name not in known]
 
 
 class Outcome(Protocol):
-    """What an evaluation found: JSON, lines for people, and remarks beside the result."""
+    """Result of an evaluation: JSON, lines for display, and notes."""
 
     @property
     def skipped(self) -> Sequence[Skipped]: ...
@@ -84,7 +84,7 @@ def _videos(
     from whiten.evaluation.video_page import write_video_report
 
     with ExitStack() as stack:
-        if options.report is not None and cache is None:  # which shows the frames
+        if options.report is not None and cache is None:  # the page shows the frames
             cache = Path(stack.enter_context(TemporaryDirectory(prefix="whiten-")))
         found = evaluate_videos(
             encoder,
@@ -118,12 +118,12 @@ def find_protocol(
     queries: Path | None,
     gallery_encoder: str | None = None,
 ) -> str | None:
-    """Name the wanted benchmark, or the one that the folder is for; None for plain folders.
+    """Return the requested benchmark, or the one that the folder holds; None for plain folders.
 
     Raises:
-        ConfigError: there is no such benchmark, the folder is for several, or for none and options
-            of one were given; or queries, of which benchmarks have their own, or an encoder of the
-            gallery alone.
+        ConfigError: the benchmark is unknown, the folder holds several, or holds none although
+            options of one are given; or queries or a gallery encoder are given, which benchmarks do
+            not take.
     """
     if wanted is not None and wanted not in PROTOCOLS:
         raise ConfigError(

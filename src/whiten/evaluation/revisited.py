@@ -1,17 +1,17 @@
-"""Encoder × revisited Oxford or Paris -> figures, with and without a million distractors.
+"""Evaluate on revisited Oxford or Paris, with and without a million distractors.
 
-Images are seen at their own size, shrunk to a longest side of 1024 pixels, at one scale or three.
-Queries are embedded twice, cut to the landmark's box as the protocol demands, and whole, since
-published numbers differ in this; both are reported.
+Images are embedded at their own size, scaled down to at most 1024 pixels on the longest side, at
+one scale or three. Queries are embedded twice: cropped to the landmark's box, as the protocol
+demands, and uncropped, since publications differ in this; both are reported.
 
-Ranking is exact about ties: items of equal similarity rank by their index in the gallery, first
-the database in the order of its list, then the distractors; so a tie with a distractor counts for
-the database. Nothing is sorted, so that no sort decides.
+Ties are exact: items of equal similarity rank by their index in the gallery, first the database in
+the order of its list, then the distractors, so a tie with a distractor favours the database. Ranks
+are counted, so that they do not depend on a sorting algorithm.
 
-Embeddings lie in stores, whose fingerprint knows scales, longest side, whitening and cut: an
-interrupted evaluation goes on. Distractors pass by in blocks. An image of the database or a query
-that cannot be read ends the evaluation, for the ground truth counts on it; distractors that cannot
-be read are left out and counted.
+Embeddings are kept in stores, whose fingerprints cover scales, longest side, whitening and crop: an
+interrupted evaluation resumes. Distractors are read in blocks. An unreadable database image or
+query ends the evaluation, because the ground truth refers to it; unreadable distractors are left
+out and counted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BLOCK_BYTES = 64 << 20  # of distractors' embeddings in memory at once
 CROPPED, WHOLE = "cropped", "uncropped"
 
 Setups = dict[str, dict[str, Any]]
-"""What `whiten.metrics.revisited` returns."""
+"""Result of `whiten.metrics.revisited`."""
 
 
 def evaluate_revisited_set(
@@ -65,18 +65,18 @@ def evaluate_revisited_set(
     """Evaluate on revisited Oxford or Paris.
 
     Args:
-        encoder: of one model that takes images of any size; its whitening is applied at each
+        encoder: a single model that takes images of any size; its whitening is applied at each
             scale.
-        root: the folder that holds `roxford5k` or `rparis6k`, or that folder itself.
+        root: folder that contains `roxford5k` or `rparis6k`, or that folder itself.
         protocol: roxford5k or rparis6k.
         multi_scale: average the embeddings at 1, 1/√2 and 1/2 of the size.
-        distractors: the folder of R1M, or a store of its embeddings that this function made.
-        cache: where embeddings are kept between calls; by default nowhere.
+        distractors: folder of R1M, or a store of its embeddings that this function made.
+        cache: folder that keeps embeddings between calls; none by default.
 
     Raises:
-        ConfigError: the ground truth cannot be read, or an image that it counts on.
-        TeacherError: the model takes images of one size alone.
-        StoreError: the store of distractors was made by another model or in another way.
+        ConfigError: the ground truth, or an image that it refers to, cannot be read.
+        TeacherError: the model takes images of only one size.
+        StoreError: the store of distractors was made with another model or other settings.
     """
     data = read_set(Path(root), protocol)
     if len(encoder.parts) > 1 or encoder.rotation is not None:
@@ -84,7 +84,7 @@ def evaluate_revisited_set(
     part = encoder.parts[0]
     scales = MULTI if multi_scale else SINGLE
     model = see_own_size(require_network(part.teacher), scales=scales, whitener=part.whitener)
-    # What decides on an embedding stands in the readout; so every store's fingerprint knows it.
+    # The readout records all that affects an embedding, so every store's fingerprint covers it.
     model = dataclasses.replace(model, readout=f"{model.readout};longest={LONGEST}")
     listed = None if distractors is None else _find_distractors(distractors, model)
     for items in (data.queries, data.gallery):
@@ -120,11 +120,11 @@ def evaluate_revisited_set(
 
 
 def _find_distractors(place: Path, model: Teacher) -> Items | Store:
-    """Images to embed, or what the model has made of them.
+    """Return the distractors to embed, or a store of their embeddings.
 
     Raises:
-        ConfigError: there is neither.
-        StoreError: a store is there, but of another model or readout.
+        ConfigError: the folder holds neither.
+        StoreError: the store is of another model or readout.
     """
     file = distractor_list(place)
     if file is not None:
@@ -146,7 +146,7 @@ def _find_distractors(place: Path, model: Teacher) -> Items | Store:
 
 
 def _require_files(items: Items, protocol: str) -> None:
-    """Before hours of embedding, not after."""
+    """Check that all files exist, before hours of embedding."""
     absent = [item for item in items if not Path(item.path).is_file()]
     if absent:
         raise ConfigError(
@@ -156,7 +156,7 @@ def _require_files(items: Items, protocol: str) -> None:
 
 
 class _Embedder:
-    """Embeds images at their own size into stores, each collection into its own."""
+    """Embeds images at their own size, one store per collection."""
 
     def __init__(self, model: Teacher, folder: Path, show_progress: bool) -> None:
         self.whole = model
@@ -174,7 +174,7 @@ class _Embedder:
             return embed(items, model, folder, progress=update, render=render)
 
     def gather(self, items: Items, label: str, boxes: dict[str, Box] | None = None) -> Vectors:
-        """(len(items), d) in the order of the items.
+        """Return (len(items), d) embeddings in the order of the items.
 
         Raises:
             ConfigError: an image cannot be read.
@@ -193,10 +193,10 @@ class _Embedder:
 
 
 def blocks_of(store: Store, items: Items | None = None) -> Iterator[Vectors]:
-    """The whole images of a store in blocks of bounded size, of more than one shard if they fit.
+    """Yield a store's whole images in blocks of limited size, which may span shards.
 
     Args:
-        items: which of them; by default all.
+        items: images to yield; by default all.
     """
     rows = max(1, BLOCK_BYTES // (4 * store.dim))
     waiting: list[Vectors] = []
@@ -216,14 +216,14 @@ def score_settings(
     truth: GroundTruth,
     distractors: Iterable[Vectors] = (),
 ) -> Iterator[Setting]:
-    """Figures for each kind of queries, without distractors and, if there are any, with them.
+    """Yield the metrics of each kind of queries, without distractors and, if any, with them.
 
-    The distractors pass by once for all kinds of queries.
+    The distractors are read once for all kinds of queries.
 
     Args:
-        queries: by kind (q, d) float32, in the order of the truth's queries.
+        queries: per kind, (q, d) float32, in the order of the ground truth.
         gallery: (n, d) float32, in the order of its images.
-        distractors: blocks of (b, d) float32, which are right for no query.
+        distractors: blocks of (b, d) float32, positive for no query.
     """
     labelled, positives = metrics.revisited_labels(truth.lists)
     stacked = np.concatenate(list(queries.values()))

@@ -1,4 +1,4 @@
-"""What an evaluation on revisited Oxford or Paris says, as text and as JSON."""
+"""The report of an evaluation on revisited Oxford or Paris, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TIES = "equal similarities rank by gallery index, the database before the distra
 
 @dataclass(frozen=True)
 class Setting:
-    """Figures of one kind of queries in one gallery.
+    """Metrics of one kind of queries in one gallery.
 
     Attributes:
         queries: cropped or uncropped.
-        distractors: how many were added to the database.
-        figures: for easy, medium and hard `map` with its interval; None where nothing can be found.
-        precisions: for each the mean precision at 1, 5 and 10.
-        counted: for each the queries that have something to find.
+        distractors: number of distractors added to the database.
+        figures: `map` with its interval for easy, medium and hard; None if there are no positives.
+        precisions: mean precision at 1, 5 and 10 for each.
+        counted: number of queries with positives for each.
     """
 
     queries: str
@@ -36,16 +36,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class RevisitedReport:
-    """How well an encoder finds landmarks.
+    """Landmark retrieval metrics of an encoder.
 
     Attributes:
         protocol: roxford5k or rparis6k.
-        name, dim: of the encoder and its embedding.
-        scales: that were averaged.
-        whitened: whether embeddings were whitened, at each scale.
-        queries, database: how many images.
-        settings: the figures.
-        skipped: distractors that could not be read, and why.
+        name, dim: name of the encoder, and dimension of its embedding.
+        scales: scales that were averaged.
+        whitened: whether embeddings were whitened at each scale.
+        queries, database: number of images.
+        settings: the metrics, per kind of queries and gallery.
+        skipped: distractors that could not be read, with the reason.
     """
 
     protocol: str
@@ -86,7 +86,7 @@ class RevisitedReport:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield lines for display."""
         scales = "1 scale" if len(self.scales) == 1 else f"{len(self.scales)} scales"
         yield f"{self.protocol}: {self.name}, {self.dim} dimensions"
         yield (

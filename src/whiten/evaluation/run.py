@@ -1,4 +1,4 @@
-"""From a finished run to its report: evaluate the encoders, sample similarities, pick queries."""
+"""Build the report of a finished run: evaluate encoders, sample similarities, pick queries."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SAMPLED_POSITIVES = 2000
 SAMPLED_NEGATIVES = 20000
 HITS_SHOWN = 8
 
-# Rows of a student before any training: what a distillation has to beat.
+# Rows for a student before training: the baseline of a distillation.
 START = "student's start"
 START_WHITENED = "student's start, whitened"
 
-# Rows of asymmetric search: the teachers' gallery, and a student that searches it.
+# Rows for asymmetric search: the teachers' gallery, and a student that queries it.
 GALLERY = "fused gallery"
 IN_GALLERY = ", in fused gallery"
 
 
 @dataclass(frozen=True)
 class Assessed:
-    """An encoder's embeddings of a test set, and how well they retrieve."""
+    """An encoder's embeddings of a test set, and its metrics."""
 
     row: Row
     items: Items
@@ -52,7 +52,7 @@ class Assessed:
 def assess(
     encoder: Encoder, kind: Kind, name: str, items: Sequence[Item], cache: Path, progress: bool
 ) -> Assessed:
-    """Evaluate an encoder on grouped items, each searching all the others, and measure its cost."""
+    """Evaluate an encoder on grouped items, each querying all the others, and measure its cost."""
     kept, vectors, skipped = embed_rows(encoder, items, cache=cache, show_progress=progress)
     task = folder_task(kept)
     queries = vectors[kept.by_id.rows([item.id for item in task.queries])]
@@ -61,10 +61,10 @@ def assess(
 
 
 def assess_asymmetric(student: Assessed, gallery: Assessed) -> Assessed:
-    """The student's queries in a gallery that a compatible encoder embedded.
+    """Evaluate the student's queries in a gallery embedded by a compatible encoder.
 
     Args:
-        student, gallery: of the same items.
+        student, gallery: evaluated on the same items.
     """
     rows = gallery.items.by_id.rows(student.items.ids.to_pylist())
     both = np.flatnonzero(rows >= 0)
@@ -98,7 +98,7 @@ def _row(evaluation: Evaluation, kind: Kind, cost: Cost) -> Row:
 
 
 def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
-    """The best, the median and the worst query with their first hits."""
+    """Return the best, median and worst query with their first hits."""
     order = np.argsort(-assessed.evaluation.aps, kind="stable")
     picks = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     grids = []
@@ -122,11 +122,11 @@ def retrieval_grids(assessed: Assessed) -> list[Retrieval]:
 def sample_similarities(
     raw: Vectors, whitened: Vectors, groups: Sequence[str | None]
 ) -> Similarities:
-    """Similarities of random pairs of the same group and of different ones.
+    """Sample similarities of random pairs within groups and across groups.
 
     Args:
         raw, whitened: (n, d) embeddings of the same items, rows L2-normalised.
-        groups: of the items.
+        groups: groups of the items.
     """
     rng = np.random.default_rng(0)
     labels = np.unique([g or f"\0{i}" for i, g in enumerate(groups)], return_inverse=True)[1]
@@ -152,7 +152,7 @@ def sample_similarities(
 def teacher_pictures(
     whitened: Encoder, items: Sequence[Item], cache: Path
 ) -> tuple[dict[str, Similarities], dict[str, np.ndarray]]:
-    """For each teacher of a whitened fusion its similarities before and after, and its spectrum."""
+    """Return similarities before and after whitening and the spectrum, per teacher."""
     similarities, spectra = {}, {}
     for part in whitened.parts:
         if part.whitener is None:
@@ -173,14 +173,14 @@ def report_run(
     Args:
         root: the folder of a finished run.
         test: grouped images that the run has not seen; with them the report compares the teachers,
-            their fusions, the student's start and the student.
+            their fusions, the initial student and the trained student.
 
     Returns:
-        The report's path and the rows of its table.
+        Path of the report, and the rows of its table.
     """
     run = RunFolder(root)
     images, spec = run.read_config()
-    # Test images may have the ids of training images, so that they have stores of their own.
+    # Test images may share ids with training images, so they have their own stores.
     cache = run.embeddings / "test" if test else run.embeddings
     data = ReportData(title=f"whiten: {run.root.name}", runs={run.root.name: run.read_metrics()})
     data.facts = [
@@ -189,9 +189,9 @@ def report_run(
         ("student", f"{spec.student}, {spec.dim} dimensions"),
         ("recipe", load_student(run.student)[1].training.get("recipe", "")),
     ]
-    # Without a test set the pictures show the training images.
+    # Without a test set, the figures use the training images.
     items = find_items(test or images)
-    # Each teacher is opened once for everything that the report shows of it.
+    # Each teacher is opened once for the whole report.
     fusions = load_fusions(run.root) if spec.whiten or test is not None else {}
     if spec.whiten:
         data.similarities, data.spectra = teacher_pictures(fusions["whitened"], items, cache)
@@ -216,7 +216,7 @@ def report_run(
 
 
 def read_choices(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
-    """The curves that the run's whitenings were chosen from, at the chosen number of axes."""
+    """Return the curves by which the whitenings were chosen, at the chosen number of axes."""
     if not run.choices.exists():
         return {}
     curves = {}
@@ -231,7 +231,7 @@ def read_choices(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray, int]
 def run_encoders(
     run: RunFolder, fusions: Mapping[str, Encoder]
 ) -> Iterator[tuple[Encoder, Kind, str]]:
-    """Yield what a student is compared with: the teachers, their fusions, and its own start."""
+    """Yield the encoders to compare: the teachers, their fusions, and the initial student."""
     images, spec = run.read_config()
     raw = fusions["raw"]
     for part in raw.parts:
@@ -247,13 +247,13 @@ def run_encoders(
 
 
 def start_features(spec: DistillSpec) -> Teacher:
-    """The student's pooled backbone features before training."""
+    """Return the student's pooled backbone features before training."""
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
     return backbone_as_teacher(net, config).on_best_device()
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """What the table says, in sentences; also where it says that something did not help."""
+    """Return the conclusions of the table in sentences, including those that did not help."""
     notes = []
     starts = {row.name: row for row in rows if row.name in (START, START_WHITENED)}
     best: dict[str, Row] = {}

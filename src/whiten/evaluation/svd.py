@@ -1,4 +1,4 @@
-"""The protocol of SVD; for the dataset's layout see `whiten.datasets.svd`."""
+"""Evaluate by the SVD protocol; for the dataset's layout see `whiten.datasets.svd`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def svd_task(
     stride: int = 1,
     progress: Progress | None = None,
 ) -> VideoTask:
-    """Each test query ranks its own labelled candidates and all unlabelled videos.
+    """Build the task in which each test query ranks its labelled and all unlabelled videos.
 
-    A query without a near-duplicate in the ground truth counts with an AP of 0, as published; one
-    whose near-duplicates have no frames is left out.
+    A query without near-duplicates in the ground truth counts with AP 0, as published; one whose
+    near-duplicates have no frames is left out.
 
     Args:
         svd: the metadata.
-        frames: where frames are written if the dataset has videos and no `frames/`.
-        max_frames: of a video, from its beginning.
-        stride: every how many of these is taken.
+        frames: folder to write frames to if the dataset has videos but no `frames/`.
+        max_frames: maximum frames per video, from its beginning.
+        stride: use every stride-th of these.
 
     Raises:
-        ConfigError: there is no test ground truth, or no query of it has frames.
+        ConfigError: there is no test ground truth, or none of its queries has frames.
     """
     if not svd.test:
         raise ConfigError(
@@ -47,7 +47,7 @@ def svd_task(
     labeled = list(dict.fromkeys(name for own in svd.test.values() for name in own))
     first = list(dict.fromkeys([*svd.test, *labeled]))
     known = set(first)
-    # All unlabelled videos together at the end; what is labelled too is not searched twice.
+    # Unlabelled videos come last; those that are also labelled are not searched twice.
     names = [*first, *(name for name in dict.fromkeys(svd.unlabeled) if name not in known)]
     items, skipped = _frames_of(svd, names, frames, max_frames, stride, progress)
     counts = count_frames(items)
@@ -92,14 +92,14 @@ def _frames_of(
     stride: int,
     progress: Progress | None,
 ) -> tuple[Items, list[Skipped]]:
-    """Frames of the named videos, in that order, and the videos that have none."""
+    """Return the frames of the named videos, in order, and the videos without frames."""
     folder = svd.frames
     reasons: dict[str, Skipped] = {}
     if not folder.is_dir():
         reasons = _extract(svd, set(names), frames, max_frames, progress)
         folder = frames
     times = frame_times(folder)
-    # What whiten has taken is listed in its own table; SVD's numbers are those of other frames.
+    # Frames extracted by whiten are listed in its own table; SVD numbers frames differently.
     counts = {} if times else svd.num_frames
     found: set[str] = set()
 
@@ -121,7 +121,7 @@ def _frames_of(
 def _extract(
     svd: Svd, names: set[str], frames: Path, max_frames: int, progress: Progress | None
 ) -> dict[str, Skipped]:
-    """Take frames of the named videos; returns those without one."""
+    """Extract frames of the named videos; return the videos without frames."""
     try:
         videos = [video for video in find_videos(svd.root) if video.id in names]
     except NoImagesError as error:

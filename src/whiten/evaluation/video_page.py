@@ -1,4 +1,4 @@
-"""The page of an evaluation on videos: figures, what was found, and how the frames align."""
+"""Write the report page of a video evaluation: metrics, hits, and alignment of frames."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ALIGNMENT_HELP = (
 
 
 def write_video_report(evaluation: VideoEvaluation, path: Path) -> Path:
-    """Write one page that needs nothing else, whole or not at all.
+    """Write a self-contained page, atomically.
 
     Args:
-        evaluation: made with `examples`.
+        evaluation: an evaluation made with `examples`.
     """
     from whiten.report import alignment as video_plots
     from whiten.report import grids  # matplotlib is slow to import

@@ -1,4 +1,4 @@
-"""Ranks of the right videos, from frames that lie in a file and pass by once for many queries."""
+"""Rank videos by frames in a file, which is read once for many queries."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from whiten.evaluation.video_task import VideoTask
 from whiten.utils.arrays import Indices, Vectors
 from whiten.utils.memory import forget
 
-QUERIES = 128  # that a pass over the candidates serves
+QUERIES = 128  # per pass over the candidates
 CANDIDATES = 256  # videos whose frames are read at once
 
 
 class VideoSearch:
-    """Similarities of the videos of a task.
+    """Similarities between the videos of a task.
 
     Args:
-        task: videos and truth.
+        task: the videos and the ground truth.
         frames: (frames, d) float32, in the order of the task; may be a memory map.
-        kind: of the similarity, see `whiten.metrics.set_similarity`.
+        kind: similarity of two videos, see `whiten.metrics.set_similarity`.
     """
 
     def __init__(self, task: VideoTask, frames: Vectors, kind: str) -> None:
@@ -30,7 +30,7 @@ class VideoSearch:
         self._ends: Indices = np.cumsum(task.lengths)
 
     def frames_of(self, videos: Sequence[int] | Indices) -> Vectors:
-        """Frames of some videos, one after the other."""
+        """Return the frames of some videos, concatenated."""
         stops = self._ends[videos]
         starts = stops - self.task.lengths[videos]
         parts = [self._frames[a:b] for a, b in zip(starts, stops, strict=True)]
@@ -39,16 +39,16 @@ class VideoSearch:
         return out
 
     def ranks(self) -> Iterator[metrics.Ranks]:
-        """Of each query the ascending ranks of its positives, from 0.
+        """Yield the ascending ranks of each query's positives, from 0.
 
-        Equally similar videos rank by their place: the query's own candidates first, in the order
+        Videos of equal similarity rank by position: the query's own candidates first, in the order
         of their list, then the shared ones.
         """
         for first in range(0, len(self.task.queries), QUERIES):
             yield from self._ranks(range(first, min(first + QUERIES, len(self.task.queries))))
 
     def search(self, query: int, k: int) -> tuple[Indices, Vectors]:
-        """The k videos that are most similar to a query, best first, and their similarities."""
+        """Return the k videos most similar to a query, best first, and their similarities."""
         task = self.task
         shared = np.arange(task.shared.start, task.shared.stop)
         scores = [self._scores(query, task.own[query])]
@@ -62,7 +62,7 @@ class VideoSearch:
         return videos[best], similarity[best]
 
     def alignment(self, one: int, other: int) -> Vectors:
-        """(frames of one video, frames of the other) cosines."""
+        """Return cosines, (frames of one video, frames of the other)."""
         a, b = self.frames_of([one]), self.frames_of([other])
         a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
         cosines: Vectors = a @ b.T
@@ -77,7 +77,7 @@ class VideoSearch:
             is_right = np.isin(own, right)
             order = np.argsort(-own_scores, kind="stable")
             before.append(np.flatnonzero(is_right[order]))
-            # What stands before all shared videos has a place below 0.
+            # Videos that rank before all shared ones have a negative position.
             above = np.flatnonzero(is_right) - len(own)
             shared = right[~np.isin(right, own)]
             junk = task.junk[query]
@@ -99,14 +99,14 @@ class VideoSearch:
         return self.frames_of(videos), self.task.lengths[videos]
 
     def _scores(self, query: int, videos: Indices) -> Vectors:
-        """Similarities of a query to some videos."""
+        """Return similarities of a query to some videos."""
         frames, lengths = self._query_frames([query])
         found = self.frames_of(videos), self.task.lengths[videos]
         scores: Vectors = metrics.set_similarity(frames, lengths, *found, kind=self.kind)[0]
         return scores
 
     def _blocks(self, frames: Vectors, lengths: Indices) -> Iterator[tuple[int, Vectors]]:
-        """Yield (first place among the shared videos, (queries, b) similarities)."""
+        """Yield (position of the first shared video, (queries, b) similarities)."""
         begin, end = self.task.shared.start, self.task.shared.stop
         for first in range(begin, end, CANDIDATES):
             some = slice(first, min(first + CANDIDATES, end))

@@ -1,4 +1,4 @@
-"""What every benchmark of videos comes down to: frames, and which video should find which."""
+"""Frames and ground truth of a video benchmark."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from whiten.utils.arrays import Indices, indices
 
 @dataclass(frozen=True)
 class VideoTask:
-    """Videos as sets of frames, the queries among them, and the truth.
+    """Videos as sets of frames, the queries among them, and the ground truth.
 
     Attributes:
-        frames: those of a video together, in the order of `videos`.
-        videos: (v,) names.
-        lengths: (v,) frames of each, at least 1.
-        queries: (q,) which videos search.
-        shared: the videos that every query searches.
-        own: per query the videos that it alone searches, before the shared ones.
-        positives: per query the videos that are right: all of them in `own`, or all in `shared`.
-        junk: per query the videos of `shared` that count as absent.
-        without_positives: queries that were left out, for nothing that is right is there.
-        skipped: videos that have no frame, and why.
+        frames: frames, grouped by video in the order of `videos`.
+        videos: (v,) names of the videos.
+        lengths: (v,) frames per video, at least 1.
+        queries: (q,) indices of the videos that are queries.
+        shared: videos that every query searches.
+        own: per query, videos that only it searches, ranked before the shared ones.
+        positives: per query, the positive videos: all of them in `own`, or all in `shared`.
+        junk: per query, videos of `shared` that count as absent.
+        without_positives: queries left out because they have no positives.
+        skipped: videos without frames, with the reason.
     """
 
     frames: Items
@@ -42,12 +42,12 @@ class VideoTask:
 
     @property
     def searched(self) -> int:
-        """Videos that some query searches."""
+        """Number of videos that some query searches."""
         apart = np.unique(np.concatenate([indices([]), *self.own]))
         return int(self.shared.stop - self.shared.start + (apart < self.shared.start).sum())
 
     def with_frames(self, kept: Items) -> VideoTask:
-        """The same where only these frames, in the same order, could be embedded."""
+        """Return the task restricted to the frames that could be embedded, in the same order."""
         if len(kept) == len(self.frames):
             return self
         rows = self.frames.by_id.rows(kept.ids.to_pylist())
@@ -86,7 +86,7 @@ class VideoTask:
 
 
 def count_frames(frames: Iterable[Item]) -> dict[str, int]:
-    """Frames of each video, in the order in which they come."""
+    """Count the frames of each video, in order of appearance."""
     counts: dict[str, int] = {}
     for frame in frames:
         name = video_of(frame.id)

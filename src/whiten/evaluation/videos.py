@@ -1,7 +1,7 @@
-"""Encoder × videos -> figures, with intervals: near-duplicates should find each other.
+"""Evaluate an encoder on videos: near-duplicates should find each other.
 
 Frames are embedded one by one; the similarity of two videos is that of their sets of frames, see
-`whiten.metrics.set_similarity`. Candidates pass by once for many queries, a block at a time.
+`whiten.metrics.set_similarity`. Candidates are read once, block by block, for many queries.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from whiten.utils.progress import progress
 VideoProtocol: TypeAlias = Literal["svd", "videos"]
 VIDEO_PROTOCOLS: tuple[VideoProtocol, ...] = ("svd", "videos")
 
-HITS = 8  # of an example
+HITS = 8  # per example
 
-# The published evaluation: the shorter side to 256 pixels, of that the centred 224.
+# The published evaluation: shorter side to 256 pixels, then a centre crop of 224.
 _CROP_FRACTION = 224 / 256
 
 PerQuery: TypeAlias = Callable[[metrics.Ranks], float]
@@ -56,7 +56,7 @@ SVD_FIGURES: dict[str, PerQuery] = {
 
 @dataclass(frozen=True)
 class VideoHit:
-    """A video that was found: a frame of it, its similarity, and whether it is right."""
+    """A video found: one of its frames, its similarity, and whether it is positive."""
 
     id: str
     path: str
@@ -66,16 +66,16 @@ class VideoHit:
 
 @dataclass(frozen=True)
 class VideoExample:
-    """A query and what was found for it, best first.
+    """A query and its hits, best first.
 
     Attributes:
         label: best, median or worst, by its average precision.
-        ap: of it.
+        ap: its average precision.
         query, match: the query and its best hit.
-        query_paths, match_paths: their frames.
-        query_ms, match_ms: times of these in ms, None where they are not known.
+        query_paths, match_paths: files of their frames.
+        query_ms, match_ms: times of these frames in ms; None if unknown.
         alignment: (query frames, match frames) cosines.
-        hits: each with its frame that is most similar to one of the query's.
+        hits: each with its frame that is most similar to a frame of the query.
     """
 
     label: str
@@ -92,13 +92,13 @@ class VideoExample:
 
 @dataclass(frozen=True)
 class VideoEvaluation(Evaluation):
-    """How well an encoder finds videos; `gallery_size` counts videos.
+    """Video retrieval metrics of an encoder; `gallery_size` counts videos.
 
     Attributes:
-        similarity: of two sets of frames.
-        frames: that were embedded.
+        similarity: similarity of two sets of frames.
+        frames: number of embedded frames.
         examples: queries with the best, the median and the worst average precision.
-        page: where the report is, if one was written.
+        page: path of the report, if one was written.
     """
 
     searched: ClassVar[str] = "videos"
@@ -110,11 +110,11 @@ class VideoEvaluation(Evaluation):
 
     @property
     def remarks(self) -> list[str]:
-        """What to say beside the figures."""
+        """Return notes to show with the metrics."""
         return [*super().remarks, *([] if self.page is None else [f"report   {self.page}"])]
 
     def to_json(self) -> dict[str, object]:
-        """Plain numbers, without the per-query lists and the examples."""
+        """Return plain numbers, without the per-query lists and the examples."""
         return {**super().to_json(), "similarity": self.similarity, "frames": self.frames}
 
 
@@ -134,27 +134,27 @@ def evaluate_videos(
     """Evaluate retrieval of near-duplicate videos.
 
     Args:
-        encoder: an `Encoder`, or what `whiten.load` takes.
-        data: the folder of SVD, see `whiten.evaluation.svd`; or for `videos` what
-            `whiten.evaluation.own_videos.read_videos` takes.
-        protocol: `svd`, each test query ranks its labelled candidates and all unlabelled videos:
-            `map_top_100` and `map_top_inf`, normalised by the near-duplicates in the list, with
-            ties by the order of the lists, labelled first. `videos`, each video of a group should
-            find the others.
-        similarity: `cf`, `sme`, `smx`, `fme` or `fmx`, see `whiten.metrics.set_similarity`; of
-            frames' embeddings, which are L2-normalised.
-        omit_normalisation: for `svd`, feed pixels as 0..1 and not normalised as the model was
-            trained. The published evaluation does that; its numbers come out lower or higher.
-        max_frames, stride: for `svd`, which frames of each video count.
-        examples: look up examples for a report; frames of videos are there after the call only
-            with a cache.
-        cache: where embeddings and frames are kept between calls; by default nowhere.
+        encoder: an `Encoder`, or anything that `whiten.load` takes.
+        data: folder of SVD, see `whiten.evaluation.svd`; or for `videos` a source for
+            `whiten.evaluation.own_videos.read_videos`.
+        protocol: with `svd`, each test query ranks its labelled candidates and all unlabelled
+            videos: `map_top_100` and `map_top_inf`, normalised by the near-duplicates in the list,
+            with ties in the order of the lists, labelled first. With `videos`, each video of a
+            group should find the others.
+        similarity: `cf`, `sme`, `smx`, `fme` or `fmx`, see `whiten.metrics.set_similarity`;
+            computed on L2-normalised embeddings of frames.
+        omit_normalisation: for `svd`, feed pixels as 0..1 without the model's normalisation, as the
+            published evaluation does; its metrics come out lower or higher.
+        max_frames, stride: for `svd`, the frames of each video to use.
+        examples: look up examples for a report; video frames remain after the call only with a
+            cache.
+        cache: folder that keeps embeddings and frames between calls; none by default.
 
-    Frames are fitted as SVD's evaluation fits them (of the shorter side 224/256, centred) at the
-    model's own size for `svd`, and the model's own way for `videos`.
+    For `svd`, frames are cropped as in SVD's evaluation (a centred 224/256 of the shorter side) at
+    the model's own size; for `videos`, in the model's own way.
 
     Raises:
-        ConfigError: an unknown protocol or similarity, or data that does not fit the protocol.
+        ConfigError: the protocol or similarity is unknown, or the data does not fit the protocol.
     """
     for value, known in ((protocol, VIDEO_PROTOCOLS), (similarity, metrics.SET_SIMILARITIES)):
         if value not in known:
@@ -210,7 +210,7 @@ def evaluate_videos(
 
 
 def _score(search: VideoSearch, figures: Mapping[str, PerQuery]) -> dict[str, Scores]:
-    """By figure its value for each query."""
+    """Return each metric's value per query."""
     ranks = list(search.ranks())
     return {name: np.array([figure(own) for own in ranks]) for name, figure in figures.items()}
 
