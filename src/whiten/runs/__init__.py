@@ -1,4 +1,4 @@
-"""What a run is: its options, the recipes that complete them, and its folder.
+"""Runs: their options, the recipes that complete them, and their folders.
 
-Options of a user enter; a complete `DistillSpec` and the paths of a run leave.
+Takes a user's options; returns a complete `DistillSpec` and the paths of a run.
 """

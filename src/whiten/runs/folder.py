@@ -1,13 +1,13 @@
-"""The run folder: what lies where, and what is saved so that a killed run goes on.
+"""The run folder: its files, and the state from which a killed run resumes.
 
 - config.yaml: the resolved options
-- metrics.jsonl: a line a step
+- metrics.jsonl: one line per step
 - embeddings/: the teachers', cached
-- whiteners/: one a teacher
+- whiteners/: one per teacher
 - checkpoints/: last.ckpt, to resume from
 - targets/: removed when training ends
 - student/: the model, for `whiten.load`
-- report.html: what came out
+- report.html: the results
 """
 
 from __future__ import annotations
@@ -67,21 +67,21 @@ class RunFolder:
         return (self.student / "config.json").is_file()
 
     def whitener(self, number: int) -> Path:
-        """Where the whitener of the n-th teacher is."""
+        """Return the path of the n-th teacher's whitener."""
         return self.whiteners / f"{number}.safetensors"
 
     @property
     def rotation(self) -> Path:
-        """Where the PCA of the fused teachers is, if the student has learnt from it."""
+        """Path of the PCA of the fused teachers, if the student learns from it."""
         return self.whiteners / "fused.safetensors"
 
     @property
     def choices(self) -> Path:
-        """How the whitenings were chosen; there is none where nothing was left to choose."""
+        """Path of the whitenings' choices; the file is missing if there was nothing to choose."""
         return self.whiteners / "choices.json"
 
     def read_config(self) -> tuple[str, DistillSpec]:
-        """The images' folder and the options.
+        """Return the images' folder and the options.
 
         Raises:
             RunError: this is no run folder, or its configuration is damaged.
@@ -105,10 +105,10 @@ class RunFolder:
             ) from error
 
     def begin(self, images: str, spec: DistillSpec, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder for a new run, or check that a run may go on in it.
+        """Create the folder for a new run, or check that a run can be resumed in it.
 
         Raises:
-            RunError: the folder is in the way, or options differ from those it was begun with.
+            RunError: the folder is occupied, or options differ from the run's own.
         """
         if resume and self.checkpoint.exists():
             saved_images, saved = self.read_config()
@@ -124,7 +124,7 @@ class RunFolder:
             return
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"{self.root} is a file: name another --out")
-        # Until there is a checkpoint nothing but embeddings is done, and they fit any options.
+        # Before the first checkpoint only embeddings exist, which suit any options.
         is_begun = not self.config.exists() or self.checkpoint.exists() or self.is_finished
         if is_begun and not self._is_empty():
             if not overwrite:
@@ -140,15 +140,15 @@ class RunFolder:
         write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
 
     def _is_empty(self) -> bool:
-        """Whether nothing is there but what a run leaves that was killed in its first moment."""
+        """Return whether the folder is empty, except for traces of a run killed at its start."""
         left = {partial_of(self.config).name}
         return not self.root.is_dir() or {path.name for path in self.root.iterdir()} <= left
 
     def _clear(self) -> None:
-        """Delete a run, in an order in which a killed deletion can be repeated.
+        """Delete a run, in an order that allows a killed deletion to be repeated.
 
-        Its student goes first, for that says that the run is finished, and its configuration last,
-        for that says that there is a run.
+        The student goes first, because it marks the run as finished, and the configuration last,
+        because it marks the folder as a run.
         """
         for path in sorted(self.root.iterdir(), key=lambda path: path != self.student):
             if path.is_dir() and not path.is_symlink():
@@ -160,10 +160,10 @@ class RunFolder:
     # --- checkpoints --------------------------------------------------------------------
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; at every moment a whole one is there.
+        """Replace the checkpoint atomically.
 
         Raises:
-            RunError: it cannot be written; the one before it stays.
+            RunError: it cannot be written; the previous one stays.
         """
         import torch
 
@@ -172,7 +172,7 @@ class RunFolder:
             with renaming(self.checkpoint) as partial, partial.open("wb") as file:
                 torch.save({**state, "config": self._config_hash()}, file)
         except (OSError, RuntimeError) as error:
-            # torch's writer raises an error of its own about whatever stopped its writing.
+            # torch's writer hides the cause behind its own error.
             cause = error.__context__
             if isinstance(cause, KeyboardInterrupt):
                 raise cause from None
@@ -186,13 +186,13 @@ class RunFolder:
         """Read the checkpoint.
 
         Raises:
-            RunError: it is damaged, or the options are no longer those that it was made with.
+            RunError: it is damaged, or the options have changed since.
         """
         import torch
 
         try:
             with zipfile.ZipFile(self.checkpoint) as file:
-                if (part := file.testzip()) is not None:  # torch reads over flipped bits
+                if (part := file.testzip()) is not None:  # torch does not notice flipped bits
                     raise ValueError(f"the checksum of {part} is wrong")
             state: dict[str, Any] = torch.load(
                 self.checkpoint, map_location="cpu", weights_only=True
@@ -200,7 +200,7 @@ class RunFolder:
             if not {"step", "model", "optimizer", "ema"} <= state.keys():
                 raise ValueError("it holds something else")
             config = state.pop("config", None)
-        except Exception as error:  # unpicklers raise nearly anything on damaged files
+        except Exception as error:  # unpicklers raise almost anything on damaged files
             raise RunError(
                 f"{self.checkpoint} is damaged ({one_line(error)}): delete it and run again with "
                 "--resume"
@@ -216,12 +216,12 @@ class RunFolder:
         return content_hash(self.config.read_bytes())
 
     def truncate_metrics(self, step: int) -> None:
-        """Forget the steps after a checkpoint; they will be done again."""
+        """Remove the steps after a checkpoint; they will be repeated."""
         lines = [json.dumps(record) for record in self.read_metrics() if record["step"] <= step]
         write_atomically(self.metrics, "".join(line + "\n" for line in lines).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of `metrics.jsonl`; a line cut short by a kill is passed over."""
+        """Return the records of `metrics.jsonl`, skipping a line cut short by a kill."""
         records = []
         if self.metrics.exists():
             for line in self.metrics.read_text("utf-8", errors="replace").splitlines():

@@ -1,7 +1,7 @@
-"""Which objective suits which data: named recipes, and the choice between them.
+"""Named recipes for the objective, and the choice between them by the data.
 
-The choice rests on `studies/quality.py`; docs/recipes.md shows its tables. A recipe fills the
-options that a user left open and changes none that were given.
+The choice is based on `studies/quality.py`; docs/recipes.md shows its tables. A recipe fills in
+open options and overrides none that were given.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _COMMON: dict[str, Any] = {
     "augment": "light",
 }
 
-# The options that a recipe decides where the user does not.
+# Options that a recipe sets unless the user does.
 DECIDED = tuple(_COMMON)
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # Whiten-MTD as published: exact PCA-whitening fitted on 10,000 images, one pair a group and
-    # epoch, a random start.
+    # Whiten-MTD as published: exact PCA-whitening fitted on 10,000 images, one pair per group and
+    # epoch, random initialisation.
     "paper": {
         "kl": 1.0,
         "whiten_images": 10_000,
@@ -54,8 +54,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "labels-light-queue": {"labels": 1.0, "queue": 0.3, "pairs_per_class": 2},
 }
 
-# The views of `paper`: landmarks are only cropped and flipped, two views of a frame change in
-# colour and sharpness too.
+# Views of `paper`: landmarks are only cropped and flipped; two views of a frame also change in
+# colour and sharpness.
 _PUBLISHED_VIEWS = {"groups": "paper-images", "mixed": "paper-images", "views": "paper-frames"}
 
 # Weight of the regression onto the fused teachers that `--compatible` adds to a recipe: a higher
@@ -63,14 +63,14 @@ _PUBLISHED_VIEWS = {"groups": "paper-images", "mixed": "paper-images", "views": 
 COMPATIBLE = 1.0
 
 # Teachers whose whitened embeddings retrieve held-out groups with at least this mAP know the
-# domain. Those of the comparison have 0.4 to 0.5 as they come and 0.96 after fine-tuning.
+# domain. Those of the study have 0.4 to 0.5 unadapted and 0.96 after fine-tuning.
 KNOWN = 0.7
 
 
 def _choose(
     spec: DistillSpec, source: str, is_untrained: bool, map_on_groups: float | None
 ) -> tuple[str, str]:
-    """The recipe for such pairs, student and teachers, and why: what won in docs/recipes.md."""
+    """Return the recipe for pairs, student and teachers, and why: the best in docs/recipes.md."""
     if source == "views" and spec.backbone_lr == 0:
         return "similarity", "a head on frozen features learns most from the pairs' similarities"
     if source == "groups" and spec.backbone_lr == 0:
@@ -78,8 +78,8 @@ def _choose(
     group_map = map_on_groups or 0.0
     knows_groups = group_map >= KNOWN
     they_know = f"the teachers know the groups (mAP {group_map:.2f})"
-    # A network that sees nothing yet cannot stand where the teachers do; it can learn from them
-    # what is alike. With teachers online there is no queue to stand in.
+    # An untrained network cannot reproduce the teachers' space, but can learn their similarities.
+    # With online teachers there is no queue in that space.
     if is_untrained or spec.teachers_online:
         if source != "groups":
             return "similarity-relational", "pairs say what is the same, teachers how others relate"
@@ -102,16 +102,16 @@ def complete(
     """Fill the open options of a run.
 
     Args:
-        spec: as the user gave it.
-        source: of the pairs, `groups`, `views` or `mixed`; `frames` are views.
-        map_on_groups: mAP of the whitened teachers on held-out groups, where it is known; nothing
-            that the whitening rests on depends on it.
+        spec: the user's options.
+        source: source of the pairs: `groups`, `views` or `mixed`; `frames` counts as views.
+        map_on_groups: mAP of the whitened teachers on held-out groups, if known; no option that
+            affects the whitening depends on it.
 
     Returns:
-        The options with nothing left open, and one sentence on what was chosen and why.
+        The options, all resolved, and one sentence on what was chosen and why.
 
     Raises:
-        ConfigError: the objective has no term, or terms that these options cannot serve.
+        ConfigError: the objective has no terms, or terms that these options do not support.
     """
     source = "views" if source == "frames" else source
     is_untrained = parse_uri(spec.student).is_untrained
@@ -123,7 +123,7 @@ def complete(
     if name == "paper":
         chosen["augment"] = _PUBLISHED_VIEWS[source]
     if is_untrained:
-        chosen["start"] = "random"  # principal axes of random features mean nothing
+        chosen["start"] = "random"  # principal axes of random features are meaningless
     if spec.compatible:
         chosen["align"] = COMPATIBLE
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}

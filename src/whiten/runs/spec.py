@@ -13,7 +13,7 @@ from whiten.models.uri import parse_uri
 from whiten.utils.validation import check_types
 from whiten.views.plan import ViewPlan
 
-# The terms of the objective: each is an option that holds its weight.
+# Terms of the objective: each is an option that holds its weight.
 TERMS = ("kl", "labels", "relational", "align", "queue")
 _PARALLEL = ("devices", "nodes", "workers")
 
@@ -70,7 +70,7 @@ class DistillSpec:
     views: Annotated[int | None, _DATA] = None
     """Views of each image that the teachers embed; by default 1 with groups, else 2."""
     augment: Annotated[Literal["light", "paper-images", "paper-frames"] | None, _DATA] = None
-    """How views are drawn: light keeps view 0 whole and crops the others with a little colour;
+    """Plan of the views: light keeps view 0 whole and crops the others with a little colour;
     paper-images crops and flips every view; paper-frames also changes colours, blurs and
     solarises. By default light, or the paper's with the recipe paper."""
     view_seed: Annotated[int, _DATA] = 0
@@ -106,7 +106,7 @@ class DistillSpec:
     fusion: Annotated[
         Literal["mean", "maxmin", "maxmean", "maxrand", "rand"] | None, _OBJECTIVE
     ] = None
-    """How the paper's loss fuses the teachers' similarities; by default maxmin."""
+    """Fusion of the teachers' similarities in the paper's loss; by default maxmin."""
     temperature: Annotated[float | None, _OBJECTIVE] = None
     """Softmax temperature of the distillation."""
     label_temperature: Annotated[float | None, _OBJECTIVE] = None
@@ -211,5 +211,5 @@ class DistillSpec:
 
     @property
     def view_plan(self) -> ViewPlan:
-        """How the run's views are drawn."""
+        """Plan of the run's views."""
         return ViewPlan.named(self.augment or "light", self.view_seed)

@@ -1,7 +1,7 @@
-"""An index as a service: an HTTP interface and a search page.
+"""Serve an index: an HTTP interface and a search page.
 
-Uploads, ids and filters enter; JSON, thumbnails and a page leave. It only answers; it sends
-nothing of its own.
+Takes uploads, ids and filters; returns JSON, thumbnails and a page. It only responds to requests
+and makes none of its own.
 """
 
 from whiten.errors import MissingExtraError

@@ -48,7 +48,7 @@ class MetricsResponse(Response):
     media_type = CONTENT_TYPE
 
 
-_SEARCHES = 32  # that share a pass over the vectors
+_SEARCHES = 32  # that share one pass over the vectors
 _MOST_LISTED = 1000
 _PROBLEMS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 503)
 
@@ -112,14 +112,14 @@ class Problem(BaseModel):
 def create_app(
     index: Index, settings: Settings | None = None, *, background: Index | None = None
 ) -> FastAPI:
-    """Make the service of an index, for any ASGI server.
+    """Build the service of an index, for any ASGI server.
 
     Args:
-        index: open; its encoder is loaded here. Changes of other processes are seen within a
+        index: open index; its encoder is loaded here. Changes by other processes are seen within a
             second.
-        settings: limits, and who may reach it; by default only this machine by name. The server
+        settings: limits and access; by default only this machine's names are allowed. The server
             chooses the address to listen on.
-        background: index of images that are all wrong, for searches with `background`.
+        background: index of images that match no query, for searches with `background`.
 
     Raises:
         ConfigError, StoreError, TeacherError: the index's model cannot be opened.
@@ -142,7 +142,7 @@ def create_app(
         title="whiten",
         version=__version__,
         description="Search a collection of images by image.",
-        docs_url=None,  # FastAPI's own page fetches scripts from elsewhere
+        docs_url=None,  # FastAPI's own page loads scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
         responses={
@@ -219,7 +219,7 @@ def create_app(
             data, (width, height) = await run_sync(
                 thumbnails.get, path, content, size, limiter=embedder.decoders
             )
-        except ImageError as error:  # its file is gone, or is a video
+        except ImageError as error:  # its file is missing, or is a video
             raise RefusedError(404, f"the image of {id[:200]!r} cannot be shown: {error}") from None
         headers |= {"X-Image-Width": str(width), "X-Image-Height": str(height)}
         return JPEGResponse(data, headers=headers)
@@ -265,7 +265,7 @@ def _chosen(background: Index | None, query: Options) -> Index | None:
 
 
 def _shown(match: Match) -> dict[str, Any]:
-    """An `Item`; the paths of files on the server are not shown to clients."""
+    """Convert to an `Item`; paths on the server are not shown to clients."""
     return {
         "id": match.id,
         "group": match.group,
@@ -275,12 +275,12 @@ def _shown(match: Match) -> dict[str, Any]:
 
 
 def _json(content: dict[str, Any]) -> Response:
-    """Skip the validation of the response, which would take as long as all the rest."""
+    """Skip validation of the response, which takes as long as everything else."""
     return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
 
 
 def _stamp(path: str) -> str:
-    """Changes when a file does."""
+    """Return a stamp that changes when the file does."""
     return "-".join(map(str, stamp_of(path) or ("gone",)))
 
 
@@ -289,7 +289,7 @@ def _html(page: Page) -> HTMLResponse:
 
 
 def _describe_errors(app: FastAPI) -> None:
-    """Errors are JSON, also of routes that answer with something else."""
+    """Describe errors as JSON, also for routes that respond with other types."""
     described = app.openapi
     problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
@@ -309,7 +309,7 @@ Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Answer errors with one sentence, `detail`."""
+    """Respond to errors with one sentence, `detail`."""
 
     def answer(status: int, headers: dict[str, str] | None = None) -> Handler:
         async def handler(_: Request, error: Exception) -> JSONResponse:
@@ -339,7 +339,7 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _first_problem(problems: Sequence[dict[str, Any]]) -> str:
-    """Leave out the value itself, which may be a whole upload, or not be JSON."""
+    """Omit the value itself, which may be a whole upload, or no valid JSON."""
     first = problems[0]
     where = [str(part) for part in first["loc"][1:]]
     if first["type"] == "extra_forbidden":

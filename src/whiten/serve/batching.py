@@ -1,4 +1,4 @@
-"""Requests that wait are answered together, by one thread, and no more than so many may wait."""
+"""Batch waiting requests for a single thread, and limit how many may wait."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Answer = TypeVar("Answer")
 
 
 class BusyError(Exception):
-    """So many wait already that one more would wait too long."""
+    """Raised if too many requests wait already."""
 
 
 class Batcher(Generic[Asked, Answer]):
-    """Calls a function with what has come in while it was called the last time.
+    """Calls a function with all requests that arrived during its previous call.
 
-    A batch forms by itself when requests come faster than they are answered; one that is alone
-    never waits for company.
+    Batches form only when requests arrive faster than they are processed; a single request never
+    waits for others.
 
     Args:
-        name: of the thread.
-        call: answers several at once; for each the answer, or the exception to raise.
-        batch: at most so many.
-        waiting: at most so many wait, beside those that are being answered.
+        name: name of the thread.
+        call: processes several requests; returns for each the answer, or the exception to raise.
+        batch: maximum requests per call.
+        waiting: maximum waiting requests, besides those in process.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Batcher(Generic[Asked, Answer]):
         return self._queue.qsize()
 
     async def ask(self, asked: Asked) -> Answer:
-        """The answer; what is given up on while it waits costs nothing.
+        """Return the answer; a request cancelled while it waits is not processed.
 
         Raises:
             BusyError: too many wait.
@@ -62,7 +62,7 @@ class Batcher(Generic[Asked, Answer]):
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Answer what waits, then end."""
+        """Process the waiting requests, then end."""
         self._queue.put(None)
         self._thread.join()
 
@@ -89,7 +89,7 @@ class Batcher(Generic[Asked, Answer]):
         answers: Sequence[Answer | Exception]
         try:
             answers = self._call([asked for asked, _ in taken])
-        except Exception as error:  # is raised where the answers are awaited; the thread lives on
+        except Exception as error:  # raised where the answers are awaited; the thread goes on
             answers = [error] * len(taken)
         for (_, future), answer in zip(taken, answers, strict=True):
             try:
@@ -98,4 +98,4 @@ class Batcher(Generic[Asked, Answer]):
                 else:
                     future.set_result(answer)
             except InvalidStateError:
-                pass  # nobody waits for it any more
+                pass  # its request was cancelled

@@ -1,4 +1,4 @@
-"""Who is answered: the host that was asked for, the page that asks, the token; and safe headers."""
+"""Check each request's host, origin and token before it is read, and add security headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from whiten.serve.settings import Settings
 
-# What is open without a token: nothing of the index is in them.
+# Open without a token: these reveal nothing about the index.
 OPEN = frozenset(["/", "/docs", "/openapi.json", "/healthz"])
 
 _HEADERS = {
@@ -25,12 +25,12 @@ _HEADERS = {
 
 
 class Guard:
-    """Refuses requests before anything of them is read.
+    """Refuses requests before reading their body.
 
-    A page of another site can make its reader's browser ask a service on this machine. It cannot
-    read the answer, as no origin is ever allowed to, unless it makes its own name point here (DNS
-    rebinding): so a request must name a host that is this one. And it cannot make the service work
-    either, as a browser says where a request comes from.
+    A page of another site can make a visitor's browser send requests to a service on this machine.
+    It cannot read the responses, because no foreign origin is allowed, except by pointing its own
+    name at this machine (DNS rebinding): so the Host header must name this host. Nor can it make
+    the service work, because browsers send the origin of a request.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -70,7 +70,7 @@ class Guard:
         return None
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a Host header is an address, or one of the names that are allowed."""
+        """Return whether a Host header is an IP address or one of the allowed names."""
         name = host.lower()
         if name.startswith("["):
             name = name[1:].partition("]")[0]
@@ -82,7 +82,7 @@ class Guard:
             ipaddress.ip_address(name)
         except ValueError:
             return False
-        return True  # whoever rebinds a name has the browser send that name
+        return True  # with a rebound name, the browser sends that name
 
     def _is_known(self, headers: Headers) -> bool:
         assert self._token is not None

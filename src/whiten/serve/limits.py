@@ -1,4 +1,4 @@
-"""How much of a request is read, how long it may take, and what is said when something breaks."""
+"""Limit the size and duration of requests, and turn internal errors into responses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from whiten.serve.settings import Settings
 
 RETRY = {"Retry-After": "1"}
-_DRAINED = 4  # multiples of the limit that are read and thrown away, so that the answer is heard
+_DRAINED = 4  # multiples of the limit read and discarded, so that the client gets the response
 
 log = logging.getLogger("whiten.serve")
 
 
 class Limits:
-    """Ends requests that are too large or too slow; an error of ours is a plain answer, too."""
+    """Ends requests that are too large or too slow, and turns internal errors into responses."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -69,7 +69,7 @@ class Limits:
             else:
                 answer = JSONResponse({"detail": f"the upload took more than {limit}"}, 408)
         except LocalProtocolError:
-            return  # its client has broken off, or broken the protocol, and hears no answer
+            return  # the client disconnected or broke the protocol, and gets no response
         except Exception:
             log.exception("an error while answering %s %s", scope["method"], scope["path"])
             answer = JSONResponse({"detail": "an error of the service; its log has more"}, 500)
@@ -80,7 +80,7 @@ class Limits:
         return HTTPException(413, f"the upload is above the limit of {self._max:,} bytes")
 
     async def _drain(self, receive: Receive, message: Message) -> None:
-        """A client that is still sending would not read the answer; nothing of it is kept."""
+        """Read and discard the rest: a client that is still sending does not read the response."""
         left = _DRAINED * self._max
         while message.get("more_body", False) and left > 0:
             message = await receive()

@@ -1,4 +1,4 @@
-"""An index that many clients query at once while others may change it."""
+"""An index that many clients query concurrently while others may change it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from whiten.index.where import Where, parse_where
 from whiten.utils.arrays import Vectors
 
 REFRESH_SECONDS = 1.0
-MAX_WHERE = 2000  # characters: Python's parser is for people, not for whole books
+MAX_WHERE = 2000  # characters; longer filters would strain Python's parser
 _PAGE = 4096  # rows per block
 
-# What a filter can still be wrong in when it is applied, such as a number beyond 64 bits.
+# Errors of a filter that only show when it is applied, such as a number beyond 64 bits.
 _FILTER_ERRORS = (ConfigError, pa.ArrowException, OverflowError, ValueError, TypeError)
 
 
 class UnknownImageError(Exception):
-    """The index has no image of this id."""
+    """Raised if the index has no image with this id."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no image {name[:200]!r}")
@@ -36,14 +36,14 @@ class UnknownImageError(Exception):
 
 @dataclass(frozen=True)
 class Search:
-    """One search: (n, dim) vectors that are one query, and what to return."""
+    """One search: the (n, dim) vectors of one query, and the options."""
 
     vectors: Vectors
     options: SearchOptions
 
     @property
     def is_plain(self) -> bool:
-        """Whether it can share a pass over the vectors with others."""
+        """Whether it can share a pass over the vectors with other searches."""
         options = self.options
         return len(self.vectors) == 1 and not (
             options.videos or options.expand or options.background
@@ -54,7 +54,7 @@ class LiveIndex:
     """An index behind a lock; changes by others are seen within a second.
 
     An index in a folder opens other files when it has changed, and a database has one connection:
-    neither allows two threads at a time. Searches that wait share one pass over the vectors.
+    neither is thread-safe. Waiting searches share one pass over the vectors.
     """
 
     def __init__(self, index: Index, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,7 +64,7 @@ class LiveIndex:
         self._seen = -math.inf
 
     def _fresh(self) -> Index:
-        """The index as it is now; the lock must be held."""
+        """Return the current index; the lock must be held."""
         if self._clock() - self._seen >= REFRESH_SECONDS:
             self._index.refresh()
             self._seen = self._clock()
@@ -80,7 +80,7 @@ class LiveIndex:
             return len(self._fresh())
 
     def read_where(self, text: str) -> Where | None:
-        """Raises ConfigError for a filter that cannot be read."""
+        """Parse a filter; raises ConfigError if it is invalid."""
         if not text.strip():
             return None
         if len(text) > MAX_WHERE:
@@ -91,7 +91,7 @@ class LiveIndex:
         return parse_where(text, FILTERABLE | self.facts.columns)
 
     def search(self, searches: Sequence[Search]) -> list[list[Match] | Exception]:
-        """Answer in the order of the searches; plain ones with one filter share one pass."""
+        """Return hits in the order of the searches; plain ones with one filter share a pass."""
         found: list[list[Match] | Exception] = [[] for _ in searches]
         shared: dict[str, list[int]] = {}
         for number, search in enumerate(searches):
@@ -111,20 +111,20 @@ class LiveIndex:
         return found
 
     def item(self, name: str) -> Match:
-        """Raises UnknownImageError where it is not there."""
+        """Return an image by id; raises UnknownImageError if it is not in the index."""
         with self._lock:
             index = self._fresh()
             try:
                 return index.items([name])[0]
-            except (StoreError, ValueError):  # text that is no UTF-8 names nothing
+            except (StoreError, ValueError):  # text that is not valid UTF-8 names nothing
                 raise UnknownImageError(name) from None
 
     def file(self, name: str) -> str:
-        """Where the file of an indexed image is; raises UnknownImageError where it is not there."""
+        """Return the file of an indexed image; raises UnknownImageError if there is none."""
         return self.item(name).path
 
     def vector(self, name: str) -> Vectors:
-        """(dim,) of an indexed image; raises UnknownImageError where it is not there."""
+        """Return the (dim,) vector of an image; raises UnknownImageError if there is none."""
         with self._lock:
             index = self._fresh()
             try:
@@ -134,7 +134,7 @@ class LiveIndex:
             return vector
 
     def listing(self, offset: int, limit: int) -> tuple[int, list[Match]]:
-        """How many there are, and some of them in the index's order."""
+        """Return the number of images, and one page of them in the index's order."""
         with self._lock:
             index = self._fresh()
             total, first, parts = len(index), 0, []

@@ -1,4 +1,4 @@
-"""HTTP methods: HEAD where GET works, and the `Allow` header of 405."""
+"""HTTP methods: HEAD wherever GET works, and the `Allow` header of 405."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Methods:
-    """Answers HEAD as GET, whose body the server leaves out, and names all methods of a path.
+    """Answers HEAD like GET, without the body, which the server omits, and lists a path's methods.
 
     Args:
-        router: the routes of the service; each of them knows its own methods only.
+        router: the routes of the service; each knows only its own methods.
     """
 
     def __init__(self, app: ASGIApp, router: Router) -> None:

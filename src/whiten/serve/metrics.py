@@ -1,4 +1,4 @@
-"""What is counted and timed, in Prometheus' text format."""
+"""Counters and timings of a service, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Metrics:
     """The counters of one service.
 
     Args:
-        images: how many the index holds now.
-        waiting: how many requests wait for the model now.
+        images: returns the current number of indexed images.
+        waiting: returns the number of requests that wait for the model.
     """
 
     def __init__(self, images: Callable[[], int], waiting: Callable[[], int]) -> None:
@@ -60,7 +60,7 @@ class Metrics:
 
 
 class Measured:
-    """Counts and times every request, refused ones too."""
+    """Counts and times every request, including refused ones."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -82,7 +82,7 @@ class Measured:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
-            # Names that a client makes up must not become ever more counters.
+            # Methods and paths made up by clients must not create new counters.
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.requests.labels(method, route, status or "none").inc()

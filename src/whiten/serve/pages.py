@@ -1,7 +1,7 @@
-"""The two pages: the search, which lies beside this file, and the reference of the interface.
+"""The two pages: the search, stored next to this file, and the reference of the interface.
 
-Nothing is fetched from elsewhere, and only the script and the style that lie here may run: the
-policy names them by their hash.
+Nothing is loaded from elsewhere, and only the script and style stored here may run: the content
+security policy lists their hashes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Page:
-    """A page and the content security policy that it needs."""
+    """A page and its content security policy."""
 
     html: str
     policy: str
@@ -27,7 +27,7 @@ class Page:
 
 @cache
 def search_page() -> Page:
-    """One file, put together of three."""
+    """Build the search page from its three files."""
     here = resources.files("whiten.serve")
     html, style, script = ((here / f"page.{kind}").read_text("utf-8") for kind in _PARTS)
     html = html.replace("<style></style>", f"<style>\n{style}</style>")
@@ -38,7 +38,7 @@ _PARTS = ("html", "css", "js")
 
 
 def reference_page(openapi: Mapping[str, Any]) -> Page:
-    """What can be asked, from the OpenAPI description; plain HTML, without a script."""
+    """Render the OpenAPI description as plain HTML, without scripts."""
     schemas = openapi["components"]["schemas"]
     sections = "".join(
         _operation(method, path, operation, schemas)

@@ -1,4 +1,4 @@
-"""Checks on uploaded images, and thumbnails of indexed ones."""
+"""Check uploaded images, and make thumbnails of indexed ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from whiten.media.decoding import stored_size
 from whiten.media.reading import read_bytes
 from whiten.media.thumbnails import as_jpeg, thumbnail
 
-SIZES = (16, 2048)  # pixels of a thumbnail's longer side, least and most
+SIZES = (16, 2048)  # minimum and maximum pixels of a thumbnail's longer side
 _CACHED = 32 << 20  # bytes of thumbnails
 
 
 def require_image(data: bytes, max_pixels: int) -> None:
-    """Refuse data that is no image, or too large, by its header; decodes nothing.
+    """Refuse data that is no image or too large, by its header, without decoding.
 
     Raises:
         ImageError: the reason.
@@ -37,12 +37,12 @@ class Thumbnails:
         self._lock = threading.Lock()
 
     def get(self, path: str, content: str, size: int) -> tuple[bytes, tuple[int, int]]:
-        """A file's thumbnail, and the size of the upright image.
+        """Return a file's thumbnail, and the size of the upright image.
 
         Args:
-            path: of the file.
-            content: changes when it does.
-            size: pixels of the longer side, which is not enlarged.
+            path: path of the file.
+            content: changes with the file's content.
+            size: pixels of the longer side; images are not enlarged.
 
         Raises:
             ImageError: the file cannot be read.
@@ -64,7 +64,7 @@ class Thumbnails:
 
 
 def _thumbnail(data: bytes, side: int) -> tuple[bytes, tuple[int, int]]:
-    """Decode and encode again, so that no file that is not an image can leave."""
+    """Decode and re-encode, so that only images can be served."""
     small = thumbnail(data, side)
     return as_jpeg(small), _upright_size(data, small.size)
 

@@ -1,4 +1,4 @@
-"""The forms that clients send, and the embeddings of the images in them."""
+"""Request bodies, and the embeddings of the images in them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from whiten.serve.pictures import require_image
 from whiten.serve.settings import Settings
 from whiten.utils.arrays import Vectors
 
-MOST_IMAGES = 32  # of one query
+MOST_IMAGES = 32  # per query
 _DECODERS = 4
 
 
 class RefusedError(Exception):
-    """A request that cannot be answered, with its status."""
+    """A request that is refused, with its status code."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-# One side of a box, and two numbers above 0.
+# Sides of a box: numbers, and numbers above 0.
 _SIDE = r"-?\d{1,7}(\.\d{1,20})?"
 _LENGTH = r"([1-9]\d{0,6}(\.\d{1,20})?|0\.\d{0,8}[1-9]\d{0,12})"
-# An empty list is what a form makes of a field that was left empty; the schema asks for none.
+# A form sends an empty list for a field left empty; the schema requires none.
 _SOME: JsonDict = {"minItems": 1}
 _BOX = f"^$|^({_SIDE},){{2}}{_LENGTH},{_LENGTH}$"
 
@@ -90,12 +90,12 @@ class Images(BaseModel):
     @field_validator("image", "path", "id", mode="before")
     @classmethod
     def _without_empty(cls, value: list[object]) -> list[object]:
-        """A form sends a field that was left empty as an empty text."""
+        """Drop empty texts, which a form sends for fields left empty."""
         return [part for part in value if part != ""]
 
 
 class Options(BaseModel):
-    """Which hits to return, see `whiten.index.query.SearchOptions`."""
+    """Options of a search, see `whiten.index.query.SearchOptions`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -139,11 +139,11 @@ class SearchByImages(Options, Images):
 
 
 class Embedder:
-    """Embeds the images that clients send or name, within the limits.
+    """Embeds the images that clients upload or name, within the limits.
 
     Attributes:
         waiting: requests whose images are in memory.
-        decoders: limit of images that are decoded at once; each may take 600 MB.
+        decoders: limits the images decoded at once; each may take 600 MB.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Embedder:
     async def _embedded(
         self, read: Awaitable[tuple[bytes, int]], box: Box | None = None
     ) -> Vectors:
-        """(dim,) of an image, which is read only if there is room for it."""
+        """Return the (dim,) embedding of an image, which is read only if there is room for it."""
         if self.waiting >= self._most:
             if isinstance(read, Coroutine):
                 read.close()
@@ -216,7 +216,7 @@ class Embedder:
         return await run_sync(read_bytes, path), MAX_PIXELS
 
     def _embed(self, images: Sequence[Embeddable]) -> list[Vectors | Exception]:
-        """Called in the one thread that uses the model."""
+        """Embed images; called only in the thread that uses the model."""
         try:
             with self._metrics.embedding.time():
                 vectors = self._encoder.embed(images)
@@ -240,16 +240,16 @@ def _prepare(data: bytes, max_pixels: int, box: Box | None) -> Embeddable:
 
 
 def allowed_path(text: str, roots: Sequence[Path]) -> str:
-    """The file that a client names, free of symbolic links.
+    """Return the file that a client names, with symbolic links resolved.
 
-    What lies elsewhere is refused in the same words whether it exists or not.
+    Files elsewhere are refused with the same message whether or not they exist.
 
     Args:
-        text: absolute, or relative to any of the roots.
-        roots: free of symbolic links.
+        text: absolute path, or relative to any of the roots.
+        roots: folders, with symbolic links resolved.
 
     Raises:
-        RefusedError: the path leads out of all roots, or no file is there.
+        RefusedError: the path leads outside all roots, or there is no file.
     """
     if not roots:
         raise RefusedError(403, "this service reads no files by path: it has to be opened for them")
@@ -259,7 +259,7 @@ def allowed_path(text: str, roots: Sequence[Path]) -> str:
     for root in roots:
         try:
             real = Path(os.path.realpath(root / text))
-        except (OSError, ValueError):  # such as a name beyond what the system takes
+        except (OSError, ValueError):  # for example a name that is too long
             continue
         if any(real.is_relative_to(one) for one in roots):
             inside.append(real)

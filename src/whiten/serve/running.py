@@ -1,4 +1,4 @@
-"""From an address to a running service, and to its end."""
+"""Listen on an address, run the service, and shut it down."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from whiten.errors import ConfigError, one_line
 
-_CONNECTIONS = 1000  # at once; more are told to come back
-_ENDING_SECONDS = 10  # that requests have to be answered after the service was told to end
+_CONNECTIONS = 1000  # at once; further clients are told to retry
+_ENDING_SECONDS = 10  # to finish requests after a signal
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take an address before anything heavy is loaded.
+    """Bind an address before anything heavy is loaded.
 
     Raises:
         ConfigError: the port is taken, or the host is not this machine.
@@ -32,8 +32,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
-        # Without the protocol asyncio would not see that it is TCP, and leave Nagle's algorithm on:
-        # an answer's body then waits 40 ms for its head to be acknowledged.
+        # Without the protocol asyncio does not recognise TCP, and leaves Nagle's algorithm on: then
+        # a response's body waits 40 ms for the acknowledgement of its head.
         made = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where a browser on this machine finds it."""
+    """Return the URL for a browser on this machine."""
     host, port = listening.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
@@ -60,14 +60,14 @@ def url_of(listening: socket.socket) -> str:
 
 
 def is_loopback(listening: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """Return whether only this machine can reach it."""
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection whose client does not get done with a request's head.
+    """Closes connections whose clients do not complete a request's head in time.
 
-    uvicorn waits for it for ever, and only so many connections can be open.
+    uvicorn waits for it forever, and the number of connections is limited.
     """
 
     seconds = 30.0
@@ -106,7 +106,7 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Ends in order at the first signal, and at once at the second; tells nobody else of them."""
+    """Shuts down gracefully at the first signal, and at once at the second."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -130,13 +130,13 @@ class _Server(uvicorn.Server):
 def run(
     app: FastAPI, listening: socket.socket, ready: Callable[[], None], *, timeout: float
 ) -> None:
-    """Serve until SIGINT or SIGTERM; what was asked before is answered.
+    """Serve until SIGINT or SIGTERM, then finish pending requests.
 
     Args:
-        ready: called once requests are answered.
-        timeout: seconds in which the head of a request must arrive, the first one and the next.
+        ready: called once the service accepts requests.
+        timeout: seconds within which the head of each request must arrive.
     """
-    # What a client sends wrongly is its own affair, and is told to it.
+    # Invalid requests are answered, not logged.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         app,

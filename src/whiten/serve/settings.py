@@ -1,4 +1,4 @@
-"""What a service allows."""
+"""The settings of a service: limits and access."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ LOOPBACK_NAMES = ("localhost",)
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits of a service, and to whom and what it is open.
+    """Limits of a service, and access to it.
 
     Attributes:
-        roots: folders below which a client may name files; symbolic links in them are followed
-            only to where these folders reach. Beside them nothing but indexed images is read.
-        hosts: names that a client may reach the service by, beside IP addresses and localhost.
-        token: that a client must show; None is open to everyone who reaches the port.
-        max_upload: bytes of a request.
-        max_pixels: of an uploaded image, whatever its file's size.
-        max_hits: the largest k.
-        waiting: requests that may wait for the model; others are told to come back.
-        batch: images that pass through the model at once, where so many wait.
-        timeout: seconds that a request may take, its upload included.
+        roots: folders in which clients may name files; symbolic links are followed only to targets
+            within these folders. Otherwise, only indexed images are read.
+        hosts: names that clients may use besides IP addresses and localhost.
+        token: required from clients; None allows everyone who reaches the port.
+        max_upload: maximum bytes per request.
+        max_pixels: maximum pixels per uploaded image, whatever its file size.
+        max_hits: maximum k.
+        waiting: maximum requests waiting for the model; further ones are told to retry.
+        batch: maximum images per batch of the model.
+        timeout: maximum seconds per request, including the upload.
     """
 
     roots: tuple[Path, ...] = ()
@@ -42,7 +42,7 @@ class Settings:
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for what cannot be meant."""
+        """Validate; raises ConfigError for settings that make no sense."""
         for name in ("max_upload", "max_pixels", "max_hits", "waiting", "batch", "timeout"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
@@ -57,12 +57,12 @@ class Settings:
 
     @property
     def real_roots(self) -> tuple[Path, ...]:
-        """The roots without symbolic links."""
+        """The roots, with symbolic links resolved."""
         return tuple(Path(os.path.realpath(root)) for root in self.roots)
 
 
 def _refuse_weak(token: str) -> None:
-    """A header cannot carry spaces at its ends or what is not ASCII; an empty one opens nothing."""
+    """Refuse tokens that a header cannot carry (outer spaces, not ASCII), and empty ones."""
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
             "the token must be printable ASCII without spaces, and not empty: make one with "
@@ -71,12 +71,12 @@ def _refuse_weak(token: str) -> None:
 
 
 def allowed_names(host: str, more: Sequence[str]) -> tuple[str, ...]:
-    """Names that a service on `host` may be called by: this machine's own, and what is added."""
+    """Return the names that a service on `host` may be called by: this machine's, and `more`."""
     return (*LOOPBACK_NAMES, host, socket.gethostname(), *more)
 
 
 def read_token(file: Path | None) -> str | None:
-    """The token, from a file or from the environment; None where there is none.
+    """Return the token from a file or from the environment; None if there is none.
 
     Raises:
         ConfigError: the file cannot be read.

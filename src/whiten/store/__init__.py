@@ -1,4 +1,4 @@
-"""Embeddings on disk: Parquet shards with the fingerprint of what made them.
+"""Embeddings on disk: Parquet shards with the fingerprint of their model.
 
-Rows enter in any order and survive a kill; blocks of rows and single rows leave.
+Takes rows in any order, and survives a kill; returns blocks of rows and single rows.
 """

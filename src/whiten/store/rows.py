@@ -1,4 +1,4 @@
-"""The whole images of a store, written row after row into a file that is read by blocks."""
+"""The whole images of a store, written row by row into a file that is read by blocks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def is_store(source: Path) -> bool:
-    """Whether a folder is a store of embeddings, not a folder of images."""
+    """Return whether a folder is a store of embeddings rather than a folder of images."""
     return source.is_dir() and next(source.glob("part-*.parquet"), None) is not None
 
 
 def stored_items(store: Store) -> Items:
-    """Return the whole images of a store, sorted by id, with the paths of when they were embedded.
+    """Return the whole images of a store, sorted by id, with the paths at embedding time.
 
     Raises:
-        NoImagesError: it has none.
+        NoImagesError: the store has none.
     """
 
     def rows() -> Iterator[Item]:

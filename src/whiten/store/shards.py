@@ -1,8 +1,8 @@
-"""One shard of an embedding store: a Parquet file, written whole or not at all.
+"""One shard of an embedding store: a Parquet file, written atomically.
 
 Columns are `id`, `path`, `group`, `view`, `frame_ms`, `content_hash` and `embedding`, with
-checksums. The schema's metadata hold under `whiten` what made the embeddings and which images were
-skipped, under `whiten.seen` the state of the files, under `whiten.check` a checksum of both.
+checksums. The schema's metadata record under `whiten` the origin of the embeddings and the skipped
+images, under `whiten.seen` the state of the files, and under `whiten.check` a checksum of both.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Origin:
     """The model and the views that made the embeddings of a store.
 
     Attributes:
-        uri: the model's URI, for people.
-        fingerprint: of its weights, preprocessing and dimension; decides what may be mixed.
-        dim: dimension of the embeddings.
-        plan: fingerprint of the view plan; empty if there are only whole images, which depend
-            on no plan.
-        plan_seed: its seed, for people.
-        precision: 32 or bf16, the precision that the model ran in.
+        uri: URI of the model, for display.
+        fingerprint: covers weights, preprocessing and dimension; decides what may be mixed.
+        dim: embedding dimension.
+        plan: fingerprint of the view plan; empty if there are only whole images, which depend on no
+            plan.
+        plan_seed: seed of the view plan, for display.
+        precision: 32 or bf16, the precision of the forward pass.
         dtype: float32 or float16, as stored.
-        version: of this library.
+        version: version of this library.
     """
 
     uri: str
@@ -83,9 +83,9 @@ class Seen(NamedTuple):
     """The state of an image's file, to tell later whether it has changed.
 
     Attributes:
-        path: where it was; "" if unknown.
-        stamp: of the file; None if missing or unknown.
-        content_hash: "" if the file could not be read.
+        path: path of the file; "" if unknown.
+        stamp: stamp of the file; None if missing or unknown.
+        content_hash: hash of the content; "" if the file could not be read.
     """
 
     path: str = ""
@@ -222,7 +222,7 @@ def _check_rows(table: pa.Table) -> None:
     facts = json.loads(metadata[_KEY])
     if "rows" not in facts:  # written by an earlier version
         return
-    _check_metadata(metadata)  # Parquet holds it twice
+    _check_metadata(metadata)  # Parquet stores it twice
     if table.num_rows != facts["rows"]:
         raise ValueError(f"it has {table.num_rows} rows, its header says {facts['rows']}")
     for field in table.schema:
@@ -243,7 +243,7 @@ def _crc(embeddings: pa.ChunkedArray) -> int:
 def read_seen(shard: Shard) -> dict[str, Seen]:
     """Read the state of each image's file, by id; skipped images have no path.
 
-    Shards of an earlier version leave it unknown.
+    Shards of an earlier version do not record it.
     """
     table = read_columns(shard.path, ["path", "content_hash"])
     columns = (shard.ids, table["path"].to_pylist(), table["content_hash"].to_pylist())

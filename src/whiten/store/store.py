@@ -1,9 +1,9 @@
 """Embeddings on disk: a folder of Parquet shards that is appended to, resumed and streamed.
 
-A shard is written under a temporary name and renamed, so a kill leaves whole shards or none. Its
-metadata name the model, weights, preprocessing and view plan that made it; anything else is refused
-by name. Images that could not be embedded are recorded in the shard of their neighbours, so a
-resumed run continues exactly where an uninterrupted one would be.
+A shard is written under a temporary name and renamed, so a kill leaves complete shards or none. Its
+metadata record the model, weights, preprocessing and view plan; other embeddings are refused with
+the difference named. Images that could not be embedded are recorded in the shard of their
+neighbours, so that a resumed run continues exactly where an uninterrupted one would be.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Store:
         """Open an existing store.
 
         Raises:
-            StoreError: no store there, foreign files, a damaged shard, or shards of different
-                models.
+            StoreError: there is no store, a file is foreign, a shard is damaged, or shards are of
+                different models.
         """
         root = Path(folder)
         if not root.is_dir():
@@ -103,12 +103,12 @@ class Store:
         skipped: Sequence[Skipped] = (),
         seen: Mapping[str, Seen] | None = None,
     ) -> None:
-        """Write one shard, whole or not at all.
+        """Write one shard atomically.
 
         Args:
-            rows: its embeddings.
+            rows: embeddings to write.
             skipped: images that could not be embedded.
-            seen: the state of these images' files, by id; of those with rows only the stamp.
+            seen: state of the images' files, by id; for images with rows only the stamp is used.
         """
         number = 1 + max((_shard_number(s.path) for s in self.shards), default=-1)
         path = self.folder / f"part-{number:06d}.parquet"
@@ -125,7 +125,7 @@ class Store:
         """Rewrite a shard that is out of date; its other vectors keep their bytes.
 
         Args:
-            drop: ids whose files hold another image now.
+            drop: ids whose files now hold another image.
             forget: ids that are no longer skipped.
             found: the new state, by id, of unchanged images that were moved or touched.
         """
@@ -150,7 +150,7 @@ class Store:
         return [skip for shard in self.shards for skip in shard.skipped]
 
     def blocks(self, view: int | None = None) -> Iterator[tuple[list[str], list[int], Vectors]]:
-        """Stream `(ids, views, embeddings (n, dim) float32)`, one shard in memory at a time."""
+        """Yield `(ids, views, embeddings (n, dim) float32)`, one shard in memory at a time."""
         for shard in self.shards:
             ids, views = shard.ids, shard.views
             if view is not None and view not in views:
@@ -162,10 +162,10 @@ class Store:
             yield ids, views, vectors
 
     def gather(self, ids: Sequence[str], view: int = 0) -> Vectors:
-        """Embeddings of one view in the order of `ids`: (len(ids), dim) float32.
+        """Return embeddings of one view in the order of `ids`: (len(ids), dim) float32.
 
         Raises:
-            StoreError: an id is not there.
+            StoreError: an id is not in the store.
         """
         index = NameIndex(pa.array(list(dict.fromkeys(ids)), pa.large_string()))
         out = np.empty((len(index), self.dim), np.float32)
@@ -200,7 +200,7 @@ class Store:
         return pa.concat_arrays(parts).take(order)
 
     def has(self, images: NameIndex, views: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Return (images, views) of bool: which embeddings are stored."""
+        """Return a mask, (images, views), of the stored embeddings."""
         found = np.zeros((len(images), len(views)), bool)
         for shard in self.shards:
             rows = images.rows(shard.ids)
@@ -210,7 +210,7 @@ class Store:
         return found
 
     def skipped_of(self, images: NameIndex) -> list[Skipped]:
-        """Return those of the images that could not be embedded, and why."""
+        """Return the given images that could not be embedded, with the reason."""
         skipped = self.skipped
         rows = images.rows([skip.id for skip in skipped])
         return [skip for skip, row in zip(skipped, rows, strict=True) if row >= 0]
@@ -226,7 +226,7 @@ class Store:
 def embedded_by_all(
     items: Items, stores: Sequence[Store], views: Sequence[int] = (0,)
 ) -> tuple[Items, list[Skipped]]:
-    """Return the items that every store holds in every view, and why the others are left out."""
+    """Return the items that every store holds in every view, and the others with the reason."""
     usable = np.ones(len(items), bool)
     skipped: dict[str, Skipped] = {}
     for store in stores:

@@ -1,7 +1,7 @@
-"""Bring a store up to date before it is extended: files may have changed, moved or come back.
+"""Update a store before it is extended: files may have changed, moved or come back.
 
-A file with the same stamp and path as last time is not read. Otherwise its content decides: the
-same content is noted with its new stamp and path, so that it is not read again next time.
+A file with unchanged stamp and path is not read. Otherwise its content decides: for equal content,
+the new stamp and path are recorded, so that it is not read again next time.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from whiten.utils.hashing import content_hash
 from whiten.utils.names import display_path
 
 Usable = Callable[[str, str], bool]
-"""Called with id and content hash: whether an image that was skipped can be used now."""
+"""Called with id and content hash; returns whether a skipped image can be used now."""
 
 
 def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -> None:
     """Drop embeddings of files with new content, and forget reasons that no longer hold.
 
-    Embeddings of files that are gone or unreadable stay.
+    Embeddings of missing or unreadable files stay.
 
     Args:
-        store: is rewritten shard by shard, each whole or not at all.
+        store: rewritten shard by shard, each atomically.
         items: the requested images; others are left alone.
         usable: for models that hold embeddings and may hold more than last time.
     """
@@ -74,7 +74,7 @@ def _may_work(item: Item, before: Seen | None, usable: Usable | None) -> bool:
 
 
 def _note(store: Store, shard: Shard, found: dict[str, Seen]) -> None:
-    """Record the state that saves reading the files again, if the store can be written."""
+    """Record the state that saves reading the files again, if the store is writable."""
     try:
         store.amend(shard, found=found)
     except StoreError:

@@ -1,6 +1,6 @@
-"""The colours of views on the device that trains, with Pillow's results to a grey level.
+"""Apply the colours of views on the training device, matching Pillow to a grey level.
 
-`views.rendering` is the reference: it colours in the threads that decode. On a GPU the same
+`views.rendering` is the reference: it applies colours in the decoding threads. On a GPU the same
 parameters are applied here to a whole batch, so that these threads only decode, crop and resize.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from whiten.views.rendering import BLUR_SIDE, View
 
-_PASSES = 3  # box blurs that make Pillow's Gaussian
+_PASSES = 3  # box blurs that approximate a Gaussian, as in Pillow
 
 
 def recolour(
@@ -31,12 +31,13 @@ def recolour(
         device: where to compute.
 
     Returns:
-        (n, h, w, 3), as `views.render` gives it: on average within a grey level, and where a hue
-        is turned or an edge is blurred within a few.
+        (n, h, w, 3), as from `views.render`: within a grey level on average, and within a few where
+            hue changes or an edge is blurred.
     """
     x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
     for place in range(4):
-        # Each image has its own order: in each place, every change is for a part of the batch.
+        # Each image has its own order, so at each position every change applies to part of the
+        # batch.
         for number, change in enumerate(_CHANGES):
             factors = [_factors(view)[number] for view in views]
             neutral = 0.0 if number == 3 else 1.0
@@ -101,7 +102,7 @@ def _saturate(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, hue: Tensor) -> Tensor:
-    """Turn the hue by whole 255ths of the circle, through HSV of one byte per channel."""
+    """Rotate the hue by whole 255ths of the circle, via HSV with one byte per channel."""
     top, low = x.amax(1), x.amin(1)
     span = (top - low).clamp(min=1)
     r, g, b = ((top - channel) / span for channel in x.unbind(1))
@@ -137,9 +138,9 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _kernel(sigma: float) -> Tensor:
-    """The kernel of three box blurs of a fractional radius: (2·reach + 1,).
+    """Return the kernel of three box blurs of a fractional radius, (2·reach + 1,).
 
-    The radius gives them the Gaussian's variance (Gwosdek et al., "Theoretical foundations of
+    The radius is chosen for the Gaussian's variance (Gwosdek et al., "Theoretical foundations of
     Gaussian convolution by extended box filtering", SSVM 2011).
     """
     variance = sigma**2 / _PASSES
@@ -159,4 +160,4 @@ def _solarize(x: Tensor) -> Tensor:
     return torch.where(x < 128, x, 255 - x)
 
 
-_CHANGES = (_brighten, _contrast, _saturate, _turn)  # as `View.order` numbers them
+_CHANGES = (_brighten, _contrast, _saturate, _turn)  # in the numbering of `View.order`

@@ -1,7 +1,7 @@
-"""Images at their own size: cropped, and shrunk until the longest side fits.
+"""Render images at their own size: cropped, and scaled down until the longest side fits.
 
-This is how instance retrieval is measured on landmarks (Radenović et al., CVPR 2018): nothing is
-cropped to a square and nothing is enlarged.
+Landmark retrieval is evaluated this way (Radenović et al., CVPR 2018): without square crops or
+enlargement.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from whiten.errors import ImageError
 from whiten.media.boxes import Box, crop
 from whiten.media.decoding import decode_scaled
 
-LONGEST = 1024  # pixels of the longest side, as published results have it
-_SMALLEST = 4  # pixels; at half the size there must be something left
+LONGEST = 1024  # pixels of the longest side, as in published results
+_SMALLEST = 4  # pixels; half the size must still be an image
 
 
 def render_own_size(
@@ -30,11 +30,12 @@ def render_own_size(
 
     Args:
         data: the file's content. The EXIF orientation is not applied: boxes are in stored pixels.
-        longest: side in pixels that the whole image is shrunk to; smaller images are unchanged.
+        longest: longest side in pixels that the whole image is reduced to; smaller ones are
+            unchanged.
         box: the crop, rounded to whole pixels.
 
     Raises:
-        ImageError: the content cannot be decoded, or nothing is left.
+        ImageError: the content cannot be decoded, or the crop is empty.
     """
     image, _ = decode_scaled(data, min_side=None, upright=False)
     limit = float(longest)
@@ -42,7 +43,7 @@ def render_own_size(
         whole = max(image.size)
         image = crop(image, box)
         limit *= max(image.size) / whole
-    # In place, and only ever smaller.
+    # in place; never enlarges
     image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
     if min(image.size) < _SMALLEST:
         raise ImageError(f"{image.width}x{image.height} pixels are too few to embed")

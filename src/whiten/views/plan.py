@@ -1,6 +1,6 @@
-"""Plans of how views are drawn: the default plan, and the two of the paper.
+"""Plans for drawing views: the default plan, and the two of the paper.
 
-No imaging here: `views.rendering` draws and renders by these plans.
+Without imaging libraries: `views.rendering` draws and renders by these plans.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ class Colours:
     """Changes of colour and sharpness; pairs of numbers are for even and for odd view numbers.
 
     Attributes:
-        probability: of changing brightness, contrast, saturation and hue, in random order.
+        probability: probability of changing brightness, contrast, saturation and hue, in random
+            order.
         brightness, contrast, saturation: largest relative change.
         hue: largest turn, as a fraction of the circle.
         grayscale: probability of dropping colour.
         blur: probabilities of a Gaussian blur.
-        sigma: smallest and largest, in pixels of an input of 224 × 224; inputs of other sizes are
-            blurred in proportion, so all models see the same view.
+        sigma: minimum and maximum, in pixels of a 224 × 224 input; other input sizes are blurred in
+            proportion, so that all models see the same view.
         solarize: probabilities of inverting the bright half of the values.
     """
 
@@ -42,7 +43,7 @@ class Colours:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How views are drawn; equal plans give equal views on every machine.
+    """Plan for drawing views; equal plans give equal views on every machine.
 
     View 0 is the whole image, unless `whole` is False. Views 1, 2, … are random: a crop of
     `scale` of the area and an aspect `ratio`, a mirror image with probability `flip`, and colour
@@ -57,7 +58,7 @@ class ViewPlan:
         grayscale: probability of dropping colour.
         whole: view 0 is the whole image. If False, it is drawn like the others, since the paper
             never trains on whole images, and a crop that does not fit into the image is drawn
-            again, as torchvision's RandomResizedCrop does; by default such a crop is cut.
+            again, as in torchvision's RandomResizedCrop; by default such a crop is cut.
         colours: replaces `jitter` and `grayscale`.
     """
 
@@ -77,12 +78,12 @@ class ViewPlan:
 
     @property
     def is_asymmetric(self) -> bool:
-        """Whether even and odd views are drawn differently, so that a pair has one of each."""
+        """True if even and odd views are drawn differently, so that a pair has one of each."""
         colours = self.colours
         return colours is not None and (len({*colours.blur}) > 1 or len({*colours.solarize}) > 1)
 
     def is_random(self, number: int) -> bool:
-        """Whether this view of an image depends on the plan."""
+        """Return whether this view of an image depends on the plan."""
         return number > 0 or not self.whole
 
     def fingerprint(self) -> str:
@@ -94,8 +95,8 @@ class ViewPlan:
         return ("" if self.whole else DRAWN) + fingerprint(facts)
 
 
-# By the names that `--augment` takes. The paper's plans are the transforms of its published code:
-# crops and flips for landmarks; for video frames colours too, different for the two views.
+# By the names for `--augment`. The paper's plans are the transforms of its published code: crops
+# and flips for landmarks; colours, too, for video frames, different for the two views.
 _PUBLISHED = ViewPlan(scale=(0.4, 1.0), jitter=0.0, grayscale=0.0, whole=False)
 PLANS: dict[str, ViewPlan] = {
     "light": ViewPlan(),
@@ -105,9 +106,9 @@ PLANS: dict[str, ViewPlan] = {
 
 
 def agree(one: str, other: str) -> bool:
-    """Whether views of two plans, by fingerprint, may be in one store.
+    """Return whether views of two plans, by fingerprint, may be in one store.
 
-    Whole images alone have no plan, "": they are view 0 of every plan that keeps it whole.
+    Stores of whole images have no plan, "": these are view 0 of every plan that keeps it whole.
     """
     if "" in (one, other):
         return not (one + other).startswith(DRAWN)

@@ -1,8 +1,8 @@
 """Replayable views, and the preprocessing of each model.
 
-A view is a pure function of (image, plan, image id, view number). A teacher's embedding of
-a view can therefore be computed once and stored, and the student later sees the same crop, at its
-own size and with its own normalisation.
+A view is a pure function of (image, plan, image id, view number). So a teacher's embedding of a
+view can be computed once and stored, and the student later sees the same crop, in its own size and
+normalisation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from whiten.views.plan import Colours, ViewPlan
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BLUR_SIDE = 224  # the side of the input that a view's blur is measured in
+BLUR_SIDE = 224  # input side that a view's blur refers to
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -65,7 +65,7 @@ class Preprocess:
 
     def fingerprint(self) -> str:
         facts = dataclasses.asdict(self)
-        # The number grows when the way of cropping changes.
+        # Increment the number when the cropping changes.
         return fingerprint(facts if self.fit == "squash" else [2, facts])
 
     @classmethod
@@ -88,15 +88,15 @@ class Preprocess:
         return dataclasses.replace(self, fit=fit)  # type: ignore[arg-type]
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(n, h, w, 3) uint8 RGB -> the model's float32 input, (n, 3, h, w) or (n, h, w, 3).
+        """Normalise (n, h, w, 3) uint8 RGB -> float32 input, (n, 3, h, w) or (n, h, w, 3).
 
-        `nchw` output is a channels-last view of memory: the layout in which CPUs and GPUs
-        convolve fastest, and the one in which images are decoded.
+        `nchw` output is a channels-last view of memory: the fastest layout for convolutions on CPUs
+        and GPUs, and the one in which images are decoded.
         """
         n, height, width, _ = pixels.shape
         std = np.asarray(self.std, np.float32)
         ordered = pixels[..., ::-1] if self.channels == "bgr" else pixels
-        # A whole row at a time: loops over the three channels take five times as long.
+        # Whole rows at a time: loops over the three channels take five times as long.
         rows = ordered.reshape(n * height, width * 3)
         out: npt.NDArray[np.float32] = rows.astype(np.float32)
         out *= np.tile(np.float32(self.white / 255.0) / std, width)
@@ -115,7 +115,7 @@ class View:
         flip: mirrored left to right.
         brightness, contrast, saturation: factors, 1 changes nothing.
         hue: turn of the colour circle, in -0.5..0.5.
-        order: in which brightness, contrast, saturation and hue (0 to 3) are changed.
+        order: order in which brightness, contrast, saturation and hue (0 to 3) are changed.
         grayscale: colour is dropped, after these.
         blur: sigma of a Gaussian in pixels of a 224 × 224 input, after that; 0 is none.
         solarize: values of 128 and more are inverted, last.
@@ -162,15 +162,15 @@ def plan_view(plan: ViewPlan, item_id: str, number: int, size: tuple[float, floa
 
 
 _TRIES = 10  # of torchvision's RandomResizedCrop
-_RANDOM_CROP = 4 * _TRIES  # draws
+_RANDOM_CROP = 4 * _TRIES  # number of draws
 
 
 def _uniforms(seed: int, item_id: str, number: int, n: int) -> list[float]:
     """Draw `n` numbers in [0, 1) for a view; a longer draw starts with the same numbers."""
     key = f"{seed}\0{item_id}\0{number}".encode()
     digest = int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little")
-    # Uniform draws by hand from Philox: its raw stream is specified, so a view is the same
-    # under every NumPy release, which Generator's methods do not promise.
+    # Computed from Philox's raw stream, which is specified, so that views are the same under every
+    # NumPy release, which Generator's methods do not guarantee.
     raw = np.random.Philox(key=digest).random_raw(n)
     return [int(r >> np.uint64(11)) / (1 << 53) for r in raw]
 
@@ -184,9 +184,9 @@ def _crop_sides(area: float, u: float, ratio: float, image_aspect: float) -> tup
 def _redrawn_crop(
     plan: ViewPlan, u: Sequence[float], image_aspect: float
 ) -> tuple[float, float, float, float]:
-    """The first crop of ten that fits, else the largest central one of an allowed aspect.
+    """Return the first of ten crops that fits, else the largest central one of an allowed aspect.
 
-    That is how torchvision's RandomResizedCrop does it, which the published code uses.
+    As in torchvision's RandomResizedCrop, which the published code uses.
     """
     for start in range(0, _RANDOM_CROP, 4):
         area = plan.scale[0] + u[start] * (plan.scale[1] - plan.scale[0])
@@ -199,7 +199,7 @@ def _redrawn_crop(
 
 
 def _coloured(view: View, colours: Colours | None, number: int, u: Sequence[float]) -> View:
-    """Add the changes of colour and sharpness that ten draws give."""
+    """Add the changes of colour and sharpness, given ten draws."""
     if colours is None:
         return view
     if u[0] < colours.probability:
@@ -228,7 +228,7 @@ def render(
     """Crop, resize and colour an upright RGB image: (h, w, 3) uint8, RGB, not normalised.
 
     Args:
-        picture: the part of `image` that holds the picture, in pixels; by default all of it.
+        picture: region of `image` that holds the picture, in pixels; by default all of it.
     """
     height, width = preprocess.size
     left, top, right, bottom = picture or (0.0, 0.0, *image.size)
@@ -269,7 +269,7 @@ def _recoloured(image: Image.Image, view: View) -> Image.Image:
 
 
 def _turned(image: Image.Image, hue: float) -> Image.Image:
-    """Turn the colour circle by a fraction of it, in its 256 steps."""
+    """Rotate the hue by a fraction of the colour circle, in its 256 steps."""
     if hue == 0:
         return image
     steps = int(hue * 255)
