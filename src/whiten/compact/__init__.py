@@ -1,7 +1,7 @@
-"""What embeddings lose in fewer bytes: a table of the storage kinds, measured on the user's images.
+"""Measure the loss of embeddings stored in fewer bytes, on the user's images.
 
-Embeddings enter; bytes and losses leave. The kinds are those of an index in a folder, which
-`whiten index --storage` and `whiten compact --out` write.
+Takes embeddings; returns bytes and losses per storage kind. The kinds are those of an index in a
+folder, which `whiten index --storage` and `whiten compact --out` write.
 """
 
 from whiten.compact.table import Costs, measure_costs

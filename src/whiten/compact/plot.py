@@ -1,4 +1,4 @@
-"""The table of storage kinds as a plot."""
+"""Plot the table of storage kinds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_plot(costs: Costs, path: Path) -> Path:
-    """Draw into a PNG, whole or not at all."""
+    """Draw the plot into a PNG, written atomically."""
     from whiten.report.sizes import sizes  # matplotlib is slow to import
 
     metric = "mAP" if costs.labelled else f"share of the {NEIGHBOURS} nearest found"

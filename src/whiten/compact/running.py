@@ -1,4 +1,4 @@
-"""The work of `whiten compact`: embed or open, measure, and write an index."""
+"""Run `whiten compact`: embed or open, measure, and write an index."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from whiten.utils.arrays import Vectors
 
 @dataclass(frozen=True)
 class Embedded:
-    """A collection's embeddings, for as long as they are needed.
+    """A collection's embeddings, kept until the context ends.
 
     Attributes:
-        items, vectors: rows of the same order; (n, dim) float32, memory-mapped.
-        name: of the model that made them.
-        encoder: None for a store that was opened without.
-        folder: for what else is embedded.
-        skipped: what could not be used, and why.
+        items, vectors: in the same order; vectors (n, dim) float32, memory-mapped.
+        name: name of their model.
+        encoder: None for a store opened without one.
+        folder: folder for further embeddings.
+        skipped: images that could not be used, with the reason.
     """
 
     items: Items
@@ -46,10 +46,10 @@ class Embedded:
 def open_embedded(
     source: Path, encoder: Encoder | None, cache: Path | None, *, show_progress: bool = False
 ) -> Iterator[Embedded]:
-    """Embed what is missing, or open a store, and write the vectors into a file.
+    """Embed missing images, or open a store, and write the vectors into a file.
 
     Raises:
-        ConfigError: images without an encoder, or a store of another model.
+        ConfigError: images are given without an encoder, or the store is of another model.
     """
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
@@ -77,10 +77,10 @@ def costs_of(
     *,
     show_progress: bool = False,
 ) -> Costs:
-    """The table of kinds; by default of a spread of them.
+    """Measure the table of kinds, by default a range of them.
 
     Raises:
-        ConfigError: queries without an encoder, or an unknown kind.
+        ConfigError: queries are given without an encoder, or a kind is unknown.
     """
     searching = None
     if queries is not None:
@@ -89,7 +89,7 @@ def costs_of(
         who, vectors, _ = embed_rows(
             source.encoder,
             find_items(queries),
-            # Ids are unique within a folder only, so that each collection has stores of its own.
+            # Ids are unique only within a folder, so each collection has its own stores.
             cache=source.folder / "queries",
             show_progress=show_progress,
         )
@@ -107,10 +107,10 @@ def costs_of(
 def write_index(
     source: Embedded, images: Path, kind: str, out: Path, *, show_progress: bool = False
 ) -> Index:
-    """Write an index of what was measured; see `Index.build`.
+    """Write an index of the measured embeddings; see `Index.build`.
 
     Args:
-        images: where `source` comes from.
+        images: origin of `source`.
     """
     return Index.build(
         None if is_store(images) else source.encoder,

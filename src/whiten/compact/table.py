@@ -1,4 +1,4 @@
-"""The table of storage kinds: bytes per vector, and the loss of mAP and of neighbours."""
+"""The table of storage kinds: bytes per vector, and the loss of mAP and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from whiten.index.local.storage.product import CENTROIDS
 from whiten.utils.arrays import Vectors
 from whiten.utils.progress import progress
 
-QUERIES = 2000  # that search, at most; drawn at random
+QUERIES = 2000  # maximum, drawn at random
 ADVISED = 39  # vectors per centroid of product quantisation, as FAISS advises
 
 
 @dataclass(frozen=True)
 class Costs:
-    """All kinds on one collection.
+    """Measurements of all kinds on one collection.
 
     Attributes:
-        name: of the model.
-        dim: of its embeddings.
-        images: searched.
-        labelled: queries whose groups are known, which mAP is of; 0 where there are none.
-        queries: number of queries that `overlap` is of.
-        fitted_on: vectors that the codecs were fitted on.
-        rows: the kinds.
+        name: name of the model.
+        dim: embedding dimension.
+        images: number of images searched.
+        labelled: number of queries with known groups, used for mAP; 0 if there are none.
+        queries: number of queries used for `overlap`.
+        fitted_on: number of vectors that the codecs were fitted on.
+        rows: one per kind.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Costs:
 
     @property
     def remarks(self) -> list[str]:
-        """What to say with the table."""
+        """Return notes to show with the table."""
         has_codebooks = any(row.overlap and row.kind.startswith("pq:") for row in self.rows)
         if not has_codebooks or self.fitted_on >= ADVISED * CENTROIDS:
             return []
@@ -68,7 +68,7 @@ class Costs:
         ]
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield lines for display."""
         yield (
             f"{self.name}: {self.images:,} vectors of {self.dim} dimensions, fitted on "
             f"{self.fitted_on:,}"
@@ -106,20 +106,19 @@ def measure_costs(
     name: str = "",
     show_progress: bool = False,
 ) -> Costs:
-    """Fit, encode and search with each kind, one after the other.
+    """Fit, encode and search with each kind in turn.
 
-    Codes are stored in a temporary file while they are searched; memory does not grow with the
-    collection.
+    Codes are in a temporary file during search; memory does not grow with the collection.
 
     Args:
         vectors: (n, dim) float32, L2-normalised; may be a memory map.
-        items: of the rows; their groups, if there are any, say what is right.
+        items: the images of the rows; their groups, if any, define relevance.
         kinds: see `whiten.compact.fit`; with `+float32`, full vectors re-rank the answers.
-        queries: other images that search, and their embeddings; by default each image searches all
+        queries: other images as queries, and their embeddings; by default each image queries all
             the others.
 
     Raises:
-        ConfigError: an unknown kind, or fewer than 3 vectors.
+        ConfigError: a kind is unknown, or there are fewer than 3 vectors.
     """
     for kind in kinds:
         parse_storage(kind)

@@ -1,4 +1,4 @@
-"""Folders, tables and published benchmarks -> items: id, path, group and time of every image.
+"""Read folders, tables and published benchmarks as items: id, path, group and time per image.
 
-A path enters; `Items` leave, and the ground truth of the benchmarks that have one.
+Takes a path; returns `Items`, and the ground truth of benchmarks that have one.
 """

@@ -1,4 +1,4 @@
-"""Published data sets found below a folder, what is missing of them, and where to get it.
+"""Find published data sets below a folder, what is missing of them, and where to get it.
 
 Nothing is downloaded. Lists are read, and files are checked: all of a small set, an even sample of
 a large one.
@@ -35,7 +35,7 @@ from whiten.datasets.svd import METADATA, is_svd, read_svd
 from whiten.errors import ConfigError, WhitenError
 from whiten.media.video import VIDEO_SUFFIXES
 
-SAMPLE = 10_000  # most images that are checked; of larger sets so many evenly spaced ones
+SAMPLE = 10_000  # maximum number of images to check, evenly spaced
 UNSTATED = "unstated"
 
 
@@ -44,14 +44,14 @@ class DataSet:
     """A published data set and the parts of it that were found.
 
     Attributes:
-        name: as papers call it.
-        use: the command that uses it.
-        published: the page that offers it.
-        contents: what the complete set holds.
-        size: on disk, as published.
-        root: where it was found; None if it was not.
-        there: the parts that were found, in words.
-        missing: the parts that were not, in words.
+        name: name in publications.
+        use: command that uses it.
+        published: page that offers it.
+        contents: contents of the complete set.
+        size: published size on disk.
+        root: folder where it was found; None if missing.
+        there: description of the parts found.
+        missing: description of the parts missing.
     """
 
     name: str
@@ -64,7 +64,7 @@ class DataSet:
     missing: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield lines for display."""
         state = "not found" if self.root is None else self.root
         yield f"{self.name}: {state}"
         for line in self.there:
@@ -81,7 +81,7 @@ def find_datasets(root: Path) -> list[DataSet]:
     """Look for every data set that has a reader, in a folder or just below it.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: the folder does not exist.
     """
     if not root.is_dir():
         raise ConfigError(f"{root} is no folder: name the one that holds the data sets")
@@ -141,7 +141,7 @@ def find_datasets(root: Path) -> list[DataSet]:
     for found, look in zip(sets, looks, strict=True):
         try:
             look(found, root)
-        except WhitenError as error:  # a damaged list is a finding
+        except WhitenError as error:  # report damaged lists
             found.missing.append(f"a readable list: {error}")
     return sets
 

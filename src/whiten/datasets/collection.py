@@ -1,4 +1,4 @@
-"""The images of a collection as columns, in a third of the memory that objects would take."""
+"""Store the images of a collection as columns, in a third of the memory of objects."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 
 from whiten.utils.names import NameIndex
 
-_CHUNK = 8192  # images that are objects at the same time
+_CHUNK = 8192  # images held as objects at once
 
-# Paths need not be text.
+# Paths may not be valid Unicode.
 _COLUMNS = {"id": pa.large_string(), "path": pa.large_binary(), "group": pa.large_string()}
-_FRAME_MS = "frame_ms"  # a column where an image has one
+_FRAME_MS = "frame_ms"  # an optional column
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Item:
     """One image of a collection.
 
     Attributes:
-        id: name that is unique in the collection and valid UTF-8.
-        path: where the file is.
-        group: what the image shows (landmark, product), or None where unknown.
-        frame_ms: milliseconds since the video's first frame; None if it is no frame.
+        id: name, unique in the collection and valid UTF-8.
+        path: path of the file.
+        group: label of the image (landmark, product); None if unknown.
+        frame_ms: milliseconds since the video's first frame; None if not a frame.
     """
 
     id: str
@@ -72,8 +72,8 @@ class Items(Sequence[Item]):
     """Images with unique ids; each becomes an `Item` when it is accessed.
 
     Attributes:
-        ids, paths, groups: (n,) Arrow columns; paths as bytes, groups null where unknown.
-        frame_ms: (n,) likewise, null where unknown; None where no image is a video's frame.
+        ids, paths, groups: (n,) Arrow columns; paths as bytes, groups null if unknown.
+        frame_ms: (n,) likewise, null if unknown; None if no image is a video frame.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Items(Sequence[Item]):
         if isinstance(items, Items):
             return items
         ids, paths, groups = (_Growing() for _ in _COLUMNS)
-        times = array("q")  # empty as long as no image has one
+        times = array("q")  # empty while no image has one
         for item in items:
             if item.frame_ms is not None or times:
                 times.extend([_NO_TIME] * (len(ids) - len(times)))
@@ -105,7 +105,7 @@ class Items(Sequence[Item]):
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Items:
-        """Build from columns `id`, `path`, `group` and perhaps `frame_ms`, as in `table`."""
+        """Build from columns `id`, `path`, `group` and optionally `frame_ms`, as in `table`."""
         names = [*_COLUMNS, *({_FRAME_MS} & set(table.schema.names))]
         return cls(*(table[name].combine_chunks() for name in names))
 
@@ -133,16 +133,16 @@ class Items(Sequence[Item]):
 
     @cached_property
     def by_id(self) -> NameIndex:
-        """An index that finds images by id."""
+        """Index that finds images by id."""
         return NameIndex(self.ids)
 
     @property
     def videos(self) -> pa.Array:
-        """(n,) names of the videos of frames: the folder in the id, as `video_of` has it.
+        """Return the video name per frame, (n,): the folder in the id, see `video_of`.
 
-        A group is no video, since several videos may share one. Only for images without a time,
-        which `whiten frames` did not make, it stands for the video if there is one. Null for
-        images that have neither.
+        A group is not a video, since several videos may share one. Only for images without a time,
+        which `whiten frames` did not make, it stands for the video, if known. Null for images with
+        neither.
         """
         folders = pc.if_else(
             pc.match_substring(self.ids, "/"),
@@ -179,5 +179,5 @@ class Items(Sequence[Item]):
 
 
 def video_of(frame_id: str) -> str:
-    """`VIDEO/0000.jpg` -> `VIDEO`; "" for an image outside of any folder."""
+    """Return `VIDEO` for `VIDEO/0000.jpg`; "" for an image outside any folder."""
     return frame_id.rpartition("/")[0]

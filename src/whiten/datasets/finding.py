@@ -34,13 +34,13 @@ _Row = tuple[str | None, str | None, int | None]
 def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | None = None) -> Items:
     """Find the images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
 
-    In a folder whose images all lie one folder deep or deeper, the folder that holds an
-    image is its group; images directly in the root have none. Hidden files and folders are
-    skipped, links to folders are not followed. A folder that cannot be listed becomes an item
-    `NAME/`: reading it gives the reason, so its images do not go missing silently. In a table,
-    relative paths start at the table's folder. Items are sorted by id, the same on every
-    machine. A folder of frames with a `frames.parquet` is read by that table; of SVD,
-    the frames of its training videos are taken, see `whiten.datasets.svd`.
+    If all images of a folder are at least one folder deep, the folder that holds an image is its
+    group; images directly in the root have none. Hidden files and folders are skipped, links to
+    folders are not followed. A folder that cannot be listed becomes an item `NAME/`: reading it
+    gives the reason, so that its images do not go missing silently. In a table, relative paths
+    start at the table's folder. Items are sorted by id, identically on every machine. A folder of
+    frames with a `frames.parquet` is read by that table; for SVD, the frames of its training videos
+    are used, see `whiten.datasets.svd`.
 
     A folder with the list of GLDv2-clean is read by that list, see `whiten.datasets.gldv2`.
 
@@ -50,8 +50,8 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
-        ConfigError: a table that cannot be read, without a `path` column, or with a path
-            missing or twice.
+        ConfigError: a table cannot be read, has no `path` column, or has a missing or repeated
+            path.
     """
     root = Path(source)
     if (root / FRAMES_TABLE).is_file():
@@ -100,8 +100,8 @@ def find_videos(source: str | os.PathLike[str]) -> Items:
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no video.
-        ConfigError: a table that cannot be read, without a `path` column, or with a path
-            missing or twice.
+        ConfigError: a table cannot be read, has no `path` column, or has a missing or repeated
+            path.
     """
     root = Path(source)
     if root.is_file() and root.suffix.lower() not in (".csv", ".parquet"):
@@ -115,11 +115,11 @@ def find_videos(source: str | os.PathLike[str]) -> Items:
             )
     else:
         videos = find_items(root)
-    if is_svd(root):  # names are unique over all of its folders
+    if is_svd(root):  # names are unique across its folders
         videos = Items.of(Item(os.path.basename(v.id), v.path) for v in videos)
     stems = [_stem(video.id) for video in videos]
     count = Counter(stems)
-    # A name becomes a folder of frames, which must not hold another one.
+    # A name becomes a folder of frames, which must not contain another one.
     inner = {name[:i] for name in count for i, c in enumerate(name) if c == "/"}
     named = (
         replace(video, id=stem if count[stem] == 1 and stem not in inner else video.id)
@@ -129,7 +129,7 @@ def find_videos(source: str | os.PathLike[str]) -> Items:
 
 
 def holds(folder: Path, suffixes: frozenset[str]) -> bool:
-    """Whether a folder holds a file with one of the suffixes, at any depth."""
+    """Return whether a folder holds a file with one of the suffixes, at any depth."""
     return any(not item.id.endswith("/") for item in _walk(folder, suffixes))
 
 

@@ -1,9 +1,9 @@
 """Frames of videos as JPEG files, in the layout of the SVD benchmark: `FRAMES/VIDEO/0000.jpg`.
 
 A video's folder is written under a hidden name and renamed, so a kill loses at most the videos in
-progress; a hidden file in it records which state of which video it was made from, and how. At the
-end `frames.parquet` lists the frames of all videos: path, group, frame_ms, video, source, which
-`find_items` reads. Videos without a frame are listed with the reason in `skipped.csv`.
+progress; a hidden file in it records the video's state and the sampling. At the end
+`frames.parquet` lists the frames of all videos: path, group, frame_ms, video, source; `find_items`
+reads it. Videos without frames are listed with the reason in `skipped.csv`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from whiten.utils.threads import ordered_map
 SKIPPED_TABLE = "skipped.csv"
 _FACTS = ".video.json"
 _PARTIAL = ".partial"
-_QUALITY = 92  # of the JPEG files
-_CHUNK = 1024  # videos whose frames are written to the table together
+_QUALITY = 92  # JPEG quality
+_CHUNK = 1024  # videos whose frames are written to the table at once
 _COLUMNS = ("path", "group", "frame_ms", "video", "source")
 
 Progress = Callable[[int, int], None]
@@ -47,8 +47,8 @@ class Extraction:
 
     Attributes:
         frames: one item per frame, id `VIDEO/0000.jpg`, with `frame_ms` and the video's group.
-        videos: number of videos with a frame.
-        skipped: videos without a frame, and why.
+        videos: number of videos with frames.
+        skipped: videos without frames, with the reason.
     """
 
     frames: Items
@@ -65,23 +65,22 @@ def extract_frames(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
-    """Write the frames of videos; frames that are there and up to date are kept.
+    """Write the frames of videos; existing frames that are up to date are kept.
 
     May be interrupted at any time and called again. Videos that changed or were sampled differently
     are extracted again, and skipped ones are retried. The tables list the videos of this call.
 
     Args:
-        videos: as `find_videos` finds them.
-        out: the folder of frames, existing or new.
+        videos: videos as returned by `find_videos`.
+        out: folder of frames, existing or new.
         fps, max_frames: see `sample_frames`.
-        workers: videos that are read at the same time, each by one thread; by default one per
-            core.
-        progress: called after every video.
+        workers: number of videos read in parallel, one thread each; by default one per core.
+        progress: called after each video.
 
     Raises:
         ConfigError: a folder of frames that whiten did not write is in the way, or the disk is
             full.
-        NoImagesError: no video has a frame.
+        NoImagesError: no video has frames.
         MissingExtraError: PyAV is not installed.
     """
     check_sampling(fps, max_frames)
@@ -136,17 +135,17 @@ def find_or_extract(
     """Find the images of a source; if it has videos instead, extract one frame per second.
 
     Args:
-        source: what `find_items` or `find_videos` takes.
-        frames: where the frames are written, see `extract_frames`.
+        source: anything that `find_items` or `find_videos` takes.
+        frames: folder for the frames, see `extract_frames`.
         tell: see `find_items`.
 
     Returns:
-        The images, and the videos that have no frame.
+        The images, and the videos without frames.
     """
     root = Path(source)
     is_table = root.suffix.lower() in (".csv", ".parquet") and root.is_file()
     items = find_items(root) if is_table else None
-    if items is not None:  # the first row tells what the table lists
+    if items is not None:  # the first row tells which kind the table lists
         has_videos = Path(items[0].path).suffix.lower() in VIDEO_SUFFIXES
     elif root.is_dir():
         has_videos = not holds(root, SUFFIXES) and holds(root, VIDEO_SUFFIXES)
@@ -164,7 +163,7 @@ def find_or_extract(
 def _bring_up_to_date(
     video: Item, *, root: Path, fps: float, max_frames: int
 ) -> list[int] | Skipped:
-    """Write a video's frames into its folder; return their times in ms, or why it has none."""
+    """Write a video's frames into its folder; return their times in ms, or why there are none."""
     facts = {"stamp": stamp_of(video.path), "fps": fps, "max_frames": max_frames}
     folder = root / video.id
     known = _read_facts(folder)
@@ -187,7 +186,7 @@ def _bring_up_to_date(
             _move_away(folder, root)
         return Skipped(video.id, str(error))
     (new / _FACTS).write_text(json.dumps({**facts, "frame_ms": times}))
-    new.chmod(0o755)  # temporary folders are unreadable for others
+    new.chmod(0o755)  # temporary folders are private by default
     if known is not None:
         _move_away(folder, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +195,7 @@ def _bring_up_to_date(
 
 
 def _read_facts(folder: Path) -> tuple[dict[str, object], list[int]] | None:
-    """Read what a folder of frames was made from, and its times; None if whiten did not make it."""
+    """Read the origin and times of a folder of frames; None if whiten did not write it."""
     try:
         facts = json.loads((folder / _FACTS).read_text())
         times = facts.pop("frame_ms")
@@ -208,7 +207,7 @@ def _read_facts(folder: Path) -> tuple[dict[str, object], list[int]] | None:
 
 
 def _move_away(folder: Path, root: Path) -> None:
-    """Delete a folder so that it vanishes at once, even if killed halfway."""
+    """Delete a folder so that it disappears at once, even if killed midway."""
     old = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=root))
     os.replace(folder, old)
     shutil.rmtree(old)

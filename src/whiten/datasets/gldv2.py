@@ -1,8 +1,8 @@
 """GLDv2-clean in its published layout, recognised by its list.
 
 GLDv2-clean (Weyand et al., CVPR 2020; cleaned by Yokoo et al., 2020) lists the images of each
-landmark in `train_clean.csv`, columns `landmark_id,images` with spaces between the images, and
-keeps image `abcdef…` in `train/a/b/c/abcdef….jpg`.
+landmark in `train_clean.csv`, columns `landmark_id,images` with spaces between the images; image
+`abcdef…` is stored in `train/a/b/c/abcdef….jpg`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from whiten.errors import ConfigError, NoImagesError, one_line
 from whiten.utils.names import name_codes
 
 LANDMARKS = "train_clean.csv"
-LANDMARKS_IN = (".", "meta", "metadata", "train")  # where people and scripts put the list
-_LEVELS = 3  # of folders, each named by one character of the image's id
-_ROW_BYTES = 1 << 24  # a landmark of 10,000 images takes a row of 170 kB
+LANDMARKS_IN = (".", "meta", "metadata", "train")  # usual folders of the list
+_LEVELS = 3  # of folders, each named by one character of the id
+_ROW_BYTES = 1 << 24  # maximum; a landmark of 10,000 images takes a row of 170 kB
 
 
 def landmark_list(root: Path) -> Path | None:
     """Find GLDv2-clean's list below its root, or next to its images; None if there is none."""
     places = [root / folder / LANDMARKS for folder in LANDMARKS_IN]
-    if root.absolute().name == "train":  # without the list its folders would pass for groups
+    if root.absolute().name == "train":  # without the list its folders would be taken for groups
         places.append(root.absolute().parent / LANDMARKS)
     return next((place for place in places if place.is_file()), None)
 
@@ -45,11 +45,11 @@ def read_landmarks(table: Path, images: Path) -> Items:
         images: the folder that holds the three levels of folders.
 
     Returns:
-        Ids as in the list; groups are the landmarks with two images or more.
+        Ids as in the list; groups are the landmarks with at least two images.
 
     Raises:
         ConfigError: the list is damaged, or names an image twice.
-        NoImagesError: it names no image.
+        NoImagesError: the list names no image.
     """
     ids, landmarks = _read_list(table)
     if len(ids) == 0:
@@ -69,7 +69,7 @@ def read_landmarks(table: Path, images: Path) -> Items:
 
 
 def describe_landmarks(items: Items) -> str:
-    """Describe in one line what was recognised."""
+    """Describe the recognised data set in one line."""
     landmarks = len(items.groups.unique().drop_null())
     return f"GLDv2-clean: {len(items):,} images of {landmarks:,} landmarks"
 

@@ -1,9 +1,8 @@
-"""The ground truth of revisited Oxford and Paris: `gnd_NAME.pkl` as published, or JSON.
+"""Read the ground truth of revisited Oxford and Paris: `gnd_NAME.pkl` as published, or JSON.
 
-Both hold `imlist` and `qimlist`, names of database and query images without suffix, and
-`gnd`: for each query the database indices that are `easy`, `hard` and `junk`, and `bbx`, the box
-of the landmark in the query, (left, top, right, bottom) in pixels of the image as it is stored
-(Radenović et al., CVPR 2018).
+Both hold `imlist` and `qimlist`, names of database and query images without suffix, and `gnd`: per
+query the database indices that are `easy`, `hard` and `junk`, and `bbx`, the landmark's box in the
+query, (left, top, right, bottom) in pixels of the image as stored (Radenović et al., CVPR 2018).
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ LISTS = ("easy", "hard", "junk")
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Names of the gallery and of the queries, and which images are right for each query.
+    """Names of gallery and query images, and the relevant images per query.
 
     Attributes:
         images: names of the n database images.
         queries: names of the q query images.
-        lists: per query the database indices that are `easy`, `hard` and `junk`.
-        boxes: per query the landmark's box in pixels.
+        lists: per query, database indices that are `easy`, `hard` and `junk`.
+        boxes: per query, the landmark's box in pixels.
     """
 
     images: list[str]
@@ -69,7 +68,7 @@ def read_truth(file: Path) -> GroundTruth:
 
 
 def write_truth_json(truth: GroundTruth, file: Path) -> None:
-    """Write the JSON form, which any program can read without trusting its source."""
+    """Write the JSON form, which is safe to read from untrusted sources."""
     gnd = [{**lists, "bbx": list(box)} for lists, box in zip(truth.lists, truth.boxes, strict=True)]
     facts = {"imlist": truth.images, "qimlist": truth.queries, "gnd": gnd}
     file.write_text(json.dumps(facts), "utf-8")

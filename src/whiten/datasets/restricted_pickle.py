@@ -1,9 +1,9 @@
-"""Read numbers and plain containers out of a pickle, and refuse all else.
+"""Read numbers and plain containers from a pickle, and refuse everything else.
 
-A pickle is a program: it may import anything and call it. The ground truth of the revisited Oxford
-and Paris benchmark is published as one, and holds lists, dicts, texts, numbers and NumPy arrays.
-Here every name that a pickle requests is looked up in one table. Its entries are not NumPy's own
-code: functions that check shape and type build the arrays from their bytes.
+A pickle is a program: it may import and call anything. The ground truth of revisited Oxford and
+Paris is published as one, with lists, dicts, texts, numbers and NumPy arrays. Here each name that a
+pickle requests is looked up in one table, whose entries are not NumPy's code but functions that
+check shape and type and build the arrays from their bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 from whiten.errors import ConfigError, one_line
 
 _PLAIN = re.compile(r"[<>|=]?([biuf][1248]|U[0-9]{1,4})")
-_MAX_DEPTH = 100  # of containers in containers
+_MAX_DEPTH = 100  # nesting of containers
 
 
 class _RefusedError(Exception):
-    """The pickle requests something that is not admitted."""
+    """The pickle requests a name that is not allowed."""
 
 
 class _Type:
-    """A NumPy type of plain numbers or texts, as a pickle describes it."""
+    """A NumPy type of numbers or texts, as described by a pickle."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or not _PLAIN.fullmatch(name):
@@ -36,7 +36,7 @@ class _Type:
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: Any) -> None:
-        # (version, byte order, and what plain types have not)
+        # (version, byte order, and fields that plain types lack)
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if order not in ("<", ">", "|", "="):
             raise _RefusedError("a NumPy type of unknown form")
@@ -44,7 +44,7 @@ class _Type:
 
 
 class _Array:
-    """An array that was announced and has no state yet."""
+    """An announced array, its state still missing."""
 
     def __init__(self, *_: Any) -> None:
         self.value: np.ndarray | None = None
@@ -67,7 +67,7 @@ def _array(data: Any, kind: Any, shape: Any, order: Any = "C") -> np.ndarray:
 
 
 def _buffered(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    """An array of pickle protocol 5."""
+    """Build an array of pickle protocol 5."""
     result = _Array()
     result.value = _array(data, kind, shape, order)
     return result
@@ -78,7 +78,7 @@ def _number(kind: Any, data: Any) -> Any:
 
 
 def _bytes(text: Any, encoding: Any) -> bytes:
-    """Decode bytes as protocols before the third write them."""
+    """Decode bytes as written by protocols before the third."""
     if not isinstance(text, str) or encoding != "latin1":
         raise _RefusedError(f"an encoding {encoding!r}")
     return text.encode("latin1")
@@ -96,12 +96,12 @@ def _container(kind: type) -> Callable[..., Any]:
 
 
 def _no_array(*_: Any) -> Any:
-    """Stands for `numpy.ndarray`, which pickles name and never call."""
+    """Replaces `numpy.ndarray`, which pickles name but never call."""
     raise _RefusedError("numpy.ndarray called")
 
 
 class _Maker:
-    """What a pickle receives for a name: it can be called, but not changed."""
+    """Stands for a name in a pickle: it can be called, but not changed."""
 
     __slots__ = ("_make",)
 
@@ -115,7 +115,7 @@ class _Maker:
         raise _RefusedError("a change of what it was given")
 
 
-# Both the old and the new home of NumPy's core.
+# Both the old and the new module path of NumPy's core.
 _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Type,
     ("numpy", "ndarray"): _no_array,
@@ -151,11 +151,11 @@ def read_numbers(data: bytes, source: str) -> Any:
     """Read a pickle of plain containers, texts, numbers and arrays of numbers.
 
     Args:
-        data: the pickle; of any protocol.
+        data: the pickle, of any protocol.
         source: its name in messages.
 
     Raises:
-        ConfigError: it is damaged, or holds anything else, which is named.
+        ConfigError: the pickle is damaged, or holds anything else; the message names it.
     """
     try:
         return _finished(_Unpickler(io.BytesIO(data)).load(), 0, {})
@@ -164,12 +164,12 @@ def read_numbers(data: bytes, source: str) -> Any:
             f"{source} is refused, it holds more than containers and arrays of numbers: {error}; "
             "get it from its publisher"
         ) from None
-    except (Exception, RecursionError) as error:  # unpicklers raise nearly anything
+    except (Exception, RecursionError) as error:  # unpicklers raise almost anything
         raise ConfigError(f"{source} is damaged ({one_line(error)}): download it again") from None
 
 
 def _finished(value: Any, depth: int, known: dict[int, Any]) -> Any:
-    """Replace the placeholders of arrays by the arrays.
+    """Replace placeholders of arrays by the arrays.
 
     Args:
         known: results by identity, so that shared objects are converted once.

@@ -1,4 +1,4 @@
-"""Revisited Oxford and Paris, and their million distractors, in the published layout.
+"""Read revisited Oxford and Paris, and their million distractors, in the published layout.
 
     ROOT/roxford5k/gnd_roxford5k.pkl     ROOT/roxford5k/jpg/NAME.jpg
     ROOT/rparis6k/gnd_rparis6k.pkl       ROOT/rparis6k/jpg/NAME.jpg
@@ -21,20 +21,20 @@ from whiten.errors import ConfigError, NoImagesError, one_line
 NAMES = ("roxford5k", "rparis6k")
 DISTRACTORS = "revisitop1m"
 
-# Test landmarks that also occur in GLDv2-clean, on which students and teachers for landmarks are
-# trained (Song et al., On Train-Test Class Overlap and Detection for Image Retrieval, CVPR 2024).
+# Test landmarks that also occur in GLDv2-clean, on which landmark models are trained (Song et al.,
+# On Train-Test Class Overlap and Detection for Image Retrieval, CVPR 2024).
 OVERLAP = {"roxford5k": 36, "rparis6k": 38}
 LANDMARKS = 70
 
 
 @dataclass(frozen=True)
 class RevisitedSet:
-    """One of the two sets, with the places of its files.
+    """One of the two sets, with the paths of its files.
 
     Attributes:
         name: roxford5k or rparis6k.
-        truth: which images are right, and the boxes of the queries.
-        gallery, queries: images in the order of `truth`; their ids are its names.
+        truth: relevant images, and the queries' boxes.
+        gallery, queries: images in the order of `truth`, with its names as ids.
     """
 
     name: str
@@ -82,8 +82,8 @@ def read_distractors(file: Path) -> Items:
     """Read the images of `revisitop1m.txt`, stored in `jpg/` next to it; ids are its lines.
 
     Raises:
-        ConfigError: the list is damaged, names an image twice, or one outside of `jpg/`.
-        NoImagesError: it is empty.
+        ConfigError: the list is damaged, names an image twice, or one outside `jpg/`.
+        NoImagesError: the list is empty.
     """
     try:
         items = Items.of(_listed(file)).sorted()

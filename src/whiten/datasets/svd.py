@@ -1,9 +1,9 @@
-"""SVD, the short-video dataset of near-duplicates (Jiang et al., ICCV 2019), in its own layout.
+"""Read SVD, the dataset of near-duplicate videos (Jiang et al., ICCV 2019), in its own layout.
 
 `metadata-release/` holds `query-id`, `labeled-data-id` and `unlabeled-data-id`, one video per line,
 and `train_groundtruth` and `test_groundtruth` with lines `QUERY CANDIDATE 0|1`; names end in
 `.mp4`. Frames are stored in `frames/VIDEO/0000.jpg`, their counts in `num_frames`, lines `VIDEO N`.
-Without frames, the videos are anywhere below the root (`videos/`, or `query/`, `labeled-0/`, …).
+Without frames, the videos are searched below the root (`videos/`, or `query/`, `labeled-0/`, …).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.errors import ConfigError, NoImagesError
 
 Truth = dict[str, dict[str, bool]]
-"""Per query, whether each of its labelled candidates is a near-duplicate."""
+"""Per query, for each labelled candidate whether it is a near-duplicate."""
 
 METADATA = "metadata-release"
 FRAMES_TABLE = "frames.parquet"  # written by `whiten.datasets.frames` next to the frames
@@ -26,13 +26,13 @@ _SUFFIX = ".mp4"
 
 @dataclass(frozen=True)
 class Svd:
-    """The metadata of the release; names of videos are without suffix.
+    """Metadata of the release; names of videos have no suffix.
 
     Attributes:
-        root: the folder of the dataset.
+        root: folder of the dataset.
         query, labeled, unlabeled: the three sets.
         train, test: the ground truth; empty if there is no such file.
-        num_frames: by video; empty if there is no such file.
+        num_frames: number of frames by video; empty if there is no such file.
     """
 
     root: Path
@@ -45,7 +45,7 @@ class Svd:
 
     @property
     def frames(self) -> Path:
-        """The folder of frames, which may be missing."""
+        """Folder of frames, which may be missing."""
         return self.root / "frames"
 
 
@@ -84,7 +84,7 @@ def read_svd(root: str | os.PathLike[str]) -> Svd:
 
 
 def is_svd(root: Path) -> bool:
-    """Whether a folder is the root of the dataset."""
+    """Return whether a folder is the root of the dataset."""
     return metadata_folder(root) is not None
 
 
@@ -97,7 +97,7 @@ def metadata_folder(root: Path) -> Path | None:
 def training_frames(root: Path) -> Items:
     """Find the frames of the videos in the training ground truth, sorted by id.
 
-    They have no group: two views of a frame are a pair, as in the paper.
+    They have no group: as in the paper, two views of a frame form a pair.
 
     Raises:
         ConfigError: the metadata are damaged, or there is no training ground truth.
@@ -112,7 +112,7 @@ def training_frames(root: Path) -> Items:
             f"`whiten frames {root} --out {svd.frames}`"
         )
     names = {name for query, own in svd.train.items() for name in (query, *own)}
-    # Frames that whiten extracted are complete; SVD's numbers count other frames.
+    # Frames extracted by whiten are complete; SVD's counts refer to other frames.
     counts = {} if (svd.frames / FRAMES_TABLE).is_file() else svd.num_frames
     items = Items.of(list_frames(svd.frames, sorted(names), counts)).sorted()
     if not items:
@@ -121,7 +121,7 @@ def training_frames(root: Path) -> Items:
 
 
 def describe_training(frames: Items) -> str:
-    """Describe in one line what was recognised."""
+    """Describe the recognised data set in one line."""
     return f"SVD: {len(frames):,} frames of {len(frames.videos.unique()):,} training videos"
 
 
@@ -129,8 +129,8 @@ def list_frames(folder: Path, names: Iterable[str], counts: dict[str, int]) -> I
     """List the frames of the named videos, ids `VIDEO/0000.jpg`.
 
     Args:
-        folder: holds one folder per video.
-        counts: frames per video; where unknown, the folder is listed.
+        folder: folder with one subfolder per video.
+        counts: frames per video; where unknown, the subfolder is listed.
     """
     for name in names:
         for file in _files(folder / name, counts.get(name)):

@@ -1,8 +1,8 @@
-"""Queries, a gallery and the truth: what a benchmark of images is, and how folders make one.
+"""Define a retrieval task: queries, a gallery, and the relevant images.
 
-In plain folders what shares a group is right. Images in a subfolder `junk` of a group
-(`eiffel/junk/…`) are neither right nor wrong for the queries of that group, wrong for all others,
-and do not search themselves.
+In plain folders, images of the same group are relevant. Images in a subfolder `junk` of a group
+(`eiffel/junk/…`) are ignored for the queries of that group, irrelevant for all others, and are no
+queries.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _JUNK = "/junk"
 
 @dataclass(frozen=True)
 class Task:
-    """Queries, a gallery, and the truth.
+    """Queries, a gallery, and the ground truth.
 
     Attributes:
-        queries: the images that search.
-        gallery: the images that are searched.
-        positives: per query the gallery indices that are right.
-        junk: per query the gallery indices that count as absent: the query itself, and images that
-            are neither right nor wrong.
-        without_positives: queries that were left out, for nothing in the gallery is right.
+        queries: query images.
+        gallery: images to search.
+        positives: per query, gallery indices of relevant images.
+        junk: per query, gallery indices that count as absent: the query itself, and images that are
+            neither relevant nor irrelevant.
+        without_positives: queries left out because the gallery has no relevant image.
     """
 
     queries: list[Item]
@@ -41,14 +41,14 @@ class Task:
 
 
 def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) -> Task:
-    """Every query searches the gallery; items of its group are the positives.
+    """Build the task in which each query searches the gallery for items of its group.
 
     Args:
         gallery: grouped items.
-        queries: grouped items; by default each gallery item searches all the others.
+        queries: grouped items; by default each gallery item queries all the others.
 
     Raises:
-        ConfigError: fewer than two groups, or no query has a positive.
+        ConfigError: there are fewer than two groups, or no query has a positive.
     """
     members: dict[str, list[int]] = defaultdict(list)
     junk: dict[str, list[int]] = defaultdict(list)

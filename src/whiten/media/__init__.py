@@ -1,4 +1,4 @@
-"""Files of images and videos -> upright RGB pixels.
+"""Read image and video files as upright RGB pixels.
 
-Bytes or a path enter; pixels of 8 bits per channel leave, or an `ImageError` with the reason.
+Takes bytes or a path; returns pixels of 8 bits per channel, or raises `ImageError` with the reason.
 """

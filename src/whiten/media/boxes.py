@@ -1,4 +1,4 @@
-"""A part of an image, and the one way to crop it."""
+"""A box in an image, and the only way to crop to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from whiten.errors import ConfigError, ImageError
 
 
 class Box(NamedTuple):
-    """The sides of a part of an image, in pixels from its left and top edge."""
+    """The sides of a box, in pixels from the image's left and top edges."""
 
     left: float
     top: float
@@ -41,10 +41,10 @@ class Box(NamedTuple):
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:
-    """Crop the part of a box that is inside of the image: whole pixels, at least one.
+    """Crop to the part of a box that is inside the image: whole pixels, at least one.
 
     Raises:
-        ImageError: the box is outside of the image.
+        ImageError: the box is outside the image.
     """
     left, top = max(box.left, 0.0), max(box.top, 0.0)
     right, bottom = min(box.right, image.width), min(box.bottom, image.height)

@@ -1,4 +1,4 @@
-"""From a file's content to an upright RGB image of 8 bits per channel."""
+"""Decode a file's content to an upright RGB image with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ try:
 except ImportError:
     simplejpeg = None
 
-# Whatever a file's name says: formats that Pillow decodes itself, with the size known before the
-# pixels. EPS would start another program, ICO decodes while it is opened.
+# Accepted whatever the file name: formats that Pillow decodes itself, with the size known before
+# decoding. EPS would start another program; ICO decodes on opening.
 Image.init()
 FORMATS: list[str] = [
     name
@@ -30,7 +30,7 @@ FORMATS: list[str] = [
 MAX_PIXELS = 200_000_000  # 600 MB as RGB
 
 _ORIENTATION = 0x0112  # EXIF tag
-# Makes an image of each orientation upright.
+# Transposition that makes an image of each orientation upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,13 +41,13 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_SIDE = frozenset([5, 6, 7, 8])
-_FROM_RIGHT = frozenset([2, 3, 6, 7])  # orientations whose first column is upright the last one
+_FROM_RIGHT = frozenset([2, 3, 6, 7])  # orientations whose first column becomes the last one
 _FROM_BOTTOM = frozenset([3, 4, 7, 8])
 """Left, top, right and bottom, in pixels."""
 
-_JPEG = ("JPEG", "MPO")  # the latter holds several pictures, of which the first one counts
+_JPEG = ("JPEG", "MPO")  # the latter holds several pictures; the first is used
 
-# The limit above replaces Pillow's process-wide one, which would warn at half of it.
+# This replaces Pillow's process-wide limit, which would warn at half of it.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -80,13 +80,13 @@ def decode_scaled(
     """
     try:
         with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            # Before anything else: asking a PNG for its EXIF block decodes it. All coefficients of
-            # a progressive JPEG are held in memory, at whatever size it is decoded.
+            # First of all: asking a PNG for its EXIF block decodes it. A progressive JPEG's
+            # coefficients are all held in memory, at any decoding size.
             if opened.info.get("progressive"):
                 _refuse_large(opened.size)
             drafted = None
             if min_side is not None and min_side < min(opened.size):
-                # Only the JPEG decoder acts on this.
+                # Only the JPEG decoder uses this.
                 drafted = opened.draft(None, _draft_size(opened.size, min_side))
             _refuse_large(opened.size)
             image = _decode_fast(opened, data)
@@ -99,13 +99,13 @@ def decode_scaled(
         box = _upright_box(image.size, size, orientation)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
-            image.info = {}  # it still holds the orientation, which `upright_rgb` would apply again
+            image.info = {}  # contains the orientation, which `upright_rgb` would apply again
         return image, box
     except ImageError:
         raise
     except UnidentifiedImageError:
         raise ImageError("not an image, or of an unknown format") from None
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise almost anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ImageError(f"damaged: {reason}") from None
 
@@ -159,22 +159,22 @@ def _orientation(image: Image.Image) -> int:
     """Read the EXIF orientation; 1 if there is none."""
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # a damaged EXIF block is no reason to lose the image
+    except Exception:  # use the image despite a damaged EXIF block
         return 1
     return value if isinstance(value, int) else 1
 
 
 _warnings_lock = threading.Lock()
 _warnings_off = ExitStack()
-_decoding = 0  # threads that are inside `_no_pillow_warnings`
+_decoding = 0  # threads inside `_no_pillow_warnings`
 
 
 @contextmanager
 def _no_pillow_warnings() -> Iterator[None]:
     """Silence Pillow (damaged EXIF blocks, odd palettes) in all threads that decode.
 
-    The filters of `warnings` belong to the process. If each thread saved and restored them, two
-    that overlap would restore each other's: the first one in saves, the last one out restores.
+    The filters of `warnings` are process-wide. If each thread saved and restored them, overlapping
+    threads would restore each other's: so the first one in saves, and the last one out restores.
     """
     global _decoding
     with _warnings_lock:
@@ -219,6 +219,6 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype.kind in "iu":
         white = 65535.0 if values.max(initial=0) > 255 or pixels.dtype.itemsize == 2 else 255.0
     else:
-        # Float images state no range: 0..1 by convention, else up to their brightest pixel.
+        # Float images have no declared range: 0..1 by convention, else up to the brightest pixel.
         white = max(1.0, float(values.max(initial=0)))
     return (values * (255.0 / white)).clip(0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Read a file whole, and tell whether it has changed since."""
+"""Read a whole file, and tell whether it has changed since."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MAX_BYTES = 1 << 30  # an image of MAX_PIXELS takes 600 MB uncompressed
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An image that could not be used, and why."""
+    """An image that could not be used, with the reason."""
 
     id: str
     reason: str
 
 
 class Stamp(NamedTuple):
-    """Size and times of a file; as long as they are the same, so is the content.
+    """Size and times of a file; while they are the same, so is the content.
 
-    `ctime_ns`, the time of the last change of content or status, cannot be set by a program, unlike
+    `ctime_ns`, the time of the last change of content or status, cannot be set by programs, unlike
     `mtime_ns`, which copies and archives preserve.
     """
 
@@ -45,7 +45,7 @@ def read_bytes(path: str) -> bytes:
     """Read the whole file; never waits for another program, as reading a pipe would.
 
     Raises:
-        ImageError: missing, unreadable, empty, larger than MAX_BYTES, or no file.
+        ImageError: the file is missing, unreadable, empty, larger than MAX_BYTES, or not a file.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:

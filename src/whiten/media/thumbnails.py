@@ -13,13 +13,13 @@ from whiten.media.reading import read_bytes
 
 
 def thumbnail(data: bytes, side: int) -> Image.Image:
-    """Decode at a small scale and shrink until the longer side has at most `side` pixels.
+    """Decode at a small scale and resize until the longer side has at most `side` pixels.
 
     Args:
         data: the file's content.
 
     Raises:
-        ImageError: it cannot be decoded.
+        ImageError: the content cannot be decoded.
     """
     image, picture = decode_scaled(data, min_side=side)
     width, height = picture.right - picture.left, picture.bottom - picture.top
@@ -35,7 +35,7 @@ def as_jpeg(image: Image.Image, quality: int = 85) -> bytes:
 
 
 def data_url(path: str, side: int) -> str:
-    """A thumbnail of a file for the page that holds it; "" if the file cannot be read."""
+    """Return a file's thumbnail as a data URL for a page; "" if the file cannot be read."""
     try:
         content = as_jpeg(thumbnail(read_bytes(path), side))
     except ImageError:

@@ -1,4 +1,4 @@
-"""Frames of a video at a steady rate, by their timestamps, upright and of bounded size."""
+"""Sample the frames of a video at a constant rate by timestamp, upright and of limited size."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ VIDEO_SUFFIXES = frozenset([
 ])
 # fmt: on
 MAX_FRAMES = 60
-MAX_SIDE = 1024  # pixels: more than any model sees of a frame
-MAX_PIXELS = 8192 * 8192  # of a frame as it is coded; one takes 200 MB
+MAX_SIDE = 1024  # pixels: more than any model uses
+MAX_PIXELS = 8192 * 8192  # of a coded frame; one takes 200 MB
 
-# Containers that hold their own streams. A playlist names other files, and a file may be one
-# whatever its name says.
+# Containers that hold their own streams. Playlists name other files, and any file may be one,
+# whatever its name.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,ivf"
 )
-_FALLBACK_RATE = Fraction(25)  # where a video names none and its frames have no timestamps
+_FALLBACK_RATE = Fraction(25)  # for a video that states none, with frames without timestamps
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -41,23 +41,23 @@ def sample_frames(
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield the frames that a player shows at 0, 1/fps, 2/fps, … seconds, at most `max_frames`.
 
-    Timestamps decide, so a variable rate does no harm; a frame shown at several of these times is
-    yielded once. Rotation and oblong pixels are applied as a player does it, and frames
-    are made no larger than `MAX_SIDE`. Frames that arrive damaged are left out.
+    Timestamps decide, so variable frame rates are handled; a frame shown at several of these times
+    is yielded once. Rotation and non-square pixels are applied as in a player, and frames are
+    reduced to at most `MAX_SIDE`. Damaged frames are left out.
 
     Args:
         path: a file; the first of several video streams is used.
         fps: frames per second.
-        max_frames: the most frames to take, from the beginning.
+        max_frames: maximum number of frames, from the beginning.
 
     Yields:
-        When the frame began to be shown, in milliseconds since the first one, and the upright RGB
-        image.
+        The time at which the frame is first shown, in milliseconds since the first frame, and the
+        upright RGB image.
 
     Raises:
         ConfigError: fps is not positive, or max_frames less than 1.
-        ImageError: missing, empty, damaged, without video, or larger than `MAX_PIXELS`. A video
-            that breaks off has the frames before that.
+        ImageError: the file is missing, empty, damaged, without video, or larger than `MAX_PIXELS`.
+            A truncated video yields the frames before the break.
         MissingExtraError: PyAV is not installed.
     """
     check_sampling(fps, max_frames)
@@ -75,7 +75,7 @@ def sample_frames(
             seconds, shape = _Clock(stream), stream.sample_aspect_ratio
             for frame in _decoded(av, container, stream):
                 now = seconds(frame)
-                # Timestamps are rounded: a millionth of an interval is no difference.
+                # Timestamps are rounded: a millionth of an interval makes no difference.
                 if shown is not None and now * fps > wanted + 1e-6:
                     yield round(1000 * shown[0]), _upright(shown[1], shape)
                     wanted = math.ceil(now * fps - 1e-6)
@@ -93,7 +93,7 @@ def sample_frames(
 
 
 def check_sampling(fps: float, max_frames: int) -> None:
-    """Refuse a rate or a number of frames that makes no sense.
+    """Refuse an invalid rate or number of frames.
 
     Raises:
         ConfigError: the rate is not positive, or the number is less than 1.
@@ -135,7 +135,7 @@ def _video_stream(av: Any, container: Any) -> Any:
     if context is None:
         raise ImageError("its video is of an unknown kind")
     _refuse_large(context)
-    context.thread_count = 1  # several videos are read at the same time
+    context.thread_count = 1  # several videos are read in parallel
     return stream
 
 
@@ -186,10 +186,10 @@ class _Clock:
 
 
 def _upright(frame: Any, shape: Fraction | None) -> Image.Image:
-    """Convert a frame to what a player shows, its longer side at most `MAX_SIDE`.
+    """Convert a frame to what a player shows, with its longer side at most `MAX_SIDE`.
 
     Args:
-        shape: width by height of a pixel.
+        shape: aspect ratio of a pixel, width by height.
     """
     width, height = frame.width, frame.height
     if shape and 0 < shape < 1:

@@ -1,5 +1,5 @@
-"""Small modules that every package may use, each of one subject.
+"""Small modules that every package may use, one subject each.
 
 Files, hashes, arrays, names, threads, memory, progress, devices and the validation of values.
-Nothing here knows of images or models.
+Independent of images and models.
 """

@@ -1,4 +1,4 @@
-"""Names for kinds of arrays, and the conversions that every package needs."""
+"""Names for array types, and the conversions that every package needs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def require_finite(rows: Array, offset: int) -> None:
 
 
 def as_numpy(embeddings: Any) -> Array:
-    """Convert a tensor, a data frame or a list of rows to an array; arrays are returned as are.
+    """Convert a tensor, a data frame or a list of rows to an array; arrays are returned unchanged.
 
     Raises:
-        ConfigError: the values are no numbers, or the rows have different lengths.
+        ConfigError: the values are not numbers, or the rows differ in length.
     """
     if isinstance(embeddings, np.ndarray):
         return embeddings
-    if not hasattr(embeddings, "detach"):  # no tensor of torch
+    if not hasattr(embeddings, "detach"):  # not a torch tensor
         try:
             values: Array = np.asarray(embeddings)
         except ValueError as error:
@@ -47,7 +47,7 @@ def as_numpy(embeddings: Any) -> Array:
 
 
 def indices(numbers: Sequence[int]) -> Indices:
-    """Numbers as an int64 array, also where there are none."""
+    """Convert numbers to an int64 array, even if there are none."""
     return np.asarray(numbers, np.int64)
 
 

@@ -22,13 +22,13 @@ def best_device() -> torch.device:
 
 
 def computes_bf16(device_type: str) -> bool:
-    """Whether the device computes in bfloat16 natively, and so gains from it."""
+    """Return whether the device computes in bfloat16 natively, and so gains from it."""
     import torch
 
     if device_type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type == "cpu":
-        facts: Any = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11
+        facts: Any = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
         return bool(facts.get("avx512_bf16") or facts.get("amx_bf16") or facts.get("bf16"))
     return False
 
@@ -37,7 +37,7 @@ def resolve_precision(wanted: str, device_type: str) -> str:
     """Return `32`, `bf16` or `16` for a requested precision that may be `auto`.
 
     Raises:
-        ConfigError: half precision on a device without it.
+        ConfigError: half precision is requested on a device without it.
     """
     if wanted == "auto":
         return "bf16" if computes_bf16(device_type) else "32"
@@ -49,9 +49,9 @@ def resolve_precision(wanted: str, device_type: str) -> str:
 
 
 def computes_faster_in_bf16(module: torch.nn.Module, device_type: str) -> bool:
-    """Whether training gains from bfloat16.
+    """Return whether training gains from bfloat16.
 
-    On CPUs the backward pass of depthwise convolutions is about twice as slow in it.
+    On CPUs the backward pass of depthwise convolutions is about twice as slow in bfloat16.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and files that notice damage."""
+"""Write files and folders atomically, and detect damaged files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from whiten.utils.arrays import Array
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename; what cannot be written leaves nothing."""
+    """Write under a temporary name, then rename; a failed write leaves nothing."""
     with renaming(path) as partial:
         partial.write_bytes(content)
 
 
 @contextmanager
 def renaming(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, which it takes once the block has ended.
+    """Yield a temporary name next to `path`, and rename it to that when the block ends.
 
-    An error in the block removes what was written under the temporary name.
+    If the block raises, the temporary file is removed.
     """
     partial = partial_of(path)
     try:
@@ -39,7 +39,7 @@ def renaming(path: Path) -> Iterator[Path]:
 
 
 def partial_of(path: Path) -> Path:
-    """Return the temporary name that a file is written under."""
+    """Return the temporary name under which a file is written."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -52,7 +52,7 @@ def save_sealed(path: Path, arrays: Mapping[str, Array], facts: Mapping[str, Any
 
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     facts = {**facts, "checksum": _checksum(facts, tensors)}
-    # One JSON value under one key: safetensors writes several keys in a random order.
+    # One JSON value under one key: safetensors writes several keys in random order.
     header = {_HEADER: json.dumps(facts, sort_keys=True)}
     write_atomically(path, save(tensors, metadata=header))
 
@@ -62,7 +62,7 @@ def load_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError, KeyError: it is damaged, or something else.
+        ValueError, KeyError: the file is damaged, or holds something else.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -92,12 +92,12 @@ def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, Array]) -> str:
 
 @contextmanager
 def replacing(target: Path, marker: str, what: str) -> Iterator[Path]:
-    """Yield a new folder that takes the place of `target` once the block has ended without error.
+    """Yield a new folder that replaces `target` when the block ends without error.
 
     Args:
         target: the folder to write or to replace.
-        marker: a file that every folder of this kind holds; others are not replaced.
-        what: such a folder in words, for the message: "an export".
+        marker: file that every folder of this kind contains; others are not replaced.
+        what: description of such a folder for the message: "an export".
 
     Raises:
         ConfigError: `target` is a file, or holds something else.
@@ -108,7 +108,7 @@ def replacing(target: Path, marker: str, what: str) -> Iterator[Path]:
         raise ConfigError(f"{target} holds something else than {what}: name another --out")
     target = target.absolute()
     partial, old = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old"))
-    # A kill between the two renames below leaves the earlier folder under the name `old` alone.
+    # A kill between these two renames leaves only the earlier folder, under the name `old`.
     if old.exists() and not target.exists():
         os.replace(old, target)
     for left in (partial, old):

@@ -1,4 +1,4 @@
-"""Hashes of contents and of facts, all blake2b of 128 bits as 32 hexadecimal digits."""
+"""Hash contents and facts, always blake2b of 128 bits as 32 hexadecimal digits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def content_hash(data: bytes) -> str:
-    """32 hexadecimal digits that identify a file's content."""
+    """Return 32 hexadecimal digits that identify a file's content."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """Hash of a file's content, read in pieces."""
+    """Hash a file's content, read in pieces."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -23,6 +23,6 @@ def hash_file(path: Path) -> str:
 
 
 def fingerprint(facts: Any) -> str:
-    """32 hexadecimal digits that change when `facts` (JSON-serialisable) change."""
+    """Return 32 hexadecimal digits that change when `facts` (JSON-serialisable) change."""
     text = json.dumps(facts, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

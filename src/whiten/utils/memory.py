@@ -1,4 +1,4 @@
-"""How a process keeps its memory: glibc's allocator, and the pages of mapped files."""
+"""Control how a process keeps memory: glibc's allocator, and the pages of mapped files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
 
     Process-wide; only the command line calls this.
 
-    Every large tensor is otherwise mapped, faulted in page by page, and unmapped again, in each
+    Otherwise every large tensor is mapped, faulted in page by page, and unmapped again, in each
     forward pass.
     """
     _mallopt(_M_MMAP_MAX, 0)
@@ -26,12 +26,12 @@ def keep_freed_memory() -> None:
 
 
 def share_pools(count: int) -> None:
-    """Let all threads that start later allocate from `count` of glibc's pools.
+    """Let threads that start later allocate from only `count` of glibc's pools.
 
     Process-wide; only the command line calls this.
 
-    Each pool keeps the memory that it once held. Many threads that decode an image now and then
-    would each fill a pool of their own, up to eight per core.
+    Each pool keeps its peak memory. Many threads that decode images now and then would each fill
+    their own pool, up to eight per core.
     """
     _mallopt(_M_ARENA_MAX, count)
 
@@ -47,10 +47,10 @@ def _mallopt(option: int, value: int) -> None:
 def forget(part: npt.NDArray[Any]) -> None:
     """Release the pages of a mapped file; the system may still cache them.
 
-    Nothing is lost: the system writes what a shared map holds. Anything but a contiguous part of
-    such a map is left alone, private maps (`mode="c"`) too.
+    Nothing is lost: the system writes the contents of a shared map to its file. Anything but a
+    contiguous part of a shared map is left alone, including private maps (`mode="c"`).
     """
-    import numpy as np  # not at once: the command line starts without it
+    import numpy as np  # imported late: the command line starts without it
 
     base: Any = part
     mode = ""

@@ -1,4 +1,4 @@
-"""Names of images: millions of them looked up without an object for each, and shown as text."""
+"""Look up millions of image names without an object for each, and show names as text."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class NameIndex:
         hashes = _hashes(names)
         place = np.searchsorted(self._hashes, hashes)
         left = np.arange(len(names))
-        while True:  # once, except for names of equal hash, which are adjacent
+        while True:  # once, unless names have equal hashes, which are adjacent
             left = left[place[left] < len(self._hashes)]
             left = left[self._hashes[place[left]] == hashes[left]]
             if not len(left):
@@ -67,10 +67,10 @@ def _hashes(names: Sequence[str]) -> Indices:
 
 
 def display_path(path: str) -> str:
-    r"""Return the absolute path as valid UTF-8, for people to read; other bytes become \\xNN."""
+    r"""Return the absolute path as valid UTF-8 for display; other bytes become \\xNN."""
     return as_utf8(os.path.abspath(path))  # noqa: PTH100 - links stay as the user named them
 
 
 def as_utf8(name: str) -> str:
-    r"""Return a name of the file system as valid UTF-8; invalid bytes become \\xNN."""
+    r"""Return a file name as valid UTF-8; invalid bytes become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

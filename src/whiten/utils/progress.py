@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Show progress on stderr: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Update = Callable[..., None]
-"""Called with (done, total), and values to show by name, such as loss="1.234"."""
+"""Called with (done, total), and named values to show, such as loss="1.234"."""
 
 _QUIET_SECONDS = 20.0
 
@@ -23,7 +23,7 @@ def progress(description: str, *, enabled: bool = True, unit: str = "") -> Itera
     """Yield a function that shows the progress of the work.
 
     Args:
-        unit: name of what is counted, `images`; if given, the speed is shown.
+        unit: unit of the count, such as `images`; if given, the speed is shown.
     """
     if not enabled:
         yield lambda done, total, **figures: None
@@ -74,7 +74,7 @@ def _bar(description: str) -> Iterator[Update]:
 
 
 def _lines(description: str) -> Update:
-    """Print for logs: a line at the end, and one every 20 s until then."""
+    """Print lines for logs: one every 20 s, and one at the end."""
     start = last = time.monotonic()
 
     def update(done: int, total: int, **figures: str) -> None:

@@ -13,7 +13,7 @@ Out = TypeVar("Out")
 
 
 def cores() -> int:
-    """Count the cores that this process may use; a container or `taskset` may limit them."""
+    """Count the cores available to this process; a container or `taskset` may limit them."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -26,15 +26,14 @@ def ordered_map(
     workers: int | None = None,
     ahead: int | None = None,
 ) -> Iterator[Out]:
-    """`map` on threads: results in order, at most `ahead` of them computed in advance.
+    """Apply `map` on threads: results in order, at most `ahead` of them computed in advance.
 
-    Memory stays bounded however many inputs there are. Decoding releases the GIL, so threads use
-    all cores without the copies that processes would need
-    (`benchmarks/decode.py`).
+    Memory does not grow with the number of inputs. Decoding releases the GIL, so threads use all
+    cores without the copies that processes would need (`benchmarks/decode.py`).
 
     Args:
-        workers: threads; by default one per core.
-        ahead: by default four per thread.
+        workers: number of threads; by default one per core.
+        ahead: number of results; by default four per thread.
     """
     workers = workers or cores()
     ahead = 4 * workers if ahead is None else ahead

@@ -1,4 +1,4 @@
-"""Values of dataclasses checked against their annotations."""
+"""Check the values of dataclasses against their annotations."""
 
 from __future__ import annotations
 
