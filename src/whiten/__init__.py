@@ -1,6 +1,6 @@
 """Distil frozen image-embedding models into one small, fast student for visual search.
 
-The names below load what they need when they are first used, so that `import whiten` is cheap.
+Names are imported on first use, so that `import whiten` is cheap.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Everything that `whiten` raises on purpose.
+"""All exceptions that `whiten` raises on purpose.
 
-Every message is one line that says what was wrong and what to do about it; the
-command line prints that line and exits with code 2.
+Every message is one line with the problem and its remedy; the command line prints it and exits with
+code 2.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class WhitenError(Exception):
-    """Base class: bad input, or a situation that the user can mend."""
+    """Base class: bad input, or a situation that the user can resolve."""
 
 
 class ConfigError(WhitenError, ValueError):
@@ -19,11 +19,11 @@ class ConfigError(WhitenError, ValueError):
 
 
 class ImageError(WhitenError):
-    """One image cannot be read; the reason is the message."""
+    """An image cannot be read; the message is the reason."""
 
 
 class NoImagesError(WhitenError):
-    """A folder or table holds no image that could be used."""
+    """A folder or table holds no usable image."""
 
 
 class StoreError(WhitenError):
@@ -35,15 +35,15 @@ class WhiteningError(WhitenError):
 
 
 class RankDeficientError(WhiteningError):
-    """More axes were asked for than the data spans."""
+    """More axes were requested than the data spans."""
 
 
 class ConstantInputError(WhiteningError):
-    """Every fitting sample is the same vector."""
+    """All samples of the fit are equal."""
 
 
 class NonFiniteInputError(WhiteningError):
-    """Fitting or transformed samples hold NaN or infinity."""
+    """Samples hold NaN or infinity."""
 
 
 class TeacherError(WhitenError):
@@ -58,20 +58,20 @@ class MissingExtraError(WhitenError):
 
 
 class RunError(WhitenError):
-    """A run folder is in the way, or a training run cannot go on."""
+    """A run folder is occupied, or a training run cannot continue."""
 
 
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What the reader of a record raises where its file is cut off, is no UTF-8 or JSON, lacks keys,
-has values of other types, or a thousand open brackets."""
+"""Errors of a record's reader if the file is truncated, is not UTF-8 or JSON, lacks keys, has
+values of other types, or is nested too deeply."""
 
 
 def nearest(word: object, choices: Iterable[str], n: int = 3) -> str:
-    """`; did you mean 'a' or 'b'?` for the likeliest intended choices, or an empty string."""
+    """Return `; did you mean 'a' or 'b'?` for the closest choices, or an empty string."""
     found = difflib.get_close_matches(str(word), list(choices), n=n, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, for the inside of a message; its name where it says nothing."""
+    """Return an exception's message on one line; its type's name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

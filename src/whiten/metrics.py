@@ -1,9 +1,9 @@
-"""Retrieval metrics: numpy in, numbers out.
+"""Retrieval metrics of NumPy arrays.
 
-Two definitions of average precision are in use, and both are here. `average_precision` is
-the mean of the precision at each relevant rank (information retrieval, SVD, scikit-learn).
-The revisited Oxford and Paris benchmark (Radenović et al., CVPR 2018) integrates the
-precision-recall curve by trapezoids, `trapezoid_ap`. All ranks here start at 0.
+Two definitions of average precision are in use; both are here. `average_precision` is the mean of
+the precision at each relevant rank (information retrieval, SVD, scikit-learn). The revisited Oxford
+and Paris benchmark (Radenović et al., CVPR 2018) integrates the precision-recall curve by
+trapezoids, `trapezoid_ap`. All ranks here start at 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from whiten.retrieval.sets import set_similarity as set_similarity
 
 Scores = npt.NDArray[np.float64]
 
-# The revisited protocols: which index lists count as positives, and which are ignored.
+# The revisited protocols: lists that count as positives, and lists that are ignored.
 REVISITED = {
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
@@ -33,10 +33,10 @@ REVISITED = {
 
 
 def average_precision(labels: Sequence[int] | npt.NDArray[Any]) -> float:
-    """Mean of the precision at each relevant rank.
+    """Compute the mean of the precision at each relevant rank.
 
-    Normalised by the relevant items in the list, as the SVD protocol does; cut the list for
-    AP at k.
+    Normalised by the number of relevant items in the list, as in the SVD protocol; truncate the
+    list for AP at k.
 
     Args:
         labels: (n,) of 0 or 1, the relevance of the ranked items, best first.
@@ -49,11 +49,11 @@ def average_precision(labels: Sequence[int] | npt.NDArray[Any]) -> float:
 
 
 def ap_from_ranks(ranks: Ranks, n_positives: int | None = None) -> float:
-    """`average_precision` from the sorted ranks of the positives.
+    """Compute `average_precision` from the sorted ranks of the positives.
 
     Args:
         ranks: (p,) ascending, from 0.
-        n_positives: what to divide by, if positives were left out; by default p.
+        n_positives: divisor, if positives were left out; by default p.
     """
     if len(ranks) == 0:
         return 0.0
@@ -62,7 +62,7 @@ def ap_from_ranks(ranks: Ranks, n_positives: int | None = None) -> float:
 
 
 def trapezoid_ap(ranks: Ranks) -> float:
-    """AP of the revisited benchmark: trapezoids under the precision-recall curve.
+    """Compute the AP of the revisited benchmark: trapezoids under the precision-recall curve.
 
     Args:
         ranks: (p,) ascending ranks of the positives from 0, junk already removed; p >= 1.
@@ -76,22 +76,23 @@ def trapezoid_ap(ranks: Ranks) -> float:
 def revisited(
     similarity: npt.NDArray[Any], ground_truth: Sequence[Mapping[str, Sequence[int]]]
 ) -> dict[str, dict[str, Any]]:
-    """Scores of the revisited Oxford and Paris benchmark, all protocols in one pass.
+    """Compute the metrics of revisited Oxford and Paris, all protocols in one pass.
 
-    Without the matrix, from embeddings: `whiten.evaluation.evaluate.score_revisited`.
+    To compute them from embeddings, without the matrix:
+    `whiten.evaluation.evaluate.score_revisited`.
 
     Args:
         similarity: (database, queries), larger is more similar.
-        ground_truth: per query the database indices that are `easy`, `hard` and `junk`;
-            a missing list is empty.
+        ground_truth: per query, database indices that are `easy`, `hard` and `junk`; a missing list
+            is empty.
 
     Returns:
-        For `easy`, `medium` and `hard`: `map`; `aps`, one per query, None where a query has no
-        positive (it is left out of the means); `mp_at`, the mean precision at 1, 5 and 10,
-        where k shrinks to the rank of the last positive if that comes earlier.
+        For `easy`, `medium` and `hard`: `map`; `aps`, one per query, None for queries without
+        positives (which are left out of the means); `mp_at`, the mean precision at 1, 5 and 10,
+        where k is at most the rank of the last positive.
 
     Raises:
-        ConfigError: the shapes do not fit, or similarities are NaN.
+        ConfigError: shapes do not match, or similarities are NaN.
     """
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or similarity.shape[1] != len(ground_truth):
@@ -112,7 +113,7 @@ def revisited(
 def revisited_labels(
     ground_truth: Sequence[Mapping[str, Sequence[int]]],
 ) -> tuple[list[Ranks], list[Ranks]]:
-    """Per query all indices that its ground truth names, and those that are ever positive."""
+    """Return all indices in each query's ground truth, and those that are ever positive."""
     return (
         [np.unique(_indices(truth, ("easy", "hard", "junk"))) for truth in ground_truth],
         [np.unique(_indices(truth, ("easy", "hard"))) for truth in ground_truth],
@@ -122,7 +123,7 @@ def revisited_labels(
 def revisited_scores(
     counters: Iterable[RankCounter], ground_truth: Sequence[Mapping[str, Sequence[int]]]
 ) -> dict[str, dict[str, Any]]:
-    """What `revisited` returns, from finished counters of consecutive queries."""
+    """Return the result of `revisited`, from finished counters of consecutive queries."""
     aps: dict[str, list[float | None]] = {name: [] for name in REVISITED}
     precisions: dict[str, list[list[float]]] = {name: [] for name in REVISITED}
     rows = ((counter, row) for counter in counters for row in range(len(counter)))
@@ -156,14 +157,14 @@ def _indices(truth: Mapping[str, Sequence[int]], names: Iterable[str]) -> Ranks:
 def positive_ranks(
     similarity: npt.NDArray[Any], positives: Ranks, junk: Ranks | None = None
 ) -> Ranks:
-    """Ranks of the positives in a gallery sorted by falling similarity, without sorting it.
+    """Return the ranks of the positives by descending similarity, without sorting the gallery.
 
-    Equal similarities rank by index, as a stable sort would; see `RankCounter`.
+    Ties rank by index, as in a stable sort; see `RankCounter`.
 
     Args:
-        similarity: (n,) of one query to the gallery.
+        similarity: (n,) similarities of one query to the gallery.
         positives: (p,) indices into it, p >= 1.
-        junk: indices that are treated as absent.
+        junk: indices to treat as absent.
 
     Returns:
         (p,) ascending.
@@ -177,39 +178,39 @@ def positive_ranks(
 
 
 def precision_at(ranks: Ranks, k: int) -> float:
-    """Share of positives among the first k."""
+    """Return the fraction of positives among the first k."""
     return float((ranks < k).sum()) / k
 
 
 def recall_at(ranks: Ranks, k: int) -> float:
-    """1 if a positive is among the first k, else 0 (the field's recall@k)."""
+    """Return 1 if a positive is among the first k, else 0 (the field's recall@k)."""
     return float(len(ranks) > 0 and ranks[0] < k)
 
 
 def average_precision_at(ranks: Ranks, k: int) -> float:
-    """AP of the first k, divided by the positives that could be there, min(p, k)."""
+    """Return the AP of the first k, divided by the number of positives possible, min(p, k)."""
     return ap_from_ranks(ranks[ranks < k], min(len(ranks), k))
 
 
 def micro_average_precision(
     scores: npt.NDArray[Any], labels: npt.NDArray[Any], *, n_positives: int | None = None
 ) -> float:
-    """µAP: average precision of all queries' pairs ranked in one list by their scores.
+    """Compute µAP: average precision over all queries' pairs, ranked in one list by score.
 
-    Unlike mAP it asks that scores of different queries can be compared: one threshold for all
-    (Law-To et al., CIVR 2007; measure of the 2021 Image Similarity Challenge, Douze et al. 2021).
-    Pairs of equal score are one step of the precision-recall curve, in no order.
+    Unlike mAP, it requires scores to be comparable across queries: one threshold for all (Law-To et
+    al., CIVR 2007; metric of the 2021 Image Similarity Challenge, Douze et al. 2021). Pairs of
+    equal score form one step of the precision-recall curve, without order.
 
     Args:
-        scores: of the pairs, of any shape; pairs that are left out count as not found.
-        labels: 0 or 1 of the same shape, whether a pair is right.
-        n_positives: right pairs in all, with those that are left out; by default those here.
+        scores: scores of the pairs, of any shape; pairs left out count as not found.
+        labels: 0 or 1, of the same shape, whether a pair is correct.
+        n_positives: number of correct pairs, including those left out; by default those given.
 
     Returns:
-        0 to 1; 0 where there is nothing to find.
+        0 to 1; 0 if there is nothing to find.
 
     Raises:
-        ConfigError: shapes that do not fit, NaN, or fewer positives in all than here.
+        ConfigError: shapes do not match, scores are NaN, or `n_positives` is too small.
     """
     values, right = np.asarray(scores).ravel(), np.asarray(labels).ravel().astype(bool)
     if np.shape(scores) != np.shape(labels) or np.isnan(values).any():
@@ -232,14 +233,14 @@ def micro_average_precision(
 def bootstrap_interval(
     values: npt.NDArray[Any], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over queries (Efron & Tibshirani 1993).
+    """Compute the percentile bootstrap interval of a mean over queries (Efron & Tibshirani 1993).
 
     Args:
         values: (n,) one number per query.
     """
     values = np.asarray(values, np.float64)
     generator = np.random.default_rng(seed)
-    # Resampling is drawing how often each query appears: memory O(n) per resample.
+    # Resampling draws how often each query appears: memory O(n) per resample.
     means = np.empty(resamples)
     for i in range(resamples):
         means[i] = values[generator.integers(0, len(values), len(values))].mean()

@@ -1,6 +1,6 @@
 """The whitening as a scikit-learn transformer, for pipelines and searches over its settings.
 
-Needs scikit-learn, `pip install "whiten[sklearn]"`; nothing else in the library does.
+Needs scikit-learn, `pip install "whiten[sklearn]"`; no other module does.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class WhitenerTransformer(
     """`whiten.Whitener` with scikit-learn's interface.
 
     Args:
-        dim: principal axes kept; None keeps all that the samples span.
-        shrinkage: c in √(λ + c·mean(λ)), which axes are divided by: 0 is PCA-whitening.
-        normalize: L2-normalise what comes out, as for retrieval.
+        dim: number of principal axes to keep; None keeps all that the samples span.
+        shrinkage: c in √(λ + c·mean(λ)), by which axes are divided: 0 is PCA-whitening.
+        normalize: L2-normalise the output, as for retrieval.
 
     Attributes (after fitting):
         whitener_: the `Whitener`, which can be saved.
@@ -59,7 +59,7 @@ class WhitenerTransformer(
         return self
 
     def transform(self, X: Array) -> Array:  # noqa: N803
-        """(n, D) samples -> (n, dim) whitened, in the samples' precision."""
+        """Whiten (n, D) samples -> (n, dim), in the samples' precision."""
         check_is_fitted(self)
         samples = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         whitened = self.whitener_.transform(samples)

@@ -1,7 +1,7 @@
-"""The verbs: parse, call, print. No logic lives here.
+"""The command line: parse, call, print, without further logic.
 
-Results go to stdout, progress and messages to stderr. Bad input is one line and exit code 2.
-Heavy imports happen inside the verb that needs them.
+Results go to stdout, progress and messages to stderr. Bad input gives one line and exit code 2.
+Each verb imports heavy modules itself.
 """
 
 from __future__ import annotations

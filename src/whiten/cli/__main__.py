@@ -1,4 +1,4 @@
-"""`python -m whiten.cli`: the command without its script."""
+"""Run the command line as `python -m whiten.cli`, without the installed script."""
 
 from whiten.cli import main
 

@@ -1,4 +1,4 @@
-"""The command-line application that the verbs belong to, and the options that they share."""
+"""The command-line application, and the options that its verbs share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whiten.errors import ConfigError
 
 
 def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse 2.5 where an integer is expected, which would be rounded in silence."""
+    """Refuse 2.5 where an integer is expected; it would be rounded silently."""
     for argument in arguments:
         kinds = {argument.hint, *get_args(argument.hint)}
         if int in kinds and float not in kinds:
@@ -33,7 +33,7 @@ app = App(
     exit_on_error=False,
     result_action="return_value",
     default_parameter=Parameter(consume_multiple=True, negative=()),  # --teachers A B
-    suppress_keyboard_interrupt=False,  # `main` says how to continue
+    suppress_keyboard_interrupt=False,  # `main` prints how to continue
 )
 
 Json = Annotated[bool, Parameter("--json")]

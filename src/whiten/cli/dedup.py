@@ -11,7 +11,7 @@ from whiten.cli.app import Cache, Json, Model, app
 from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
 
-_SHOWN = 10  # groups that are printed where no folder takes them
+_SHOWN = 10  # groups printed if they are not written to a folder
 
 
 @app.command
@@ -36,11 +36,11 @@ def dedup(
     Args:
         images: a folder or a table of images or of videos, or a store of embeddings.
         model: folder of a student, or URI of any model; not needed for a store.
-        threshold: least similarity of near-duplicates: cosine for images, chamfer for videos.
-        target_precision: choose the threshold so that this share of the pairs above it is right,
-            at 95 % confidence.
-        positives: pairs that the choice learns from: groups (the default for a table with groups),
-            or views, which are crops and changes of light of the images themselves.
+        threshold: minimum similarity of near-duplicates: cosine for images, chamfer for videos.
+        target_precision: choose the threshold so that this fraction of the pairs above it is
+            correct, at 95 % confidence.
+        positives: pairs to choose the threshold by: groups (the default for a table with groups),
+            or views, which are crops and brightness changes of the images themselves.
         out: folder for groups.html, groups.csv and delete.sh.
         keep: best keeps the most pixels, then the most bytes; first keeps the first path.
         cache: folder for embeddings, to reuse them; by default OUT/embeddings.

@@ -1,4 +1,4 @@
-"""Report what is installed, which devices there are, and what would be faster."""
+"""Report installed extras, available devices, and how to run faster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from whiten._version import __version__
 from whiten.utils.devices import best_device, computes_bf16
 
-# Extra -> what it is for, and the modules that it brings.
+# Extra -> its purpose, and the modules that it installs.
 EXTRAS = {
     "onnx": ("onnx: models, and export", ("onnx", "onnxruntime")),
     "openvino": ("export to OpenVINO", ("openvino",)),
@@ -35,7 +35,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Inspect this machine; nothing is changed or sent anywhere."""
+    """Inspect this machine; changes nothing and sends nothing."""
     device = best_device()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {

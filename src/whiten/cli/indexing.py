@@ -39,11 +39,11 @@ def index(
             columns of the table of images.
         add: add these images to the index, and remove none.
         remove: ids of images to remove.
-        kind: kind of search: exact, int8 (also exact), ivf, hnsw, or auto, which measures what is
-            fast; by default the kind of the last build, at first auto.
-        recall: lowest recall@10 compared with exact search; at first 0.95.
-        storage: how vectors are stored: float32 float16 int8 binary pca:K pq:M, with +float32 to
-            keep full vectors that re-rank the answers; by default as before, at first float32.
+        kind: search kind: exact, int8 (also exact), ivf, hnsw, or auto, which measures which is
+            fast; by default unchanged, auto for a new index.
+        recall: minimum recall@10 against exact search; 0.95 for a new index.
+        storage: how to store vectors: float32 float16 int8 binary pca:K pq:M, with +float32 to keep
+            full vectors that re-rank the hits; by default unchanged, float32 for a new index.
         as_json: print JSON.
     """
     from dataclasses import asdict
@@ -64,7 +64,7 @@ def index(
         changed.remove(remove or [])
     else:
         if model is None and not is_store(images):
-            model = Index.open(where).facts.uri or None  # its error says how to begin
+            model = Index.open(where).facts.uri or None  # its error says how to start
         changed = Index.build(
             model,
             images,
@@ -127,16 +127,16 @@ def search(
         index: folder of the index; with --in by default next to the student's run.
         store: vector database to use instead of a folder: milvus:URI or pgvector:DSN.
         k: number of hits.
-        threshold: lowest score of a hit.
+        threshold: minimum score of a hit.
         where: filter on columns of the index: price < 10 and group in ['shoes', 'bags']
-        box: x,y,w,h in pixels: the part of the single image to query with.
+        box: x,y,w,h in pixels: the region of the single image to query with.
         combine: how several images form one query: mean averages their embeddings, max takes the
-            best similarity to any of them; by default mean, and max for the frames of a video.
+            highest similarity to any of them; by default mean, and max for the frames of a video.
         videos: list videos instead of frames, each with its best frame.
-        expand: query again with this many of the first hits added (α-query expansion).
-        alpha: power of the similarity that weighs these hits.
-        background: index of images that are all wrong; the query's similarity to them is subtracted
-            from the scores, so that one threshold serves all queries.
+        expand: query again with this many of the top hits added (α-query expansion).
+        alpha: exponent of the similarities that weight these hits.
+        background: index of images that match no query; the query's similarity to them is
+            subtracted from the scores, so that one threshold serves all queries.
         as_json: print JSON.
         paths_only: print only paths, one per line.
         open_page: write a page of the hits and open it in the browser.
@@ -177,7 +177,7 @@ def search(
 
 
 def place(folder: Path | None, store: str | None, option: str) -> Path | str:
-    """Return the place of an index: a folder or a database, one of which must be given."""
+    """Return the place of an index: a folder or a database; one of them must be given."""
     if (folder is None) == (store is None):
         raise ConfigError(f"name the place of the index: {option} FOLDER, or --store milvus:URI")
     return folder if folder is not None else store or ""

@@ -15,7 +15,7 @@ def teachers(pattern: str = "", /, *, as_json: Json = False) -> None:
     """List models, or describe one.
 
     Args:
-        pattern: part of a name, to list what matches; or a whole URI, to describe that model.
+        pattern: part of a name, to list matches; or a whole URI, to describe that model.
         as_json: print JSON.
     """
     from whiten.models.listing import describe, list_teachers, names_one
@@ -63,7 +63,7 @@ def convert(
 
 @app.command
 def doctor(*, as_json: Json = False) -> None:
-    """Report what is installed, which devices there are, and what would be faster."""
+    """Report installed extras, available devices, and how to run faster."""
     from whiten.cli.doctor import diagnose
 
     found = diagnose()

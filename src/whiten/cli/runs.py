@@ -1,4 +1,4 @@
-"""Training: a run, its report, and the demo."""
+"""The verbs `distill`, `report` and `demo`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Options(Yaml):
         if not isinstance(options, dict):
             raise ConfigError(f"{self.path} must hold options, one `name: value` per line")
         chosen = {str(k): v for k, v in options.items() if k != "version" and v is not None}
-        return {"distill": chosen}  # below the verb, since `teachers` is the name of another verb
+        return {"distill": chosen}  # below the verb, since `teachers` is also a verb
 
 
 def _from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -45,7 +45,7 @@ def _from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
 
 
 def _is_file(text: str) -> bool:
-    """Whether a recipe is a file: names of recipes have neither dot nor slash."""
+    """Return whether a recipe is a file: names of recipes have neither dot nor slash."""
     return "." in text or "/" in text or os.sep in text or os.path.isfile(text)  # noqa: PTH113
 
 
@@ -62,7 +62,7 @@ def distill(
     test: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Distil teachers into a student, and report what was gained.
+    """Distil teachers into a student, and report the results.
 
     Args:
         images: a folder, or a CSV or Parquet with columns path,group.
@@ -136,11 +136,11 @@ def demo(
     quick: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Distil three real networks on the bundled images and report what came out.
+    """Distil three real networks on the bundled images and report the results.
 
     Args:
         out: the demo's folder.
-        quick: a version of a few seconds, whose numbers mean nothing.
+        quick: a version of a few seconds, whose metrics mean nothing.
         as_json: print JSON.
     """
     from whiten.demo.run import conclusions, next_commands, run_demo

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from whiten.cli.app import Model, app
 from whiten.cli.terminal import say
 
-_POOLS = 2  # of memory; with more it grows over thousands of requests
+_POOLS = 2  # of memory; with more, memory grows over thousands of requests
 
 
 @app.command
@@ -38,17 +38,17 @@ def serve(
     Args:
         index: a folder, milvus:URI or pgvector:DSN.
         model: model that embeds the queries; by default the model of the index.
-        background: index of images that are all wrong, for searches that ask to subtract the
-            similarity to it.
+        background: index of images that match no query, for searches that subtract the similarity
+            to it.
         host: address to listen on; 0.0.0.0 is every address of this machine.
         port: port to listen on; 0 takes any free one.
         root: folders whose images may be queried by path.
         allow_host: host names that clients may use.
         token_file: file with the token.
-        max_upload: largest request in megabytes.
-        max_pixels: largest uploaded image in millions of pixels.
-        waiting: most requests that wait for the model.
-        timeout: longest time for a request in seconds.
+        max_upload: maximum request size in megabytes.
+        max_pixels: maximum size of an uploaded image in millions of pixels.
+        waiting: maximum number of requests that wait for the model.
+        timeout: maximum time per request in seconds.
     """
     from whiten.serve import Settings, create_app
     from whiten.serve.running import is_loopback, listen, run, url_of

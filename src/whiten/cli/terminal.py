@@ -1,4 +1,4 @@
-"""Output and exit of the command line: results on stdout, all else on stderr, errors in a line."""
+"""Output and exit of the command line: results on stdout, all else on stderr, one-line errors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from cyclopts import CycloptsError
 
 from whiten.errors import WhitenError, one_line
 
-USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as shells number signals
+USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as in shells
 
 
 @contextmanager
 def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
-    """Turn errors that a user can mend, interrupts and closed pipes into a line and an exit code.
+    """Turn user errors, interrupts and closed pipes into one line and an exit code.
 
     Args:
         arguments: the command line; after an interrupt the message says how to continue it.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not text stay whole
+        sys.stdout.reconfigure(errors="surrogateescape")  # keeps file names that are no text
     try:
         yield
         if sys.stdout is not None:  # closed with >&-
@@ -36,12 +36,12 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
     except (WhitenError, CycloptsError) as error:
         _end(one_line(error), USAGE)
     except KeyboardInterrupt:
-        for child in multiprocessing.active_children():  # Python would wait for their ends
+        for child in multiprocessing.active_children():  # Python would wait for them to end
             child.terminate()
         _end(f"interrupted: {how_to_continue(arguments)}", INTERRUPTED)
-    except BrokenPipeError:  # the reader of `whiten … | head` has enough
+    except BrokenPipeError:  # the reader of `whiten … | head` has closed the pipe
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # Python would complain while it flushes them
+        for stream in (1, 2):  # Python would report errors when flushing them
             os.dup2(nowhere, stream)
         sys.exit(BROKEN_PIPE)
     except OSError as error:
@@ -88,13 +88,14 @@ def say(text: str) -> None:
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning on one line, without the place in the source."""
+    """Print a warning on one line, without its location in the source."""
     say(f"whiten: warning: {' '.join(str(message).split())}")
 
 
 def print_json(value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    # Half a surrogate pair stands for a byte of a file name that is not text: JSON can escape it.
+    # A lone surrogate stands for a byte of a file name that is not valid Unicode: JSON can escape
+    # it.
     print(text.encode("utf-8", "backslashreplace").decode())
 
 

@@ -1,4 +1,4 @@
-"""The demo: three real networks distilled on the bundled drawings.
+"""Demo: three real networks distilled on the bundled drawings.
 
-Nothing enters but the bundled data; a run folder, a table and a report leave.
+Uses only bundled data; returns a run folder, a table and a report.
 """

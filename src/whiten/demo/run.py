@@ -1,10 +1,10 @@
 """The demo: real weights, real images, every step.
 
-Three networks of different families, tasks and input conventions teach one EfficientNet-Lite0
-at 64 px. First without labels, on the backbone's frozen features, from raw and from whitened
-teachers at equal budget; then with groups as positive pairs, the whole network, which can also
-query a gallery of its teachers. Train and test groups are disjoint, and the choices below were
-made on the validation split.
+Three networks of different families, tasks and input conventions teach one EfficientNet-Lite0 at
+64 px. First without labels, on the backbone's frozen features, from raw and from whitened teachers
+with equal budget; then with groups as positive pairs, training the whole network, which can also
+query a gallery of its teachers. Train and test groups are disjoint, and the settings below were
+chosen on the validation split.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ LABEL_FREE_RAW = "student, label-free, raw teachers"
 LABEL_FREE = "student, label-free"
 GROUPS = "student, groups"
 
-_MARK = "demo.json"  # marks the folder of a demo, and records which
+_MARK = "demo.json"  # marks the folder of a demo, and records its plan
 
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """The size of everything; `QUICK` is for tests."""
+    """Sizes of the demo; `QUICK` is for tests."""
 
     teachers: list[str]
     student: str
@@ -96,7 +96,7 @@ def run_demo(
         quick: a version of a few seconds on little data; its numbers mean nothing.
 
     Returns:
-        The rows of the result table, also in `results.json`, and the report's path.
+        Rows of the result table, also in `results.json`, and the path of the report.
 
     Raises:
         RunError: the folder holds something else.
@@ -113,7 +113,7 @@ def run_demo(
             train,
             plan.teachers,
             student=plan.student,
-            pool="avg",  # as the backbone was trained, so that the start is a fair baseline
+            pool="avg",  # the backbone's own pooling, so that the start is a fair baseline
             out=folder.root,
             cache=cache,
             resume=True,
@@ -166,7 +166,7 @@ def _encoders(
     yield raw, "fusion-raw", "raw fusion"
     yield whitened, "fusion-whitened", "whitened fusion"
     yield load(plan.student), "student", START
-    # No training at all: the start's features, whitened on the training images.
+    # No training: the initial features, whitened on the training images.
     start = load(
         f"fuse:whitened:{plan.student}",
         whiten_on=train,

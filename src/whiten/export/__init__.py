@@ -1,6 +1,6 @@
-"""A student -> a folder that embeds without torch.
+"""Export a student to a folder that embeds without torch.
 
-A student and sample images enter; ONNX, OpenVINO or TorchScript files leave. Exactness and speed
+Takes a student and sample images; writes ONNX, OpenVINO or TorchScript files. Exactness and speed
 are measured first; a file that is not exact enough is not written.
 """
 

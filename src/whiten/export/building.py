@@ -37,7 +37,7 @@ Wanted = tuple[str, str]
 
 
 def choose(formats: list[str], precisions: list[str]) -> tuple[list[Wanted], list[str]]:
-    """Combine formats and precisions, with remarks on those that a format does not have.
+    """Combine formats and precisions, with remarks on unsupported combinations.
 
     Raises:
         ConfigError: a name is wrong, or a format has none of the precisions.
@@ -68,12 +68,12 @@ def choose(formats: list[str], precisions: list[str]) -> tuple[list[Wanted], lis
 
 
 class Builder:
-    """Writes variants; shared parts are made once.
+    """Writes variants; shared parts are created once.
 
     Args:
         student: folder of the student; it is loaded again, because tracing wraps its layers.
-        manifest: what the files record about themselves.
-        calibration: (m, h, w, 3) uint8: images for measuring the ranges of int8.
+        manifest: metadata that the files record.
+        calibration: (m, h, w, 3) uint8 images to measure the ranges of int8.
     """
 
     def __init__(self, student: Path, manifest: Manifest, calibration: Pixels) -> None:
@@ -99,7 +99,7 @@ class Builder:
         else:
             graph = self._int8 if precision == "int8" else self._fp32
             if name == "openvino":
-                # fp16 weights are more exact than the bf16 that it computes with.
+                # fp16 weights are more exact than bf16, which it computes with.
                 halves = precision in ("fp16", "bf16")
                 files = write_openvino(graph, path, metadata, halves=halves)
             else:
@@ -110,7 +110,7 @@ class Builder:
         return Variant(name, precision, hashes, size)
 
     def _metadata(self, precision: str) -> dict[str, str]:
-        """Return what a file records about itself, for when it is moved alone; all as text."""
+        """Return the metadata that a file records for when it is moved alone; all as text."""
         known = self._manifest
         return {
             "format": str(FORMAT),

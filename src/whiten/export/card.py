@@ -9,7 +9,7 @@ from whiten.models.exported import Manifest
 
 
 def export_card(manifest: Manifest, student_card: str) -> str:
-    """Write the card: what the folder holds, how to use it, and what was measured.
+    """Write the card: contents of the folder, use, and measurements.
 
     Args:
         student_card: card of the exported student, which is appended one level lower.
@@ -57,7 +57,7 @@ The card of the student's own folder:
 
 
 def _lowered(card: str) -> str:
-    """Lower headings by two levels, except in blocks of code."""
+    """Lower headings by two levels, except in code blocks."""
     parts = re.split(r"(^```.*?^```$)", card, flags=re.MULTILINE | re.DOTALL)
     return "".join(
         part if part.startswith("```") else re.sub(r"^#", "###", part, flags=re.MULTILINE)

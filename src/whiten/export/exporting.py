@@ -39,8 +39,8 @@ class Exports:
     """The result of an export.
 
     Attributes:
-        folder: where it is.
-        manifest: content of `export.json`: the variants, their parity and speed.
+        folder: folder of the export.
+        manifest: contents of `export.json`: the variants, their parity and speed.
         skipped: images that could not be read.
         left_out: remarks on requested variants that were not written.
     """
@@ -60,7 +60,7 @@ class Exports:
         }
 
     def lines(self) -> list[str]:
-        """Yield the lines of a table and remarks, for people."""
+        """Return the lines of the table and the remarks, for display."""
         return lines(self.manifest)
 
 
@@ -80,21 +80,21 @@ def export(
     """Export a student in all requested formats and precisions, or not at all.
 
     Args:
-        student: its folder, or the folder of the run that made it.
-        out: the folder to write; replaces an earlier export.
+        student: folder of the student, or of the run that made it.
+        out: folder to write; replaces an earlier export.
         formats: onnx, openvino, torchscript.
         precisions: fp32, fp16, bf16 (not with ONNX), int8 (not with TorchScript).
         images: a folder or table of images like those in use. Half of them calibrate int8; the
             other half is held out to compare embeddings. Without them, synthetic images are
             compared, and int8 is not available.
         fold_normalisation: make the graphs take (n, h, w, 3) uint8 RGB and normalise it.
-        int8_floor: lowest mean-centred cosine to torch, on average, that int8 may have.
-        int8_loss: most retrieval mAP that int8 may lose, where the images have groups.
-        workers: threads that decode images; by default one per core.
+        int8_floor: minimum mean-centred cosine to torch, on average, for int8.
+        int8_loss: maximum loss of retrieval mAP for int8, if the images have groups.
+        workers: number of decoding threads; by default one per core.
 
     Raises:
-        ConfigError: a wrong option, or int8 without images.
-        TeacherError: the student cannot be loaded or exported, or an export is not good enough.
+        ConfigError: an option is invalid, or int8 is requested without images.
+        TeacherError: the student cannot be loaded or exported, or an export is not exact enough.
         MissingExtraError: a library is not installed.
     """
     wanted, left_out = choose(list(formats), list(precisions))
@@ -135,7 +135,7 @@ def export(
                 if reason:
                     raise TeacherError(f"{title(variant)} is refused: {reason}")
                 manifest.variants.append(replace(variant, parity=asdict(parity)))
-            # A variant slower than fp32 is remarked on, even if fp32 is not kept.
+            # A variant slower than fp32 gets a remark, even if fp32 is not kept.
             for name in {name for name, _ in wanted if (name, "fp32") not in wanted}:
                 plain = builder.write(builder.scratch, name, "fp32")
                 models[title(plain)] = open_variant(builder.scratch, manifest, plain)
@@ -178,7 +178,7 @@ def _embed(model: Teacher, sample: Sample) -> Vectors:
 def _timed(
     manifest: Manifest, sample: Sample, truth: Truth, speeds: Mapping[str, Mapping[str, float]]
 ) -> Manifest:
-    """Add the speeds, what they mean, and what everything was measured on."""
+    """Add the speeds, remarks on them, and the measuring conditions."""
     return replace(
         manifest,
         variants=[

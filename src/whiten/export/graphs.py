@@ -1,4 +1,4 @@
-"""A student as a graph: traced once to ONNX, from which the other formats are converted."""
+"""A student as a graph: traced once to ONNX, then converted to the other formats."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ BACKBONE = "/net/backbone/"  # prefix of the backbone's nodes in the graph
 
 
 class Deployed(nn.Module):
-    """The module that is traced: a student whose embeddings are L2-normalised.
+    """The module to trace: a student with L2-normalised embeddings.
 
     Args:
-        net: the student; its backbone is wrapped, so it cannot be trained any more.
+        net: the student; its backbone is wrapped, so it can no longer be trained.
         preprocess: preprocessing of its input.
         takes_pixels: take (n, h, w, 3) uint8 RGB instead of normalised (n, 3, h, w) float32.
     """
@@ -58,13 +58,13 @@ class Deployed(nn.Module):
         return F.normalize(self.net(images), dim=1)
 
     def compute_in(self, dtype: torch.dtype) -> Deployed:
-        """Give the backbone another precision; pooling takes powers, which overflow in fp16."""
+        """Convert only the backbone's precision: pooling takes powers, which overflow in fp16."""
         backbone: Any = self.net.backbone
         backbone.to(dtype).dtype = dtype
         return self
 
     def example(self, count: int, size: tuple[int, int]) -> Tensor:
-        """A blank input."""
+        """Return a blank input."""
         height, width = size
         if self.takes_pixels:
             return torch.zeros(count, height, width, 3, dtype=torch.uint8)
@@ -72,7 +72,7 @@ class Deployed(nn.Module):
 
 
 class _Scoped(nn.Module):
-    """A backbone as a module of its own, so that tracing gives its nodes a prefix."""
+    """Wraps a backbone in a module, so that tracing gives its nodes a prefix."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def trace_onnx(deployed: Deployed, size: tuple[int, int]) -> Any:
     """Trace the student to an ONNX model with a dynamic batch size.
 
     Raises:
-        TeacherError: its network cannot be traced.
+        TeacherError: the network cannot be traced.
     """
     onnx, _ = onnx_libraries()
     with _traceable(), tempfile.TemporaryDirectory(prefix="whiten-") as folder:
@@ -133,10 +133,10 @@ def trace_onnx(deployed: Deployed, size: tuple[int, int]) -> Any:
 
 
 def fold_sizes(model: Any) -> Any:
-    """Replace sizes that the graph computes from its input by constants where they are fixed.
+    """Replace sizes that the graph computes from its input by constants if they are fixed.
 
-    Traced "same" padding reads the size of each feature map. All but the batch size is known, so
-    these are constants, and paddings then move into convolutions: up to twice as fast.
+    Traced "same" padding reads the size of each feature map. All sizes except the batch size are
+    known, so these become constants, and paddings then fold into convolutions: up to twice as fast.
     """
     onnx, ort = onnx_libraries()
     while _fold_known_sizes(onnx, model):
@@ -161,7 +161,7 @@ def _optimised(onnx: Any, ort: Any, model: Any, options: Any) -> Any:
 def _drop_unused(graph: Any) -> None:
     """Remove nodes that nothing reads, such as sizes that became constants."""
     read = {name.name for name in graph.output}
-    for node in reversed(list(graph.node)):  # readers come after what they read
+    for node in reversed(list(graph.node)):  # consumers come after producers
         if read.isdisjoint(node.output):
             graph.node.remove(node)
         else:
@@ -198,7 +198,7 @@ def _fold_known_sizes(onnx: Any, model: Any) -> bool:
 
 
 def to_fp16(model: Any) -> Any:
-    """Convert the weights and the computation of the backbone to half precision.
+    """Convert the backbone's weights and computation to half precision.
 
     Pooling stays in fp32: it takes powers, which overflow in fp16.
     """
@@ -232,8 +232,8 @@ def write_openvino(
     ov = import_openvino()
     found = ov.Core().read_model(model.SerializeToString())
     for number, node in enumerate(found.get_ordered_ops()):
-        # Nodes without a name are numbered over all nodes that the process has made: the
-        # same student would have another file, and so another fingerprint, each time.
+        # Nodes without a name are numbered across all nodes of the process: the same student would
+        # get another file, and so another fingerprint, each time.
         if node.get_friendly_name().startswith(f"{node.get_type_name()}_"):
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
     for name, value in metadata.items():
@@ -246,7 +246,7 @@ def write_torchscript(
     deployed: Deployed, size: tuple[int, int], path: Path, metadata: Mapping[str, str]
 ) -> list[Path]:
     extra = {f"{METADATA}.{name}": value for name, value in metadata.items()}
-    jit: Any = torch.jit  # whose functions have no types
+    jit: Any = torch.jit  # its functions are untyped
     with _traceable(), torch.no_grad():
         traced = jit.trace(deployed, deployed.example(2, size))
         jit.save(jit.freeze(traced), str(path), _extra_files=extra)
@@ -255,7 +255,7 @@ def write_torchscript(
 
 @contextlib.contextmanager
 def _traceable() -> Iterator[None]:
-    """Turn errors of tracing, such as missing operators and control flow, into one line."""
+    """Turn tracing errors, such as missing operators and control flow, into one line."""
     try:
         with _quiet():
             yield
@@ -269,7 +269,7 @@ def _traceable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence messages of the exporters, which a user cannot act on."""
+    """Silence messages of the exporters that a user cannot act on."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -18,7 +18,7 @@ from whiten.models.inputs import show
 from whiten.utils.threads import ordered_map
 from whiten.views.rendering import Preprocess
 
-HELD_OUT = 512  # images, at most
+HELD_OUT = 512  # maximum number of images
 CALIBRATION = 256
 
 Pixels = npt.NDArray[np.uint8]
@@ -32,7 +32,7 @@ class Sample:
         items, pixels: the held-out images and their pixels, (n, h, w, 3) uint8.
         calibration: (m, h, w, 3) uint8 pixels of other images, of other groups.
         skipped: images that could not be read.
-        is_drawn: whether the images are synthetic because the user named none.
+        is_drawn: whether the images are synthetic because the user gave none.
     """
 
     items: list[Item]
@@ -45,7 +45,7 @@ class Sample:
 def sample_images(items: Items, preprocess: Preprocess, workers: int | None) -> Sample:
     """Split a collection by hashes of its names, keeping groups whole, and read both halves.
 
-    The same collection gives the same halves on every machine, in any order of its files.
+    The same collection gives the same halves on every machine, in any order of files.
 
     Raises:
         NoImagesError: none of the held-out images can be read.
@@ -106,9 +106,9 @@ def _show(preprocess: Preprocess, item: Item) -> Pixels | ImageError:
 
 
 def draw_images(preprocess: Preprocess, count: int = 64) -> Sample:
-    """Make synthetic images, smooth blobs of colour, for when the user names none.
+    """Make synthetic images, smooth blobs of colour, for when the user gives none.
 
-    They tell whether the graph computes what the student computes, not how well it retrieves.
+    They test whether the graph computes the same as the student, not how well it retrieves.
     """
     from PIL import Image
 

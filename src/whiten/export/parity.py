@@ -1,4 +1,4 @@
-"""Agreement of an exported student's embeddings with torch's, and the limits on it."""
+"""Agreement of an exported student's embeddings with torch's, and its limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from whiten.errors import ConfigError
 from whiten.evaluation.evaluate import evaluate_task
 from whiten.utils.arrays import Vectors
 
-LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}  # of each image
+LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}  # per image
 _NEIGHBOURS = 5
 _LEAST_IMAGES = 4 * _NEIGHBOURS  # below this, most images are neighbours
 
@@ -26,10 +26,10 @@ class Parity:
     Attributes:
         cosine, lowest_cosine: mean and minimum.
         centred, lowest_centred: the same after subtracting torch's mean embedding from both.
-            Embeddings share a direction that makes all cosines high, so these tell more. None
-            for a single image.
+            Embeddings share a direction that makes all cosines high, so these tell more. None for a
+            single image.
         map: retrieval mAP of the exported embeddings; None if it could not be measured.
-        map_lost: torch's mAP minus this.
+        map_lost: torch's mAP minus `map`.
     """
 
     cosine: float
@@ -42,12 +42,12 @@ class Parity:
 
 @dataclass(frozen=True)
 class Truth:
-    """The truth that retrieval is measured against.
+    """The ground truth for measuring retrieval.
 
     Attributes:
-        task: which images should be found; None if there are too few.
+        task: relevant images per query; None if there are too few images.
         by: `groups`, or `neighbours`: without groups, the nearest images in torch.
-        map: torch's own.
+        map: mAP of torch's embeddings.
     """
 
     task: Task | None
@@ -56,10 +56,10 @@ class Truth:
 
 
 def find_truth(items: Sequence[Item], embeddings: Vectors) -> Truth:
-    """Take the groups of the held-out images as truth, else torch's nearest neighbours.
+    """Take the groups of the held-out images as ground truth, else torch's nearest neighbours.
 
     Args:
-        embeddings: (n, d) float32 of torch.
+        embeddings: (n, d) float32 embeddings from torch.
     """
     try:
         task = folder_task(items)
@@ -121,9 +121,9 @@ def reason_to_refuse(
     """Return why an export is not exact enough; "" if it is.
 
     Args:
-        by: what mAP was measured on, see `Truth`.
-        int8_floor: lowest mean-centred cosine of int8, on average.
-        int8_loss: most mAP that int8 may lose, where images have groups.
+        by: ground truth of the mAP, see `Truth`.
+        int8_floor: minimum mean-centred cosine of int8, on average.
+        int8_loss: maximum loss of mAP for int8, if images have groups.
     """
     if precision != "int8":
         least = LEAST_COSINE[precision]

@@ -1,4 +1,4 @@
-"""Static int8: the ranges of activations are measured once, on the user's own images."""
+"""Static int8: ranges of activations are measured once, on the user's images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from whiten.export.graphs import BACKBONE, INPUT, onnx_libraries
 
-# Operators that processors have int8 instructions for, and those between them: converting to fp32
-# and back costs more than it gains.
+# Operators with int8 instructions on CPUs, and those between them: converting to fp32 and back
+# costs more than it gains.
 _TYPES = [
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Clip", "Relu", "Concat"),
     *("MaxPool", "AveragePool", "GlobalAveragePool"),
@@ -26,12 +26,12 @@ _BATCH = 16
 def quantise(model: Any, inputs: Sequence[npt.NDArray[Any]]) -> Any:
     """Quantise weights per channel to int8 and activations to uint8, in QDQ form.
 
-    Pooling, projection and normalisation stay in fp32: they take little time and set the
-    directions of the embeddings, which 8 bits would ruin.
+    Pooling, projection and normalisation stay in fp32: they take little time and determine the
+    directions of the embeddings, which 8 bits would degrade.
 
     Args:
         model: a traced student.
-        inputs: images as the graph takes them, each without the batch axis.
+        inputs: images in the graph's input format, each without the batch axis.
     """
     onnx, _ = onnx_libraries()
     from onnxruntime.quantization import (

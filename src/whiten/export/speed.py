@@ -11,15 +11,15 @@ from whiten.models.teacher import Teacher
 
 BATCHES = (1, 16)
 ROUNDS = 5
-PAUSE = 0.02  # seconds, in which threads that spin after work fall asleep
-SECONDS = 0.05  # duration of a turn
+PAUSE = 0.02  # seconds for threads that spin after work to fall asleep
+SECONDS = 0.05  # per turn
 
 
 def measure_speeds(models: Mapping[str, Teacher]) -> dict[str, dict[str, float]]:
     """Measure images per second of each model by batch size, from rendered pixels to embeddings.
 
-    The models take turns, and the best turn of each counts, so that other work on the machine
-    matters less.
+    The models take turns, and the best turn of each counts, to reduce the influence of other work
+    on the machine.
     """
     speeds: dict[str, dict[str, float]] = {name: {} for name in models}
     for batch in BATCHES:
@@ -35,13 +35,13 @@ def measure_speeds(models: Mapping[str, Teacher]) -> dict[str, dict[str, float]]
 
 
 def _repeats(model: Teacher, batch: int) -> int:
-    """Count the calls that fill a turn; this also warms the model up."""
+    """Return the number of calls that fill a turn; this also warms up the model."""
     _seconds(model, batch, 1)
     return max(1, round(SECONDS / max(_seconds(model, batch, 1), 1e-6)))
 
 
 def _seconds(model: Teacher, batch: int, repeats: int) -> float:
-    """Time one call in seconds."""
+    """Return the seconds of one call."""
     pixels = np.zeros((batch, *model.preprocess.size, 3), np.uint8)
     began = time.perf_counter()
     for _ in range(repeats):

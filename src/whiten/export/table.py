@@ -9,9 +9,9 @@ from whiten.models.exported import Manifest, Variant
 
 TORCH = "torch fp32"
 Speeds = Mapping[str, Mapping[str, float]]
-_SLOWER = 0.95  # a smaller ratio of speeds is not noise
+_SLOWER = 0.95  # below this, a ratio of speeds is not noise
 
-_CENTRED = 0.99  # below this, rounding is not small compared with how embeddings differ
+_CENTRED = 0.99  # below this, rounding is not small compared with differences of embeddings
 
 _HEAD = [
     *("variant", "MB", "cosine", "lowest", "centred", "mAP"),
@@ -24,10 +24,10 @@ def title(variant: Variant) -> str:
 
 
 def remarks_on(variant: Variant, speeds: Speeds) -> list[str]:
-    """Remark on variants that are slower than fp32 or torch, and on the costs of a precision.
+    """Return remarks on variants slower than fp32 or torch, and on the costs of a precision.
 
     Args:
-        speeds: images a second by batch size, of `TORCH`, of the variants and of the formats' fp32.
+        speeds: images per second by batch size, for `TORCH`, the variants and the formats' fp32.
     """
     own = speeds[title(variant)]
     found = []
@@ -48,7 +48,7 @@ def remarks_on(variant: Variant, speeds: Speeds) -> list[str]:
 
 
 def rows(manifest: Manifest) -> list[list[str]]:
-    """Yield the rows of cells, the header first."""
+    """Return the rows of cells, header first."""
     torch: dict[str, Any] = manifest.measured["torch"]
     speed = [cell for s in torch["speed"].values() for cell in (f"{s:,.1f}", "1.00x")]
     found = [_HEAD, [TORCH, "", "", "", "", _cell(torch["map"]), *speed]]
@@ -78,7 +78,7 @@ def _cell(value: float | None) -> str:
 
 
 def notes(manifest: Manifest) -> list[str]:
-    """Explain what was measured, and remark on the rows."""
+    """Explain the measurements, and remark on the rows."""
     known = manifest.measured
     if known["drawn"]:
         images = f"{known['drawn']} synthetic images, since --images named none"
@@ -98,7 +98,7 @@ def notes(manifest: Manifest) -> list[str]:
 
 
 def lines(manifest: Manifest) -> list[str]:
-    """For the terminal."""
+    """Format the table for the terminal."""
     cells = rows(manifest)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     table = [

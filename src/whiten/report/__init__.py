@@ -1,4 +1,4 @@
 """Plots, tables and pages; the only package that imports matplotlib.
 
-Plain numbers and paths of images enter; PNG, HTML and text leave.
+Takes plain numbers and image paths; returns PNG, HTML and text.
 """

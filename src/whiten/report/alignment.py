@@ -1,4 +1,4 @@
-"""A plot of two videos: which moment of one looks like which moment of the other."""
+"""A plot of two videos: which moments of one resemble which moments of the other."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def alignment(
 ) -> Figure:
     """Draw the cosines of the frames of two videos, with some of the frames along the sides.
 
-    A copied scene is a bright line, steeper if the copy is faster; a scene that only looks alike is
+    A copied scene is a bright line, steeper if the copy is faster; a scene that is only similar is
     a spot. Rings mark the best match of each query frame; the chamfer similarity is their mean.
 
     Args:
         cosines: (query frames, match frames).
-        names, paths: of the query and its match; paths of their frames.
-        times: of the frames in ms; None if unknown.
+        names, paths: names of the query and its match; paths of their frames.
+        times: times of the frames in ms; None if unknown.
     """
     rows, columns = cosines.shape
     cell = min(float(_PITCH), _LARGEST / max(rows, columns))
@@ -41,7 +41,7 @@ def alignment(
     canvas = (max(left + width, left + 330) + right, top + max(height, 160) + bottom)
     figure = Figure(figsize=(canvas[0] / DPI, canvas[1] / DPI))
     figure.set_layout_engine("none")
-    page = figure.add_axes((0, 0, 1, 1))  # in pixels, so that frames are shown as they are
+    page = figure.add_axes((0, 0, 1, 1))  # in pixels, so that frames are not resampled
     page.set(xlim=(0, canvas[0]), ylim=(canvas[1], 0))
     page.axis("off")
     for side, (name, y) in enumerate(zip(names, (24, 50), strict=True)):
@@ -72,7 +72,7 @@ def _label(
     shape: tuple[int, int],
     cell: float,
 ) -> None:
-    """Label both sides with seconds, or with the numbers of the frames."""
+    """Label both sides in seconds, or by frame number."""
     for side, (known, n) in enumerate(zip(times, shape, strict=True)):
         shown = range(0, n, max(1, round(48 / cell)))
         labels = [str(i) if known is None else f"{known[i] / 1000:.3g}" for i in shown]
@@ -83,5 +83,5 @@ def _label(
 
 
 def _spread(n: int, cell: float) -> range:
-    """Choose frames that are far enough apart to be shown."""
+    """Choose frames that are far enough apart to display."""
     return range(0, n, max(1, math.ceil(_PITCH / cell)))

@@ -1,4 +1,4 @@
-"""The grids of a report: queries and the images found for them."""
+"""The grids of a report: queries and their hits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from whiten.media.thumbnails import thumbnail
 from whiten.report.style import BAD, DPI, GOOD, INK, QUIET, short, styled
 
 TILE = 96  # pixels: the longest side of an image in a grid
-MAX_HITS = 10  # more columns would be too small to see
+MAX_HITS = 10  # more columns would be too small
 MARKS = {True: (GOOD, "✓ "), False: (BAD, "✗ "), None: ("#8C8C8C", "")}
 
 
 class Found(Protocol):
-    """An image that was found, and whether it is right (None if unknown)."""
+    """An image that was found, and whether it is relevant (None if unknown)."""
 
     @property
     def path(self) -> str: ...
@@ -34,7 +34,7 @@ class Found(Protocol):
 
 @styled
 def retrievals(grids: Sequence[tuple[str, str, float, Sequence[Found]]]) -> Figure | None:
-    """Draw one row per query: the query and the images found for it, best first.
+    """Draw one row per query: the query and its hits, best first.
 
     Args:
         grids: label ("best", …), path of the query, average precision, and hits.
@@ -46,7 +46,7 @@ def retrievals(grids: Sequence[tuple[str, str, float, Sequence[Found]]]) -> Figu
     width, height = left + gap + pitch * (1 + max(columns, 2)), top + fall * len(grids)
     figure = Figure(figsize=(width / DPI, height / DPI))
     figure.set_layout_engine("none")
-    axis = figure.add_axes((0, 0, 1, 1))  # in pixels, so that tiles are shown as they are
+    axis = figure.add_axes((0, 0, 1, 1))  # in pixels, so that tiles are not resampled
     axis.set(xlim=(0, width), ylim=(height, 0))
     axis.axis("off")
     axis.text(left, top - 12, "query", fontsize=8, color=QUIET)

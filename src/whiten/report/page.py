@@ -1,4 +1,4 @@
-"""The HTML page around a report: its frame, its style and its sections."""
+"""The HTML page of a report: its frame, style and sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plots of a report: plain data in, the bytes of a PNG out, or None without data.
+"""The plots of a report: from plain data to the bytes of a PNG, or None without data.
 
 Drawn with matplotlib's object interface under the style of `report.style`: a caller's figures,
 backend and settings are neither used nor changed. Equal data give equal bytes.
@@ -38,7 +38,7 @@ Curve = tuple[Array, Array]  # x and y, both (n,)
 
 
 class Result(Protocol):
-    """The part of a row of the result table that the plots need."""
+    """The fields of a result row that the plots need."""
 
     name: str
     kind: Literal["teacher", "fusion-raw", "fusion-whitened", "student", "asymmetric"]
@@ -127,9 +127,9 @@ def spectra(eigenvalues: Mapping[str, Array], colours: Mapping[str, str]) -> Fig
         return None
     figure = Figure(figsize=(8, 4.2))
     axis = figure.subplots()
-    labels = []  # given with the lines: an automatic legend leaves out names such as "_a"
+    labels = []  # given with the lines: an automatic legend omits names such as "_a"
     for i, (name, values) in enumerate(kept.items()):
-        # The participation ratio: the number of equal eigenvalues that spread the variance as much.
+        # The participation ratio: the number of equal eigenvalues with the same spread.
         effective = values.sum() ** 2 / (values**2).sum()
         labels.append(f"{short(name)}: {len(values)} axes, effective dimension {effective:.0f}")
         ranks = np.arange(1, len(values) + 1)
@@ -150,7 +150,7 @@ def whitening_choices(
     figure = Figure(figsize=(8, 3.8))
     axis = figure.subplots()
     steps = sorted({float(value) for shrinkages, _, _ in curves.values() for value in shrinkages})
-    place = {value: i for i, value in enumerate(steps)}  # 0 and infinity have no place on a scale
+    place = {value: i for i, value in enumerate(steps)}  # 0 and infinity do not fit a log axis
     for i, (name, (shrinkages, scores, chosen)) in enumerate(curves.items()):
         at = [place[float(value)] for value in shrinkages]
         axis.plot(at, scores, _dash(i, TEACHERS), color=colours[name], linewidth=2)
@@ -288,7 +288,7 @@ def _legend(figure: Figure, handles: Mapping[str, Any], *, columns: int) -> None
 def _place_labels(
     figure: Figure, axis: Axes, timed: Sequence[tuple[Result, float]], sizes: Sequence[float]
 ) -> None:
-    """Put each name at the free place nearest to its point; far ones get a line to it."""
+    """Put each name at the free position nearest to its point; distant ones get a line to it."""
     point = DPI / 72  # in pixels, like all lengths here
     centres = [axis.transData.transform((ms, 100 * r.map)) for r, ms in timed]
     radii = [0.7 * math.sqrt(size) * point for size in sizes]
@@ -303,7 +303,7 @@ def _place_labels(
         best, place, gap = math.inf, drawn, 0.0
         for distance in np.arange(0, 80, 3) * point:
             if best <= distance:
-                break  # no farther place can be better
+                break  # no later position can be better
             for angle in np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90]):
                 way = np.round([math.cos(angle), math.sin(angle)], 6)
                 reach = radii[i] + 3 * point + distance

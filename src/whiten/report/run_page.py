@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page, and its plots as files."""
+"""The report of a run: a self-contained HTML page, and its plots as files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from whiten.utils.files import write_atomically
 
 @dataclass
 class Similarities:
-    """Sampled similarities of one teacher, each (n,): positive and negative pairs."""
+    """Sampled similarities of one teacher, each (n,): of positive and of negative pairs."""
 
     raw_positives: Array
     raw_negatives: Array
@@ -51,16 +51,16 @@ class Retrieval:
 
 @dataclass
 class ReportData:
-    """Everything that a report shows; parts without data are left out.
+    """All data of a report; parts without data are left out.
 
     Attributes:
-        facts: what was measured, by name: ("images", "4,712 train, 1,912 test").
-        similarities, spectra: by teacher; eigenvalues in descending order.
-        whitening_choices: by teacher the shrinkages, their scores, and the chosen index.
-        runs: by name the records of `metrics.jsonl`: step, epoch, loss, lr, images_per_s and,
-            where teachers compete, wins (teacher to its share of the positives).
-        retrievals: by encoder.
-        notes: sentences that a reader must not miss, shown near the top.
+        facts: facts by name: ("images", "4,712 train, 1,912 test").
+        similarities, spectra: per teacher; eigenvalues in descending order.
+        whitening_choices: per teacher, the shrinkages, their scores, and the chosen index.
+        runs: by name, the records of `metrics.jsonl`: step, epoch, loss, lr, images_per_s and, if
+            teachers compete, wins (teacher -> its share of the positives).
+        retrievals: per encoder.
+        notes: important sentences, shown near the top.
         commands: shell commands to continue with.
     """
 
@@ -77,10 +77,10 @@ class ReportData:
 
 
 def write_report(data: ReportData, folder: Path) -> Path:
-    """Write `report.html` and `figures/*.png`, each whole or not at all.
+    """Write `report.html` and `figures/*.png`, each atomically.
 
     Returns:
-        The path of the page. It contains its plots, and can be sent on its own.
+        Path of the page, which contains its plots and can be sent on its own.
     """
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -93,8 +93,8 @@ def write_report(data: ReportData, folder: Path) -> Path:
 
 
 def _draw(data: ReportData) -> dict[str, bytes]:
-    """Draw PNGs by file name, only those that have data."""
-    from whiten.report import (  # matplotlib is slow to import, and a table does not need it
+    """Draw the PNGs that have data, by file name."""
+    from whiten.report import (  # matplotlib is slow to import, and tables do not need it
         grids,
         plots,
     )
@@ -142,7 +142,7 @@ def _slugs(encoders: Iterable[str]) -> list[str]:
 
 
 def _shares(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Array]]:
-    """Compute per teacher its share of the positives that were counted in a step."""
+    """Compute each teacher's share of the positives by step."""
     won = [(record.get("step"), record.get("wins") or {}) for record in records]
     won = [(step, {t: n / (sum(w.values()) or 1) for t, n in w.items()}) for step, w in won]
     teachers = dict.fromkeys(teacher for _, shares in won for teacher in shares)
@@ -151,7 +151,7 @@ def _shares(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Arra
 
 
 def _curve(points: Iterable[tuple[Any, Any]]) -> tuple[Array, Array]:
-    """Sort steps and values; a resumed run repeats steps, and a loss can be NaN."""
+    """Sort steps and values; a resumed run repeats steps, and the loss can be NaN."""
     numbers = {x: y for x, y in points if isinstance(x, int | float) and isinstance(y, int | float)}
     kept = sorted((x, y) for x, y in numbers.items() if math.isfinite(x) and math.isfinite(y))
     table = np.array(kept, np.float64).reshape(-1, 2)

@@ -11,7 +11,7 @@ from whiten.report.style import TEACHERS, short, styled
 
 
 class Mark(NamedTuple):
-    """One kind of storage, its accuracy and the interval of the accuracy."""
+    """One storage kind, its accuracy, and the interval of the accuracy."""
 
     kind: str
     bytes: int
@@ -26,7 +26,7 @@ def sizes(marks: Sequence[Mark], title: str, metric: str) -> Figure | None:
     figure = Figure(figsize=(6.4, 3.8))
     axis = figure.add_subplot()
     families: dict[str, str] = {}
-    count: dict[int, int] = {}  # kinds by their bytes
+    count: dict[int, int] = {}  # number of kinds by size
     for mark in sorted(marks, key=lambda mark: mark.value, reverse=True):
         family = mark.kind.partition(":")[0]
         colour = families.setdefault(family, TEACHERS[len(families)])
@@ -38,7 +38,7 @@ def sizes(marks: Sequence[Mark], title: str, metric: str) -> Figure | None:
         axis.annotate(
             mark.kind,
             (mark.bytes, mark.value),
-            (6, 4 - 11 * nth),  # the best of a size above its mark, the others below
+            (6, 4 - 11 * nth),  # the best of each size above its mark, others below
             textcoords="offset points",
             size=7.5,
             color=colour,

@@ -1,4 +1,4 @@
-"""The style of all plots: colours, type, and how they are saved."""
+"""The style of all plots: colours, fonts, and how they are saved."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from matplotlib.font_manager import findfont, get_font
 
 DPI = 150
 
-# Okabe & Ito's palette for the kinds, and Paul Tol's "muted" one for teachers, its light colours
-# darkened for white paper: colour-blind readers can tell both apart. Runs have their own, so
-# that no line of one plot is taken for a line of another.
+# Okabe & Ito's palette for kinds, and Paul Tol's "muted" one for teachers, its light colours
+# darkened for white paper: both are safe for colour-blind readers. Runs have their own colours, so
+# that lines of different plots are not confused.
 KINDS = {
     "teacher": ("#8A94A6", "o"),
     "fusion-raw": ("#E69F00", "s"),
@@ -28,7 +28,7 @@ TEACHERS = [
     "#62B5E5", "#117733", "#AA4499", "#8A8A2E",
 ]  # fmt: skip
 RUNS = ["#1F2430", "#EE3377", "#33BBEE", "#A6761D", "#762A83", "#8C8C8C"]
-DASHES = ("-", "--", ":", "-.")  # tell lines apart once the colours repeat
+DASHES = ("-", "--", ":", "-.")  # distinguish lines once colours repeat
 GOOD, BAD = "#009E73", "#D55E00"
 INK, QUIET, GRID = "#1F2430", "#6B7280", "#E5E7EB"
 
@@ -44,13 +44,13 @@ STYLE: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if 
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
-    "font.family": ["DejaVu Sans"],  # part of matplotlib: the same on every machine
+    "font.family": ["DejaVu Sans"],  # bundled with matplotlib: the same on every machine
     "font.size": 9,
     "grid.color": GRID,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "text.color": INK,
-    "text.parse_math": False,  # a name may hold dollar signs
+    "text.parse_math": False,  # names may contain dollar signs
     "xtick.color": QUIET,
     "ytick.color": QUIET,
 }
@@ -59,7 +59,7 @@ P = ParamSpec("P")
 
 
 def styled(draw: Callable[P, Figure | None]) -> Callable[P, bytes | None]:
-    """Draw and save under the style above; saving makes the ticks, so both need it."""
+    """Draw and save under the style above; saving creates the ticks, so both need it."""
 
     @functools.wraps(draw)
     def png(*args: P.args, **kwargs: P.kwargs) -> bytes | None:
@@ -68,7 +68,7 @@ def styled(draw: Callable[P, Figure | None]) -> Callable[P, bytes | None]:
             if figure is None:
                 return None
             buffer = io.BytesIO()
-            # Leave matplotlib's version out, so that the file depends on the picture alone.
+            # Omit matplotlib's version, so that the file depends only on the picture.
             figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
             return buffer.getvalue()
 
@@ -77,7 +77,7 @@ def styled(draw: Callable[P, Figure | None]) -> Callable[P, bytes | None]:
 
 def short(text: str, length: int = 34) -> str:
     """Fit `text` on one line: cut in the middle if long, boxes for characters the font lacks."""
-    font = get_font(findfont("DejaVu Sans"))  # a missing glyph would be a warning in every plot
+    font = get_font(findfont("DejaVu Sans"))  # a missing glyph would warn in every plot
     text = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in text)
     if len(text) <= length:
         return text

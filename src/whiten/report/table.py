@@ -22,9 +22,9 @@ class Row:
     Attributes:
         kind: asymmetric is a student that queries a gallery of its teachers' embeddings.
         map: mean average precision, 0 to 1, with its interval `map_ci`; NaN if not measured.
-        recall_at_1: share of queries whose first hit is right, 0 to 1.
+        recall_at_1: fraction of queries whose first hit is relevant, 0 to 1.
         params, macs, ms_per_image: cost of the encoder of the queries; None if unknown.
-        dim: length of an embedding.
+        dim: embedding dimension.
     """
 
     name: str
@@ -81,7 +81,7 @@ def _count(number: int | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace characters that break a line or, as half a surrogate pair, a file's encoding."""
+    """Replace characters that break a line or, as lone surrogates, a file's encoding."""
     return "".join(c if c.isprintable() else "□" for c in text)
 
 
@@ -94,7 +94,7 @@ def _columns(text: str) -> int:
 
 
 def _fit(name: str, room: int) -> str:
-    """Cut the middle of a long name, since both ends tell names apart."""
+    """Cut the middle of a long name, because the ends tell names apart."""
     fitted, kept = name, len(name)
     while _columns(fitted) > room:
         kept -= 1

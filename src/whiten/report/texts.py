@@ -1,4 +1,4 @@
-"""The headings and explanations of a report."""
+"""Headings and explanations of a report."""
 
 from __future__ import annotations
 
