@@ -80,7 +80,7 @@ class Index:
         """Index a collection, or bring its index up to date; only what is new is embedded.
 
         Args:
-            encoder: an `Encoder`, or anything that `whiten.load` takes; None for a store.
+            encoder: an `Encoder`, or anything that `whiten.load` takes; may be None for a store.
             images: a folder, a table of paths, items, or a store of embeddings.
             place: where to store the index: a folder, `milvus:URI` or `pgvector:DSN`.
             metadata: CSV or Parquet with the column `id` or `path`, and columns to filter by; by

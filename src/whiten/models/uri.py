@@ -47,7 +47,7 @@ class TeacherURI:
 
     @property
     def is_untrained(self) -> bool:
-        """Whether it requests a network with random weights."""
+        """True if it requests a network with random weights."""
         options = dict(self.options)
         return options.get("pretrained", "").lower() in _FALSE and not options.get("weights")
 

@@ -91,7 +91,7 @@ class Embeddings(BaseModel):
 
 
 class About(BaseModel):
-    """What is served, and its limits."""
+    """The served index, and its limits."""
 
     images: int
     model: str

@@ -43,7 +43,7 @@ class Search:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it can share a pass over the vectors with other searches."""
+        """True if it can share a pass over the vectors with other searches."""
         options = self.options
         return len(self.vectors) == 1 and not (
             options.videos or options.expand or options.background

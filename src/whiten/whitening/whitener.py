@@ -220,7 +220,7 @@ class Whitener:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether `transform` can be called."""
+        """True if `transform` can be called."""
         return self._projection is not None or self._moments is not None
 
     @property

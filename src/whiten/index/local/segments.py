@@ -160,7 +160,7 @@ class SegmentWriter:
         return self
 
     def append(self, block: Block) -> None:
-        """Write one batch and flush it to disk."""
+        """Write one batch and flush it to the operating system."""
         vectors = np.ascontiguousarray(block.vectors, "<f4")
         self._vectors.write(vectors.tobytes())
         self._vectors.flush()

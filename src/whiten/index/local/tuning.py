@@ -33,7 +33,7 @@ _TIMED = 20  # of them, timed one by one
 _ROUNDS = 5  # of batches
 _TOGETHER = 64  # queries per batch, for kinds made for many queries
 _REFINE = (1, 2, 4, 8, 16)
-# Minimum speed-up over exact search for `auto`: ivf and hnsw cost recall, int8 only disk.
+# Minimum speed-up over exact search for `auto`: ivf costs recall, int8 only disk space.
 _WORTH = {"ivf": 3.0, "int8": 1.3}
 
 

@@ -84,7 +84,7 @@ def fit(kind: str, sample: Vectors) -> Codec:
     Raises:
         ConfigError: there is no such kind, or not for this dimension or sample.
         MissingExtraError: FAISS is not installed, for `pq`.
-        WhiteningError: the sample spans fewer axes than asked.
+        WhiteningError: the sample spans fewer axes than requested.
     """
     name, number = parse_kind(kind)
     dim = sample.shape[1]
