@@ -29,7 +29,7 @@ def open_source(
     """Open a folder, a table, items, or a store of embeddings, which needs no encoder.
 
     Args:
-        cache: where embeddings are kept between calls; by default nowhere.
+        cache: folder that keeps embeddings between calls; none by default.
     """
     if isinstance(images, str | os.PathLike) and is_store(images):
         return StoreSource(Store.open(images))

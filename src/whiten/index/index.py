@@ -30,7 +30,7 @@ class Index:
     """Vectors of a collection, made and queried with one encoder.
 
     Attributes:
-        changes: what the last `build`, `add` or `remove` did.
+        changes: result of the last `build`, `add` or `remove`.
     """
 
     def __init__(self, backend: Backend, encoder: Encoder | None = None) -> None:
@@ -77,7 +77,7 @@ class Index:
         cache: Place | None = None,
         show_progress: bool = False,
     ) -> Index:
-        """Index a collection, or bring its index up to date; only what is new is embedded.
+        """Index a collection, or update its index; only new content is embedded.
 
         Args:
             encoder: an `Encoder`, or anything that `whiten.load` takes; may be None for a store.

@@ -22,7 +22,7 @@ def read_metadata(table: str | os.PathLike[str], items: Items) -> tuple[pa.Table
     """Read the columns of a table that describe images.
 
     Args:
-        table: CSV or Parquet with a column `id`, or `path` as the collection's own table has it.
+        table: CSV or Parquet with a column `id`, or `path` as in the collection's own table.
         items: the images.
 
     Returns:

@@ -68,7 +68,7 @@ def decode_scaled(
         data: the file's content.
         min_side: a JPEG may be decoded at a half, quarter or eighth of its size as long as its
             shorter side stays at least this many pixels; much faster.
-        upright: apply the EXIF orientation; else the pixels are as they are stored.
+        upright: apply the EXIF orientation; else keep the pixels as stored.
 
     Returns:
         The image, and (left, top, right, bottom) in its pixels: all of it, except for a JPEG whose

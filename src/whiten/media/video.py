@@ -125,7 +125,7 @@ def _refuse_no_file(path: str | os.PathLike[str]) -> None:
 
 
 def _video_stream(av: Any, container: Any) -> Any:
-    """Return the first video stream that is no cover picture, decoded by one thread."""
+    """Return the first video stream that is not a cover picture, decoded by one thread."""
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             break

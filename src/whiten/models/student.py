@@ -39,7 +39,7 @@ class StudentConfig:
         pool: auto, gem, gem-fixed or avg; see `StudentNet`.
         dim: embedding dimension.
         preprocess: preprocessing of the input.
-        backbone: URI that the backbone's weights came from.
+        backbone: URI of the backbone's weights.
         backbone_licence: licence of those weights.
         teachers: uri, fingerprint and licence of each teacher.
         training: summary of the run.

@@ -104,7 +104,7 @@ class About(BaseModel):
 
 
 class Problem(BaseModel):
-    """The reason why a request was not answered."""
+    """The reason why a request failed."""
 
     detail: str
 

@@ -65,7 +65,7 @@ class Tuning:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Tuning:
-        """Read the output of `to_json`; raises KeyError, TypeError or ValueError otherwise."""
+        """Build from the fields as in JSON; raises KeyError, TypeError or ValueError otherwise."""
         if facts["asked"] not in KINDS or facts["kind"] not in KINDS[1:]:
             raise ValueError(f"search of kind {facts['kind']!r}")
         settings = {str(name): int(value) for name, value in facts["settings"].items()}

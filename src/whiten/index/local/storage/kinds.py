@@ -19,7 +19,7 @@ _PARTS = (128, 64, 32, 16, 8, 4)  # bytes per code of product quantisation
 
 
 def default_kinds(dim: int) -> list[str]:
-    """Return a spread of kinds for embeddings of `dim` dimensions."""
+    """Return a range of kinds for embeddings of `dim` dimensions."""
     axes = [f"pca:{dim // part}" for part in (2, 4, 8) if dim // part >= 4]
     parts = [f"pq:{m}" for m in _PARTS if dim % m == 0 and dim // m >= 2]
     return ["float32", "float16", "int8", "binary", *axes, *parts]

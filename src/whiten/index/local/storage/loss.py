@@ -55,7 +55,7 @@ class Cost:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Cost:
-        """Read the output of `to_json`; raises KeyError, TypeError or ValueError otherwise."""
+        """Build from the fields as in JSON; raises KeyError, TypeError or ValueError otherwise."""
 
         def figure(name: str) -> Figure | None:
             own = facts[name]
