@@ -91,6 +91,7 @@ def distill(
                 "steps": result.steps,
                 "loss": result.loss,
                 "recipe": result.recipe,
+                "gain": result.gain,
                 "rows": [asdict(row) for row in rows],
                 "verdicts": verdicts(rows),
                 "skipped": [asdict(skip) for skip in result.skipped],
@@ -99,6 +100,7 @@ def distill(
         return
     if rows:
         print(format_table(rows), *verdicts(rows), sep="\n")
+    print(f"gain     {result.gain}")
     print(f"student  {result.student}\nreport   {report}")
 
 

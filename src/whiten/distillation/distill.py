@@ -41,6 +41,7 @@ class DistillResult:
         steps: total number of training steps.
         loss: loss of the last step.
         recipe: the objective, and why it was chosen.
+        gain: scores of the starts and of the student on held-out images, in one line.
         skipped: images that could not be used, with the reason.
     """
 
@@ -49,6 +50,7 @@ class DistillResult:
     steps: int
     loss: float
     recipe: str
+    gain: str
     skipped: list[Skipped]
 
 
@@ -114,6 +116,7 @@ def distill(
         steps=len(records),
         loss=records[-1]["loss"] if records else math.nan,
         recipe=config.training["recipe"],
+        gain=config.training.get("gain", ""),
         skipped=[Skipped(*pair) for pair in config.training.get("skipped", [])],
     )
 

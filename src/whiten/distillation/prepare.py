@@ -18,12 +18,13 @@ import torch
 
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
+from whiten.distillation.held_out import hold_out
 from whiten.distillation.pairs import resolve_source
-from whiten.distillation.targets import open_targets, write_fused_targets, write_targets
+from whiten.distillation.start import write_start
+from whiten.distillation.targets import open_targets, write_targets
 from whiten.distillation.training_set import (
     facts_path,
     features_path,
-    fused_path,
     items_path,
     target_path,
 )
@@ -32,9 +33,7 @@ from whiten.embedding.fitting import fit_whiteners, fused_fingerprint
 from whiten.errors import ConfigError, NoImagesError
 from whiten.models.registry import open_network, open_teacher
 from whiten.models.stored_model import Model
-from whiten.models.student import StudentNet, backbone_as_teacher, build_student
-from whiten.models.teacher import Teacher
-from whiten.models.uri import parse_uri
+from whiten.models.student import backbone_as_teacher, build_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.recipes import DECIDED, complete
 from whiten.runs.spec import DistillSpec
@@ -44,8 +43,6 @@ from whiten.utils.files import write_atomically
 from whiten.utils.progress import announce, progress
 from whiten.whitening.choosing import GROUPS, Choice
 from whiten.whitening.whitener import Whitener
-
-INIT_SAMPLE = 2048  # images whose features initialise the projection
 
 
 def prepare(
@@ -99,8 +96,21 @@ def prepare(
     if show_progress:
         announce(why)
 
-    rotation = _write_targets(run, spec, stores, items, views, whiteners)
-    _write_start(run, spec, backbone_as_teacher(net, config), net, items, views, cache)
+    groups = items.videos if source == "frames" else items.groups
+    assert spec.held_out is not None
+    held = hold_out(groups, stores[0].content_hashes(items.by_id), spec.held_out, spec.seed)
+    items = items.take(np.argsort(held, kind="stable"))  # held-out ones last
+    if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or held.any():
+        backbone = backbone_as_teacher(net, config)
+        store = cache.embed(backbone, items, range(teacher_views.stop), "student features")
+        write_targets(store, items.by_id, teacher_views.stop, None, features_path(run))
+    if not spec.teachers_online:
+        _write_targets(run, spec, stores, items, views, whiteners)
+    rotation, measured = write_start(run, spec, net, items, int(held.sum()), source)
+    gallery = None
+    if spec.compatible and rotation is not None:
+        rotation.save(run.rotation)
+        gallery = _gallery(described, whiteners, rotation)
     table = items.table().append_column("content_hash", stores[0].content_hashes(items.by_id))
     pq.write_table(table, items_path(run))
     facts = {
@@ -108,9 +118,11 @@ def prepare(
         "source": source,
         "options": {name: getattr(spec, name) for name in DECIDED},
         "recipe": why,
+        "held_out": int(held.sum()),
+        "measured": measured,
         "teachers": described,
         "skipped": [[s.id, s.reason] for s in skipped],
-        "compatible_with": _gallery(described, whiteners, rotation) if spec.compatible else None,
+        "compatible_with": gallery,
     }
     # Written last: its presence means that all parts are complete.
     write_atomically(facts_path(run), json.dumps(facts).encode())
@@ -212,22 +224,13 @@ def _write_targets(
     items: Items,
     views: int,
     whiteners: Sequence[Whitener | None],
-) -> Whitener | None:
-    """Write the student's targets in the order of the items; none if teachers run online.
-
-    Returns:
-        The PCA of the fused teachers if the student learns from it, else None.
-    """
-    if spec.teachers_online:
-        return None
+) -> None:
+    """Write each teacher's targets in the order of the items."""
     paths = [target_path(run, number) for number in range(len(stores))]
     for store, whitener, path in zip(stores, whiteners, paths, strict=True):
         write_targets(store, items.by_id, views, whitener, path)
-    if not (spec.align or spec.queue):
-        return None
     if spec.compatible:
         _require_room(spec, len(items), sum(open_targets(path).shape[2] for path in paths))
-    return write_fused_targets(paths, spec.dim, fused_path(run), run.rotation)
 
 
 def _axes(spec: DistillSpec, dim: int) -> int:
@@ -248,41 +251,10 @@ def _require_room(spec: DistillSpec, images: int, width: int) -> None:
 def _gallery(
     teachers: Sequence[dict[str, str]],
     whiteners: Sequence[Whitener | None],
-    rotation: Whitener | None,
+    rotation: Whitener,
 ) -> str:
     """Return the fingerprint of `fuse:compatible:RUN`, the encoder of the gallery."""
     return fused_fingerprint([t["fingerprint"] for t in teachers], whiteners, rotation)
-
-
-def _write_start(
-    run: RunFolder,
-    spec: DistillSpec,
-    features: Teacher,
-    net: StudentNet,
-    items: Items,
-    views: int,
-    cache: _Cache,
-) -> None:
-    """Write the checkpoint of step 0, and for a frozen backbone its features."""
-    sample = items[:: -(-len(items) // INIT_SAMPLE)]
-    if spec.backbone_lr == 0:
-        store = cache.embed(features, items, range(views), "student features")
-        write_targets(store, items.by_id, views, None, features_path(run))
-    # A student that is trained further already has its projection.
-    draws_axes = spec.start == "principal" and parse_uri(spec.student).scheme != "whiten"
-    if draws_axes or spec.compatible:
-        if spec.backbone_lr > 0:
-            store = cache.embed(features, sample, range(1), "a sample of student features")
-        names = sample.ids.to_pylist()
-        vectors = store.gather(names)
-        if draws_axes:
-            net.init_projection(vectors)
-        if spec.compatible:
-            net.turn_projection(vectors, open_targets(fused_path(run))[items.by_id.rows(names), 0])
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    run.save_checkpoint(
-        {"step": 0, "model": state, "optimizer": {}, "ema": state if spec.ema > 0 else {}}
-    )
 
 
 def _make(*folders: Path) -> None:

@@ -6,10 +6,12 @@ processes of a distributed run read the same files.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,29 +44,60 @@ def write_targets(
             forget(out)
 
 
+class Own(NamedTuple):
+    """The student's own features among its teachers.
+
+    Attributes:
+        features: (n, views, f), cached.
+        mapped: a map of (n, f) features to a length of about 1.
+        share: share among the teachers, in [0, 1].
+    """
+
+    features: Vectors
+    mapped: Callable[[Vectors], npt.NDArray[Any]]
+    share: float
+
+
 def write_fused_targets(
-    paths: Sequence[Path], dim: int, path: Path, whitener_path: Path
+    paths: Sequence[Path], dim: int, path: Path, own: Own | None = None
 ) -> Whitener:
     """Concatenate all teachers' targets and rotate them to `dim` dimensions by PCA.
 
-    The rotation is returned and saved: with it, the student can query a gallery of the teachers'
-    embeddings.
+    Args:
+        paths: targets of the teachers, by `write_targets`.
+        path: gets the fused targets, (images, views, dim).
+        own: the student's own features. With them the axes go through the origin: what all images
+            have in common is part of what the student knew.
+
+    Returns:
+        The rotation: with it, the student can query a gallery of the teachers' embeddings.
     """
     sources = [open_targets(source) for source in paths]
     items, views = sources[0].shape[:2]
-    width = sum(source.shape[2] for source in sources)
+    scale = 1.0 if own is None else math.sqrt((1 - own.share) / len(sources))
 
     def blocks() -> Iterator[tuple[slice, Vectors]]:
         for start in range(0, items, _BLOCK):
             part = slice(start, start + _BLOCK)
             joined = np.concatenate([source[part] for source in sources], axis=2)
+            joined = (scale * joined.reshape(-1, joined.shape[2])).astype(np.float32)
             for source in sources:
                 forget(source[part])
-            yield part, joined.reshape(-1, width)
+            if own is not None:
+                features = own.features[part].reshape(-1, own.features.shape[2])
+                mine = math.sqrt(own.share) * own.mapped(features)
+                joined = np.hstack([joined, mine.astype(np.float32)])
+                forget(own.features[part])
+            yield part, joined
 
-    rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf"))
-    rotation.fit(block for _, block in blocks())
-    rotation.save(whitener_path)
+    def samples() -> Iterator[Vectors]:
+        for _, block in blocks():
+            yield block
+            if own is not None:
+                yield -block  # the mean is then 0
+
+    width = next(blocks())[1].shape[1]
+    rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf")).fit(samples())
     with _creating(path, (items, views, dim)) as out:
         for part, block in blocks():
             fused = normalize_rows(rotation.transform(block))

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from whiten.distillation.objective import Batch, objective
 from whiten.distillation.pairs import Pair
@@ -25,9 +28,13 @@ from whiten.models.card import model_card
 from whiten.models.student import StudentNet, build_student, freeze_unused, save_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
+from whiten.utils.arrays import Vectors
 from whiten.utils.progress import progress
 from whiten.utils.threads import ordered_map
 from whiten.views.rendering import Preprocess
+
+PATIENCE = 5  # epochs without a better student, after which training stops
+_AT_ONCE = 64  # held-out images per forward pass
 
 
 def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -> None:
@@ -46,14 +53,16 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     if spec.recipe == "paper" and not is_frozen:
         trained = EachSide(net)
     freeze_unused(net, config.preprocess)
-    if fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
+    # Frozen statistics stay those of the pretrained backbone; runs before 0.2 had none frozen.
+    is_moving = spec.batch_statistics != "frozen"
+    if is_moving and fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
         trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
     optimizer = _optimizer(net, spec)
     model, wrapped = fabric.setup(trained, optimizer)
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
     average = {k: v.to(fabric.device) for k, v in average.items()}
-    model.train()
+    best = state.get("best")
 
     batches_per_epoch = data.plan.batches_per_epoch
     total = spec.epochs * batches_per_epoch
@@ -70,10 +79,12 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
                     "model": _cpu(net.state_dict()),
                     "optimizer": optimizer.state_dict(),
                     "ema": _cpu(average),
+                    "best": best,
                 }
             )
 
     visible = show_progress and fabric.is_global_zero
+    set_training(model, is_moving)
     with progress("distil", enabled=visible) as update, run.metrics.open("a") as log:
         batches = _batches(data, config.preprocess, spec, fabric, start=step)
         began, first = time.monotonic(), step
@@ -93,6 +104,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
             if spec.ema > 0:
                 _update_average(average, net, spec.ema)
             step += 1
+            is_epoch = step % batches_per_epoch == 0
             speed = (step - first) * 2 * spec.batch_size / (time.monotonic() - began)
             if fabric.is_global_zero:
                 record = {
@@ -103,18 +115,77 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
                     "wins": dict(zip(names, wins, strict=True)),
                     "images_per_s": round(speed, 1),
                 }
+                if is_epoch and data.held_out is not None and best is not None:
+                    score = data.held_out.score(
+                        held_embeddings(net, average, data, config.preprocess, fabric)
+                    )
+                    record["held_out"] = score
+                    if score > best["score"]:
+                        weights = average if spec.ema > 0 else net.state_dict()
+                        best = {"score": score, "step": step, "model": _cpu(weights)}
+                    set_training(model, is_moving)
                 log.write(json.dumps(record) + "\n")
                 log.flush()
             update(step, total, loss=f"{value:.3f}", images=f"{speed:.0f}/s")
-            if step % spec.checkpoint_every == 0 or step % batches_per_epoch == 0:
+            if step % spec.checkpoint_every == 0 or is_epoch:
                 checkpoint()
+            if is_epoch and fabric.broadcast(_is_over(best, step, batches_per_epoch)):
+                break
     if fabric.is_global_zero:
-        if spec.ema > 0:
+        if best is not None:
+            net.load_state_dict(best["model"])
+        elif spec.ema > 0:
             net.load_state_dict(average)
-        config = data.describe(config, step)
+        config = data.describe(config, step, best)
         save_student(net, config, run.student, model_card(config))
         data.remove()
     fabric.barrier()
+
+
+# --- held-out images --------------------------------------------------------------------
+
+
+@torch.no_grad()
+def held_embeddings(
+    net: StudentNet,
+    average: dict[str, Tensor],
+    data: TrainingSet,
+    preprocess: Preprocess,
+    fabric: Any,
+) -> Vectors:
+    """Embed the held-out images, (h, dim), by the moving average of the weights if there is one."""
+    weights = average or net.state_dict()
+    if data.spec.backbone_lr == 0:
+        features = torch.from_numpy(data.held_features()).to(fabric.device)
+        projected = F.linear(features, weights["projection.weight"], weights["projection.bias"])
+        return np.asarray(projected.cpu())
+    net.eval()
+    sides = [(item, 0) for item in range(data.trained, len(data.items))]
+    rendered = ordered_map(
+        lambda side: data.render(side, preprocess, fabric.device),
+        sides,
+        workers=data.workers,
+        ahead=_AT_ONCE,
+    )
+    blocks = []
+    while block := list(islice(rendered, _AT_ONCE)):
+        pixels = torch.from_numpy(preprocess.normalize(np.stack(block))).to(fabric.device)
+        blocks.append(functional_call(net, weights, (pixels,)).float().cpu().numpy())
+    return np.concatenate(blocks)
+
+
+def set_training(model: nn.Module, is_moving: bool) -> None:
+    """Switch to training, but leave the statistics of batch normalisation if they are frozen."""
+    model.train()
+    if not is_moving:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def _is_over(best: dict[str, Any] | None, step: int, batches_per_epoch: int) -> bool:
+    """Whether the held-out images have seen no better student for `PATIENCE` epochs."""
+    return best is not None and step - best["step"] >= PATIENCE * batches_per_epoch
 
 
 # --- one step ---------------------------------------------------------------------------

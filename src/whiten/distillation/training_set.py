@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from whiten.datasets.collection import Items
+from whiten.distillation.held_out import AS_IT_IS, WHITENED, HeldOut
 from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
 from whiten.distillation.targets import open_targets
 from whiten.errors import RunError, one_line
@@ -66,6 +67,16 @@ def fused_path(run: RunFolder) -> Path:
 
 def features_path(run: RunFolder) -> Path:
     return run.targets / "student-features.npy"
+
+
+def open_held_out(
+    run: RunFolder, spec: DistillSpec, items: Items, trained: int, source: str
+) -> HeldOut:
+    """Return what the items after the first `trained` ones should find."""
+    paths = [target_path(run, number) for number in range(len(spec.teachers))]
+    teachers = np.concatenate([open_targets(path)[trained:, 0] for path in paths], axis=1)
+    groups = items.groups[trained:] if source in ("groups", "mixed") else None
+    return HeldOut.of(normalize_rows(teachers), groups)
 
 
 @dataclass(frozen=True)
@@ -122,9 +133,11 @@ class TrainingSet:
                 "again with --resume"
             ) from error
         spec = dataclasses.replace(spec, **facts["options"])
+        trained = slice(len(items) - facts.get("held_out", 0))
+        groups = items.videos if facts["source"] == "frames" else items.groups
         plan = plan_pairs(
-            items.videos if facts["source"] == "frames" else items.groups,
-            contents,
+            groups[trained],
+            contents[trained],
             source=facts["source"],
             views=facts["views"],
             batch_size=spec.batch_size,
@@ -150,6 +163,22 @@ class TrainingSet:
             workers=spec.workers,
             bf16=bf16,
         )
+
+    @property
+    def trained(self) -> int:
+        """Number of images to train on; the items after these are held out."""
+        return len(self.items) - int(self.facts.get("held_out", 0))
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """What held-out images should find, if any are held out."""
+        if self.trained == len(self.items):
+            return None
+        return open_held_out(self.run, self.spec, self.items, self.trained, self.facts["source"])
+
+    def held_features(self) -> Vectors:
+        """(h, f) cached features of the held-out images."""
+        return np.array(self._features[self.trained :, 0])
 
     @property
     def teacher_names(self) -> list[str]:
@@ -187,7 +216,7 @@ class TrainingSet:
     def queue(self, generator: torch.Generator, device: torch.device) -> Tensor:
         """Draw (q, dim) whole images at random from all, in the fused teacher space."""
         # All teacher embeddings are cached, so the queue need not be filled from past batches.
-        drawn = torch.randint(len(self.items), (QUEUE,), generator=generator).numpy()
+        drawn = torch.randint(self.trained, (QUEUE,), generator=generator).numpy()
         rows = np.unique(drawn)  # ascending, for sequential reads
         queue = torch.from_numpy(self._fused[rows, 0])
         forget(self._fused)
@@ -237,11 +266,38 @@ class TrainingSet:
             vectors = normalize_rows(source.whitener.transform(vectors))
         return vectors
 
-    def describe(self, config: StudentConfig, steps: int) -> StudentConfig:
-        """Return the student's configuration with its teachers and a summary of the training."""
+    def gain(self, best: dict[str, Any] | None) -> str:
+        """One line on what the student gained over its starts, as held-out images tell it."""
+        if best is None:
+            return "nothing was held out, so that what training gained is not known"
+        measured = self.facts["measured"]
+        scores, start = measured["scores"], measured["start"]
+        whitened = max((v for k, v in scores.items() if k.startswith(WHITENED)), default=None)
+        told = [f"{name} {scores[name]:.3f}" for name in (AS_IT_IS, start) if name in scores]
+        if whitened is not None:
+            told.insert(1, f"{WHITENED} {whitened:.3f}")
+        epoch = best["step"] // self.plan.batches_per_epoch
+        if best["step"]:
+            told.append(f"student {best['score']:.3f} after epoch {epoch}")
+        elif self.spec.epochs:
+            told.append(
+                "training gained nothing over that: give more images, a larger --size, another "
+                "--student or stronger teachers"
+            )
+        return f"{measured['criterion']}: {', '.join(dict.fromkeys(told))}"
+
+    def describe(
+        self, config: StudentConfig, steps: int, best: dict[str, Any] | None
+    ) -> StudentConfig:
+        """Return the student's configuration with its teachers and a summary of the training.
+
+        Args:
+            steps: training steps taken.
+            best: score, step and weights of the student that is kept, if held-out images chose it.
+        """
         spec = self.spec
         training = {
-            "images": len(self.items),
+            "images": self.trained,
             "recipe": self.facts["recipe"],
             "pairs": _PAIRS[self.facts["source"]],
             "classes": self.plan.classes,
@@ -250,6 +306,7 @@ class TrainingSet:
             "whitened teachers": spec.whiten,
             **{name: _text(getattr(spec, name)) for name in DECIDED},
             "seed": spec.seed,
+            "gain": self.gain(best),
             "skipped": self.facts["skipped"],
         }
         return dataclasses.replace(

@@ -110,29 +110,6 @@ class StudentNet(nn.Module):
         return out
 
     @torch.no_grad()
-    def init_projection(self, features: np.ndarray) -> None:
-        """Initialise the projection with the principal axes of a sample of features.
-
-        Thus the student starts as its own backbone, centred and compressed, and training need not
-        recover what the backbone already knows.
-
-        Args:
-            features: (n, f) from `features`. Axes beyond n keep their random values, scaled down.
-        """
-        from whiten.whitening.whitener import Whitener
-
-        rank = min(self.projection.out_features, features.shape[1], len(features) - 1)
-        if rank < 1:
-            return
-        axes = Whitener(rank, shrinkage=float("inf"))
-        axes.partial_fit(features)
-        rotation = torch.from_numpy(axes.projection_).float()
-        self.projection.weight.mul_(0.01)
-        self.projection.weight[:rank] = rotation
-        self.projection.bias.zero_()
-        self.projection.bias[:rank] = -rotation @ torch.from_numpy(axes.mean_).float()
-
-    @torch.no_grad()
     def turn_projection(self, features: np.ndarray, targets: np.ndarray) -> None:
         """Rotate the projection to bring the embeddings as close to the targets as possible.
 

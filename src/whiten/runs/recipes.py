@@ -18,7 +18,9 @@ _COMMON: dict[str, Any] = {
     "fusion": "maxmin",
     "temperature": 0.05,
     "label_temperature": 0.1,
-    "start": "principal",
+    "start": "ridge",
+    "held_out": 0.1,
+    "batch_statistics": "frozen",
     "whiten_images": 0,
     "shrinkage": "auto",
     "pairs_per_class": 1,
@@ -37,6 +39,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "whiten_images": 10_000,
         "shrinkage": 0.0,
         "start": "random",
+        "held_out": 0.0,
+        "batch_statistics": "moving",
         "pairs_per_epoch": 1,
     },
     "similarity": {"kl": 1.0},
@@ -122,8 +126,12 @@ def complete(
     chosen = {**_COMMON, **RECIPES[name]}
     if name == "paper":
         chosen["augment"] = _PUBLISHED_VIEWS[source]
-    if is_untrained:
-        chosen["start"] = "random"  # principal axes of random features are meaningless
+    if is_untrained:  # neither its features nor its statistics mean anything yet
+        chosen.update(start="random", batch_statistics="moving")
+    if spec.teachers_online:  # the fused teachers are not cached
+        chosen["held_out"] = 0.0
+        if chosen["start"] == "ridge":
+            chosen["start"] = "principal"
     if spec.compatible:
         chosen["align"] = COMPATIBLE
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}

@@ -111,11 +111,20 @@ class DistillSpec:
     """Softmax temperature of the distillation."""
     label_temperature: Annotated[float | None, _OBJECTIVE] = None
     """Softmax temperature of the contrastive loss."""
-    start: Annotated[Literal["principal", "random"] | None, _OBJECTIVE] = None
-    """Start of the projection: principal axes of the backbone's features, or random."""
+    start: Annotated[Literal["ridge", "principal", "random"] | None, _OBJECTIVE] = None
+    """Start of the projection: ridge regression of the fused teachers on the backbone's features,
+    the features' principal axes, or random. By default ridge for a pretrained backbone."""
+    start_weight: Annotated[float | None, _OBJECTIVE] = None
+    """Share of the pretrained backbone's own features beside the fused teachers in what the student
+    regresses, so that it keeps what it knew; 0 is none. By default chosen on held-out images; none
+    with compatible."""
 
     epochs: Annotated[int, _OPTIMISATION] = 20
-    """Passes over the images."""
+    """Most passes over the images; 0 keeps the best start in closed form."""
+    held_out: Annotated[float | None, _OPTIMISATION] = None
+    """Share of the images, in whole groups, that measure the student after each epoch and never
+    train it; the best student measured is kept. 0 is off. By default 0.1, or 0 with the recipe
+    paper."""
     batch_size: Annotated[int, _OPTIMISATION] = 128
     """Pairs per batch, over all devices."""
     optimizer: Annotated[Literal["adamw", "adam"], _OPTIMISATION] = "adamw"
@@ -125,7 +134,10 @@ class DistillSpec:
     min_lr: Annotated[float, _OPTIMISATION] = 0.0
     """Learning rate at the end of the cosine."""
     backbone_lr: Annotated[float, _OPTIMISATION] = 1.0
-    """Learning rate of the backbone, relative to lr; 0 freezes it and its batch statistics."""
+    """Learning rate of the backbone, relative to lr; 0 freezes it."""
+    batch_statistics: Annotated[Literal["frozen", "moving"] | None, _OPTIMISATION] = None
+    """Means and variances of batch normalisation: kept as pretrained, or those of each batch. By
+    default frozen for a pretrained backbone, and moving otherwise and with the recipe paper."""
     weight_decay: Annotated[float, _OPTIMISATION] = 1e-4
     """With adamw on matrices alone; with adam on all parameters, as an L2 penalty."""
     schedule: Annotated[Literal["cosine", "onecycle"], _OPTIMISATION] = "cosine"
@@ -169,16 +181,24 @@ class DistillSpec:
             )
         for uri in (*self.teachers, self.student):
             parse_uri(uri)
-        for name in ("dim", "whiten_dim", "epochs", "pairs_per_class", *_PARALLEL):
+        for name in ("dim", "whiten_dim", "pairs_per_class", *_PARALLEL):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
-        for name in ("pairs_per_epoch", "whiten_images"):
+        for name in ("epochs", "pairs_per_epoch", "whiten_images"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in TERMS:
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} is a weight, at least 0, not {getattr(self, name)}")
+        for name, end in (("start_weight", 1.0), ("held_out", 0.5)):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= end:
+                raise ConfigError(f"{name} is a share from 0 to {end:g}, not {share:g}")
+        if self.compatible and self.start_weight:
+            raise ConfigError(
+                "the gallery of --compatible has no place for --start-weight: leave it out"
+            )
         if self.batch_size < 2:
             raise ConfigError("batch_size must be at least 2: negatives come from the batch")
         if self.batch_size % (self.devices * self.nodes):
