@@ -18,7 +18,6 @@ from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import Names, name_codes
 
 MOST, FEWEST = 512, 24  # held-out images
-AS_IT_IS, WHITENED = "start", "start, whitened"  # what a run has to beat
 NEIGHBOURS = (1, 5)  # nearest ones in the fused teachers' space
 _GROUPS = 4  # held-out groups that are enough to measure by
 

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from whiten.datasets.collection import Items
-from whiten.distillation.held_out import AS_IT_IS, FEWEST, WHITENED, HeldOut
+from whiten.distillation.held_out import FEWEST, HeldOut
 from whiten.distillation.ridge import Floats, Head, Ridge, whitening
 from whiten.distillation.targets import Own, open_targets, write_fused_targets
 from whiten.distillation.training_set import features_path, fused_path, open_held_out, target_path
 from whiten.models.student import StudentNet
 from whiten.models.uri import parse_uri
 from whiten.runs.folder import RunFolder
+from whiten.runs.measured import AS_IT_IS, WHITENED
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import name_codes

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from whiten.datasets.collection import Items
-from whiten.distillation.held_out import AS_IT_IS, WHITENED, HeldOut
+from whiten.distillation.held_out import HeldOut
 from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
 from whiten.distillation.targets import open_targets
 from whiten.errors import RunError, one_line
@@ -27,6 +27,7 @@ from whiten.models.registry import open_network
 from whiten.models.student import StudentConfig
 from whiten.models.teacher import Teacher
 from whiten.runs.folder import RunFolder
+from whiten.runs.measured import best_starts
 from whiten.runs.recipes import DECIDED
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors, normalize_rows
@@ -271,11 +272,7 @@ class TrainingSet:
         if best is None:
             return "nothing was held out, so that what training gained is not known"
         measured = self.facts["measured"]
-        scores, start = measured["scores"], measured["start"]
-        whitened = max((v for k, v in scores.items() if k.startswith(WHITENED)), default=None)
-        told = [f"{name} {scores[name]:.3f}" for name in (AS_IT_IS, start) if name in scores]
-        if whitened is not None:
-            told.insert(1, f"{WHITENED} {whitened:.3f}")
+        told = [f"{name} {score:.3f}" for name, score in best_starts(measured).items()]
         epoch = best["step"] // self.plan.batches_per_epoch
         if best["step"]:
             told.append(f"student {best['score']:.3f} after epoch {epoch}")
@@ -284,7 +281,7 @@ class TrainingSet:
                 "training gained nothing over that: give more images, a larger --size, another "
                 "--student or stronger teachers"
             )
-        return f"{measured['criterion']}: {', '.join(dict.fromkeys(told))}"
+        return f"{measured['criterion']}: {', '.join(told)}"
 
     def describe(
         self, config: StudentConfig, steps: int, best: dict[str, Any] | None
@@ -307,6 +304,7 @@ class TrainingSet:
             **{name: _text(getattr(spec, name)) for name in DECIDED},
             "seed": spec.seed,
             "gain": self.gain(best),
+            "measured": {k: v for k, v in self.facts.get("measured", {}).items() if k != "tried"},
             "skipped": self.facts["skipped"],
         }
         return dataclasses.replace(

@@ -23,6 +23,7 @@ from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, wri
 from whiten.report.table import Kind, Row
 from whiten.retrieval.exact import exact_search
 from whiten.runs.folder import RunFolder
+from whiten.runs.measured import best_starts
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors
 
@@ -183,11 +184,14 @@ def report_run(
     # Test images may share ids with training images, so they have their own stores.
     cache = run.embeddings / "test" if test else run.embeddings
     data = ReportData(title=f"whiten: {run.root.name}", runs={run.root.name: run.read_metrics()})
+    training = load_student(run.student)[1].training
+    data.starts = best_starts(training.get("measured", {}))
     data.facts = [
         ("images", images),
         ("teachers", ", ".join(spec.teachers)),
         ("student", f"{spec.student}, {spec.dim} dimensions"),
-        ("recipe", load_student(run.student)[1].training.get("recipe", "")),
+        ("recipe", training.get("recipe", "")),
+        ("held-out images", training.get("gain", "")),
     ]
     # Without a test set, the figures use the training images.
     items = find_items(test or images)

@@ -230,6 +230,28 @@ def loss(curves: Mapping[str, Curve]) -> Figure | None:
     return figure
 
 
+@styled
+def held_out(curves: Mapping[str, Curve], starts: Mapping[str, float]) -> Figure | None:
+    """Draw the score on held-out images by step, one line per run, and those of its starts."""
+    if not curves and not starts:
+        return None
+    figure = Figure(figsize=(8, 3.8))
+    axis = figure.subplots()
+    handles: dict[str, Line2D] = {}
+    for i, (run, (steps, scores)) in enumerate(curves.items()):
+        handles[run] = axis.plot(
+            steps, scores, _dash(i, RUNS), marker="o", color=RUNS[i % len(RUNS)], linewidth=2
+        )[0]
+    for i, (name, score) in enumerate(starts.items()):
+        style = DASHES[(i + 1) % len(DASHES)]
+        handles[name] = axis.axhline(score, color=INK, linewidth=1.2, linestyle=style)
+    axis.set(xlabel="step", ylabel="score on held-out images")
+    axis.margins(x=0.01)
+    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _legend(figure, handles, columns=2)
+    return figure
+
+
 def smooth(values: Array) -> Array:
     """Smooth by a centred moving average over a 25th of the curve, cut at the ends."""
     reach, at = len(values) // 50, np.arange(len(values))

@@ -57,8 +57,9 @@ class ReportData:
         facts: facts by name: ("images", "4,712 train, 1,912 test").
         similarities, spectra: per teacher; eigenvalues in descending order.
         whitening_choices: per teacher, the shrinkages, their scores, and the chosen index.
-        runs: by name, the records of `metrics.jsonl`: step, epoch, loss, lr, images_per_s and, if
-            teachers compete, wins (teacher -> its share of the positives).
+        runs: by name, the records of `metrics.jsonl`: step, epoch, loss, lr, images_per_s, after an
+            epoch held_out and, if teachers compete, wins (teacher -> its share of the positives).
+        starts: by name, the score of a start on the held-out images.
         retrievals: per encoder.
         notes: important sentences, shown near the top.
         commands: shell commands to continue with.
@@ -71,6 +72,7 @@ class ReportData:
     spectra: dict[str, Array] = field(default_factory=dict)
     whitening_choices: dict[str, tuple[Array, Array, int]] = field(default_factory=dict)
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    starts: dict[str, float] = field(default_factory=dict)
     retrievals: dict[str, list[Retrieval]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
@@ -105,11 +107,7 @@ def _draw(data: ReportData) -> dict[str, bytes]:
     }
     shares = {run: _shares(records) for run, records in data.runs.items()}
     shares = {run: curves for run, curves in shares.items() if curves}
-    losses = {
-        run: _curve((r.get("step"), r.get("loss")) for r in records)
-        for run, records in data.runs.items()
-    }
-    losses = {run: curve for run, curve in losses.items() if len(curve[0])}
+    losses, held_out = (_curves(data.runs, name) for name in ("loss", "held_out"))
     competing = [teacher for curves in shares.values() for teacher in curves]
     colours = plots.teacher_colours([*pairs, *data.spectra, *data.whitening_choices, *competing])
     drawn = {
@@ -119,6 +117,7 @@ def _draw(data: ReportData) -> dict[str, bytes]:
         "spectra": plots.spectra(data.spectra, colours),
         "whitening_choices": plots.whitening_choices(data.whitening_choices, colours),
         "wins": plots.wins(shares, colours),
+        "held_out": plots.held_out(held_out, data.starts),
         "loss": plots.loss(losses),
     }
     for queries, slug in zip(data.retrievals.values(), _slugs(data.retrievals), strict=True):
@@ -148,6 +147,17 @@ def _shares(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Array, Arra
     teachers = dict.fromkeys(teacher for _, shares in won for teacher in shares)
     curves = {t: _curve((step, shares.get(t)) for step, shares in won) for t in teachers}
     return {teacher: curve for teacher, curve in curves.items() if len(curve[0])}
+
+
+def _curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], name: str
+) -> dict[str, tuple[Array, Array]]:
+    """Return one value of the records by step, for the runs that have it."""
+    curves = {
+        run: _curve((record.get("step"), record.get(name)) for record in records)
+        for run, records in runs.items()
+    }
+    return {run: curve for run, curve in curves.items() if len(curve[0])}
 
 
 def _curve(points: Iterable[tuple[Any, Any]]) -> tuple[Array, Array]:

@@ -35,6 +35,11 @@ SECTIONS = {
         "How often each teacher set the target similarity of a positive pair. With a line near "
         "100 % the student learns from one teacher alone.",
     ),
+    "held_out": (
+        "What training gains",
+        "Images that never train the student measure it after each epoch; the best point is kept. "
+        "Level lines are its starts: below the highest of them training gains nothing.",
+    ),
     "loss": (
         "Training",
         "The loss should fall and flatten. Its height can be compared only between runs with the "

@@ -1,0 +1,234 @@
+"""The start in closed form, and what held-out images measure."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import whiten
+from helpers import TEACHER
+from small_runs import OPTIONS, STUDENT, TEACHERS
+from whiten.distillation import training
+from whiten.distillation.distill import DistillResult, distill
+from whiten.distillation.held_out import FEWEST, HeldOut, hold_out
+from whiten.distillation.ridge import Head, Ridge, whitening
+from whiten.distillation.training import learning_rate
+from whiten.errors import ConfigError
+from whiten.evaluation.run import report_run
+from whiten.models.student import StudentNet, build_student, load_student
+from whiten.runs.folder import RunFolder
+from whiten.runs.measured import AS_IT_IS, best_starts
+from whiten.runs.spec import DistillSpec
+from whiten.utils.arrays import normalize_rows
+
+RNG = np.random.default_rng(0)
+
+
+def test_a_ridge_of_no_strength_is_least_squares() -> None:
+    features = RNG.normal(size=(60, 2, 5)).astype(np.float32)
+    first, second = (RNG.normal(size=(60, 2, d)).astype(np.float32) for d in (3, 4))
+    head = Ridge(features, [first, second]).head(0.0, to_unit=False)
+    x = np.hstack([features.reshape(-1, 5), np.ones((120, 1))])
+    y = np.concatenate([first, second], axis=2).reshape(-1, 7)
+    expected = x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    np.testing.assert_allclose(head(features.reshape(-1, 5)), expected, atol=1e-4)
+
+
+def test_a_strong_ridge_is_the_mean() -> None:
+    features, targets = (RNG.normal(size=(60, 1, d)).astype(np.float32) for d in (5, 3))
+    head = Ridge(features, [targets]).head(1e12, to_unit=False)
+    np.testing.assert_allclose(head(features[:, 0])[0], targets[:, 0].mean(axis=0), atol=1e-5)
+
+
+def test_to_unit_gives_a_length_of_one() -> None:
+    features, targets = (RNG.normal(size=(60, 1, d)).astype(np.float32) for d in (5, 3))
+    for head in (
+        Ridge(features, [targets]).head(0.3, to_unit=True),
+        whitening(features[:, 0], 4, 1.0),
+    ):
+        assert (head(features[:, 0]) ** 2).sum(axis=1).mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_heads_side_by_side_and_rotated() -> None:
+    heads = [Head(RNG.normal(size=(d, 5)), RNG.normal(size=d)) for d in (2, 3)]
+    x = RNG.normal(size=(7, 5))
+    joined = Head.beside(heads)
+    np.testing.assert_allclose(joined(x), np.hstack([head(x) for head in heads]))
+    rotation = whiten.Whitener(3, shrinkage=float("inf")).fit(joined(RNG.normal(size=(40, 5))))
+    np.testing.assert_allclose(joined.then(rotation)(x), rotation.transform(joined(x)), atol=1e-6)
+
+
+def test_groups_and_copies_are_held_out_whole() -> None:
+    groups = [f"g{i // 4}" if i < 200 else None for i in range(400)]
+    contents = [f"c{i // 2}" for i in range(400)]
+    held = hold_out(groups, contents, 0.1, seed=0)
+    assert FEWEST <= held.sum() <= 40
+    for names in (groups[:200], contents):
+        flags: dict[str | None, set[bool]] = {}
+        for name, flag in zip(names, held, strict=False):
+            flags.setdefault(name, set()).add(bool(flag))
+        assert all(len(each) == 1 for each in flags.values())
+    assert not hold_out(groups, contents, 0.0, seed=0).any()
+    assert not hold_out(groups[:80], contents[:80], 0.1, seed=0).any()  # too few to spare any
+
+
+def test_held_out_images_measure_by_groups_or_by_the_teachers() -> None:
+    teachers = normalize_rows(RNG.normal(size=(40, 6)))
+    by_groups = HeldOut.of(teachers, [f"g{i // 4}" for i in range(40)])
+    assert by_groups.criterion == "mAP of held-out groups"
+    grouped = np.repeat(np.eye(10), 4, axis=0)
+    assert by_groups.score(grouped) == pytest.approx(1)
+    assert by_groups.score(RNG.normal(size=(40, 6))) < 0.5
+    for groups in (None, [None] * 40):
+        alone = HeldOut.of(teachers, groups)
+        assert "teachers" in alone.criterion
+        assert alone.score(teachers) == pytest.approx(1)
+        assert alone.score(RNG.normal(size=(40, 6))) < 0.5
+
+
+def spec(**options: object) -> DistillSpec:
+    return DistillSpec.from_mapping({"teachers": [TEACHER], **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"held_out": 0.6}, {"held_out": -0.1}, {"start_weight": 1.5}, {"epochs": -1}],
+)
+def test_shares_are_shares(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        spec(**options)
+
+
+def test_a_gallery_of_the_teachers_has_no_place_for_the_start() -> None:
+    with pytest.raises(ConfigError, match="--start-weight"):
+        spec(compatible=True, start_weight=0.3)
+
+
+# --- whole runs -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def groups() -> dict[str, int]:
+    return {f"g{number}": 4 for number in range(30)}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
+    return distill(
+        images,
+        TEACHERS,
+        out=out,
+        cache=cache,
+        show_progress=False,
+        **{**OPTIONS, "epochs": 2, "batch_size": 16, "start": "ridge", **options},
+    )
+
+
+def pretrained(student: str) -> StudentNet:
+    """The network that a run starts from."""
+    torch.manual_seed(0)  # as a run is seeded
+    return build_student(student, dim=OPTIONS["dim"])[0]
+
+
+def weights(result: DistillResult) -> dict[str, torch.Tensor]:
+    return load_student(result.student)[0].state_dict()
+
+
+def test_a_run_measures_itself_and_keeps_the_best(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    result = run(shared_images, tmp_path / "run", cache, epochs=3)
+    records = RunFolder(result.out).read_metrics()
+    measured = [(r["step"], r["held_out"]) for r in records if "held_out" in r]
+    last_of_epoch = [r["step"] for r, later in pairwise(records) if r["epoch"] < later["epoch"]]
+    assert [step for step, _ in measured] == [*last_of_epoch, records[-1]["step"]]
+    training = load_student(result.student)[1].training
+    assert training["images"] == 96
+    assert result.gain.startswith("mAP of held-out groups: start ")
+    starts = best_starts(training["measured"])
+    assert next(iter(starts)) == AS_IT_IS
+    best = max(score for _, score in measured)
+    taken = starts[training["measured"]["start"]]
+    assert f"student {best:.3f} after epoch" in result.gain or best <= taken
+    assert json.loads(json.dumps(training))  # plain values alone
+
+
+def test_without_epochs_the_student_is_the_closed_form(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    result = run(shared_images, tmp_path / "run", cache, epochs=0)
+    assert result.steps == 0
+    net, config = load_student(result.student)
+    start = pretrained(STUDENT)
+    for name, value in start.backbone.state_dict().items():
+        torch.testing.assert_close(net.backbone.state_dict()[name], value)
+    taken = config.training["measured"]["start"]
+    assert "ridge" in taken or "features" in taken
+    assert "gained nothing" not in result.gain  # nothing was tried
+
+
+def test_batch_statistics_stay_as_they_are_unless_they_may_move(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    student = TEACHERS[0]
+    start = pretrained(student)
+    name = next(n for n in start.state_dict() if n.endswith("running_mean"))
+    means = {}
+    for how in ("frozen", "moving"):
+        options = {"student": student, "batch_statistics": how, "held_out": 0.0, "lr": 1e-9}
+        means[how] = weights(run(shared_images, tmp_path / how, cache, **options))[name]
+    torch.testing.assert_close(means["frozen"], start.state_dict()[name])
+    assert not torch.allclose(means["moving"], means["frozen"])
+
+
+@pytest.mark.parametrize("frozen", [0.0, 1.0])
+def test_a_resumed_run_keeps_the_same_best(
+    shared_images: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    frozen: float,
+) -> None:
+    whole = run(shared_images, tmp_path / "whole", cache, backbone_lr=frozen)
+    with monkeypatch.context() as patch:
+        steps = whole.steps
+
+        def fails(step: int, *arguments: Any) -> float:
+            if step == steps * 2 // 3:
+                raise KeyboardInterrupt
+            return learning_rate(step, *arguments)
+
+        patch.setattr(training, "learning_rate", fails)
+        with pytest.raises(KeyboardInterrupt):
+            run(shared_images, tmp_path / "cut", cache, backbone_lr=frozen)
+    resumed = run(shared_images, tmp_path / "cut", cache, backbone_lr=frozen, resume=True)
+    assert resumed.gain == whole.gain
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], value)
+
+
+def test_training_stops_when_nothing_is_gained(
+    shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PATIENCE", 2)
+    monkeypatch.setattr(HeldOut, "score", lambda *_: 0.5)
+    result = run(shared_images, tmp_path / "run", cache, epochs=9)
+    assert RunFolder(result.out).read_metrics()[-1]["epoch"] == 1
+    assert "training gained nothing over that: give more images" in result.gain
+
+
+def test_the_report_draws_the_curve(shared_images: Path, cache: Path, tmp_path: Path) -> None:
+    result = run(shared_images, tmp_path / "run", cache)
+    page, _ = report_run(result.out)
+    assert (result.out / "figures" / "held_out.png").is_file()
+    assert "What training gains" in page.read_text()
