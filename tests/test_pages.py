@@ -106,7 +106,7 @@ def test_the_published_way_is_what_the_recipe_does() -> None:
     for source, augment in (("groups", "paper-images"), ("views", "paper-frames")):
         paper, ours = complete(given, source)[0], complete(default, source)[0]
         assert (paper.shrinkage, paper.start, paper.pairs_per_epoch) == (0.0, "random", 1)
-        assert (ours.shrinkage, ours.start, ours.pairs_per_epoch) == ("auto", "principal", 0)
+        assert (ours.shrinkage, ours.start, ours.pairs_per_epoch) == ("auto", "ridge", 0)
         assert (paper.augment, ours.augment) == (augment, "light")
         same = ("fusion", "temperature", "pairs_per_class", *RECIPES["similarity"])
         assert all(getattr(paper, name) == getattr(ours, name) for name in same)

@@ -66,8 +66,8 @@ FULL = DemoPlan(
     ],
     student="demo:efficientnet-lite0?size=64&fit=squash",
     groups=None,
-    label_free={"backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
-    grouped={"compatible": True, "lr": 2e-3, "epochs": 4, "batch_size": 128},
+    label_free={"dim": 256, "backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
+    grouped={"dim": 256, "compatible": True, "lr": 2e-3, "epochs": 4, "batch_size": 128},
 )
 
 QUICK = DemoPlan(

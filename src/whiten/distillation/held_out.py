@@ -17,7 +17,7 @@ import numpy.typing as npt
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import Names, name_codes
 
-MOST, FEWEST = 512, 24  # held-out images
+MOST, ENOUGH, FEWEST = 512, 64, 24  # held-out images
 NEIGHBOURS = (1, 5)  # nearest ones in the fused teachers' space
 _GROUPS = 4  # held-out groups that are enough to measure by
 
@@ -90,8 +90,8 @@ def hold_out(groups: Names, contents: Names, share: float, seed: int) -> Flags:
     group, content = name_codes(groups), name_codes(contents)
     units: npt.NDArray[Any] = np.where(group >= 0, group, group.max(initial=-1) + 1 + content)
     n = len(units)
-    wanted = min(MOST, max(round(share * n), FEWEST)) if share else 0
-    if wanted > n // 4:
+    wanted = min(MOST, max(round(share * n), min(ENOUGH, n // 5))) if share else 0
+    if wanted < FEWEST:
         return np.zeros(n, bool)
     _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(sizes))
@@ -102,4 +102,4 @@ def hold_out(groups: Names, contents: Names, share: float, seed: int) -> Flags:
             is_held[number] = True
             left -= sizes[number]
     held: Flags = is_held[unit]
-    return held if held.sum() >= FEWEST else np.zeros(n, bool)
+    return held if held.sum() >= FEWEST // 2 else np.zeros(n, bool)

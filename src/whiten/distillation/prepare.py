@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
+from whiten.datasets.transfer import is_own, with_transfer_set
 from whiten.distillation.held_out import hold_out
 from whiten.distillation.pairs import resolve_source
 from whiten.distillation.start import write_start
@@ -52,6 +55,7 @@ def prepare(
     if facts_path(run).exists() and run.checkpoint.exists():
         return
     items = find_items(images, announce if show_progress else None)
+    items = with_transfer_set(items, spec.unlabelled)
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
     views = spec.views or (1 if source == "groups" else 2)
@@ -96,9 +100,7 @@ def prepare(
     if show_progress:
         announce(why)
 
-    groups = items.videos if source == "frames" else items.groups
-    assert spec.held_out is not None
-    held = hold_out(groups, stores[0].content_hashes(items.by_id), spec.held_out, spec.seed)
+    held = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
     items = items.take(np.argsort(held, kind="stable"))  # held-out ones last
     if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or held.any():
         backbone = backbone_as_teacher(net, config)
@@ -126,6 +128,18 @@ def prepare(
     }
     # Written last: its presence means that all parts are complete.
     write_atomically(facts_path(run), json.dumps(facts).encode())
+
+
+def _held_out(
+    items: Items, spec: DistillSpec, source: str, contents: pa.Array
+) -> npt.NDArray[np.bool_]:
+    """(n,) which of the user's own images are held out."""
+    assert spec.held_out is not None
+    own = is_own(items)
+    groups = (items.videos if source == "frames" else items.groups).filter(pa.array(own))
+    held = np.zeros(len(items), bool)
+    held[own] = hold_out(groups, contents.filter(pa.array(own)), spec.held_out, spec.seed)
+    return held
 
 
 class _Cache:

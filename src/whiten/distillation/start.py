@@ -31,7 +31,7 @@ from whiten.utils.names import name_codes
 from whiten.whitening.whitener import Whitener
 
 STRENGTHS = (0.1, 0.3, 1.0)
-SHARES = (1.0, 0.9, 0.7, 0.5, 0.3)  # of the student's own features in its start
+SHARES = (1.0, 0.7, 0.5, 0.3)  # of the student's own features in its start
 SHRINKAGES = (1.0, 10.0, 100.0)  # of their whitening
 TARGET_SHARE = 0.3  # of the features in the targets
 FEW = 4 * FEWEST  # images that are too few to choose on
@@ -111,8 +111,9 @@ def write_start(
     state = {name: value.clone() for name, value in net.state_dict().items()}
     best = None
     if held_out is not None and features is not None:
-        score = held_out.score(project(net, features[trained:, 0]))
-        best = {"score": score, "step": 0, "model": state}
+        precisions = held_out.precisions(project(net, features[trained:, 0]))
+        score = float(precisions.mean())
+        best = {"score": score, "step": 0, "model": state, "start": precisions.tolist()}
         whole, held_features = features[: trained : _step(trained), 0], features[trained:, 0]
         scores[AS_IT_IS] = held_out.score(held_features)
         for shrinkage in SHRINKAGES:

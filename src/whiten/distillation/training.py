@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -116,13 +117,12 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
                     "images_per_s": round(speed, 1),
                 }
                 if is_epoch and data.held_out is not None and best is not None:
-                    score = data.held_out.score(
-                        held_embeddings(net, average, data, config.preprocess, fabric)
-                    )
-                    record["held_out"] = score
-                    if score > best["score"]:
+                    found = held_embeddings(net, average, data, config.preprocess, fabric)
+                    precisions = data.held_out.precisions(found)
+                    record["held_out"] = score = float(precisions.mean())
+                    if score > best["score"] and is_gain(precisions, best["start"]):
                         weights = average if spec.ema > 0 else net.state_dict()
-                        best = {"score": score, "step": step, "model": _cpu(weights)}
+                        best = {**best, "score": score, "step": step, "model": _cpu(weights)}
                     set_training(model, is_moving)
                 log.write(json.dumps(record) + "\n")
                 log.flush()
@@ -181,6 +181,15 @@ def set_training(model: nn.Module, is_moving: bool) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+def is_gain(precisions: npt.NDArray[np.float64], start: Sequence[float]) -> bool:
+    """Whether a student beats its start by two standard errors, image by image.
+
+    Few held-out images can flatter a student that got worse.
+    """
+    difference = precisions - np.array(start)
+    return bool(difference.mean() > 2 * difference.std() / len(difference) ** 0.5)
 
 
 def _is_over(best: dict[str, Any] | None, step: int, batches_per_epoch: int) -> bool:

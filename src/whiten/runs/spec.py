@@ -43,7 +43,7 @@ class DistillSpec:
     """URIs of the teachers, at least one."""
     student: Annotated[str, _MODELS] = "timm:efficientnet_lite0"
     """URI of the student's backbone: timm:NAME or demo:NAME."""
-    dim: Annotated[int, _MODELS] = 256
+    dim: Annotated[int, _MODELS] = 512
     """Dimension of the student's embedding."""
     size: Annotated[int | None, _MODELS] = None
     """Input side of the student in pixels; by default the backbone's own."""
@@ -61,6 +61,8 @@ class DistillSpec:
     """Make the student's queries able to search a gallery of its teachers, fuse:compatible:RUN: the
     student also regresses their fused embeddings, cut to its own dimension."""
 
+    unlabelled: Annotated[list[str], _DATA] = field(default_factory=list)
+    """Folders or tables of other images to learn on as well, without groups: a transfer set."""
     pairs: Annotated[Literal["auto", "groups", "views", "frames", "mixed"], _DATA] = "auto"
     """Source of positive pairs: images of a group, two views of an image, or both (mixed); frames
     takes two views of one frame per video and epoch. auto takes groups if there are any, and mixes
@@ -195,6 +197,8 @@ class DistillSpec:
             share = getattr(self, name)
             if share is not None and not 0 <= share <= end:
                 raise ConfigError(f"{name} is a share from 0 to {end:g}, not {share:g}")
+        if self.unlabelled and self.pairs == "frames":
+            raise ConfigError("pairs of frames come from videos alone: leave out --unlabelled")
         if self.compatible and self.start_weight:
             raise ConfigError(
                 "the gallery of --compatible has no place for --start-weight: leave it out"

@@ -1,0 +1,44 @@
+"""A transfer set: other images that a distillation learns on beside the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import find_items
+from whiten.utils.hashing import fingerprint
+
+_PREFIX = "unlabelled:"
+
+
+def with_transfer_set(items: Items, sources: Sequence[str]) -> Items:
+    """Add the images of other folders or tables, without their groups, after the items.
+
+    Their ids begin with their source, so that they never meet those of the items or of each other.
+
+    Raises:
+        NoImagesError: a source holds no image.
+    """
+    if not sources:
+        return items
+
+    def rows() -> Iterator[Item]:
+        yield from items
+        for source in dict.fromkeys(str(Path(source).resolve()) for source in sources):
+            for item in find_items(source):
+                yield Item(f"{_PREFIX}{fingerprint(source)[:8]}/{item.id}", item.path)
+
+    return Items.of(rows())
+
+
+def is_own(items: Items) -> npt.NDArray[np.bool_]:
+    """(n,) whether an image is one of the user's own, not of a transfer set."""
+    flags: npt.NDArray[np.bool_] = ~pc.starts_with(items.ids, _PREFIX).to_numpy(
+        zero_copy_only=False
+    )
+    return flags
