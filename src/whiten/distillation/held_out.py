@@ -2,8 +2,7 @@
 
 With groups a student is measured by the mean average precision of the held-out groups. Without
 groups the fused teachers stand in for them: an image should find its nearest neighbours in their
-space. On photographs and drawings this orders students as their true mAP does
-(studies/criterion.py).
+space. studies/starts.py compares this with the true mAP.
 """
 
 from __future__ import annotations

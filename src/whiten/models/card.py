@@ -10,7 +10,8 @@ def model_card(config: StudentConfig) -> str:
     teachers = "\n".join(
         f"| `{t['uri']}` | {t['licence']} | `{t['fingerprint'][:12]}` |" for t in config.teachers
     )
-    training = "\n".join(f"- {name}: {value}" for name, value in config.training.items())
+    shown = {name: value for name, value in config.training.items() if name != "measured"}
+    training = "\n".join(f"- {name}: {value}" for name, value in shown.items())
     origin = config.training.get("origin", "distilled with whiten")
     gallery = (
         f"- Its queries search a gallery embedded by `fuse:compatible:RUN` of its run too "
