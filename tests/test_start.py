@@ -218,6 +218,26 @@ def test_a_resumed_run_keeps_the_same_best(
         torch.testing.assert_close(weights(resumed)[name], value)
 
 
+@pytest.mark.slow
+def test_two_processes_keep_the_same_best_as_one(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Rank 0 measures while the other waits; both stop where it says."""
+    options: dict[str, Any] = {"accelerator": "cpu", "epochs": 3}
+    alone = run(shared_images, tmp_path / "alone", cache, **options)
+    both = run(shared_images, tmp_path / "both", cache, **options, devices=2)
+    measured = [
+        [
+            record["held_out"]
+            for record in RunFolder(result.out).read_metrics()
+            if "held_out" in record
+        ]
+        for result in (alone, both)
+    ]
+    assert len(measured[1]) == 3
+    np.testing.assert_allclose(measured[1], measured[0], atol=0.02)
+
+
 def test_training_stops_when_nothing_is_gained(
     shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
