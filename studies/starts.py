@@ -16,11 +16,11 @@ import numpy as np
 
 from whiten.datasets.finding import find_items
 from whiten.datasets.task import folder_task
-from whiten.distillation.start import (
+from whiten.distillation.mix import (
     SHARES,
     SHRINKAGES,
     STRENGTHS,
-    _candidates,
+    candidates,
     choose_mix,
 )
 from whiten.embedding.embed import embed, store_folder
@@ -71,7 +71,7 @@ def main() -> None:
 
     rows = [
         (fitted.name, scores[fitted.name], true_map(fitted.head()(held)))
-        for fitted in _candidates(features[:, :1], targets, SHARES, STRENGTHS, SHRINKAGES)
+        for fitted in candidates(features[:, :1], targets, SHARES, STRENGTHS, SHRINKAGES)
     ]
     for name, score, value in sorted(rows, key=lambda row: -row[1]):
         print(f"{name:48} {score:.3f} {value:5.1f}{'  chosen' if name == mix.name else ''}")

@@ -1,0 +1,143 @@
+"""The closed form of a student's start: the teachers by ridge regression, beside its own features.
+
+A ridge regression takes the backbone's features to the fused teachers, without any training. The
+features themselves, as they come or whitened, stand beside it with a share of their own, so that
+the student keeps what it knew of images unlike these. Folds choose the strength of the ridge, the
+share and the whitening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from whiten.distillation.held_out import FEWEST, HeldOut
+from whiten.distillation.ridge import Floats, Head, Ridge, whitening
+from whiten.runs.spec import DistillSpec
+from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.names import name_codes
+
+STRENGTHS = (0.1, 0.3, 1.0)
+SHARES = (1.0, 0.7, 0.5, 0.3)  # of the student's own features
+SHRINKAGES = (1.0, 10.0, 100.0)  # of their whitening
+STRENGTH, SHARE = 0.3, 0.7  # without a choice, of the features as they come
+FEW = 4 * FEWEST  # images that are too few to choose on
+SAMPLE = 2048  # images that a choice looks at
+_FOLDS = 4
+_EQUAL = 0.02  # of the best score: scores this close are taken as equal
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A start in closed form: the teachers by ridge regression, beside the student's own features.
+
+    Attributes:
+        name: the mix in words.
+        share: share of the features; 0 is the ridge alone.
+        own: map of the features to a length of about 1.
+        ridge: map of the features to the teachers.
+    """
+
+    name: str
+    share: float
+    own: Head
+    ridge: Head
+
+    def head(self) -> Head:
+        """The map of features to the joined space, which the targets are rotated from."""
+        if not self.share:
+            return self.ridge
+        parts = (self.ridge.scaled((1 - self.share) ** 0.5), self.own.scaled(self.share**0.5))
+        return Head.beside(parts)
+
+
+def choose_mix(
+    features: Vectors,
+    teachers: list[Vectors],
+    groups: Sequence[str | None] | None,
+    spec: DistillSpec,
+) -> tuple[Mix, dict[str, float]]:
+    """Return the mix whose closed form retrieves best on images that it was not fitted on.
+
+    Every image is held out once, by folds. Without groups another view of it should find it, too:
+    a third of the score, as each kind of neighbour is. Of the mixes within one standard error of
+    the best, or 2 % of it, the one with the largest share of the features is taken: few images
+    cannot tell similar mixes apart, and the features hold for images unlike these.
+
+    Args:
+        features: (n, views, f) to fit on.
+        teachers: for each teacher (n, views, d_k) of the same.
+        groups: group of each image, if groups say what images should find.
+        spec: says what is given, and whether the student must stand in the teachers' gallery,
+            where its own features have no place.
+
+    Returns:
+        The mix, and the score of each candidate; empty with too few images to choose on.
+    """
+    shares: tuple[float, ...] = SHARES
+    if spec.compatible or spec.start_weight is not None:
+        shares = (spec.start_weight or 0.0,)
+    if len(features) < FEW:
+        shares = shares if len(shares) == 1 else (SHARE,)
+        return next(candidates(features, teachers, shares, (STRENGTH,), ())), {}
+    rows = np.random.default_rng(spec.seed).permutation(len(features))[:SAMPLE]
+    fold_of = np.arange(len(rows)) % _FOLDS
+    if groups is not None:
+        codes = name_codes(groups)[rows]
+        fold_of = np.where(codes >= 0, codes % _FOLDS, fold_of)
+    found: dict[str, list[Floats]] = {}
+    for fold in range(_FOLDS):
+        fit, held = np.sort(rows[fold_of != fold]), np.sort(rows[fold_of == fold])
+        fused = normalize_rows(np.concatenate([teacher[held, 0] for teacher in teachers], axis=1))
+        judge = HeldOut.of(fused, None if groups is None else [groups[row] for row in held])
+        inside = [teacher[fit] for teacher in teachers]
+        for mix in candidates(features[fit], inside, shares, STRENGTHS, SHRINKAGES):
+            head = mix.head()
+            whole = head(features[held, 0])
+            precisions = judge.precisions(whole)
+            if groups is None and features.shape[1] > 1:
+                precisions = (2 * precisions + finds_itself(whole, head(features[held, 1]))) / 3
+            found.setdefault(mix.name, []).append(precisions)
+    scores = {name: np.concatenate(own) for name, own in found.items()}
+    best = max(scores.values(), key=lambda own: float(own.mean()))
+    equal = [
+        name
+        for name, own in scores.items()
+        if (best - own).mean() <= max((best - own).std() / len(own) ** 0.5, _EQUAL * best.mean())
+    ]
+    fitted = {
+        mix.name: mix for mix in candidates(features, teachers, shares, STRENGTHS, SHRINKAGES)
+    }
+    name = max(equal, key=lambda name: (fitted[name].share, float(scores[name].mean())))
+    return fitted[name], {name: float(own.mean()) for name, own in scores.items()}
+
+
+def finds_itself(whole: Floats, views: Floats) -> Floats:
+    """For each of n images the reciprocal rank of its whole among all, (n, d), for its view."""
+    similarity = normalize_rows(views) @ normalize_rows(whole).T
+    ranks = (similarity >= np.diag(similarity)[:, None]).sum(axis=1)
+    reciprocal: Floats = 1 / np.maximum(ranks, 1)
+    return reciprocal
+
+
+def candidates(
+    features: Vectors,
+    teachers: Sequence[Vectors],
+    shares: Sequence[float],
+    strengths: Sequence[float],
+    shrinkages: Sequence[float],
+) -> Iterator[Mix]:
+    """Yield the mixes, fitted on (n, views, f) features and (n, views, d_k) of each teacher."""
+    f = features.shape[2]
+    whole = features[:: -(-len(features) // SAMPLE), 0]
+    owns = {"features": Head(np.eye(f), np.zeros(f))}
+    owns |= {f"features whitened ({c:g})": whitening(whole, f, c) for c in shrinkages}
+    ridge = Ridge(features, teachers)
+    for share in shares:
+        for strength in strengths if share < 1 else strengths[:1]:
+            regression = ridge.head(strength, to_unit=share > 0)
+            for name, own in owns.items() if share else [("", owns["features"])]:
+                parts = [f"ridge {strength:g}"] * (share < 1) + [f"{share:g} {name}"] * (share > 0)
+                yield Mix(" and ".join(parts), share, own, regression)
