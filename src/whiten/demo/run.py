@@ -74,7 +74,7 @@ QUICK = DemoPlan(
     teachers=["demo:mobilenetv2?size=64&fit=squash", "demo:efficientnet-lite2?size=64&fit=squash"],
     student="demo:efficientnet-lite0?size=32&fit=squash",
     groups=24,
-    label_free={"backbone_lr": 0.0, "epochs": 2, "batch_size": 32, "whiten_dim": 16},
+    label_free={"dim": 256, "backbone_lr": 0.0, "epochs": 2, "batch_size": 32, "whiten_dim": 16},
     grouped={
         "compatible": True,
         "dim": 32,
