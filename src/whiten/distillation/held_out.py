@@ -25,10 +25,10 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What held-out images should find among themselves.
+    """The correct answers of a search among held-out images, and the score of a search.
 
     Attributes:
-        relevant: one or more (h, h) matrices: whether an image is a correct answer to another.
+        relevant: (h, h) matrices; row i marks the correct answers to image i. Scores are averaged.
         criterion: the criterion in words.
     """
 

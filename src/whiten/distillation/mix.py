@@ -135,9 +135,10 @@ def candidates(
     owns = {"features": Head(np.eye(f), np.zeros(f))}
     owns |= {f"features whitened ({c:g})": whitening(whole, f, c) for c in shrinkages}
     ridge = Ridge(features, teachers)
+    # Alone it keeps the teachers' own lengths, which the gallery of a compatible student has.
+    heads = {strength: ridge.head(strength, to_unit=max(shares) > 0) for strength in strengths}
     for share in shares:
         for strength in strengths if share < 1 else strengths[:1]:
-            regression = ridge.head(strength, to_unit=share > 0)
             for name, own in owns.items() if share else [("", owns["features"])]:
                 parts = [f"ridge {strength:g}"] * (share < 1) + [f"{share:g} {name}"] * (share > 0)
-                yield Mix(" and ".join(parts), share, own, regression)
+                yield Mix(" and ".join(parts), share, own, heads[strength])

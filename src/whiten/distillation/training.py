@@ -87,9 +87,11 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     visible = show_progress and fabric.is_global_zero
     set_training(model, is_moving)
     with progress("distil", enabled=visible) as update, run.metrics.open("a") as log:
-        batches = _batches(data, config.preprocess, spec, fabric, start=step)
+        # A run that was killed after it had stopped early does not go on.
+        is_over = _is_over(best, step, batches_per_epoch)
+        left = () if is_over else _batches(data, config.preprocess, spec, fabric, start=step)
         began, first = time.monotonic(), step
-        for batch, inputs in batches:
+        for batch, inputs in left:
             torch.manual_seed(_step_seed(spec.seed, step))  # for drop-path and similar
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, total, spec) * group["lr_scale"]

@@ -73,7 +73,7 @@ def features_path(run: RunFolder) -> Path:
 def open_held_out(
     run: RunFolder, spec: DistillSpec, items: Items, trained: int, source: str
 ) -> HeldOut:
-    """Return what the items after the first `trained` ones should find."""
+    """Return the measure on the held-out images, the items after the first `trained` ones."""
     paths = [target_path(run, number) for number in range(len(spec.teachers))]
     teachers = np.concatenate([open_targets(path)[trained:, 0] for path in paths], axis=1)
     groups = items.groups[trained:] if source in ("groups", "mixed") else None
@@ -172,7 +172,7 @@ class TrainingSet:
 
     @cached_property
     def held_out(self) -> HeldOut | None:
-        """What held-out images should find, if any are held out."""
+        """Measures students on the held-out images; None if none are held out."""
         if self.trained == len(self.items):
             return None
         return open_held_out(self.run, self.spec, self.items, self.trained, self.facts["source"])

@@ -1,15 +1,15 @@
-"""What a run measured on its held-out images: the names of its starts, and their scores."""
+"""Scores of a run's starts on its held-out images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-AS_IT_IS, WHITENED = "start", "start, whitened"  # what a run has to beat
+AS_IT_IS, WHITENED = "start", "start, whitened"  # names of the scores that a run should beat
 
 
 def best_starts(measured: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of a run's start, of the best whitening of it, and of the start it took."""
+    """Return the scores of the start, of its best whitening, and of the start that was taken."""
     scores: dict[str, float] = measured.get("scores", {})
     starts = {AS_IT_IS: scores[AS_IT_IS]} if AS_IT_IS in scores else {}
     whitened = [score for name, score in scores.items() if name.startswith(WHITENED)]
