@@ -273,15 +273,16 @@ class TrainingSet:
             return "nothing was held out, so that what training gained is not known"
         measured = self.facts["measured"]
         told = [f"{name} {score:.3f}" for name, score in best_starts(measured).items()]
-        epoch = best["step"] // self.plan.batches_per_epoch
+        line = f"{measured['criterion']}: {', '.join(told)}"
         if best["step"]:
-            told.append(f"student {best['score']:.3f} after epoch {epoch}")
-        elif self.spec.epochs:
-            told.append(
-                "training gained nothing over that: give more images, a larger --size, another "
-                "--student or stronger teachers"
-            )
-        return f"{measured['criterion']}: {', '.join(told)}"
+            epoch = best["step"] // self.plan.batches_per_epoch
+            return f"{line}, student {best['score']:.3f} after epoch {epoch}"
+        if not self.spec.epochs:
+            return line
+        return (
+            f"{line}; training gained nothing over that: give more images, a larger --size, "
+            "another --student or stronger teachers"
+        )
 
     def describe(
         self, config: StudentConfig, steps: int, best: dict[str, Any] | None
