@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from whiten.errors import WhiteningError
@@ -118,3 +120,45 @@ def test_ungrouped_images_are_distractors() -> None:
     choice = choose(found, groups=groups, dims=DIMS)
     assert choice.criterion == f"mAP on {GROUPS}"
     assert math.isfinite(max(map(max, choice.scores)))
+
+
+@pytest.mark.parametrize("name", ["groups", "others", "second_views"])
+def test_what_describes_other_rows_is_refused(name: str) -> None:
+    """Three labels for 500 rows once gave a whitening of the first three rows: two axes."""
+    found = embeddings(125, nuisance=1.0)
+    given = {"groups": ["a", "b", "c"], "others": [found[:3]], "second_views": found[:3]}[name]
+    with pytest.raises(WhiteningError, match=f"{name} has 3 rows for 500 embeddings"):
+        choose_whitening(found, **{name: given})
+
+
+def test_few_groups_keep_all_axes() -> None:
+    """Three groups are too few to hold one out; the whitening is the default, not one of groups."""
+    found = embeddings(125, nuisance=1.0)
+    whitener, choice = choose_whitening(found, groups=[f"g{i % 3}" for i in range(500)], dims=DIMS)
+    assert (choice.dim, len(whitener.projection_)) == (32, 32)
+    assert not choice.scores
+
+
+def test_labels_of_any_type_are_the_same_groups() -> None:
+    found = embeddings(60, nuisance=4.0)
+    codes = [None if i % 7 == 0 else i // MEMBERS for i in range(240)]
+    expected = choose_whitening(
+        found, groups=[None if code is None else f"g{code}" for code in codes], dims=DIMS
+    )[1]
+    assert expected.scores
+    floats = np.array([np.nan if code is None else code for code in codes])
+    masked = np.ma.masked_invalid(floats)
+    given = [codes, floats, masked, list(floats), tuple(codes), pa.array(codes), np.array(codes)]
+    given.append(pa.chunked_array([codes[:9], codes[9:]]))
+    with contextlib.suppress(ImportError):
+        import pandas as pd
+
+        given += [
+            pd.Series(codes, index=range(1000, 1240)),
+            pd.Series(codes, dtype="Int64"),
+            pd.Series(codes).astype("category"),
+            pd.Categorical([None if code is None else f"g{code}" for code in codes]),
+            pd.Index([None if code is None else f"g{code}" for code in codes]),
+        ]
+    for groups in given:
+        assert choose_whitening(found, groups=groups, dims=DIMS)[1] == expected, type(groups)

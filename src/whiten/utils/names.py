@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,26 @@ def name_codes(names: Names) -> Indices:
     column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
     codes: Indices = column.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
     return codes
+
+
+def label_codes(labels: Any) -> Indices:
+    """Number labels of any hashable type as `name_codes` does; -1 for None, NaN and pandas' NA.
+
+    Args:
+        labels: (n,) a sequence, or a NumPy, Arrow or pandas column.
+    """
+    # As plain Python values, labels of different libraries compare alike.
+    convert = getattr(labels, "to_pylist", None) or getattr(labels, "tolist", None)
+    values = list(labels) if convert is None else convert()
+    numbers: dict[Any, int] = {}
+    codes = [-1 if _is_missing(v) else numbers.setdefault(v, len(numbers)) for v in values]
+    return np.array(codes, np.int64)
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ == "NAType":  # whose comparison is no truth value
+        return True
+    return bool(value != value)  # NaN and NaT alone differ from themselves
 
 
 class NameIndex:

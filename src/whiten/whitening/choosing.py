@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from whiten.errors import WhiteningError
 from whiten.utils.arrays import normalize_rows
-from whiten.utils.names import Names, name_codes
+from whiten.utils.names import Names, label_codes, name_codes
 from whiten.whitening.whitener import Whitener
 
 Vectors = npt.NDArray[Any]
@@ -79,7 +80,7 @@ class Choice:
 def choose_whitening(
     embeddings: Vectors,
     *,
-    groups: Sequence[str | None] | None = None,
+    groups: Any = None,
     others: Sequence[Vectors] = (),
     second_views: Vectors | None = None,
     dims: Sequence[int] = DIMS,
@@ -90,7 +91,8 @@ def choose_whitening(
 
     Args:
         embeddings: (n, D) embeddings of one teacher, L2-normalised.
-        groups: group of each image, or None; used if there are two groups of two images.
+        groups: (n,) group of each image: text, numbers, or a NumPy, Arrow or pandas column; None,
+            NaN and NA for images of no group. Used if four groups have two images or more.
         others: the other teachers' embeddings of the same images, each (n, D_k).
         second_views: (n, D) embeddings of another view of each image.
         dims, shrinkages: the candidates; dims above n - 1 or D are lowered to that.
@@ -98,11 +100,24 @@ def choose_whitening(
 
     Returns:
         A whitener fitted on all n rows, and the choice.
+
+    Raises:
+        WhiteningError: there is one row, or an argument describes another number of rows.
     """
-    rows = sample_rows(len(embeddings), groups, seed)
+    n = len(embeddings)
+    names = None
+    if groups is not None:
+        codes = label_codes(groups)
+        _require_rows("groups", len(codes), n)
+        names = pa.array(codes, mask=codes < 0).cast(pa.large_string())
+    for other in others:
+        _require_rows("others", len(other), n)
+    if second_views is not None:
+        _require_rows("second_views", len(second_views), n)
+    rows = sample_rows(n, names, seed)
     choice = choose(
         embeddings[rows],
-        groups=None if groups is None else [groups[i] for i in rows],
+        groups=None if names is None else names.take(pa.array(rows)),
         others=[other[rows] for other in others],
         second_views=None if second_views is None else second_views[rows],
         dims=dims,
@@ -110,6 +125,12 @@ def choose_whitening(
         seed=seed,
     )
     return fit_chosen(choice, embeddings), choice
+
+
+def _require_rows(name: str, count: int, n: int) -> None:
+    """Refuse an argument for other rows: the sample would be cut to those, without a word."""
+    if count != n:
+        raise WhiteningError(f"{name} has {count} rows for {n} embeddings: give one per embedding")
 
 
 def fit_chosen(choice: Choice, embeddings: Vectors | Iterable[Vectors]) -> Whitener:
@@ -133,7 +154,7 @@ def sample_rows(n: int, groups: Names | None, seed: int) -> npt.NDArray[np.int64
 def choose(
     embeddings: Vectors,
     *,
-    groups: Sequence[str | None] | None = None,
+    groups: Names | None = None,
     others: Sequence[Vectors] = (),
     second_views: Vectors | None = None,
     dims: Sequence[int] = DIMS,
@@ -214,7 +235,7 @@ class _Evidence(NamedTuple):
 
 def _evidence(
     n: int,
-    groups: Sequence[str | None] | None,
+    groups: Names | None,
     others: Sequence[Vectors],
     second_views: Vectors | None,
 ) -> list[_Evidence]:
