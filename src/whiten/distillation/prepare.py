@@ -77,7 +77,7 @@ def prepare(
     # With online teachers, only the whitening is fitted on cached embeddings, of whole images.
     teacher_views = range(1) if spec.teachers_online else range(views)
     stores = [cache.embed(teacher, items, teacher_views, teacher.name) for teacher in teachers]
-    described = _describe(spec.teachers, teachers)
+    described = _describe(spec.teachers, teachers, stores)
     items, skipped = embedded_by_all(items, stores, teacher_views)
     if not items:
         raise NoImagesError("no image could be embedded by all teachers: look at the stores' lists")
@@ -177,15 +177,18 @@ class _Cache:
         return store
 
 
-def _describe(uris: Sequence[str], teachers: Sequence[Model]) -> list[dict[str, str]]:
+def _describe(
+    uris: Sequence[str], teachers: Sequence[Model], stores: Sequence[Store]
+) -> list[dict[str, str]]:
     described: list[dict[str, str]] = []
-    for uri, teacher in zip(uris, teachers, strict=True):
+    for uri, teacher, store in zip(uris, teachers, stores, strict=True):
         described.append(
             {
                 "name": _unique(teacher.name, [d["name"] for d in described]),
                 "uri": uri,
                 "licence": teacher.licence,
-                "fingerprint": teacher.fingerprint(),
+                # That of the store, as in the whiteners: an earlier version may have begun it.
+                "fingerprint": store.origin.fingerprint,
             }
         )
     return described

@@ -18,7 +18,7 @@ from whiten.media.reading import Skipped
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.teacher import Teacher
 from whiten.store.shards import Origin, Row, Seen
-from whiten.store.store import Store, stored_precision
+from whiten.store.store import Store, stored_origin
 from whiten.store.upkeep import bring_up_to_date
 from whiten.utils.devices import computes_faster_in_bf16
 from whiten.utils.threads import ordered_map
@@ -92,8 +92,9 @@ def embed(
     plan_of_views = plan.fingerprint() if any(map(plan.is_random, views)) else ""
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype must be float32 or float16, not {dtype!r}")
+    stored = stored_origin(folder)
     if precision is None or precision == "auto":
-        precision = _default_precision(teacher, folder, wants_fast=precision == "auto")
+        precision = _default_precision(teacher, stored, wants_fast=precision == "auto")
     maker: RowMaker
     if isinstance(teacher, StoredModel):
         maker = LookedUp(teacher, plan, plan_of_views)
@@ -101,7 +102,7 @@ def embed(
         maker = Computed(teacher, plan, render, bf16=precision == "bf16")
     origin = Origin(
         uri=teacher.uri,
-        fingerprint=teacher.fingerprint(),
+        fingerprint=_fingerprint(teacher, stored),
         dim=teacher.dim,
         plan=plan_of_views,
         plan_seed=plan.seed,
@@ -203,10 +204,16 @@ def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
         yield replace(waiting, ends_shard=True)
 
 
-def _default_precision(model: Model, folder: str | os.PathLike[str], *, wants_fast: bool) -> str:
-    stored = stored_precision(folder)
+def _fingerprint(model: Model, stored: Origin | None) -> str:
+    """Return the model's fingerprint; a store of an earlier version keeps the one it has."""
+    if stored is not None and model.made(stored.uri, stored.fingerprint):
+        return stored.fingerprint
+    return model.fingerprint()
+
+
+def _default_precision(model: Model, stored: Origin | None, *, wants_fast: bool) -> str:
     if stored is not None:
-        return stored
+        return stored.precision
     if not wants_fast or not isinstance(model, Teacher) or model.module is None:
         return "32"
     return "bf16" if computes_faster_in_bf16(model.module, model.device_type) else "32"
@@ -223,10 +230,15 @@ def store_folder(
     """Return a teacher's folder in the cache: a readable name, and a hash for uniqueness.
 
     Other precisions, view plans or seeds have their own folders, so that runs with different
-    options can share a cache.
+    options can share a cache. The folder of an earlier version is used if this model made it.
     """
-    name = f"{teacher.name}-{teacher.fingerprint()[:8]}".replace("/", "-")
     suffixes = [precision] if precision != "32" else []
     suffixes += [augment] if augment not in (None, "light") else []
     suffixes += [f"seed{seed}"] if seed else []
-    return root / "-".join([name, *suffixes])
+    folder, earlier = (
+        root / "-".join([f"{teacher.name}-{print_[:8]}".replace("/", "-"), *suffixes])
+        for print_ in (teacher.fingerprint(), teacher.earlier_fingerprint())
+    )
+    if earlier != folder and not folder.exists() and (stored := stored_origin(earlier)) is not None:
+        return earlier if teacher.made(stored.uri, stored.fingerprint) else folder
+    return folder

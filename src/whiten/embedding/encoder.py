@@ -64,6 +64,18 @@ class Encoder:
         models = [part.teacher.fingerprint() for part in self.parts]
         return fused_fingerprint(models, [part.whitener for part in self.parts], self.rotation)
 
+    def made(self, uri: str, recorded: str) -> bool:
+        """Return whether this encoder made what is recorded under a URI and fingerprint.
+
+        See `Identity.made`.
+        """
+        if recorded == self.fingerprint():
+            return True
+        models = [part.teacher.earlier_fingerprint() for part in self.parts]
+        whiteners = [part.whitener for part in self.parts]
+        earlier = fused_fingerprint(models, whiteners, self.rotation)
+        return bool(uri) and uri == self.uri and recorded == earlier
+
     def can_query(self, gallery: str) -> bool:
         """Return whether its embeddings can query a gallery.
 

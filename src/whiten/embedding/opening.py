@@ -16,6 +16,7 @@ from whiten.models.registry import open_teacher
 from whiten.models.stored_model import Model
 from whiten.models.uri import parse_uri
 from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
 from whiten.store.store import embedded_by_all
 from whiten.whitening.whitener import Whitener
 
@@ -109,7 +110,10 @@ def _require_fitted_on(teacher: Model, whitener: Whitener, source: str) -> None:
     # Whitenings from elsewhere, such as released ones, do not record their embeddings.
     known = whitener.metadata.get("fingerprint")
     # A store has its model's fingerprint in place of weights.
-    if known not in (None, teacher.fingerprint(), teacher.weights_hash):
+    is_it = known in (None, teacher.weights_hash) or teacher.made(
+        str(whitener.metadata.get("model")), str(known)
+    )
+    if not is_it:
         fitted_on = whitener.metadata.get("model", "another model")
         raise WhiteningError(
             f"{source} was fitted on {fitted_on}, and {teacher.uri} has other weights or sees "
@@ -133,7 +137,7 @@ def load_fusions(
     run = RunFolder(Path(root))
     _, spec = run.read_config()
     if teachers is None:
-        teachers = [open_teacher(uri).on_best_device() for uri in spec.teachers]
+        teachers = [teacher.on_best_device() for teacher in _open_teachers(run, spec)]
     fusions = {"raw": _raw(teachers, _lasting(f"fuse:raw:{root}"))}
     if spec.whiten:
         fusions["whitened"] = _whitened(run, teachers)
@@ -159,7 +163,10 @@ def _load_fused(
     if kind == "compatible":
         return _compatible(run)
     spec = run.read_config()[1] if run.config.is_file() else None
-    teachers = [open_teacher(uri) for uri in (split_uris(rest) if spec is None else spec.teachers)]
+    if spec is None:
+        teachers = [open_teacher(uri) for uri in split_uris(rest)]
+    else:
+        teachers = _open_teachers(run, spec)
     if kind == "raw":
         return _raw(teachers, _lasting(text))
     if spec is not None and spec.whiten:
@@ -173,6 +180,16 @@ def _load_fused(
         for teacher in teachers
     ]
     return Encoder(f"{_names(teachers)}, whitened", parts)
+
+
+def _open_teachers(run: RunFolder, spec: DistillSpec) -> list[Model]:
+    """Open the teachers of a run, with the fingerprints that its student and galleries know."""
+    teachers = [open_teacher(uri) for uri in spec.teachers]
+    known = run.read_teachers()
+    for teacher, recorded in zip(teachers, known, strict=False):
+        if recorded != teacher.fingerprint() and teacher.made(teacher.uri, recorded):
+            teacher.details = ()  # the run is of an earlier version, which did not look at them
+    return teachers
 
 
 def _raw(teachers: Sequence[Model], uri: str) -> Encoder:
@@ -202,7 +219,7 @@ def _compatible(run: RunFolder, teachers: Sequence[Model] | None = None) -> Enco
             "--compatible, to the end"
         )
     rotation = Whitener.load(run.rotation)
-    parts = [Part(t) for t in teachers or map(open_teacher, spec.teachers)]
+    parts = [Part(teacher) for teacher in teachers or _open_teachers(run, spec)]
     for number, part in enumerate(parts if spec.whiten else []):
         part.whitener = Whitener.load(run.whitener(number))
         _require_fitted_on(part.teacher, part.whitener, str(run.whitener(number)))

@@ -74,8 +74,9 @@ def require_embedded_by(store: Store, encoder: Encoder | None) -> None:
     """
     if encoder is None:
         return
-    models = [part.teacher.fingerprint() for part in encoder.parts]
-    if models != [store.origin.fingerprint] or encoder.parts[0].whitener is not None:
+    [first, *others] = encoder.parts
+    is_it = first.teacher.made(store.origin.uri, store.origin.fingerprint)
+    if others or not is_it or first.whitener is not None:
         raise ConfigError(
             f"{store.folder} holds embeddings of {store.origin.uri}, not of {encoder.name}: name "
             "that model, or leave --model out"

@@ -136,7 +136,7 @@ def _find_distractors(place: Path, model: Teacher) -> Items | Store:
             f"{place} is neither the folder of {DISTRACTORS}.txt nor a store of embeddings "
             f"({str(error).rpartition(': ')[0]}): name one of them"
         ) from error
-    if store.origin.fingerprint != model.fingerprint():
+    if not model.made(store.origin.uri, store.origin.fingerprint):
         raise StoreError(
             f"{place} holds embeddings of another model, or of other scales, sizes or whitening "
             f"({store.origin.uri}): name the images, --cache keeps their store for the next "

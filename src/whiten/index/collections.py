@@ -69,7 +69,7 @@ def describe(
         StoreError: the index was made with another model, or of other images.
         ConfigError: the metadata cannot be read.
     """
-    if before is not None and before.model != source.model:
+    if before is not None and not source.made(before):
         raise StoreError(
             f"{place} was made with another model, {before.name} ({before.model[:8]}), than "
             f"{source.name} ({source.model[:8]}): name another place, or delete this index"
@@ -86,7 +86,9 @@ def describe(
         held = {name: table[name] for name in own}
     for name, kind in columns.items():  # columns of earlier additions, empty here
         held.setdefault(name, pa.nulls(len(source.items), TYPES[kind]))
-    facts = Facts(source.model, source.uri, source.name, source.dim, sources, columns)
+    # An index of an earlier version keeps the fingerprint that its segments have.
+    model = source.model if before is None else before.model
+    facts = Facts(model, source.uri, source.name, source.dim, sources, columns)
     return facts, pa.table(held) if held else None
 
 

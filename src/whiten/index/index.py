@@ -212,10 +212,11 @@ class Index:
         Raises:
             StoreError: the index was made with another model.
         """
-        if not encoder.can_query(self.facts.model):
+        facts = self.facts
+        if not (encoder.can_query(facts.model) or encoder.made(facts.uri, facts.model)):
             raise StoreError(
-                f"{self.place} was made with another model, {self.facts.name} "
-                f"({self.facts.model[:8]}), than {encoder.name} ({encoder.fingerprint()[:8]}): "
+                f"{self.place} was made with another model, {facts.name} "
+                f"({facts.model[:8]}), than {encoder.name} ({encoder.fingerprint()[:8]}): "
                 "query it with that one, or make another index"
             )
 

@@ -15,7 +15,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.rows import embed_rows
 from whiten.errors import ImageError, NoImagesError
-from whiten.index.rows import write_stamp
+from whiten.index.rows import Facts, write_stamp
 from whiten.media.decoding import decode
 from whiten.media.reading import Skipped, read_bytes, stamp_of
 from whiten.store.shards import read_columns
@@ -57,6 +57,9 @@ class Source(Protocol):
     name: str
     dim: int
 
+    def made(self, index: Facts) -> bool:
+        """Return whether the vectors of an index were made by this source's encoder."""
+
     def stamps(self) -> list[str]:
         """Return a stamp per file, equal while the file is unchanged; "" if it is missing."""
 
@@ -78,6 +81,9 @@ class ImageSource:
         self.uri = encoder.uri
         self.name = encoder.name
         self.dim = encoder.dim
+
+    def made(self, index: Facts) -> bool:
+        return self.encoder.made(index.uri, index.model)
 
     def stamps(self) -> list[str]:
         return [write_stamp(stamp_of(item.path)) for item in self.items]
@@ -132,6 +138,9 @@ class StoreSource:
             tables.append(table.filter(pc.equal(table["view"], 0)))
         self._rows = pa.concat_tables(tables).sort_by("id")
         self.items = Items.from_table(self._rows)
+
+    def made(self, index: Facts) -> bool:
+        return index.model == self.model
 
     def stamps(self) -> list[str]:
         columns = (self._rows["stamp"].to_pylist(), self._rows["content_hash"].to_pylist())

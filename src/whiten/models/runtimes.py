@@ -101,7 +101,7 @@ def session_options(ort: Any) -> Any:
 def run_session(session: Any, output: str, inputs: Arrays) -> Arrays:
     """Run an ONNX Runtime graph on any number of images, in batches of a fast size."""
     feed = session.get_inputs()[0]
-    fixed = feed.shape[0] if isinstance(feed.shape[0], int) else 0
+    fixed = fixed_batch(session)
     on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
     array = np.ascontiguousarray(inputs)
     size = fixed or (CPU_BATCH if on_cpu else len(array))
@@ -112,7 +112,13 @@ def run_session(session: Any, output: str, inputs: Arrays) -> Arrays:
             part = np.resize(part, (fixed, *part.shape[1:]))
         out = session.run([output], {feed.name: part})[0]
         parts.append(out[: len(array) - start])
-    return np.concatenate(parts).reshape(len(array), -1)
+    return np.concatenate(parts)
+
+
+def fixed_batch(session: Any) -> int:
+    """Return the only batch size that an ONNX Runtime graph takes; 0 if it takes any."""
+    shape = session.get_inputs()[0].shape  # empty if even the number of axes is open
+    return shape[0] if shape and isinstance(shape[0], int) else 0
 
 
 def import_openvino() -> Any:

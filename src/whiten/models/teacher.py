@@ -39,6 +39,8 @@ class Identity:
         params: number of parameters; None if unknown.
         compatible_with: for a student, fingerprints of the encoders of galleries that its
             embeddings can query besides its own.
+        details: everything else that decides on an embedding, such as an architecture that shares
+            its weights with others, or the source of a factory.
     """
 
     uri: str
@@ -49,10 +51,27 @@ class Identity:
     licence: str = field(default=UNKNOWN_LICENCE, kw_only=True)
     params: int | None = field(default=None, kw_only=True)
     compatible_with: tuple[str, ...] = field(default=(), kw_only=True)
+    details: tuple[str, ...] = field(default=(), kw_only=True)
 
     def fingerprint(self) -> str:
-        """Fingerprint of its embeddings; changes with weights, preprocessing or readout."""
+        """Fingerprint of its embeddings; changes with anything that decides on them."""
+        # Omit the default so that existing fingerprints stay valid.
+        details = [{"details": list(self.details)}] if self.details else []
+        return fingerprint([*self._identity(), *details])
+
+    def earlier_fingerprint(self) -> str:
+        """Fingerprint in files of earlier versions, which did not look at the details."""
         return fingerprint(self._identity())
+
+    def made(self, uri: str, recorded: str) -> bool:
+        """Return whether this model made embeddings that are recorded under a URI and fingerprint.
+
+        In files of earlier versions models of other details had equal fingerprints, so that the URI
+        must be the same, too.
+        """
+        if recorded == self.fingerprint():
+            return True
+        return uri == self.uri and recorded == self.earlier_fingerprint()
 
     def _identity(self) -> list[Any]:
         return [self.weights_hash, self.preprocess.fingerprint(), self.dim]

@@ -104,6 +104,15 @@ class RunFolder:
                 "--overwrite"
             ) from error
 
+    def read_teachers(self) -> list[str]:
+        """Return the teachers' fingerprints that the run recorded; [] before its training."""
+        for path in (self.student / "config.json", self.targets / "ready.json"):
+            try:
+                return [known["fingerprint"] for known in json.loads(path.read_text())["teachers"]]
+            except DAMAGED:  # missing, too; opening the student says what is wrong with it
+                continue
+        return []
+
     def begin(self, images: str, spec: DistillSpec, *, resume: bool, overwrite: bool) -> None:
         """Create the folder for a new run, or check that a run can be resumed in it.
 

@@ -43,7 +43,7 @@ __all__ = [
     "Store",
     "Vectors",
     "embedded_by_all",
-    "stored_precision",
+    "stored_origin",
 ]
 
 
@@ -235,11 +235,11 @@ def embedded_by_all(
     return items if usable.all() else items.take(usable), list(skipped.values())
 
 
-def stored_precision(folder: str | os.PathLike[str]) -> str | None:
-    """Return the precision that a store was computed in; None if there is no store yet."""
+def stored_origin(folder: str | os.PathLike[str]) -> Origin | None:
+    """Return the origin of a store's first shard; None if there is no store yet."""
     root = Path(folder)
     paths = _shard_paths(root) if root.is_dir() else []
-    return read_shard(paths[0])[0].precision if paths else None
+    return read_shard(paths[0])[0] if paths else None
 
 
 def _shard_paths(root: Path) -> list[Path]:

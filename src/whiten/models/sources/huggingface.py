@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from whiten.models.sources.hub import hub_access, seeded
 from whiten.models.teacher import UNKNOWN_LICENCE, Teacher, positive_int, probe_dim
 from whiten.models.uri import TeacherURI
 from whiten.models.weights import hash_state
+from whiten.utils.hashing import fingerprint
 from whiten.views.rendering import Preprocess
 
 POOLS = ("cls", "avg", "pooler")
@@ -77,7 +79,19 @@ def open_uri(uri: TeacherURI) -> Teacher:
         licence=licence,
         module=model,
         readout=readout,
+        details=(f"config={_hash_config(model.config)}",),
     )
+
+
+# Entries of a configuration that no embedding depends on.
+_IDLE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
+_IDLE |= {"id2label", "label2id", "problem_type", "name_or_path"}
+
+
+def _hash_config(config: Any) -> str:
+    """Hash what differs from the defaults: activations, heads and epsilons are no weights."""
+    facts = {k: v for k, v in config.to_diff_dict().items() if k not in _IDLE}
+    return fingerprint(json.loads(json.dumps(facts, default=str)))
 
 
 def read_preprocess(processor: Any, side: int | None, uri: TeacherURI) -> Preprocess:
@@ -215,7 +229,7 @@ def _choose_readout(
         extra = states.shape[1] - grid if grid and states.shape[1] > grid else 0
         if pool == "avg":
             return states[:, extra:].mean(dim=1)
-        if pool == "cls" and patch and not extra:
+        if patch and not extra:  # the first of them is a corner of the image
             raise ConfigError(f"{uri} has no class token: take pool=avg")
         return states[:, 0]
 

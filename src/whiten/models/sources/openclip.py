@@ -81,6 +81,8 @@ def open_uri(uri: TeacherURI) -> Teacher:
         forward=forward,
         licence=UNKNOWN_LICENCE,  # open_clip states no licences for its weights
         module=visual,
+        # Neither the activation nor the heads of attention are seen in the weights.
+        details=(f"architecture={architecture}", f"quick_gelu={settings['force_quick_gelu']}"),
     )
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from whiten.errors import ConfigError, TeacherError, WhitenError, nearest
+from whiten.models.sources.python_source import find_sources, hash_sources
 from whiten.models.teacher import Teacher, first_line, probe_dim
 from whiten.models.uri import TeacherURI
 from whiten.models.weights import hash_state
@@ -36,9 +40,12 @@ def open_uri(uri: TeacherURI) -> Teacher:
     module_name, _, name = uri.target.partition(":")
     if not module_name or not name.isidentifier():
         raise ConfigError(f"{uri} names no function: write python:pkg.module:factory")
-    made = _call(uri, _find(module_name, name), dict(uri.options))
+    factory, source = _find(module_name, name)
+    made = _call(uri, factory, dict(uri.options))
+    details = (f"source={source}", f"options={sorted(uri.options)}", f"factory={name}")
     if isinstance(made, Teacher):
         made.uri = str(uri)
+        made.details = (*made.details, *details)
         return made
     match made:
         case nn.Module() as module:
@@ -61,10 +68,15 @@ def open_uri(uri: TeacherURI) -> Teacher:
         weights_hash=hash_state(state) if state else fingerprint(str(uri)),
         forward=module,
         module=module,
+        details=(*details, *_hash_unsaved(module)),
     )
 
 
-def _find(module_name: str, name: str) -> Any:
+_opened: dict[str, str] = {}  # hash of the source of each module when it was imported
+
+
+def _find(module_name: str, name: str) -> tuple[Any, str]:
+    """Return the factory, and the hash of the source that it runs."""
     # Console scripts, unlike `python -m`, do not search the current folder.
     here = str(Path.cwd())
     if here not in sys.path:
@@ -72,6 +84,13 @@ def _find(module_name: str, name: str) -> Any:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
+        files, root = find_sources(module)
+        source = hash_sources(files, root)
+        if _opened.setdefault(module_name, source) != source:  # edited since
+            for known in [key for key, m in sys.modules.items() if _file_of(m) in files]:
+                del sys.modules[known]
+            module = importlib.import_module(module_name)
+            _opened[module_name] = source
     except Exception as error:  # importing runs the user's code
         raise TeacherError(
             f"cannot import {module_name} ({type(error).__name__}: {first_line(error)}): run from "
@@ -82,7 +101,26 @@ def _find(module_name: str, name: str) -> Any:
         functions = [key for key, value in vars(module).items() if callable(value)]
         hint = nearest(name, functions) or f": define it in {module.__file__ or module_name}"
         raise TeacherError(f"{module_name} has no function {name!r}{hint}")
-    return factory
+    return factory, source
+
+
+def _file_of(module: ModuleType | None) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if file else None
+
+
+def _hash_unsaved(module: nn.Module) -> list[str]:
+    """Hash tensors and arrays that a module holds but does not save."""
+    saved = module.state_dict(keep_vars=True).values()
+    kept = {id(tensor) for tensor in saved}
+    found: dict[str, Tensor] = {}
+    for path, part in module.named_modules():
+        for name, value in (*part._buffers.items(), *vars(part).items()):
+            if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.itemsize < 9:
+                value = torch.from_numpy(np.ascontiguousarray(value))
+            if isinstance(value, Tensor) and id(value) not in kept:
+                found[f"{path}.{name}"] = value
+    return [f"unsaved={hash_state(found)}"] if found else []
 
 
 def _call(uri: TeacherURI, factory: Any, options: dict[str, str]) -> Any:

@@ -69,6 +69,8 @@ def open_uri(uri: TeacherURI) -> Teacher:
         licence=(cfg.get("license") if has_tag else None) or UNKNOWN_LICENCE,
         module=backbone,
         readout="" if pool == "model" else pool,
+        # Architectures with equal weights differ in activation or padding, as those with tf_ do.
+        details=(f"architecture={cfg['architecture']}",),
     )
 
 
