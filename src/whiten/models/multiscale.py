@@ -47,7 +47,9 @@ def see_own_size(
             f"{teacher.uri} does not take channels-first images: images of several sizes need a "
             "convolutional model of torch"
         )
-    readout = f"{teacher.readout};scales={','.join(f'{scale:.6g}' for scale in scales)}"
+    usual = tuple(scales) in (SINGLE, MULTI)  # whose stores have six digits
+    written = (f"{scale:.6g}" if usual else repr(float(scale)) for scale in scales)
+    readout = f"{teacher.readout};scales={','.join(written)}"
     if whitener is not None:
         readout += f";whitening={whitener.fingerprint()}"
     # A torch `Teacher`, whatever the given one computes with: torch resizes the scales.

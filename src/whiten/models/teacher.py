@@ -256,8 +256,17 @@ def probe_arrays(
         ) from error
     if not isinstance(out, np.ndarray) or out.ndim != 2 or len(out) != 1:
         shape = out.shape if isinstance(out, np.ndarray) else type(out).__name__
-        raise TeacherError(f"{uri} returned {shape}, not one embedding per image")
+        what = {3: " (tokens)", 4: " (feature maps)"}.get(len(shape) if shape else 0, "")
+        raise TeacherError(
+            f"{uri} returned {shape}{what}, not one embedding per image: pool it to (n, d)"
+        )
     return int(out.shape[1])
+
+
+def exact(number: float) -> str:
+    """Write a number so that no other is written alike; in short where that is exact."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -52,9 +53,12 @@ def read_torch_file(path: str | Path) -> Any:
         with safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise almost anything on damaged files
+        way = (
+            f"; if you trust it, keep its weights with {_keeping(path)}" if _foreign(error) else ""
+        )
         raise TeacherError(
             f"cannot read weights from {path} ({_reason(error)}): it must be a safetensors file, "
-            "or a torch file that holds tensors only"
+            f"or a torch file that holds tensors only{way}"
         ) from error
 
 
@@ -68,8 +72,30 @@ def _require_whole(path: str | Path) -> None:
 
 def _reason(error: Exception) -> str:
     """Return the error without torch's advice to load the file unsafely."""
-    if foreign := _FOREIGN.search(str(error)):
-        return f"it asks for {foreign[1]}"
+    if foreign := _foreign(error):
+        return f"it asks for {foreign}"
     if isinstance(error, UnpicklingError):
         return "it is no pickle of tensors"
     return one_line(error).partition(". ")[0]
+
+
+def _foreign(error: Exception) -> str:
+    """Return the object that a file asks for besides tensors; "" if it is something else."""
+    found = _FOREIGN.search(str(error))
+    return found[1] if found else ""
+
+
+def _keeping(path: str | Path) -> str:
+    """Return the command that writes the weights alone, which runs the code in the file."""
+    # The nesting stays, so that the weights are found as in the file.
+    keep = (
+        "keep = lambda x: {k: v if isinstance(v, torch.Tensor) else keep(v) for k, v in "
+        "getattr(x, 'state_dict', lambda: x)().items() "
+        "if isinstance(v, (torch.Tensor, dict, torch.nn.Module))}"
+    )
+    source, target = str(path), str(Path(path).with_suffix(".weights.pth"))
+    code = (
+        f"import torch; {keep}; torch.save(keep(torch.load({source!r}, map_location='cpu', "
+        f"weights_only=False)), {target!r})"
+    )
+    return f"`python -c {shlex.quote(code)}`"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from whiten.errors import TeacherError
+from whiten.errors import DAMAGED, TeacherError, one_line
+from whiten.models.state_dicts import choose_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,34 +29,43 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file; runs no pickled code.
+def load_state_dict(
+    path: str | Path, wanted: Mapping[str, Tensor] | None = None, choice: str = ""
+) -> dict[str, Tensor]:
+    """Read the weights of a network from a file of any trainer; runs no pickled code.
 
-    Weights nested under `state_dict`, `model` or `teacher` are unpacked, and a common `module.`
-    prefix is removed.
+    Args:
+        path: a `.safetensors`, `.pth`, `.pt` or `.bin` file, or the `.index.json` of its shards.
+        wanted: the network's own state dict, see `choose_state`.
+        choice: which weights to take where several fit.
 
     Raises:
-        TeacherError: the file is missing, damaged, or holds more than tensors.
+        TeacherError: the file is missing, damaged, holds more than tensors, or none that could be
+            the network's, or several.
     """
-    from torch import Tensor
+    return choose_state(_read(Path(path)), wanted or {}, str(path), choice)
 
+
+def _read(path: Path) -> Any:
     from whiten.models.torch_file import read_torch_file
 
-    path = Path(path)
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    tensors = (
-        {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
-        if isinstance(loaded, dict)
-        else {}
-    )
-    if not tensors:
-        raise TeacherError(f"{path} holds no state dict: save the model's state_dict()")
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+
+
+def _read_shards(path: Path) -> dict[str, Any]:
+    """Read all shards that an index names; each holds some of the tensors."""
+    if not path.is_file():
+        raise TeacherError(f"weights file {path} does not exist: check its path")
+    try:
+        names = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
+        shards = [path.parent / Path(name).name for name in names]
+    except DAMAGED as error:
+        raise TeacherError(
+            f"{path} is no index of shards ({one_line(error)}): get it again"
+        ) from error
+    return {key: tensor for shard in shards for key, tensor in _read(shard).items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

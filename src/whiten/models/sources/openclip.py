@@ -29,9 +29,9 @@ def open_uri(uri: TeacherURI) -> Teacher:
     """Open `openclip:ARCHITECTURE/WEIGHTS`, or `openclip:ARCHITECTURE` with local weights.
 
     Options: `size` (input side in pixels), `weights` (a local safetensors or torch file of the
-    whole model; WEIGHTS in the name then only selects preprocessing and activation) and
-    `pretrained` (1 downloads the named weights, the default without `weights`; 0 draws random ones,
-    always the same).
+    whole model; WEIGHTS in the name then only selects preprocessing and activation), `state` (which
+    of its weights, such as `ema`, where several fit) and `pretrained` (1 downloads the named
+    weights, the default without `weights`; 0 draws random ones, always the same).
 
     Raises:
         ConfigError: a name or option is unknown.
@@ -39,7 +39,9 @@ def open_uri(uri: TeacherURI) -> Teacher:
         MissingExtraError: open_clip is not installed.
     """
     open_clip = _library()
-    options = uri.take(size=(positive_int, None), weights=(str, ""), pretrained=(bool, True))
+    options = uri.take(
+        size=(positive_int, None), weights=(str, ""), state=(str, ""), pretrained=(bool, True)
+    )
     is_published = options["pretrained"] and not options["weights"]
     architecture, _, tag = uri.target.partition("/")
     recipe = _find_recipe(open_clip, uri, architecture, tag, is_published)
@@ -63,7 +65,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
         except Exception as error:  # a size that the architecture cannot have
             raise TeacherError(f"cannot build {uri} ({first_line(error)})") from error
     if options["weights"]:
-        _load(model, options["weights"])
+        _load(model, options["weights"], options["state"])
     visual = model.visual.eval()
     preprocess = read_preprocess(open_clip.get_model_preprocess_cfg(model))
 
@@ -143,12 +145,13 @@ def _find_recipe(
     return recipe
 
 
-def _load(model: Any, file: str) -> None:
+def _load(model: Any, file: str, choice: str) -> None:
     """Load the image tower from a file of the whole model."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import resize_pos_embed
 
-    state = load_state_dict(file)
+    wanted = {k: v for k, v in model.state_dict().items() if k.startswith("visual.")}
+    state = load_state_dict(file, wanted, choice)
     try:
         state = convert_state_dict(model, state)
         resize_pos_embed(state, model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from whiten.errors import ConfigError, TeacherError, WhitenError, nearest
+from whiten.models.readout import is_scores
 from whiten.models.sources.python_source import find_sources, hash_sources
 from whiten.models.teacher import Teacher, first_line, probe_dim
 from whiten.models.uri import TeacherURI
@@ -59,10 +60,12 @@ def open_uri(uri: TeacherURI) -> Teacher:
             )
     module.eval().cpu()
     state = module.state_dict()
+    dim = probe_dim(module, preprocess, str(uri))
+    _refuse_scores(module, dim, uri)
     return Teacher(
         uri=str(uri),
         name=uri.target,
-        dim=probe_dim(module, preprocess, str(uri)),
+        dim=dim,
         preprocess=preprocess,
         # Without weights, only their origin tells modules apart.
         weights_hash=hash_state(state) if state else fingerprint(str(uri)),
@@ -70,6 +73,24 @@ def open_uri(uri: TeacherURI) -> Teacher:
         module=module,
         details=(*details, *_hash_unsaved(module)),
     )
+
+
+def _refuse_scores(module: nn.Module, dim: int, uri: TeacherURI) -> None:
+    """Refuse a network whose last layer has an output for each class of a data set."""
+    layers = [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    if not layers or len(layers[-1][1].weight) != dim:
+        return
+    name = layers[-1][0]
+    if is_scores(name, dim):
+        raise TeacherError(
+            f"{uri} returned {dim} class scores (of its layer {name!r}), not an embedding: return "
+            f"the features before, as with torch.nn.Identity() for {name!r}; or a Teacher, if "
+            "they are embeddings"
+        )
 
 
 _opened: dict[str, str] = {}  # hash of the source of each module when it was imported

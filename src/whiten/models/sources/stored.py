@@ -28,6 +28,8 @@ def open_uri(uri: TeacherURI) -> StoredModel:
         seen = store.seen(shard)
         for name, view, vector in zip(ids, views, block, strict=True):
             vectors[seen[name].content_hash, view, name if view else ""] = vector
+    origin = store.origin
+    numbers = "" if (origin.precision, origin.dtype) == ("32", "float32") else origin.dtype
     return StoredModel(
         uri=str(uri),
         name=f"store {store.folder.name}",
@@ -36,4 +38,6 @@ def open_uri(uri: TeacherURI) -> StoredModel:
         weights_hash=store.origin.fingerprint,
         vectors=vectors,
         plan=store.origin.plan,
+        # Two stores of one model differ in what they were computed and stored in.
+        details=(f"{origin.precision}, {numbers}",) if numbers else (),
     )

@@ -29,11 +29,11 @@ def list_names() -> list[str]:
 def open_uri(uri: TeacherURI) -> Teacher:
     """Open a timm model without its classifier.
 
-    Options: `size` (input side in pixels), `weights` (a local safetensors or torch file),
-    `pretrained` (1 downloads the published weights, the default without `weights`; 0 draws random
-    ones, always the same), `fit` (crop or squash; by default the model's own) and `pool` (`model`
-    is the model's own pooling and head up to the classifier, `avg` and `gem` pool its last
-    features).
+    Options: `size` (input side in pixels), `weights` (a local safetensors or torch file), `state`
+    (which of its weights, such as `teacher`, where several fit), `pretrained` (1 downloads the
+    published weights, the default without `weights`; 0 draws random ones, always the same), `fit`
+    (crop or squash; by default the model's own) and `pool` (`model` is the model's own pooling and
+    head up to the classifier, `avg` and `gem` pool its last features).
 
     Raises:
         ConfigError: a name or option is unknown.
@@ -42,6 +42,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     options = uri.take(
         size=(positive_int, None),
         weights=(str, ""),
+        state=(str, ""),
         pretrained=(bool, True),
         fit=(str, ""),
         pool=(str, "model"),
@@ -51,7 +52,11 @@ def open_uri(uri: TeacherURI) -> Teacher:
         raise ConfigError(f"pool={pool!r} of {uri} must be one of {', '.join(POOLS)}")
     is_published = options["pretrained"] and not options["weights"]
     backbone = create_backbone(
-        uri, size=options["size"], weights=options["weights"], pretrained=is_published
+        uri,
+        size=options["size"],
+        weights=options["weights"],
+        state=options["state"],
+        pretrained=is_published,
     )
     cfg = backbone.pretrained_cfg
     preprocess = read_preprocess(backbone, options["size"])
@@ -75,13 +80,19 @@ def open_uri(uri: TeacherURI) -> Teacher:
 
 
 def create_backbone(
-    uri: TeacherURI, *, size: int | None = None, weights: str = "", pretrained: bool = True
+    uri: TeacherURI,
+    *,
+    size: int | None = None,
+    weights: str = "",
+    state: str = "",
+    pretrained: bool = True,
 ) -> Any:
     """Build the timm module that `uri` names, without classifier, in evaluation mode.
 
     Args:
         size: input side in pixels, or None for the model's own.
         weights: a local file; nothing is downloaded.
+        state: which of its weights to take where several fit.
         pretrained: download the published weights; otherwise they are random, always the same.
     """
     name = _check_name(uri)
@@ -106,10 +117,11 @@ def create_backbone(
             "choose another model"
         )
     if weights:
-        state = _convert(load_state_dict(weights), model, weights)
+        chosen = load_state_dict(weights, model.state_dict(), state)
+        converted = _convert(chosen, model, weights)
         # Keys that only the model with classifier has, and their siblings, belong to its head.
         heads = tuple(classifier.split(".")[0] + "." for classifier in classifiers)
-        load_into(model, state, weights, ignore=heads)
+        load_into(model, converted, weights, ignore=heads)
     return model.eval()
 
 

@@ -39,16 +39,19 @@ def open_uri(uri: TeacherURI) -> Teacher:
     The layer that outputs class scores is replaced by the identity; preceding layers, such as the
     hidden layers of VGG, stay.
 
-    Options: `size` (input side in pixels), `weights` (a local safetensors or torch file) and
-    `pretrained` (1 downloads torchvision's best weights, the default without `weights`; the name of
-    a set, such as IMAGENET1K_V1, downloads that; 0 draws random weights, always the same). With
-    `weights`, `pretrained` only selects the preprocessing.
+    Options: `size` (input side in pixels), `weights` (a local safetensors or torch file), `state`
+    (which of its weights, such as `teacher`, where several fit) and `pretrained` (1 downloads
+    torchvision's best weights, the default without `weights`; the name of a set, such as
+    IMAGENET1K_V1, downloads that; 0 draws random weights, always the same). With `weights`,
+    `pretrained` only selects the preprocessing.
 
     Raises:
         ConfigError: a name or option is unknown.
         TeacherError: the weights cannot be downloaded, or do not match.
     """
-    options = uri.take(size=(positive_int, None), weights=(str, ""), pretrained=(str, "1"))
+    options = uri.take(
+        size=(positive_int, None), weights=(str, ""), state=(str, ""), pretrained=(str, "1")
+    )
     name, file = uri.target, options["weights"]
     if name not in list_names():
         hint = nearest(name, list_names()) or ": torchvision.models.list_models() lists them"
@@ -58,7 +61,11 @@ def open_uri(uri: TeacherURI) -> Teacher:
     preprocess = read_preprocess(published, options["size"])
     module = _build(uri, preprocess.size[0])
     classifier = _cut_classifier(module, len(published.meta["categories"]), uri)
-    state = load_state_dict(file) if file else _download(uri, recipe) if recipe else None
+    state = None
+    if file:
+        state = load_state_dict(file, module.state_dict(), options["state"])
+    elif recipe:
+        state = _download(uri, recipe)
     if state is not None:
         state = {_OLD_DENSE_KEY.sub(r"\1\2", key): value for key, value in state.items()}
         if "encoder.pos_embedding" in state and hasattr(module, "patch_size"):

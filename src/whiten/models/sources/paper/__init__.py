@@ -12,7 +12,7 @@ from typing import Any
 
 from whiten.errors import ConfigError, nearest
 from whiten.models.sources.paper.catalogue import AUTHORS_FOLDER, PUBLISHED, Published
-from whiten.models.teacher import Teacher, positive_int
+from whiten.models.teacher import Teacher, exact, positive_int
 from whiten.models.uri import TeacherURI
 from whiten.models.weights import hash_state
 from whiten.views.rendering import Preprocess
@@ -67,7 +67,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
         forward=module,
         licence=published.licence,
         module=module,
-        readout="" if power == published.power else f"gem {power:g}",
+        readout="" if power == published.power else f"gem {exact(power)}",
     )
 
 
