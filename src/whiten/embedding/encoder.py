@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 
 from whiten.datasets.collection import Item
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.fitting import fused_fingerprint
-from whiten.models.inputs import Embeddable, embed_inputs, listed
+from whiten.models.inputs import (
+    Embeddable,
+    Embedded,
+    Errors,
+    Failed,
+    embed_inputs,
+    listed,
+    require_errors,
+)
 from whiten.models.stored_model import Model, StoredModel
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors, normalize_rows
@@ -89,24 +98,61 @@ class Encoder:
         is_plain = not others and last.whitener is None and self.rotation is None
         return is_plain and gallery in last.teacher.compatible_with
 
+    @overload
     def embed(
         self,
-        images: Sequence[Embeddable] | Embeddable,
+        images: Iterable[Embeddable] | Embeddable,
         *,
         batch_size: int | None = None,
         show_progress: bool = False,
-    ) -> Vectors:
+        errors: Literal["raise"] = "raise",
+    ) -> Vectors: ...
+
+    @overload
+    def embed(
+        self,
+        images: Iterable[Embeddable] | Embeddable,
+        *,
+        batch_size: int | None = None,
+        show_progress: bool = False,
+        errors: Literal["skip"],
+    ) -> Embedded: ...
+
+    def embed(
+        self,
+        images: Iterable[Embeddable] | Embeddable,
+        *,
+        batch_size: int | None = None,
+        show_progress: bool = False,
+        errors: Errors = "raise",
+    ) -> Vectors | Embedded:
         """Embed images: (n, dim) float32, L2-normalised.
 
         Args:
-            images: paths, contents of files, PIL images or (h, w, 3) uint8 RGB arrays.
+            images: one or several, in any form of `Embeddable`: paths, contents of files, open
+                files, PIL images, (h, w, 3) uint8 RGB arrays, (3, h, w) tensors.
             batch_size: images per batch; by default the encoder's.
             show_progress: show progress on stderr.
+            errors: `raise` at the first image that cannot be read; or `skip` such images and
+                return an `Embedded`, which holds the others' embeddings and says which failed.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
         """
+        require_errors(errors)
         inputs = listed(images)
+        failed: Failed | None = {} if errors == "skip" else None
+        vectors = self._embed(inputs, batch_size, show_progress, failed)
+        return vectors if failed is None else Embedded.of(vectors, failed)
+
+    def _embed(
+        self,
+        inputs: Sequence[Embeddable],
+        batch_size: int | None,
+        show_progress: bool,
+        failed: Failed | None,
+    ) -> Vectors:
+        """Embed images; the rows of failed ones hold no embedding."""
         if not len(inputs):
             return np.zeros((0, self.dim), np.float32)
         size = batch_size or self.batch_size
@@ -114,7 +160,10 @@ class Encoder:
         for part in self.parts:
             name = f"embed {part.teacher.name}"
             with progress(name, enabled=show_progress, unit="images") as update:
-                blocks.append(part.apply(_embed_part(part.teacher, inputs, size, update)))
+                vectors = _embed_part(part.teacher, inputs, size, update, failed)
+            if failed:  # whitenings refuse NaN
+                vectors[list(failed)] = 1.0
+            blocks.append(part.apply(vectors))
         return self.join(blocks)
 
     def join(self, blocks: Sequence[Vectors]) -> Vectors:
@@ -143,8 +192,12 @@ def embed_cached(
 
 
 def _embed_part(
-    model: Model, images: Sequence[Embeddable], batch_size: int | None, update: Update
+    model: Model,
+    images: Sequence[Embeddable],
+    batch_size: int | None,
+    update: Update,
+    failed: Failed | None,
 ) -> Vectors:
     if isinstance(model, StoredModel):
-        return model.embed_files(images)
-    return embed_inputs(model, images, batch_size, update)
+        return model.embed_files(images, failed=failed)
+    return embed_inputs(model, images, batch_size, update, failed=failed)

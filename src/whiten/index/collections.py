@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from whiten.datasets.collection import Item, Items
+from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
+from whiten.datasets.given import frame_table, given_items, is_frame
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
@@ -20,7 +21,8 @@ from whiten.index.sources import ImageSource, Source, StoreSource
 from whiten.store.store import Store
 
 Place: TypeAlias = str | os.PathLike[str]
-Images: TypeAlias = Place | Sequence[Item]
+Images: TypeAlias = Any
+"""A folder, a table, a store; or items, paths or a data frame, see `given_items`."""
 
 
 def open_source(
@@ -36,7 +38,7 @@ def open_source(
     if encoder is None:
         raise ConfigError("images need a model that embeds them: name it with --model")
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
-    found = find_items(images) if isinstance(images, str | os.PathLike) else Items.of(images)
+    found = find_items(images) if isinstance(images, str | os.PathLike) else given_items(images)
     return ImageSource(model, found, None if cache is None else Path(cache))
 
 
@@ -48,7 +50,7 @@ def is_store(images: Place) -> bool:
 def describe(
     source: Source,
     images: Images,
-    metadata: Place | None,
+    metadata: Any,
     before: Facts | None,
     place: str,
     keep: bool,
@@ -77,11 +79,11 @@ def describe(
     origin = str(Path(images).resolve()) if isinstance(images, str | os.PathLike) else None
     sources = _sources(origin, [] if before is None else before.sources, place, keep)
     columns = dict(before.columns) if before is not None and keep else {}
-    if metadata is None and isinstance(images, str | os.PathLike) and has_metadata(images):
+    if metadata is None and _has_metadata(images):
         metadata = images
     held: dict[str, pa.ChunkedArray] = {}
     if metadata is not None:
-        table, own = read_metadata(metadata, source.items)
+        table, own = _read_metadata(metadata, source.items)
         columns |= own
         held = {name: table[name] for name in own}
     for name, kind in columns.items():  # columns of earlier additions, empty here
@@ -90,6 +92,21 @@ def describe(
     model = source.model if before is None else before.model
     facts = Facts(model, source.uri, source.name, source.dim, sources, columns)
     return facts, pa.table(held) if held else None
+
+
+def _has_metadata(images: Any) -> bool:
+    return is_frame(images) or (isinstance(images, str | os.PathLike) and has_metadata(images))
+
+
+def _read_metadata(metadata: Any, items: Items) -> tuple[pa.Table, dict[str, str]]:
+    if not is_frame(metadata):
+        return read_metadata(metadata, items)
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
+        path = Path(folder) / "the data frame.parquet"
+        pq.write_table(frame_table(metadata), path)
+        return read_metadata(path, items)
 
 
 def _sources(origin: str | None, before: list[str], place: str, keep: bool) -> list[str]:

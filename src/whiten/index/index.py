@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +70,7 @@ class Index:
         images: Images,
         place: Place,
         *,
-        metadata: Place | None = None,
+        metadata: Any = None,
         keep: bool = False,
         kind: str | None = None,
         recall: float | None = None,
@@ -81,10 +82,11 @@ class Index:
 
         Args:
             encoder: an `Encoder`, or anything that `whiten.load` takes; may be None for a store.
-            images: a folder, a table of paths, items, or a store of embeddings.
+            images: a folder, a table of paths, or a store of embeddings; or, in Python, any number
+                of paths or items, or a data frame with the columns of such a table.
             place: where to store the index: a folder, `milvus:URI` or `pgvector:DSN`.
-            metadata: CSV or Parquet with the column `id` or `path`, and columns to filter by; by
-                default the other columns of the table of images.
+            metadata: CSV, Parquet or a data frame with the column `id` or `path`, and columns to
+                filter by; by default the other columns of the table of images.
             keep: add and update images, but remove none.
             kind: search kind: `exact`, `int8` (also exact, scans 8-bit codes), `ivf`, `hnsw`, or
                 `auto`, the fastest measured at that recall. By default unchanged, `auto` for a new
@@ -134,7 +136,7 @@ class Index:
         self,
         images: Images,
         *,
-        metadata: Place | None = None,
+        metadata: Any = None,
         show_progress: bool = False,
     ) -> Changes:
         """Index more images, or update some; see `build`."""
@@ -158,7 +160,7 @@ class Index:
         self,
         source: Source,
         images: Images,
-        metadata: Place | None,
+        metadata: Any,
         keep: bool,
         show_progress: bool,
     ) -> None:
@@ -272,7 +274,7 @@ class Index:
 
     def search(
         self,
-        queries: Sequence[Embeddable] | Embeddable,
+        queries: Iterable[Embeddable] | Embeddable,
         k: int = 10,
         *,
         where: str | Where | None = None,
@@ -280,7 +282,7 @@ class Index:
         """Return the k nearest images of each query, best first.
 
         Args:
-            queries: paths, PIL images, or (h, w, 3) uint8 RGB arrays.
+            queries: one or several images, as `Encoder.embed` takes them.
             where: a filter such as `price < 10 and group == "shoes"`, see `whiten.index.where`.
 
         Raises:

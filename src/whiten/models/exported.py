@@ -10,17 +10,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import DAMAGED, ConfigError, TeacherError, WhitenError, nearest, one_line
-from whiten.models.inputs import Embeddable, embed_inputs, listed
+from whiten.models.inputs import (
+    Embeddable,
+    Embedded,
+    Errors,
+    Failed,
+    embed_inputs,
+    listed,
+    require_errors,
+)
 from whiten.models.runtimes import RUNTIMES, Arrays, Run
 from whiten.models.teacher import ArrayTeacher, Teacher
 from whiten.models.uri import TeacherURI
@@ -120,22 +128,55 @@ class Exported:
         precision: str | None = None,
     ) -> None:
         root = Path(folder)
+        self._opened = (os.path.abspath(root), format, precision)  # noqa: PTH100 - links stay
         self.manifest = read_manifest(root)
         self.variant = choose_variant(self.manifest, root, format, precision)
         self.dim = self.manifest.dim
         self.teacher = open_variant(root, self.manifest, self.variant)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as its folder: sessions of runtimes cannot be, and the files are checked again."""
+        return _open_again, (*self._opened, self.fingerprint())
+
     def fingerprint(self) -> str:
         """Fingerprint; changes when the exported file or the preprocessing changes."""
         return self.teacher.fingerprint()
 
-    def embed(self, images: Sequence[Embeddable] | Embeddable) -> npt.NDArray[np.float32]:
-        """Embed paths, PIL images or (h, w, 3) uint8 RGB arrays: (n, dim) float32, L2-normalised.
+    @overload
+    def embed(
+        self, images: Iterable[Embeddable] | Embeddable, *, errors: Literal["raise"] = "raise"
+    ) -> npt.NDArray[np.float32]: ...
+
+    @overload
+    def embed(
+        self, images: Iterable[Embeddable] | Embeddable, *, errors: Literal["skip"]
+    ) -> Embedded: ...
+
+    def embed(
+        self, images: Iterable[Embeddable] | Embeddable, *, errors: Errors = "raise"
+    ) -> npt.NDArray[np.float32] | Embedded:
+        """Embed images: (n, dim) float32, L2-normalised.
+
+        Args:
+            images: one or several, in any form of `Embeddable`.
+            errors: `raise` at the first image that cannot be read; or `skip` such images and
+                return an `Embedded`, which holds the others' embeddings and says which failed.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
         """
-        return embed_inputs(self.teacher, listed(images))
+        require_errors(errors)
+        inputs = listed(images)
+        failed: Failed | None = {} if errors == "skip" else None
+        vectors = embed_inputs(self.teacher, inputs, failed=failed)
+        return vectors if failed is None else Embedded.of(vectors, failed)
+
+
+def _open_again(folder: str, wanted: str | None, precision: str | None, made: str) -> Exported:
+    exported = Exported(folder, format=wanted, precision=precision)
+    if exported.fingerprint() != made:
+        raise TeacherError(f"{folder} was exported again meanwhile: open it again")
+    return exported
 
 
 # --- the folder -------------------------------------------------------------------------

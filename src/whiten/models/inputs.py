@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from whiten.errors import ImageError
+from whiten.errors import ConfigError, ImageError, one_line
 from whiten.media.decoding import upright_rgb
 from whiten.media.reading import read_bytes
 from whiten.models.teacher import Teacher
@@ -19,19 +21,101 @@ from whiten.utils.threads import ordered_map
 from whiten.views.plan import ViewPlan
 from whiten.views.rendering import Preprocess, View, render, render_bytes
 
-Embeddable = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
-"""Path or content of a file, a PIL image, or an (h, w, 3) uint8 RGB array."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Embeddable: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image"
+    " | npt.NDArray[np.uint8] | Tensor | ImageError"
+)
+"""Path or content of a file, an open binary file, a PIL image, an (h, w, 3) uint8 RGB array, or a
+(3, h, w) torch tensor, uint8 or float in 0..1. An `ImageError` is an image that failed already."""
+
+Errors = Literal["raise", "skip"]
+Failed = dict[int, ImageError]
+"""Images that could not be read, by position."""
 
 _BATCH = 16  # images per batch on a CPU
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def listed(images: Sequence[Embeddable] | Embeddable) -> Sequence[Embeddable]:
-    """Return a single image as a list of one; an (n, h, w, 3) array counts as n images."""
-    if isinstance(images, str | os.PathLike | bytes | Image.Image):
-        return [images]
-    if isinstance(images, np.ndarray):
-        return list(images) if images.ndim == 4 else [images]
-    return images
+class SkippedInput(NamedTuple):
+    """An image that was left out: its position among the images, and why."""
+
+    position: int
+    reason: str
+
+
+class Embedded(NamedTuple):
+    """Embeddings of the images that could be read, and the others.
+
+    Attributes:
+        vectors: (m, dim) float32, L2-normalised, in the order of the images.
+        skipped: the images that have no row, with the reason.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    skipped: list[SkippedInput]
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """(m,) position of each embedding's image among all images."""
+        gone = [skip.position for skip in self.skipped]
+        return np.setdiff1d(np.arange(len(self.vectors) + len(gone)), gone)
+
+    @classmethod
+    def of(cls, vectors: npt.NDArray[np.float32], failed: Failed) -> Embedded:
+        """Drop the rows of failed images."""
+        skipped = [SkippedInput(n, str(error)) for n, error in sorted(failed.items())]
+        return cls(np.delete(vectors, sorted(failed), axis=0), skipped)
+
+
+def require_errors(errors: str) -> None:
+    if errors not in ("raise", "skip"):
+        raise ConfigError(f"errors must be 'raise' or 'skip', not {errors!r}")
+
+
+def listed(images: Iterable[Embeddable] | Embeddable) -> Sequence[Embeddable]:
+    """Return the images as a list; open files are read, as several models may look at them.
+
+    A single image is a list of one, an (n, h, w, 3) array or (n, 3, h, w) tensor n images, and a
+    data frame the images of its column `path`.
+    """
+    given: Any = images
+    if _is_one(given):
+        return [_taken(given)]
+    if hasattr(given, "columns"):  # a data frame, whose own items are its columns
+        if "path" not in given.columns:
+            raise ConfigError("a table of images needs a column 'path'")
+        given = given["path"]
+    if _is_tensor(given) or (isinstance(given, np.ndarray) and given.dtype.kind not in "OUS"):
+        return list(given) if given.ndim == 4 else [given]
+    if not isinstance(given, Iterable):
+        return [given]  # refused by name where it is read
+    return [_taken(image) for image in given]
+
+
+def _is_one(images: Any) -> bool:
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+    return isinstance(images, kinds) or hasattr(images, "read")
+
+
+def _is_tensor(image: Any) -> bool:
+    return type(image).__module__ == "torch" and hasattr(image, "numpy")
+
+
+def _taken(image: Any) -> Embeddable:
+    if isinstance(image, Image.Image) or not hasattr(image, "read"):
+        return bytes(image) if isinstance(image, bytearray | memoryview) else image
+    try:
+        if image.seekable():
+            image.seek(0)  # just written, for example
+        data = image.read()
+    except (OSError, ValueError) as error:
+        return ImageError(f"an open file cannot be read ({one_line(error)}): open it again")
+    if not isinstance(data, bytes):
+        return ImageError("a file is open as text: open it with mode 'rb'")
+    return data if data else ImageError("an open file is empty")
 
 
 def embed_inputs(
@@ -39,6 +123,8 @@ def embed_inputs(
     images: Sequence[Embeddable],
     batch_size: int | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    failed: Failed | None = None,
 ) -> npt.NDArray[np.float32]:
     """Embed images: (n, dim) float32, L2-normalised.
 
@@ -47,20 +133,46 @@ def embed_inputs(
     Args:
         batch_size: images per batch; by default 16 on a CPU and 128 elsewhere.
         progress: called with (done, total) after every batch.
+        failed: receives the images that cannot be read, whose rows are NaN; None raises.
 
     Raises:
         ImageError: an image cannot be read; the message names it.
     """
-    look = partial(show, preprocess=teacher.preprocess)
+    look = partial(_show_or_fail, preprocess=teacher.preprocess)
     # A single query is faster without a thread.
     size = batch_size or (_BATCH if teacher.device_type == "cpu" else 8 * _BATCH)
     shown = ordered_map(look, images, ahead=2 * size) if len(images) > 1 else map(look, images)
-    out = np.empty((len(images), teacher.dim), np.float32)
+    out = np.full((len(images), teacher.dim), np.nan, np.float32)
     for start in range(0, len(images), size):
-        pixels = np.stack(list(islice(shown, size)))
-        out[start : start + len(pixels)] = teacher.embed(pixels)
-        progress(start + len(pixels), len(images))
+        rows, pixels = [], []
+        for row, seen in enumerate(islice(shown, size), start):
+            if not isinstance(seen, ImageError):
+                rows.append(row)
+                pixels.append(seen)
+            elif failed is None:
+                raise _named(seen, row, images)
+            else:
+                failed[row] = _named(seen, row, images)
+        if rows:
+            out[rows] = teacher.embed(np.stack(pixels))
+        progress(min(start + size, len(images)), len(images))
     return out
+
+
+def _named(error: ImageError, row: int, images: Sequence[Embeddable]) -> ImageError:
+    """Name an image that has no path by its position."""
+    if len(images) == 1 or isinstance(images[row], str | os.PathLike):
+        return error
+    named = ImageError(f"image {row} of {len(images)}, counted from 0: {error}")
+    named.__cause__ = error.__cause__
+    return named
+
+
+def _show_or_fail(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8] | ImageError:
+    try:
+        return show(image, preprocess)
+    except ImageError as error:
+        return error
 
 
 def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
@@ -69,8 +181,12 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     Raises:
         ImageError: the image cannot be read; the message names it.
     """
+    if isinstance(image, ImageError):
+        raise image
     if isinstance(image, Image.Image):
-        return render(upright_rgb(image), View(), preprocess)
+        return render(_upright(image), View(), preprocess)
+    if _is_tensor(image):
+        image = _pixels_of(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
@@ -79,8 +195,47 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
         return render(Image.fromarray(image), View(), preprocess)
     if isinstance(image, bytes):
         return render_bytes(image, ViewPlan(), "", 0, preprocess)
-    path = os.fspath(image)
+    path = path_of(image)
     try:  # rendered as for a store, so that a query equals its copy in a gallery
         return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)
     except ImageError as error:
         raise ImageError(f"cannot read {path}: {error}") from error
+
+
+def path_of(image: Any) -> str:
+    """Return the path that an image is given as.
+
+    Raises:
+        ImageError: it is a URL, or no image at all.
+    """
+    if not isinstance(image, str | os.PathLike):
+        raise ImageError(
+            f"{type(image).__name__} is no image: give a path, a file's content, an open file, a "
+            "PIL image, an array or a tensor"
+        )
+    path = os.fspath(image)
+    if _URL.match(path):
+        raise ImageError(f"{path} is a URL: download it, and give the path or the content")
+    return path
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return upright_rgb(image)
+    except Exception as error:  # decoding may be left to this moment, and raises almost anything
+        raise ImageError(f"an opened image is damaged ({one_line(error)})") from error
+
+
+def _pixels_of(tensor: Any) -> npt.NDArray[np.uint8]:
+    """Convert a (3, h, w) or (h, w, 3) tensor, uint8 or float in 0..1, to pixels."""
+    values = tensor.detach().cpu()
+    if values.ndim == 3 and values.shape[0] == 3:
+        values = values.permute(1, 2, 0)
+    if values.is_floating_point():
+        if values.numel() and not (values.min() >= 0 and values.max() <= 1):
+            raise ImageError(
+                "a float tensor must be pixels in 0..1, not normalised: the model does that itself"
+            )
+        values = (values.float() * 255).round().byte()
+    pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(values.numpy())
+    return pixels

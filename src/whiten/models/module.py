@@ -46,13 +46,16 @@ class StudentModule(nn.Module):
                 convolutional students take other sizes too.
 
         Returns:
-            (n, dim) embeddings, L2-normalised.
+            (n, dim) embeddings, L2-normalised, in the precision of the module.
         """
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
+        dtype = self.mean.dtype  # follows `half` and the like
+        images = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         if self.config.preprocess.channels == "bgr":
             images = images.flip(1)
-        return F.normalize(self.net((images - self.mean) / self.std), dim=1)
+        embeddings = self.net((images - self.mean) / self.std)
+        if dtype in (torch.float16, torch.bfloat16):  # squares overflow
+            return F.normalize(embeddings.float(), dim=1).to(dtype)
+        return F.normalize(embeddings, dim=1)
 
     def transform(self, image: Image.Image) -> Tensor:
         """Convert an image to the student's input: (3, h, w) float in 0..1, cropped and resized."""

@@ -123,8 +123,8 @@ def _prefixed(
                 found[".".join(parts[:start])] += 1
     common = "module" if all(key.startswith("module.") for key in tensors) else ""
     for prefix in dict.fromkeys([common, *found]):
-        start = f"{prefix}." if prefix else ""
-        state = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        outer = f"{prefix}." if prefix else ""
+        state = {k.removeprefix(outer): v for k, v in tensors.items() if k.startswith(outer)}
         label = ".".join([*path, *([prefix] if prefix else [])])
         yield Candidate(label or _ROOT, state, found[prefix], prefix == common)
 

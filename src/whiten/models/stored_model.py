@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from whiten.errors import ImageError, TeacherError
 from whiten.media.reading import read_bytes
-from whiten.models.inputs import Embeddable
+from whiten.models.inputs import Embeddable, Failed, path_of
 from whiten.models.teacher import Identity, Teacher
 from whiten.utils.hashing import content_hash
 
@@ -47,20 +47,37 @@ class StoredModel(Identity):
     def count_macs(self) -> None:
         """Return None: the model that made the embeddings is not available."""
 
-    def embed_files(self, images: Sequence[Embeddable]) -> npt.NDArray[np.float32]:
+    def embed_files(
+        self, images: Sequence[Embeddable], *, failed: Failed | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return the (n, dim) embeddings of whole images, given as paths or as contents of files.
+
+        Args:
+            failed: receives the images that cannot be read or are not stored, whose rows are NaN;
+                None raises.
 
         Raises:
             TeacherError: an image is given as pixels, which have no content hash.
             ImageError: an image cannot be read or is not stored; the message names it.
         """
-        return np.stack([self._find_file(image) for image in images])
+        out = np.full((len(images), self.dim), np.nan, np.float32)
+        for row, image in enumerate(images):
+            try:
+                out[row] = self._find_file(image)
+            except ImageError as error:
+                if failed is None:
+                    raise
+                failed[row] = error
+        return out
 
     def _find_file(self, image: Embeddable) -> npt.NDArray[np.float32]:
+        if isinstance(image, ImageError):
+            raise image
         if isinstance(image, bytes):
             data, name = image, "this image"
         elif isinstance(image, str | os.PathLike):
-            data, name = read_bytes(os.fspath(image)), os.fspath(image)
+            name = path_of(image)
+            data = read_bytes(name)
         else:
             raise TeacherError(f"{self.uri} knows image files, not pixels: pass paths")
         vector = self.find(content_hash(data))

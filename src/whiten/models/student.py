@@ -85,7 +85,9 @@ class StudentNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Compute (n, 3, h, w) normalised input -> (n, f) pooled features, L2-normalised."""
-        maps = self._feature_map(images, self.backbone).float()
+        maps = self._feature_map(images, self.backbone)
+        if maps.dtype != torch.float64:  # powers overflow in half precision
+            maps = maps.float()
         if maps.ndim == 3:
             pooled = maps.mean(dim=1)
         elif self.is_gem:
@@ -96,7 +98,8 @@ class StudentNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed (n, 3, h, w) normalised input -> (n, dim), not normalised."""
-        projected: Tensor = self.projection(self.features(images))
+        features = self.features(images).to(self.projection.weight.dtype)
+        projected: Tensor = self.projection(features)
         return projected
 
     @staticmethod

@@ -194,6 +194,10 @@ class ArrayTeacher(Teacher):
     Its `forward` takes and returns arrays, so that embedding does not import torch.
     """
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the URI: sessions of runtimes cannot be."""
+        return _open_again, (self.uri, self.fingerprint())
+
     def forward_tensor(self, inputs: Tensor) -> Tensor:
         import torch
 
@@ -207,6 +211,15 @@ class ArrayTeacher(Teacher):
         lengths = np.linalg.norm(out, axis=1, keepdims=True)
         unit: npt.NDArray[np.float32] = out / np.maximum(lengths, _SHORTEST)
         return unit
+
+
+def _open_again(uri: str, made: str) -> Teacher:
+    from whiten.models.registry import open_network
+
+    teacher = open_network(uri)
+    if made not in (teacher.fingerprint(), teacher.earlier_fingerprint()):
+        raise TeacherError(f"{uri} is another model now than when it was opened: open it again")
+    return teacher
 
 
 def count_macs(
