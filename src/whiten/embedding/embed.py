@@ -18,7 +18,7 @@ from whiten.media.reading import Skipped
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.teacher import Teacher
 from whiten.store.shards import Origin, Row, Seen
-from whiten.store.store import Store, stored_origin
+from whiten.store.store import Store, stored_origin, stored_precision
 from whiten.store.upkeep import bring_up_to_date
 from whiten.utils.devices import computes_faster_in_bf16
 from whiten.utils.threads import ordered_map
@@ -92,9 +92,8 @@ def embed(
     plan_of_views = plan.fingerprint() if any(map(plan.is_random, views)) else ""
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype must be float32 or float16, not {dtype!r}")
-    stored = stored_origin(folder)
     if precision is None or precision == "auto":
-        precision = _default_precision(teacher, stored, wants_fast=precision == "auto")
+        precision = _default_precision(teacher, folder, wants_fast=precision == "auto")
     maker: RowMaker
     if isinstance(teacher, StoredModel):
         maker = LookedUp(teacher, plan, plan_of_views)
@@ -102,7 +101,7 @@ def embed(
         maker = Computed(teacher, plan, render, bf16=precision == "bf16")
     origin = Origin(
         uri=teacher.uri,
-        fingerprint=_fingerprint(teacher, stored),
+        fingerprint=_fingerprint(teacher, stored_origin(folder)),
         dim=teacher.dim,
         plan=plan_of_views,
         plan_seed=plan.seed,
@@ -211,9 +210,10 @@ def _fingerprint(model: Model, stored: Origin | None) -> str:
     return model.fingerprint()
 
 
-def _default_precision(model: Model, stored: Origin | None, *, wants_fast: bool) -> str:
+def _default_precision(model: Model, folder: str | os.PathLike[str], *, wants_fast: bool) -> str:
+    stored = stored_precision(folder)
     if stored is not None:
-        return stored.precision
+        return stored
     if not wants_fast or not isinstance(model, Teacher) or model.module is None:
         return "32"
     return "bf16" if computes_faster_in_bf16(model.module, model.device_type) else "32"

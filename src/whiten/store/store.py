@@ -44,6 +44,7 @@ __all__ = [
     "Vectors",
     "embedded_by_all",
     "stored_origin",
+    "stored_precision",
 ]
 
 
@@ -240,6 +241,12 @@ def stored_origin(folder: str | os.PathLike[str]) -> Origin | None:
     root = Path(folder)
     paths = _shard_paths(root) if root.is_dir() else []
     return read_shard(paths[0])[0] if paths else None
+
+
+def stored_precision(folder: str | os.PathLike[str]) -> str | None:
+    """Return the precision that a store was computed in; None if there is no store yet."""
+    origin = stored_origin(folder)
+    return None if origin is None else origin.precision
 
 
 def _shard_paths(root: Path) -> list[Path]:
