@@ -204,3 +204,12 @@ def test_hf_never_runs_code(tmp_path: Path) -> None:
 
 
 AUTO = ("AutoConfig", "AutoModel")
+
+
+def test_the_first_patch_is_no_class_token(tmp_path: Path) -> None:
+    """Without class token and pooler, the first token is a corner of the image."""
+    config = transformers.SiglipVisionConfig(**VISION, vision_use_head=False)
+    save_hf(transformers.SiglipVisionModel(config), tmp_path / "m")
+    with pytest.raises(ConfigError, match="has no class token: take pool=avg"):
+        open_teacher(f"hf:{tmp_path / 'm'}")
+    assert open_teacher(f"hf:{tmp_path / 'm'}?pool=avg").dim == 16

@@ -32,6 +32,9 @@ def dropped(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Li
 def pair(): return Mean(1), Preprocess(size=(16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
 def teacher(): return Teacher("x", "mine", 3, Preprocess(), "0" * 32, Mean(1))
 def maps(): return nn.Identity()
+def tokens(): return nn.Flatten(2)
+def scores(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1000))
+def wide(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 128))
 def number(): return 3
 def swapped(): return Preprocess(), Mean(1)
 def broken(): raise ValueError("no luck\\nat all")
@@ -68,6 +71,7 @@ def test_python_tuple_and_teacher(factories: str) -> None:
     raw = torch.from_numpy(pixels.reshape(2, -1, 3).mean(1) / 255).float()
     check_same(pair.embed(pixels), raw)
     own = open_teacher(f"{factories}teacher")
+    assert open_teacher(f"{factories}wide").dim == 128
     assert (own.name, own.weights_hash, own.uri) == ("mine", "0" * 32, f"{factories}teacher")
 
 
@@ -89,7 +93,9 @@ def test_python_weights_make_the_identity(factories: str) -> None:
         ("my_teachers:module?size=3", TeacherError, "unexpected keyword argument 'size'"),
         ("my_teachers:number", TeacherError, "returned int"),
         ("my_teachers:swapped", TeacherError, r"returned \(Preprocess, Mean\)"),
-        ("my_teachers:maps", TeacherError, r"returned \(1, 3, 224, 224\)"),
+        ("my_teachers:maps", TeacherError, r"\(1, 3, 224, 224\) \(feature maps\).*: pool it"),
+        ("my_teachers:tokens", TeacherError, r"\(1, 3, 50176\) \(tokens\).*: pool it"),
+        ("my_teachers:scores", TeacherError, "1000 class scores .*, not an embedding: return the"),
         ("my_broken:make", TeacherError, "No module named 'nothing_of_this_name'"),
         ("my_absent:make", TeacherError, "cannot import my_absent"),
         ("my_teachers", ConfigError, "python:pkg.module:factory"),

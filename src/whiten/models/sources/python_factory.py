@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from whiten.errors import ConfigError, TeacherError, WhitenError, nearest
-from whiten.models.readout import is_scores
+from whiten.models.readout import CLASS_COUNTS
 from whiten.models.sources.python_source import find_sources, hash_sources
 from whiten.models.teacher import Teacher, first_line, probe_dim
 from whiten.models.uri import TeacherURI
@@ -85,7 +85,7 @@ def _refuse_scores(module: nn.Module, dim: int, uri: TeacherURI) -> None:
     if not layers or len(layers[-1][1].weight) != dim:
         return
     name = layers[-1][0]
-    if is_scores(name, dim):
+    if dim in CLASS_COUNTS:
         raise TeacherError(
             f"{uri} returned {dim} class scores (of its layer {name!r}), not an embedding: return "
             f"the features before, as with torch.nn.Identity() for {name!r}; or a Teacher, if "
