@@ -283,6 +283,9 @@ def _refuse_other(stored: Origin, wanted: Origin, place: Path) -> None:
                 "dtype": f"{stored.dtype}, not {wanted.dtype}",
                 "precision": f"{stored.precision}, not {wanted.precision}",
             }[name]
+            if name == "fingerprint" and stored.uri == wanted.uri:
+                detail += " (its weights, source or preprocessing have changed, or an earlier "
+                detail += "version did not look at all of them)"
             raise StoreError(
                 f"{place} holds embeddings of another {what}, {detail}: "
                 "name another folder, or delete this one"
