@@ -66,6 +66,33 @@ DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, Recursio
 values of other types, or is nested too deeply."""
 
 
+UPGRADE = "a later version of whiten: upgrade, `pip install --upgrade whiten`"
+
+
+def refuse_later(
+    place: object,
+    what: str,
+    found: object,
+    *known: int,
+    error: type[WhitenError] = StoreError,
+) -> None:
+    """Refuse what a later version wrote: it is whole, so the remedy is not to delete it.
+
+    Args:
+        place: its place, for the message.
+        what: its kind, for the message: "index".
+        found: the format that it states.
+        known: the formats that this version reads, in order.
+        error: the type to raise if the format is a later one.
+    """
+    number = int(found) if isinstance(found, str) and found.isdecimal() else found
+    if isinstance(number, int) and number > known[-1]:
+        reads = " and ".join(map(str, known))
+        raise error(
+            f"{place} has {what} format {found}, this version reads {reads}: it is of {UPGRADE}"
+        )
+
+
 def nearest(word: object, choices: Iterable[str], n: int = 3) -> str:
     """Return `; did you mean 'a' or 'b'?` for the closest choices, or an empty string."""
     found = difflib.get_close_matches(str(word), list(choices), n=n, cutoff=0.5)

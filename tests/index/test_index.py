@@ -188,8 +188,11 @@ def test_add_and_remove(index: Index, encoder: Encoder, tmp_path: Path, place: P
     with pytest.raises(StoreError, match=r"has no image 'a/0\.png'"):
         index.remove(["a/1.png", "a/0.png"])
     assert len(index) == 6
+    assert Index.build(encoder, more, place).changes == Changes(added=1, embedded=1, unchanged=1)
+    third = write_groups(tmp_path / "third", {"d": 1})
     with pytest.raises(StoreError, match=r"is of 2 collections.*--add"):
-        Index.build(encoder, more, place)
+        Index.build(encoder, third, place)
+    assert len(Index.open(place)) == 7
 
 
 def test_another_collection_does_not_push_out_the_first(

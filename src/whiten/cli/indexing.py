@@ -22,6 +22,8 @@ def index(
     store: str | None = None,
     metadata: Path | None = None,
     add: bool = False,
+    collection: str | None = None,
+    remove_missing: bool = False,
     remove: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     kind: Literal["auto", "exact", "int8", "ivf", "hnsw"] | None = None,
     recall: float | None = None,
@@ -38,6 +40,9 @@ def index(
         metadata: CSV or Parquet with columns to filter by, and id or path; by default the other
             columns of the table of images.
         add: add these images to the index, and remove none.
+        collection: name that the ids of these images begin with, so that they are not those of
+            another collection; by default unchanged, none for a new collection.
+        remove_missing: remove missing images even if they are more than half of a collection.
         remove: ids of images to remove.
         kind: search kind: exact, int8 (also exact), ivf, hnsw, or auto, which measures which is
             fast; by default unchanged, auto for a new index.
@@ -55,10 +60,10 @@ def index(
     if (images is None) == (not remove):
         raise ConfigError("say what to do: name images to index, or --remove ids")
     if images is None:
-        if kind or recall or storage:
+        if kind or recall or storage or collection:
             raise ConfigError(
-                "--kind, --recall and --storage are chosen while images are indexed, not with "
-                "--remove"
+                "--kind, --recall, --storage and --collection are chosen while images are indexed, "
+                "not with --remove"
             )
         changed = Index.open(where)
         changed.remove(remove or [])
@@ -71,6 +76,8 @@ def index(
             where,
             metadata=metadata,
             keep=add,
+            collection=collection,
+            remove_missing=remove_missing,
             kind=kind,
             recall=recall,
             storage=storage,

@@ -15,6 +15,7 @@ from whiten.datasets.given import frame_table, given_items, is_frame
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
+from whiten.index.membership import Membership, join, named
 from whiten.index.metadata import has_metadata, read_metadata
 from whiten.index.rows import TYPES, Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
@@ -54,8 +55,11 @@ def describe(
     before: Facts | None,
     place: str,
     keep: bool,
-) -> tuple[Facts, pa.Table | None]:
+    name: str | None = None,
+) -> tuple[Facts, pa.Table | None, Membership]:
     """Return the facts of the index once the collection is indexed.
+
+    The ids of the source get the name of its collection, if it has one.
 
     Args:
         images: where the source comes from.
@@ -63,9 +67,10 @@ def describe(
         before: the facts of the existing index; None for a new one.
         place: the place of the index, for messages.
         keep: whether images that the collection lacks stay in the index.
+        name: name that the collection's ids shall begin with; None keeps the earlier one.
 
     Returns:
-        The facts, and the user's columns, (n,) in the order of the source's items.
+        The facts, the user's columns, (n,) in the order of the source's items, and the collections.
 
     Raises:
         StoreError: the index was made with another model, or of other images.
@@ -77,8 +82,9 @@ def describe(
             f"{source.name} ({source.model[:8]}): name another place, or delete this index"
         )
     origin = str(Path(images).resolve()) if isinstance(images, str | os.PathLike) else None
-    sources = _sources(origin, [] if before is None else before.sources, place, keep)
-    columns = dict(before.columns) if before is not None and keep else {}
+    joined = join(origin, name, before, place, keep)
+    keeps_columns = keep or joined.divided > 0
+    columns = dict(before.columns) if before is not None and keeps_columns else {}
     if metadata is None and _has_metadata(images):
         metadata = images
     held: dict[str, pa.ChunkedArray] = {}
@@ -86,12 +92,22 @@ def describe(
         table, own = _read_metadata(metadata, source.items)
         columns |= own
         held = {name: table[name] for name in own}
-    for name, kind in columns.items():  # columns of earlier additions, empty here
-        held.setdefault(name, pa.nulls(len(source.items), TYPES[kind]))
+    for column, kind in columns.items():  # columns of earlier additions, empty here
+        held.setdefault(column, pa.nulls(len(source.items), TYPES[kind]))
+    source.items = named(source.items, joined.prefix)
     # An index of an earlier version keeps the fingerprint that its segments have.
     model = source.model if before is None else before.model
-    facts = Facts(model, source.uri, source.name, source.dim, sources, columns)
-    return facts, pa.table(held) if held else None
+    facts = Facts(
+        model,
+        source.uri,
+        source.name,
+        source.dim,
+        joined.sources,
+        columns,
+        prefixes=joined.prefixes,
+        divided=joined.divided,
+    )
+    return facts, pa.table(held) if held else None, joined
 
 
 def _has_metadata(images: Any) -> bool:
@@ -107,22 +123,3 @@ def _read_metadata(metadata: Any, items: Items) -> tuple[pa.Table, dict[str, str
         path = Path(folder) / "the data frame.parquet"
         pq.write_table(frame_table(metadata), path)
         return read_metadata(path, items)
-
-
-def _sources(origin: str | None, before: list[str], place: str, keep: bool) -> list[str]:
-    """Return the sources of the new index; refuse to replace the images of another one."""
-    if origin is None:
-        return before
-    if keep:
-        return before if origin in before else [*before, origin]
-    if len(before) > 1:
-        raise StoreError(
-            f"{place} is of {len(before)} collections, so that what {origin} lacks may belong to "
-            "another one: bring it up to date with --add, take images out with --remove"
-        )
-    if before and before != [origin] and Path(before[0]).exists():  # otherwise it was moved
-        raise StoreError(
-            f"{place} is of {before[0]}, not of {origin}: add these images with --add, or name "
-            "another place"
-        )
-    return [origin]

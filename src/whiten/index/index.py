@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
-from whiten.errors import ConfigError, StoreError
+from whiten.errors import ConfigError, StoreError, WhitenError
 from whiten.index.collections import Images, Place, describe, open_source
 from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE, check_storage
@@ -37,6 +37,8 @@ class Index:
     def __init__(self, backend: Backend, encoder: Encoder | None = None) -> None:
         self._backend = backend
         self._encoder = encoder
+        self._is_given = encoder is not None
+        self._checked = ""  # the model that the encoder is known to query
         self.changes = Changes()
 
     # --- opening ------------------------------------------------------------------------
@@ -59,6 +61,7 @@ class Index:
                 f"--model MODEL --out {backend.place}`"
             )
         index = cls(backend, encoder)
+        index._require_complete()
         if encoder is not None:
             index.require(encoder)
         return index
@@ -75,10 +78,14 @@ class Index:
         kind: str | None = None,
         recall: float | None = None,
         storage: str | None = None,
+        collection: str | None = None,
+        remove_missing: bool = False,
         cache: Place | None = None,
         show_progress: bool = False,
     ) -> Index:
         """Index a collection, or update its index; only new content is embedded.
+
+        Of an index of several collections, only the images of this one are updated and removed.
 
         Args:
             encoder: an `Encoder`, or anything that `whiten.load` takes; may be None for a store.
@@ -96,6 +103,11 @@ class Index:
                 `binary`; with `+float32`, as in `int8+float32`, full vectors are kept and re-rank
                 the answers. By default unchanged, `float32` for a new index. `loss` holds the
                 measured cost on these images.
+            collection: name that the ids of these images begin with, so that they are not those of
+                another collection's; by default unchanged, none for a new collection.
+            remove_missing: remove images that the collection lacks even if they are more than half
+                of it, and at least 10 were there; otherwise this is refused, because a disk may be
+                missing.
             cache: folder that keeps embeddings between calls; none by default.
 
         Raises:
@@ -103,7 +115,8 @@ class Index:
                 storage.
             MissingExtraError: FAISS is needed, and not installed.
             StoreError: the place holds something else, an index of another model or of other
-                images, or another process is changing it.
+                images, or another process is changing it; ids are those of another collection's
+                images; more than half of the images are missing. Nothing is changed then.
             NoImagesError: no image can be read.
         """
         check_kind(kind, recall)
@@ -124,7 +137,9 @@ class Index:
         source = open_source(encoder, images, cache)
         if storage is not None:
             check_storage(storage, source.dim)
-        index._change(source, images, metadata, keep, show_progress)
+        index._change(
+            source, images, metadata, keep, show_progress, collection, remove_missing
+        )
         if isinstance(index._backend, FolderIndex):
             with index._backend.writing():
                 if storage is not None:
@@ -137,10 +152,12 @@ class Index:
         images: Images,
         *,
         metadata: Any = None,
+        collection: str | None = None,
         show_progress: bool = False,
     ) -> Changes:
         """Index more images, or update some; see `build`."""
-        self._change(open_source(self.encoder, images), images, metadata, True, show_progress)
+        source = open_source(self.encoder, images)
+        self._change(source, images, metadata, True, show_progress, collection)
         return self.changes
 
     def remove(self, ids: Sequence[str] | str) -> Changes:
@@ -163,20 +180,45 @@ class Index:
         metadata: Any,
         keep: bool,
         show_progress: bool,
+        collection: str | None = None,
+        remove_missing: bool = False,
     ) -> None:
         with self._backend.writing():
             before = self._backend.facts
-            facts, table = describe(source, images, metadata, before, self.place, keep)
-            self.changes = synchronise(
-                self._backend, source, facts, table, keep=keep, show_progress=show_progress
-            )
+            if before is not None and not (before.complete and len(self._backend)):
+                if before.model != source.model:
+                    self._backend.discard()
+                before = None  # without images it is bound to no collection
+            try:
+                facts, table, joined = describe(
+                    source, images, metadata, before, self.place, keep, collection
+                )
+                self.changes = synchronise(
+                    self._backend,
+                    source,
+                    facts,
+                    table,
+                    joined=joined,
+                    keep=keep,
+                    remove_missing=remove_missing,
+                    show_progress=show_progress,
+                )
+            except WhitenError:
+                if before is None and not len(self._backend):
+                    self._backend.discard()  # a failed first run leaves nothing
+                raise
 
     # --- what is there ------------------------------------------------------------------
 
     @property
     def facts(self) -> Facts:
-        """Properties of the index: model, sources, columns, and more."""
-        assert self._backend.facts is not None
+        """Properties of the index: model, sources, columns, and more.
+
+        Raises:
+            StoreError: the index was deleted since it was opened.
+        """
+        if self._backend.facts is None:
+            raise StoreError(f"{self.place} is no longer an index: it was deleted or moved away")
         return self._backend.facts
 
     @property
@@ -195,8 +237,11 @@ class Index:
 
         Raises:
             ConfigError: no single URI opens it: pass it to `Index.open`.
-            StoreError: its URI now opens another model.
+            StoreError: its URI now opens another model, or the index was made again with another
+                one than it was opened with.
         """
+        if self._encoder is not None and self._checked != self.facts.model:
+            self.require(self._encoder)
         if self._encoder is None:
             if not self.facts.uri:
                 raise ConfigError(
@@ -206,6 +251,7 @@ class Index:
             encoder = load(self.facts.uri)
             self.require(encoder)
             self._encoder = encoder
+        self._checked = self.facts.model
         return self._encoder
 
     def require(self, encoder: Encoder) -> None:
@@ -238,15 +284,36 @@ class Index:
         return self._backend.storage.loss if isinstance(self._backend, FolderIndex) else None
 
     def refresh(self) -> None:
-        """Load what other processes have changed since."""
+        """Load what other processes have changed since, and check it as on opening.
+
+        If the index was made again with another model, that model is opened on the next use,
+        unless the index was opened with an encoder.
+
+        Raises:
+            StoreError: the index was deleted, is being made again, or needs another model than the
+                encoder that it was opened with.
+        """
         self._backend.refresh()
+        self._require_complete()
+        if self._encoder is not None and self._checked != self.facts.model:
+            if self._is_given:
+                self.require(self._encoder)
+            elif not self._encoder.can_query(self.facts.model):
+                self._encoder = None
+
+    def _require_complete(self) -> None:
+        if not self.facts.complete:
+            raise StoreError(
+                f"{self.place} is unfinished, because its first run was interrupted: run the same "
+                "`whiten index` again to finish it"
+            )
 
     def __len__(self) -> int:
         return len(self._backend)
 
     def ids(self) -> list[str]:
         """Ids of all images."""
-        return [name for page in self._backend.pages(1 << 16) for name in page["id"].to_pylist()]
+        return [name for page in self.pages(1 << 16) for name in page["id"].to_pylist()]
 
     def items(self, ids: Sequence[str]) -> list[Match]:
         """Return images by id as matches with score 1.
@@ -254,8 +321,9 @@ class Index:
         Raises:
             StoreError: an id is not in the index.
         """
+        columns = self.facts.columns
         rows = self._backend.fetch(ids).rows
-        return matches(rows, np.ones(len(rows)), self.facts.columns)
+        return matches(rows, np.ones(len(rows)), columns)
 
     def vectors(self, ids: Sequence[str]) -> Vectors:
         """Return embeddings by id: (n, dim) float32, L2-normalised.
@@ -263,11 +331,13 @@ class Index:
         Raises:
             StoreError: an id is not in the index.
         """
+        self._require_complete()
         vectors = self._backend.fetch(ids).vectors
         return vectors if self.storage == BASE else normalize_rows(vectors)
 
     def pages(self, size: int = 1000) -> Iterator[pa.Table]:
         """Yield all rows in order, in tables of `size` rows and the columns of `facts.schema()`."""
+        self._require_complete()
         return self._backend.pages(size)
 
     # --- searching ----------------------------------------------------------------------

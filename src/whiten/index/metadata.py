@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from whiten.datasets.collection import Items
 from whiten.errors import ConfigError, one_line
-from whiten.index.rows import COLUMNS, TYPES
+from whiten.index.rows import COLLECTION, COLUMNS, TYPES
 from whiten.utils.names import NameIndex
 
 # Columns that every table of images has, and other keys of an answer.
 _OWN = {*COLUMNS, "view", "embedding"}
-_REFUSED = {"content_hash", "stamp", "score", "metadata", "view", "embedding"}
+_REFUSED = {"content_hash", "stamp", "score", "metadata", "view", "embedding", COLLECTION}
 
 
 def read_metadata(table: str | os.PathLike[str], items: Items) -> tuple[pa.Table, dict[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from whiten.embedding.opening import load
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, StoreError
 from whiten.index.index import Index
 from whiten.index.query import Query
 from whiten.runs.folder import RunFolder
@@ -48,6 +48,8 @@ def open_for_query(
         vectors = query.embed(encoder) if query.images else None
         where = place or _default_place(model, images)
         index = Index.build(encoder, images, where, show_progress=show_progress)
+    if not len(index):
+        raise StoreError(f"{index.place} is empty: index images first, `whiten index`")
     parts = [] if vectors is None else [vectors]
     if query.ids:
         parts.append(index.vectors(list(query.ids)))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from whiten.errors import UPGRADE, StoreError
 from whiten.index.where import Where
 from whiten.media.reading import Skipped, Stamp
 from whiten.utils.arrays import Vectors
@@ -25,6 +26,9 @@ COLUMNS = {
     "group": pa.large_string(),
     "frame_ms": pa.int64(),
 }
+
+# Column that follows them in an index of several collections: see `whiten.index.membership`.
+COLLECTION = "whiten_collection"
 
 # Types of metadata columns, by the names that `Facts.columns` uses.
 TYPES = {
@@ -75,6 +79,10 @@ class Facts:
         sources: indexed collections, as absolute paths.
         columns: the user's columns, name -> string, int, float or bool.
         skipped: images that could not be read, with the stamp of their file at that time.
+        prefixes: name of a collection, which its ids begin with, by source; see `--collection`.
+        divided: 0 while rows do not record their collection, else the number of sources that there
+            were before they did.
+        complete: False while the first run is writing, or after it was killed.
     """
 
     model: str
@@ -84,14 +92,22 @@ class Facts:
     sources: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    prefixes: dict[str, str] = field(default_factory=dict)
+    divided: int = 0
+    complete: bool = True
 
     @property
     def skips(self) -> list[Skipped]:
         return [Skipped(name, reason) for name, reason, _ in self.skipped]
 
     def schema(self) -> pa.Schema:
-        """Return the schema of the rows: `COLUMNS`, then the metadata."""
-        return pa.schema([*COLUMNS.items(), *((n, TYPES[t]) for n, t in self.columns.items())])
+        """Return the schema of the rows: `COLUMNS`, then `COLLECTION` if any, then the metadata."""
+        added = ((name, TYPES[kind]) for name, kind in self.added().items())
+        return pa.schema([*COLUMNS.items(), *added])
+
+    def added(self) -> dict[str, str]:
+        """Return the columns after `COLUMNS`, name -> type."""
+        return ({COLLECTION: "int"} if self.divided else {}) | self.columns
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,8 +117,10 @@ class Facts:
         """Read the output of `to_json`; raises KeyError, TypeError or ValueError otherwise."""
         skipped = [(str(a), str(b), str(c)) for a, b, c in facts["skipped"]]
         columns = {str(name): str(kind) for name, kind in facts["columns"].items()}
-        if unknown := set(columns.values()) - set(TYPES):
-            raise ValueError(f"columns of type {', '.join(sorted(unknown))}")
+        if unknown := sorted(set(columns.values()) - set(TYPES)):
+            raise StoreError(
+                f"the index has columns of type {', '.join(unknown)}, so it is of {UPGRADE}"
+            )
         return cls(
             model=str(facts["model"]),
             uri=str(facts["uri"]),
@@ -111,6 +129,9 @@ class Facts:
             sources=[str(source) for source in facts["sources"]],
             columns=columns,
             skipped=skipped,
+            prefixes={str(k): str(v) for k, v in facts.get("prefixes", {}).items()},
+            divided=int(facts.get("divided", 0)),
+            complete=bool(facts.get("complete", True)),
         )
 
 
@@ -180,10 +201,20 @@ class Backend(Protocol):
     def pages(self, size: int) -> Iterator[pa.Table]:
         """Yield all rows in order, `size` at a time."""
 
+    def discard(self) -> None:
+        """Remove what a first run left, and leave no index; only while writing, and never a
+        complete index. A folder keeps rows that the next run can use."""
+
 
 def write_stamp(stamp: Stamp | None) -> str:
     """Return a file's stamp as text; equal while the file is unchanged."""
     return "" if stamp is None else ":".join(map(str, stamp))
+
+
+def read_size(stamp: str) -> int | None:
+    """Return the bytes of the file from its stamp as text; None if they are unknown."""
+    size, _, rest = stamp.partition(":")
+    return int(size) if rest and size.isdecimal() else None
 
 
 def matches(

@@ -15,14 +15,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from whiten.errors import NoImagesError
-from whiten.index.rows import Backend, Block, Facts, as_of
+from whiten.datasets.collection import Items
+from whiten.embedding.repeats import Repeats, may_repeat
+from whiten.errors import NoImagesError, StoreError
+from whiten.index.membership import UNKNOWN, Membership, meets, owners, record
+from whiten.index.rows import COLLECTION, Backend, Block, Facts, as_of, read_size
 from whiten.index.sources import Source
 from whiten.media.reading import Skipped
 from whiten.utils.arrays import Vectors
+from whiten.utils.names import display_path
 from whiten.utils.progress import progress
 
 CHUNK = 1024  # images embedded and written at once: a kill loses at most this much work
+
+_FEW = 10  # images; a smaller collection may lose any number
 
 Rows = npt.NDArray[np.int64]
 
@@ -54,7 +60,9 @@ def synchronise(
     facts: Facts,
     metadata: pa.Table | None = None,
     *,
+    joined: Membership | None = None,
     keep: bool = False,
+    remove_missing: bool = False,
     show_progress: bool = False,
 ) -> Changes:
     """Change an index to match a collection.
@@ -64,14 +72,23 @@ def synchronise(
         source: the collection.
         facts: the new facts of the index; skipped images are added to them.
         metadata: (n,) the user's columns, in the order of the source's items.
+        joined: the collections of the index; by default it is of this one.
         keep: whether images that the collection lacks stay in the index.
+        remove_missing: whether more than half of a collection may be removed.
 
     Raises:
         NoImagesError: no image can be read, and the index is empty.
+        StoreError: an id stands for an image of another collection, or more than half of the
+            images would be removed. Nothing is changed.
     """
-    work = _Work(backend, source, facts, metadata)
-    gone = [] if keep else work.gone()
-    facts.skipped[:] = work.skipped_before(keep)
+    number = 0 if joined is None else joined.number
+    work = _Work(backend, source, facts, metadata, number)
+    is_first = backend.facts is None or not backend.facts.complete
+    is_renamed = joined is not None and joined.renamed
+    gone = [] if keep and not is_first and not is_renamed else work.gone()
+    if not (remove_missing or is_first or is_renamed):
+        _refuse_to_empty(backend.place, source.items, gone, work.count)
+    facts.skipped[:] = work.skipped_before(keep or facts.divided > 0)
     if len(work.touched) or gone or backend.facts != facts:
         backend.write(facts, gone, work.blocks(show_progress))
     if not len(backend):
@@ -85,23 +102,48 @@ def synchronise(
     return work.changes
 
 
+def _refuse_to_empty(place: str, items: Items, gone: list[str], count: int) -> None:
+    """Refuse to remove more than half of `count` images: a disk may not be mounted."""
+    if count >= _FEW and 2 * len(gone) > count:
+        raise StoreError(
+            f"{place}: {len(gone)} of its {count} images, first {gone[0]!r}, are not among the "
+            f"{len(items)} that are there now, and nothing was changed: is a disk missing? If they "
+            "are to be removed, add --remove-missing to `whiten index`"
+        )
+
+
 class _Work:
     """One change: the touched images, and the sources of their vectors.
 
     Attributes:
         touched: rows of the source's items to look at.
         changes: counts so far.
+        count: number of images of this collection in the index so far.
+
+    Raises:
+        StoreError: an id stands for an image of another collection.
     """
 
     def __init__(
-        self, backend: Backend, source: Source, facts: Facts, metadata: pa.Table | None
+        self,
+        backend: Backend,
+        source: Source,
+        facts: Facts,
+        metadata: pa.Table | None,
+        number: int,
     ) -> None:
         self._backend, self._source, self._facts = backend, source, facts
-        self._before = as_of(backend.known(), facts) if backend.facts else _nothing(facts)
+        known = backend.known() if backend.facts else _nothing(facts)
+        owned = owners(known, backend.facts or facts)
+        self._before = as_of(known, facts)
+        self._is_own = owned == number if facts.divided else np.ones(len(known), bool)
+        self.count = int(self._is_own.sum())
         self._staged = backend.staged(facts)
         self._now = _columns(source, facts, metadata)
         found = _index_in(self._now["id"], self._before["id"])
         self._is_known = found >= 0
+        if facts.divided:
+            self._share(found, owned, number)
         is_same = self._is_known.copy()
         is_same[is_same] = _equal(
             self._now.filter(pa.array(is_same)), self._before.take(pa.array(found[is_same]))
@@ -111,11 +153,49 @@ class _Work:
         is_skipped = np.array([bool(s) and skipped.get(name) == s for name, s in stamps], bool)
         self.touched = np.flatnonzero(~is_same & ~is_skipped)
         self.changes = Changes(unchanged=int(is_same.sum()))
+        touched = self._now["stamp"].take(pa.array(self.touched)).to_pylist()
+        self._may_repeat = np.zeros(len(self._now), bool)
+        self._may_repeat[self.touched] = may_repeat([read_size(stamp) for stamp in touched])
+        self._repeats = Repeats(facts.dim)
+
+    def _share(self, found: Rows, owned: Rows, number: int) -> None:
+        """Record whose the rows are; refuse ids that stand for images of other collections."""
+        owner = np.full(len(found), number, np.int64)
+        known = np.flatnonzero(self._is_known)
+        others = known[owned[found[known]] != number]
+        paths = self._now["path"].take(pa.array(others)).to_pylist()
+        earlier = self._before["path"].take(pa.array(found[others])).to_pylist()
+        owner[others] = owned[found[others]]
+        met = [
+            row
+            for row, path, other in zip(others.tolist(), paths, earlier, strict=True)
+            if meets(path, other, int(owner[row]))
+        ]
+        if met:
+            first = self._now["id"][met[0]].as_py()
+            other = os.fsdecode(self._before["path"][int(found[met[0]])].as_py())
+            raise StoreError(
+                f"{self._backend.place} has {len(met)} of these ids for images of another "
+                f"collection, first {first!r} for {display_path(other)}, and nothing was changed: "
+                "add this one with --collection NAME, which its ids then begin with"
+            )
+        owner[owner == UNKNOWN] = number
+        at = self._now.schema.get_field_index(COLLECTION)
+        column = record(owner, self._facts)
+        self._now = self._now.set_column(at, self._now.schema.field(at), column)
 
     def gone(self) -> list[str]:
-        """Return the ids that are indexed but not in the collection."""
+        """Return the ids that are indexed but not in the collection.
+
+        Images in a folder that cannot be listed may still be there.
+        """
         rows = _index_in(self._before["id"], self._now["id"])
-        gone: list[str] = self._before["id"].filter(pa.array(rows < 0)).to_pylist()
+        is_gone = (rows < 0) & self._is_own
+        ids = self._source.items.ids
+        for folder in ids.filter(pc.ends_with(ids, "/")).to_pylist():
+            inside = pc.starts_with(self._before["id"], folder)
+            is_gone &= ~inside.to_numpy()
+        gone: list[str] = self._before["id"].filter(pa.array(is_gone)).to_pylist()
         return gone
 
     def skipped_before(self, keep: bool) -> list[tuple[str, str, str]]:
@@ -147,15 +227,7 @@ class _Work:
         is_read = np.array([isinstance(found, str) for found in hashes], bool)
         digests = pa.array([h if isinstance(h, str) else None for h in hashes], pa.large_string())
         vectors, is_there = self._seen_before(digests)
-        new = np.flatnonzero(is_read & ~is_there)
-        if len(new):
-            embedded = self._source.embed(items.take(new))
-            here = new[embedded.rows]
-            vectors[here], is_there[here] = embedded.vectors, True
-            reasons = items.by_id.rows([skip.id for skip in embedded.skipped])
-            for row, skip in zip(reasons, embedded.skipped, strict=True):
-                self._skip(rows[row], skip)
-            self.changes.embedded += len(here)
+        self._embed_new(rows, items, digests.to_pylist(), vectors, is_there)
         done = np.flatnonzero(is_there)
         self.changes.updated += int(self._is_known[rows[done]].sum())
         self.changes.added += int((~self._is_known[rows[done]]).sum())
@@ -163,6 +235,41 @@ class _Work:
         at = table.schema.get_field_index("content_hash")
         field_ = table.schema.field(at)
         return Block(table.set_column(at, field_, digests.take(pa.array(done))), vectors[done])
+
+    def _embed_new(
+        self,
+        rows: Rows,
+        items: Items,
+        digests: list[str | None],
+        vectors: Vectors,
+        is_there: npt.NDArray[np.bool_],
+    ) -> None:
+        """Fill in the vectors that are not there; equal contents are embedded once."""
+        first: dict[str, int] = {}
+        for number, digest in enumerate(digests):
+            if digest is not None and not is_there[number]:
+                first.setdefault(digest, number)
+        new = np.array([n for d, n in first.items() if d not in self._repeats], np.int64)
+        reasons: dict[str | None, str] = {}
+        if len(new):
+            embedded = self._source.embed(items.take(new))
+            here = new[embedded.rows]
+            vectors[here], is_there[here] = embedded.vectors, True
+            for number in here[self._may_repeat[rows[here]]].tolist():
+                self._repeats.add(str(digests[number]), vectors[number])
+            skipped = items.by_id.rows([skip.id for skip in embedded.skipped]).tolist()
+            for number, skip in zip(skipped, embedded.skipped, strict=True):
+                reasons[digests[number]] = skip.reason
+            self.changes.embedded += len(here)
+        for number, digest in enumerate(digests):
+            if digest is None or is_there[number]:
+                continue
+            if digest in reasons:
+                self._skip(rows[number], Skipped(items[number].id, reasons[digest]))
+            elif is_there[first[digest]]:
+                vectors[number], is_there[number] = vectors[first[digest]], True
+            elif digest in self._repeats:
+                vectors[number], is_there[number] = self._repeats[digest], True
 
     def _skip(self, row: int, skip: Skipped) -> None:
         stamp = self._now["stamp"][int(row)].as_py()

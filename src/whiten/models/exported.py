@@ -19,7 +19,15 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import DAMAGED, ConfigError, TeacherError, WhitenError, nearest, one_line
+from whiten.errors import (
+    DAMAGED,
+    ConfigError,
+    TeacherError,
+    WhitenError,
+    nearest,
+    one_line,
+    refuse_later,
+)
 from whiten.models.inputs import (
     Embeddable,
     Embedded,
@@ -190,11 +198,9 @@ def read_manifest(root: Path) -> Manifest:
     """
     try:
         facts = json.loads((root / MANIFEST).read_text("utf-8"))
+        refuse_later(root, "export", facts["format"], FORMAT, error=TeacherError)
         if facts["format"] != FORMAT:
-            raise TeacherError(
-                f"{root} has export format {facts['format']!r}, this version reads {FORMAT}: "
-                "upgrade whiten, or export it again"
-            )
+            raise ValueError(f"its format is {facts['format']!r}")
         if facts.pop("checksum") != fingerprint(facts):
             raise ValueError("its content does not have the checksum it was saved with")
         del facts["format"]

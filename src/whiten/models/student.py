@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line
+from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line, refuse_later
 from whiten.models.teacher import Teacher
 from whiten.models.uri import TeacherURI, parse_uri
 from whiten.models.weights import hash_state
@@ -258,9 +258,10 @@ def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
 
     try:
         facts = json.loads((folder / "config.json").read_text("utf-8"))
+        refuse_later(folder, "student", facts["format"], 1, FORMAT, error=TeacherError)
         state = load_file(folder / "model.safetensors")
         if facts["format"] not in (1, FORMAT):
-            raise TeacherError(f"{folder} was written by a later version of whiten: upgrade")
+            raise ValueError(f"its format is {facts['format']!r}")
         if facts["format"] > 1 and facts.pop("checksum") != _checksum(facts, state):
             raise ValueError("its content does not have the checksum it was saved with")
         del facts["format"]

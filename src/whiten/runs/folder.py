@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 import yaml
 
 from whiten._version import __version__
-from whiten.errors import DAMAGED, ConfigError, RunError, one_line
+from whiten.errors import DAMAGED, UPGRADE, ConfigError, RunError, one_line
 from whiten.runs.spec import DistillSpec
 from whiten.utils.files import partial_of, renaming, write_atomically
 from whiten.utils.hashing import content_hash
@@ -86,10 +87,11 @@ class RunFolder:
         Raises:
             RunError: this is no run folder, or its configuration is damaged.
         """
+        written_by = ""
         try:
             config = yaml.safe_load(self.config.read_text("utf-8"))
+            written_by = str(config.pop("version"))
             images = config.pop("images")
-            config.pop("version")
             if not isinstance(images, str):
                 raise ConfigError(f"images must be a path, not {images!r}")
             return images, DistillSpec.from_mapping(config)
@@ -99,6 +101,11 @@ class RunFolder:
                 f"`whiten distill … --out {self.root}`"
             ) from None
         except (*DAMAGED, yaml.YAMLError, ConfigError) as error:
+            if _is_later(written_by):
+                raise RunError(
+                    f"{self.root} was written by version {written_by}, and this is {__version__}: "
+                    f"it is of {UPGRADE}"
+                ) from error
             raise RunError(
                 f"{self.config} is damaged ({one_line(error)}): restore it, or start again with "
                 "--overwrite"
@@ -241,6 +248,15 @@ class RunFolder:
                 if _is_step(record):
                     records.append(record)
         return records
+
+
+def _is_later(version: str) -> bool:
+    """Return whether a version of this library, such as 1.10.0, is later than this one."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", text)]
+
+    return numbers(version) > numbers(__version__)
 
 
 def _is_step(record: Any) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whiten.errors import StoreError
+from whiten.errors import StoreError, refuse_later
 from whiten.media.reading import Skipped, Stamp
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import renaming
@@ -166,6 +166,7 @@ def read_shard(path: Path) -> tuple[Origin, Shard]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = file.schema_arrow.metadata
             facts = json.loads(metadata[_KEY])
+            refuse_later(path, "store", facts["format"], int(FORMAT))
             if facts["format"] != FORMAT:
                 raise StoreError(
                     f"{path} has store format {facts['format']!r}, this version reads {FORMAT}: "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, refuse_later
 from whiten.utils.arrays import Array
 
 
@@ -63,6 +63,7 @@ def load_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     Raises:
         OSError: the file cannot be read.
         ValueError, KeyError: the file is damaged, or holds something else.
+        StoreError: the file is of a later version.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -72,6 +73,9 @@ def load_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    numbers = [name.removeprefix("whiten.") for name in headers if name.startswith("whiten.")]
+    for number in numbers:
+        refuse_later(path, "file", number, int(_HEADER.removeprefix("whiten.")))
     is_sealed = _HEADER in headers
     facts = json.loads(headers[_HEADER if is_sealed else _OLD_HEADER])
     if not isinstance(facts, dict):

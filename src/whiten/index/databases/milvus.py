@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from whiten.errors import StoreError
 from whiten.index.databases.addresses import read_address
 from whiten.index.databases.milvus_facts import MilvusFacts
 from whiten.index.databases.milvus_server import connect, one_writer
-from whiten.index.rows import COLUMNS, Block, Facts, Match, as_of, matches
+from whiten.index.rows import COLLECTION, COLUMNS, Block, Facts, Match, as_of, matches
 from whiten.index.where import Logic, Value, Where
 from whiten.utils.arrays import Vectors
 
@@ -186,7 +187,8 @@ class MilvusIndex:
 
     def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
         # Written first, so that rows are known to be of this model even after a kill.
-        self._settle(facts)
+        is_first = self.facts is None or not self.facts.complete
+        self._settle(replace(facts, complete=False) if is_first else facts)
         for block in new:
             names = block.rows["id"].to_pylist()
             for start in range(0, len(names), _BATCH):
@@ -208,7 +210,7 @@ class MilvusIndex:
     def _settle(self, facts: Facts) -> None:
         """Ensure a collection with the columns of these facts, holding the existing rows."""
         before = self.facts
-        if before is None or before.columns != facts.columns:
+        if before is None or before.added() != facts.added():
             name = self._head.new_name()
             self._create(name, facts)
             if before is not None:
@@ -225,6 +227,11 @@ class MilvusIndex:
                 record["serial"], record["embedding"] = row["serial"], row["embedding"]
             self._client.upsert(name, data=records)
 
+    def discard(self) -> None:
+        if hasattr(self, "_client"):
+            self._head.drop()
+            self.facts = None
+
     def _create(self, name: str, facts: Facts) -> None:
         from pymilvus import DataType
 
@@ -236,7 +243,7 @@ class MilvusIndex:
         }
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
         for column, field in _fields(facts).items():
-            kind = facts.columns.get(column, "int" if column == "frame_ms" else "string")
+            kind = facts.added().get(column, "int" if column == "frame_ms" else "string")
             options: dict[str, Any] = {"max_length": _LONGEST} if kind == "string" else {}
             if column == "id":
                 options["is_primary"] = True
@@ -255,6 +262,8 @@ class MilvusIndex:
 def _fields(facts: Facts) -> dict[str, str]:
     """Return column -> Milvus field; field names are limited to letters, digits and _."""
     names = {name: name for name in COLUMNS} | {"group": "group_name"}  # `group` is an SQL keyword
+    if facts.divided:
+        names[COLLECTION] = COLLECTION
     for number, column in enumerate(sorted(facts.columns)):
         is_name = re.fullmatch("[A-Za-z0-9_]{1,200}", column)
         names[column] = f"meta_{column}" if is_name else f"meta{number}"

@@ -10,7 +10,7 @@ import json
 import os
 import re
 
-from whiten.errors import StoreError
+from whiten.errors import StoreError, refuse_later
 from whiten.index.databases.milvus_server import Client
 from whiten.index.rows import Facts
 
@@ -55,6 +55,7 @@ class MilvusFacts:
                 return None
             try:
                 head = json.loads(records[_HEAD])
+                refuse_later(self._place, "index", head["format"], FORMAT)
                 if head["format"] != FORMAT:
                     raise StoreError(
                         f"{self._place} has index format {head['format']!r}, this version reads "
@@ -151,6 +152,14 @@ class MilvusFacts:
         self._client.create_collection(
             self._collection, schema=schema, index_params=index, consistency_level="Strong"
         )
+
+    def drop(self) -> None:
+        """Drop all collections of the index; the facts go last, because they name the rest."""
+        self.rows = ""
+        self.sweep()
+        if self._client.has_collection(self._collection):
+            self._client.drop_collection(self._collection)
+        self._pieces, self._generation, self.serials, self.index = [], 0, 0, ""
 
     def sweep(self) -> None:
         """Drop collections of rows that are no longer used, and no others."""

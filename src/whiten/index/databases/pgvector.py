@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from whiten.errors import ConfigError, MissingExtraError, StoreError
+from whiten.errors import ConfigError, MissingExtraError, StoreError, refuse_later
 from whiten.index.databases.addresses import read_address
 from whiten.index.rows import COLUMNS, Block, Facts, Match, matches
 from whiten.index.where import Logic, Where
@@ -76,6 +77,7 @@ class PgvectorIndex:
             form, text = row.fetchone() or (None, None)
         except errors.UndefinedColumn as error:
             raise StoreError(f"{self.place} is a table of something else: {elsewhere}") from error
+        refuse_later(self.place, "index", form, FORMAT)
         if form != FORMAT:
             raise StoreError(
                 f"{self.place} has index format {form!r}, this version reads {FORMAT}: drop its "
@@ -179,7 +181,8 @@ class PgvectorIndex:
 
     def write(self, facts: Facts, gone: Sequence[str], new: Iterable[Block]) -> None:
         # Written first, so that rows are known to be of this model even after a kill.
-        self._settle(facts)
+        is_first = self.facts is None or not self.facts.complete
+        self._settle(replace(facts, complete=False) if is_first else facts)
         names = ["key", *facts.schema().names, "embedding"]
         columns = [Identifier(name) for name in names]
         upsert = SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT (key) DO UPDATE SET {}").format(
@@ -201,6 +204,12 @@ class PgvectorIndex:
         with self._postgres.use() as connection, connection.transaction():
             self._write_facts(connection, facts)
 
+    def discard(self) -> None:
+        with self._postgres.use() as connection, connection.transaction():
+            for table in (self._rows, self._notes):
+                connection.execute(SQL("DROP TABLE IF EXISTS {}").format(table))
+        self.facts = None
+
     def _settle(self, facts: Facts) -> None:
         """Create or alter the table to match these facts, and write them, in one transaction."""
         _refuse(facts, self._address.index, self.place)
@@ -209,7 +218,7 @@ class PgvectorIndex:
             if self.facts is None:
                 self._create(connection, facts)
             else:
-                self._alter(connection, self.facts.columns, facts.columns)
+                self._alter(connection, self.facts.added(), facts.added())
             if self._address.index == "hnsw":
                 graph = Identifier(f"{self._address.name}_hnsw")
                 connection.execute(
@@ -227,7 +236,7 @@ class PgvectorIndex:
         ]
         columns += [
             SQL("{} {}").format(Identifier(name), _raw(_TYPES[kind]))
-            for name, kind in facts.columns.items()
+            for name, kind in facts.added().items()
         ]
         connection.execute(
             SQL(

@@ -31,6 +31,7 @@ from whiten.index.local.storage.state import Storage, save_codec
 from whiten.index.local.tuning import RECALL, Tuning, choose
 from whiten.index.rows import Block, Facts, Match
 from whiten.index.where import Where
+from whiten.media.reading import Stamp, stamp_of
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import write_atomically
 
@@ -57,6 +58,7 @@ class FolderIndex:
         self.place = os.fspath(folder)
         self._refuse_foreign()
         self._now: Snapshot | None = None
+        self._seen: Stamp | None = None
         self._open()
 
     def _refuse_foreign(self) -> None:
@@ -72,20 +74,23 @@ class FolderIndex:
                 )
 
     def _open(self) -> None:
-        manifest = Manifest.read(self.root)
         while True:
+            # Before reading: if the manifest is replaced meanwhile, the next refresh sees it.
+            seen = stamp_of(os.fspath(self.root / MANIFEST))
+            manifest = Manifest.read(self.root)
             try:
                 self._now = None if manifest is None else Snapshot(self.root, manifest)
                 self.facts = None if manifest is None else manifest.facts
+                self._seen = seen
                 return
             except StoreError:
                 # A writer may have replaced the manifest and deleted the files of the old one.
-                before, manifest = manifest, Manifest.read(self.root)
-                if manifest == before:
+                if seen == stamp_of(os.fspath(self.root / MANIFEST)):
                     raise
 
     def refresh(self) -> None:
-        if self._manifest != Manifest.read(self.root):
+        # An index that was deleted and made again may have an equal manifest, and other vectors.
+        if self._seen != stamp_of(os.fspath(self.root / MANIFEST)):
             self._open()
 
     # --- reading ------------------------------------------------------------------------
@@ -138,16 +143,30 @@ class FolderIndex:
         except ImportError:  # Windows: the user must avoid concurrent writers
             yield
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / _LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise StoreError(
-                    f"another process is changing {self.place}: wait until it is done"
-                ) from error
-            self.refresh()
-            yield
+        while True:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with (self.root / _LOCK).open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise StoreError(
+                        f"another process is changing {self.place}: wait until it is done"
+                    ) from error
+                if not _is_at(lock.fileno(), self.root / _LOCK):
+                    continue  # a failed first run has just removed it
+                self.refresh()
+                yield
+                return
+
+    def discard(self) -> None:
+        (self.root / MANIFEST).unlink(missing_ok=True)
+        self._open()
+        for folder in self.root.glob(f"{_STAGED}*"):
+            if not (folder / VECTORS).is_file() or not (folder / VECTORS).stat().st_size:
+                shutil.rmtree(folder, ignore_errors=True)
+        if {path.name for path in self.root.iterdir()} <= {_LOCK}:
+            (self.root / _LOCK).unlink(missing_ok=True)
+            self.root.rmdir()
 
     def staged(self, facts: Facts) -> list[Block]:
         named = {part.name for part in self._manifest.parts} if self._manifest else set()
@@ -167,6 +186,8 @@ class FolderIndex:
         coding = None if self._now is None else self._now.coding
         with SegmentWriter(staged, facts, coding) as writer:
             writer.write(new)
+        if before is None and not writer.ids:
+            return  # a first run that found nothing leaves no index
         parts = self._without([*gone, *writer.ids], generation)
         if writer.ids:
             name = f"{_SEGMENT}{generation:06d}"
@@ -356,6 +377,14 @@ class FolderIndex:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Return whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync(folder: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whiten.errors import DAMAGED, ConfigError, StoreError
+from whiten.errors import DAMAGED, ConfigError, StoreError, refuse_later
 from whiten.index.local.storage.state import Storage
 from whiten.index.local.tuning import Tuning
 from whiten.index.rows import Facts
@@ -69,6 +69,7 @@ class Manifest:
         path = root / MANIFEST
         try:
             facts = json.loads(path.read_text())
+            refuse_later(root, "index", facts["format"], FORMAT, CODED_FORMAT)
             if facts["format"] not in (FORMAT, CODED_FORMAT):
                 raise StoreError(
                     f"{root} has index format {facts['format']!r}, this version reads {FORMAT} and "

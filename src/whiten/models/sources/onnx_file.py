@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from whiten.errors import ConfigError, TeacherError, WhitenError, one_line
+from whiten.errors import ConfigError, TeacherError, WhitenError, one_line, refuse_later
 from whiten.models.readout import describe, is_scores, pool_array, pools_of
 from whiten.models.runtimes import Arrays, fixed_batch, run_session, session_options
 from whiten.models.sources.onnx_ends import (
@@ -124,10 +124,11 @@ def _recorded(model: Any, path: Path) -> dict[str, str] | None:
     facts = {entry.key: entry.value for entry in model.metadata_props}
     if "whiten.preprocess" not in facts:
         return None
+    refuse_later(path, "export", facts.get("whiten.format"), 1, error=TeacherError)
     if facts.get("whiten.format") != "1":
         raise TeacherError(
-            f"{path} has export format {facts.get('whiten.format')}, this version reads 1: upgrade "
-            "whiten, or export it again"
+            f"{path} has export format {facts.get('whiten.format')}, this version reads 1: export "
+            "it again"
         )
     return facts
 
