@@ -309,3 +309,83 @@ def test_searches_together_are_searches_alone(index: Index) -> None:
         found = together[number]
         assert isinstance(found, list)
         assert [match.id for match in found] == [match.id for match in alone]
+
+
+# --- behind a proxy ---------------------------------------------------------------------
+
+NAME = "photos.example"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": f"{NAME}:8443", "Origin": f"https://{NAME}:8443"},  # nginx: $http_host
+        {"Host": NAME, "Origin": f"https://{NAME}:8443"},  # nginx: $host
+        {"Host": NAME, "Origin": f"https://{NAME}:8443", "Sec-Fetch-Site": "same-origin"},
+        {"Host": NAME, "Origin": f"https://{NAME}"},
+        {"Host": f"{NAME}:443", "Origin": f"https://{NAME}"},
+        {"Host": "127.0.0.1:8000", "Origin": f"https://{NAME}:8443", "X-Forwarded-Host": NAME},
+        {
+            "Host": "127.0.0.1:8000",
+            "Origin": f"https://{NAME}:8443",
+            "X-Forwarded-Host": f"{NAME}:8443, inner.example",
+        },
+        {
+            "Host": "127.0.0.1:8000",
+            "Origin": f"https://{NAME}:8443",
+            "X-Forwarded-Host": NAME,
+            "X-Forwarded-Port": "8443",
+        },
+    ],
+)
+def test_uploads_behind_a_proxy(serve: Serve, drawing: bytes, headers: dict[str, str]) -> None:
+    client = serve(base_url="http://127.0.0.1:8000", hosts=("localhost", NAME))
+    answer = client.post("/search", files={"image": ("x", drawing)}, headers=headers)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (403, {"Host": NAME, "Origin": "https://evil.example"}),
+        (403, {"Host": NAME, "Origin": f"https://{NAME}.evil.example:8443"}),
+        (403, {"Host": NAME, "Origin": f"https://{NAME}:8443", "Sec-Fetch-Site": "same-site"}),
+        (403, {"Host": f"{NAME}:8000", "Origin": f"https://{NAME}:8443"}),
+        (403, {"Host": "localhost:8000", "Origin": "http://localhost:9999"}),
+        (403, {"Host": "localhost:8000", "Origin": "null", "X-Forwarded-Host": NAME}),
+        # A rebound name, through a proxy that replaces Host or passes it on.
+        (403, {"Host": "127.0.0.1:8000", "Origin": "http://evil.example"}),
+        (
+            403,
+            {
+                "Host": "127.0.0.1:8000",
+                "Origin": "http://evil.example",
+                "X-Forwarded-Host": "evil.example",
+                "Sec-Fetch-Site": "same-origin",
+            },
+        ),
+        (421, {"Host": "evil.example", "Origin": "http://evil.example"}),
+        (421, {"Host": "evil.example", "X-Forwarded-Host": NAME}),
+        (
+            403,
+            {
+                "Host": "127.0.0.1:8000",
+                "Origin": f"https://{NAME}:9999",
+                "X-Forwarded-Host": f"{NAME}:8443",
+            },
+        ),
+    ],
+)
+def test_other_sites_behind_a_proxy(
+    serve: Serve, drawing: bytes, status: int, headers: dict[str, str]
+) -> None:
+    client = serve(base_url="http://127.0.0.1:8000", hosts=("localhost", NAME))
+    answer = client.post("/search", files={"image": ("x", drawing)}, headers=headers)
+    assert answer.status_code == status
+
+
+def test_a_service_on_the_default_port_is_not_behind_a_proxy(serve: Serve, drawing: bytes) -> None:
+    client = serve(hosts=("localhost", NAME))
+    headers = {"Host": NAME, "Origin": f"http://{NAME}:9999"}
+    answer = client.post("/search", files={"image": ("x", drawing)}, headers=headers)
+    assert answer.status_code == 403

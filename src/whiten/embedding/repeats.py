@@ -16,7 +16,7 @@ class Repeats:
     """Embeddings by content hash, in a temporary file without a name."""
 
     def __init__(self, dim: int) -> None:
-        self._file = tempfile.TemporaryFile(prefix="whiten-")
+        self._file = tempfile.TemporaryFile(prefix="whiten-")  # noqa: SIM115 - closed with this
         weakref.finalize(self, self._file.close)
         self._dim = dim
         self._slots: dict[str, int] = {}

@@ -137,9 +137,7 @@ class Index:
         source = open_source(encoder, images, cache)
         if storage is not None:
             check_storage(storage, source.dim)
-        index._change(
-            source, images, metadata, keep, show_progress, collection, remove_missing
-        )
+        index._change(source, images, metadata, keep, show_progress, collection, remove_missing)
         if isinstance(index._backend, FolderIndex):
             with index._backend.writing():
                 if storage is not None:
@@ -220,6 +218,11 @@ class Index:
         if self._backend.facts is None:
             raise StoreError(f"{self.place} is no longer an index: it was deleted or moved away")
         return self._backend.facts
+
+    @property
+    def exists(self) -> bool:
+        """Whether there was an index at its place when it was last opened or refreshed."""
+        return self._backend.facts is not None
 
     @property
     def place(self) -> str:

@@ -46,9 +46,9 @@ class Membership:
         return self.prefixes.get(self.sources[self.number], "") if self.sources else ""
 
 
-def join(origin: str | None, name: str | None, before: Facts | None, place: str, keep: bool) -> (
-    Membership
-):
+def join(
+    origin: str | None, name: str | None, before: Facts | None, place: str, keep: bool
+) -> Membership:
     """Return the collections once `origin` is indexed.
 
     Args:

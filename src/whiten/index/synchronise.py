@@ -166,13 +166,19 @@ class _Work:
         paths = self._now["path"].take(pa.array(others)).to_pylist()
         earlier = self._before["path"].take(pa.array(found[others])).to_pylist()
         owner[others] = owned[found[others]]
-        met = [
-            row
-            for row, path, other in zip(others.tolist(), paths, earlier, strict=True)
-            if meets(path, other, int(owner[row]))
-        ]
-        if met:
-            first = self._now["id"][met[0]].as_py()
+        met = np.array(
+            [
+                row
+                for row, path, other in zip(others.tolist(), paths, earlier, strict=True)
+                if meets(path, other, int(owner[row]))
+            ],
+            np.int64,
+        )
+        is_moved = self._are_moved(met, found[met])
+        owner[met[is_moved]] = number
+        met = met[~is_moved]
+        if len(met):
+            first = self._now["id"][int(met[0])].as_py()
             other = os.fsdecode(self._before["path"][int(found[met[0]])].as_py())
             raise StoreError(
                 f"{self._backend.place} has {len(met)} of these ids for images of another "
@@ -183,6 +189,17 @@ class _Work:
         at = self._now.schema.get_field_index(COLLECTION)
         column = record(owner, self._facts)
         self._now = self._now.set_column(at, self._now.schema.field(at), column)
+
+    def _are_moved(self, rows: Rows, before: Rows) -> npt.NDArray[np.bool_]:
+        """Return for which rows, (n,), the earlier file is gone and this one has its content."""
+        paths = self._before["path"].take(pa.array(before)).to_pylist()
+        is_moved = np.array([not os.path.lexists(path) for path in paths], bool)
+        gone = rows[is_moved]
+        if len(gone):
+            digests = self._before["content_hash"].take(pa.array(before[is_moved])).to_pylist()
+            hashes = self._source.hashes(self._source.items.take(gone))
+            is_moved[is_moved] = [a == b for a, b in zip(hashes, digests, strict=True)]
+        return is_moved
 
     def gone(self) -> list[str]:
         """Return the ids that are indexed but not in the collection.

@@ -22,7 +22,7 @@ from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.guard import Guard
 from whiten.serve.limits import RETRY, Limits
-from whiten.serve.live import LiveIndex, Search, UnknownImageError
+from whiten.serve.live import LiveIndex, Search, UnavailableError, UnknownImageError
 from whiten.serve.methods import Methods
 from whiten.serve.metrics import CONTENT_TYPE, Measured, Metrics
 from whiten.serve.pages import Page, reference_page, search_page
@@ -125,9 +125,10 @@ def create_app(
         ConfigError, StoreError, TeacherError: the index's model cannot be opened.
     """
     settings = settings or Settings()
-    live = LiveIndex(index)
+    live = LiveIndex(index, background=background)
     metrics = Metrics(lambda: len(live), lambda: embedder.waiting)
-    embedder = Embedder(index.encoder, live, settings, metrics)
+    live.load()
+    embedder = Embedder(live, settings, metrics)
     searcher: Batcher[Search, list[Match]] = Batcher(
         "whiten-search", live.search, batch=_SEARCHES, waiting=settings.waiting + _SEARCHES
     )
@@ -170,8 +171,8 @@ def create_app(
             query.alpha,
             _chosen(background, query),
         )
-        vectors = combined(await embedder.vectors(query), query.combine)
-        found = await searcher.ask(Search(vectors, options))
+        vectors, model = await embedder.vectors(query)
+        found = await searcher.ask(Search(combined(vectors, query.combine), options, model))
         return _json({"hits": [_shown(hit) | {"score": hit.score} for hit in found]})
 
     @app.post("/search", summary="Search with images", response_model=Hits)
@@ -184,7 +185,7 @@ def create_app(
 
     @app.post("/embed", summary="Embed images", response_model=Embeddings)
     async def embed(query: Annotated[Images, Form(media_type=FORM)]) -> Response:
-        vectors = await embedder.vectors(query)
+        vectors, _ = await embedder.vectors(query)
         return _json({"dim": vectors.shape[1], "embeddings": vectors.tolist()})
 
     @app.get("/items", summary="List the indexed images", response_model=Listing)
@@ -238,8 +239,9 @@ def create_app(
             max_hits=settings.max_hits,
         )
 
-    @app.get("/healthz", summary="Whether the index can be read")
+    @app.get("/healthz", summary="Whether the index can be read, and searched with its model")
     async def healthz() -> dict[str, str]:
+        await run_sync(live.encoder)
         await run_sync(lambda: len(live))
         return {"status": "ok"}
 
@@ -326,12 +328,16 @@ def _answer_errors(app: FastAPI) -> None:
     async def busy(_: Request, error: BusyError) -> JSONResponse:
         return JSONResponse({"detail": "too many requests wait: try again soon"}, 503, RETRY)
 
+    async def unavailable(_: Request, error: UnavailableError) -> JSONResponse:
+        return JSONResponse({"detail": one_line(error)}, 503, RETRY)
+
     async def unreadable(_: Request, error: StoreError) -> JSONResponse:
         return JSONResponse({"detail": "the index cannot be read at present"}, 503, RETRY)
 
     app.add_exception_handler(RefusedError, refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
     app.add_exception_handler(BusyError, busy)  # type: ignore[arg-type]
+    app.add_exception_handler(UnavailableError, unavailable)  # type: ignore[arg-type]
     app.add_exception_handler(StoreError, unreadable)  # type: ignore[arg-type]
     app.add_exception_handler(UnknownImageError, answer(404))
     app.add_exception_handler(ConfigError, answer(422))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from whiten.errors import ConfigError, StoreError, one_line
+from whiten.embedding.encoder import Encoder
+from whiten.errors import ConfigError, StoreError, WhitenError, one_line
 from whiten.index import Index, Match
 from whiten.index.query import SearchOptions
 from whiten.index.query import search as run
@@ -34,12 +35,22 @@ class UnknownImageError(Exception):
         super().__init__(f"there is no image {name[:200]!r}")
 
 
+class UnavailableError(Exception):
+    """Raised while the index cannot be searched; the message is the reason, without paths."""
+
+
 @dataclass(frozen=True)
 class Search:
-    """One search: the (n, dim) vectors of one query, and the options."""
+    """One search.
+
+    Attributes:
+        vectors: (n, dim), the vectors of one query.
+        model: fingerprint of the index's model when they were made; None does not check it.
+    """
 
     vectors: Vectors
     options: SearchOptions
+    model: str | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -53,22 +64,84 @@ class Search:
 class LiveIndex:
     """An index behind a lock; changes by others are seen within a second.
 
+    If the index is made again with another model, that model is loaded; if it cannot be, nothing is
+    answered, since the scores would mean nothing.
+
     An index in a folder opens other files when it has changed, and a database has one connection:
     neither is thread-safe. Waiting searches share one pass over the vectors.
     """
 
-    def __init__(self, index: Index, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        index: Index,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        background: Index | None = None,
+    ) -> None:
         self._index = index
+        self._background = background
         self._clock = clock
         self._lock = threading.Lock()
         self._seen = -math.inf
+        self._model: tuple[Encoder, str] | None = None
 
     def _fresh(self) -> Index:
-        """Return the current index; the lock must be held."""
-        if self._clock() - self._seen >= REFRESH_SECONDS:
-            self._index.refresh()
+        """Return the current index; the lock must be held.
+
+        Raises:
+            UnavailableError: it is gone, or needs a model that the service does not have.
+        """
+        if self._is_due():
+            try:
+                self._index.refresh()
+                if self._background is not None:
+                    self._background.refresh()
+            except StoreError:
+                raise UnavailableError(self._reason()) from None
+            if self._model is not None and self._model[1] != self._index.facts.model:
+                self._model = None
             self._seen = self._clock()
         return self._index
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._seen >= REFRESH_SECONDS
+
+    def _reason(self) -> str:
+        """Say why the index could not be refreshed."""
+        if not self._index.exists:
+            return "the index is gone, or is being made again"
+        facts = self._index.facts
+        if self._model is not None and not self._model[0].can_query(facts.model):
+            return (
+                f"the index was made again with another model, {facts.name}: start the service "
+                "again with that model"
+            )
+        return "the index cannot be read at present"
+
+    def load(self) -> None:
+        """Open the index's model now; raises what `Index.encoder` raises."""
+        self._model = (self._index.encoder, self._index.facts.model)
+
+    def encoder(self) -> tuple[Encoder, str]:
+        """Return what embeds the queries, and the fingerprint of the index's model.
+
+        Raises:
+            UnavailableError: the index was made again with a model that cannot be opened.
+        """
+        model = self._model
+        if model is not None and not self._is_due():
+            return model
+        with self._lock:
+            index = self._fresh()
+            if self._model is None:
+                try:
+                    self._model = (index.encoder, index.facts.model)
+                except WhitenError:
+                    raise UnavailableError(
+                        f"the index was made again with another model, {index.facts.name}, which "
+                        "cannot be opened here: start the service again with that model"
+                    ) from None
+            return self._model
 
     @property
     def facts(self) -> Facts:
@@ -95,11 +168,18 @@ class LiveIndex:
         found: list[list[Match] | Exception] = [[] for _ in searches]
         shared: dict[str, list[int]] = {}
         for number, search in enumerate(searches):
-            key = repr(search.options.where) if search.is_plain else f"alone {number}"
+            filtered = f"{search.model} {search.options.where!r}"
+            key = filtered if search.is_plain else f"alone {number}"
             shared.setdefault(key, []).append(number)
         with self._lock:
             index = self._fresh()
             for numbers in shared.values():
+                if searches[numbers[0]].model not in (None, index.facts.model):
+                    for number in numbers:
+                        found[number] = UnavailableError(
+                            "the index was made again with another model just now: try again"
+                        )
+                    continue
                 try:
                     answers = _together(index, [searches[number] for number in numbers])
                 except _FILTER_ERRORS as error:  # all of them have this filter
@@ -123,15 +203,19 @@ class LiveIndex:
         """Return the file of an indexed image; raises UnknownImageError if there is none."""
         return self.item(name).path
 
-    def vector(self, name: str) -> Vectors:
-        """Return the (dim,) vector of an image; raises UnknownImageError if there is none."""
+    def vector(self, name: str) -> tuple[Vectors, str]:
+        """Return the (dim,) vector of an image, and the fingerprint of its model.
+
+        Raises:
+            UnknownImageError: there is no such image.
+        """
         with self._lock:
             index = self._fresh()
             try:
                 vector: Vectors = index.vectors([name])[0]
             except (StoreError, ValueError):
                 raise UnknownImageError(name) from None
-            return vector
+            return vector, index.facts.model
 
     def listing(self, offset: int, limit: int) -> tuple[int, list[Match]]:
         """Return the number of images, and one page of them in the index's order."""

@@ -14,14 +14,13 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
-from whiten.embedding.encoder import Encoder
 from whiten.errors import ImageError
 from whiten.media.boxes import Box, crop
 from whiten.media.decoding import MAX_PIXELS, decode
 from whiten.media.reading import read_bytes
 from whiten.models.inputs import Embeddable
 from whiten.serve.batching import Batcher, BusyError
-from whiten.serve.live import LiveIndex
+from whiten.serve.live import LiveIndex, UnavailableError
 from whiten.serve.metrics import Metrics
 from whiten.serve.pictures import require_image
 from whiten.serve.settings import Settings
@@ -146,10 +145,7 @@ class Embedder:
         decoders: limits the images decoded at once; each may take 600 MB.
     """
 
-    def __init__(
-        self, encoder: Encoder, live: LiveIndex, settings: Settings, metrics: Metrics
-    ) -> None:
-        self._encoder = encoder
+    def __init__(self, live: LiveIndex, settings: Settings, metrics: Metrics) -> None:
         self._live = live
         self._settings = settings
         self._metrics = metrics
@@ -157,17 +153,22 @@ class Embedder:
         self._most = settings.waiting + settings.batch
         self.waiting = 0
         self.decoders = CapacityLimiter(_DECODERS)
-        self._batcher: Batcher[Embeddable, Vectors] = Batcher(
+        self._batcher: Batcher[Embeddable, tuple[Vectors, str]] = Batcher(
             "whiten-embed", self._embed, batch=settings.batch, waiting=self._most
         )
 
     def close(self) -> None:
         self._batcher.close()
 
-    async def vectors(self, query: Images | SearchById) -> Vectors:
-        """Embed the images of a query: (n, dim), uploads first, then files, then indexed images.
+    async def vectors(self, query: Images | SearchById) -> tuple[Vectors, str]:
+        """Embed the images of a query.
+
+        Returns:
+            (n, dim), uploads first, then files, then indexed images, and the fingerprint of the
+            index's model that they are of.
 
         Raises:
+            UnavailableError: the index was made again with another model meanwhile.
             RefusedError, ConfigError: the query cannot be answered.
             UnknownImageError: an id is not in the index.
             ImageError: an image cannot be decoded, or is beyond a limit.
@@ -180,7 +181,7 @@ class Embedder:
         if not query.box:
             known = [await run_sync(self._live.vector, name) for name in query.id]
             reads = [*map(self._upload, uploads), *map(self._file, paths)]
-            return np.stack([*[await self._embedded(read) for read in reads], *known])
+            return _of_one_model([*[await self._embedded(read) for read in reads], *known])
         if count > 1:
             raise RefusedError(409, "a box is a part of one image: send exactly one image")
         if query.id:
@@ -188,12 +189,12 @@ class Embedder:
             read = self._indexed(paths[0])
         else:
             read = self._upload(uploads[0]) if uploads else self._file(paths[0])
-        return (await self._embedded(read, Box.parse(query.box)))[None]
+        return _of_one_model([await self._embedded(read, Box.parse(query.box))])
 
     async def _embedded(
         self, read: Awaitable[tuple[bytes, int]], box: Box | None = None
-    ) -> Vectors:
-        """Return the (dim,) embedding of an image, which is read only if there is room for it."""
+    ) -> tuple[Vectors, str]:
+        """Return the (dim,) embedding of an image and its model; the image is read only if there is room for it."""
         if self.waiting >= self._most:
             if isinstance(read, Coroutine):
                 read.close()
@@ -215,17 +216,25 @@ class Embedder:
     async def _indexed(self, path: str) -> tuple[bytes, int]:
         return await run_sync(read_bytes, path), MAX_PIXELS
 
-    def _embed(self, images: Sequence[Embeddable]) -> list[Vectors | Exception]:
+    def _embed(self, images: Sequence[Embeddable]) -> list[tuple[Vectors, str] | Exception]:
         """Embed images; called only in the thread that uses the model."""
+        encoder, model = self._live.encoder()
         try:
             with self._metrics.embedding.time():
-                vectors = self._encoder.embed(images)
+                vectors = encoder.embed(images)
         except ImageError as error:
             if len(images) == 1:
                 return [error]
             return [self._embed([image])[0] for image in images]  # to find the damaged one
         self._metrics.embedded.inc(len(images))
-        return list(vectors)
+        return [(vector, model) for vector in vectors]
+
+
+def _of_one_model(found: Sequence[tuple[Vectors, str]]) -> tuple[Vectors, str]:
+    [model, *others] = {model for _, model in found}
+    if others:
+        raise UnavailableError("the index was made again with another model just now: try again")
+    return np.stack([vector for vector, _ in found]), model
 
 
 def _prepare(data: bytes, max_pixels: int, box: Box | None) -> Embeddable:

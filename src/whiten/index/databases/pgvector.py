@@ -59,11 +59,32 @@ class PgvectorIndex:
         self._rows = Identifier(self._address.name)
         self._notes = Identifier(f"{self._address.name}_facts")
         self.facts: Facts | None = None
+        self._version: Any = None  # of the record of facts that was read last
         self.refresh()
 
     def refresh(self) -> None:
         with self._postgres.use() as connection:
             self.facts = self._read_facts(connection)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection[Any]]:
+        """Yield a connection that sees one state of the index, of the model in `facts`.
+
+        Raises:
+            StoreError: the index was deleted or made again since.
+        """
+        version = SQL("SELECT tableoid, xmin::text, ctid::text FROM {}").format(self._notes)
+        with self._postgres.use() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            found = connection.execute(version).fetchone()
+            if found != self._version:
+                facts, before = self._read_facts(connection), self.facts
+                if facts is None or before is None or facts.model != before.model:
+                    raise StoreError(
+                        f"{self.place} was made again with another model: open it anew"
+                    )
+                self.facts, self._version = facts, found
+            yield connection
 
     def _read_facts(self, connection: Connection[Any]) -> Facts | None:
         there = [_is_table(connection, table) for table in (self._rows, self._notes)]
@@ -124,7 +145,7 @@ class PgvectorIndex:
             _names(self.facts), self._rows
         )
         found: dict[str, tuple[Any, ...]] = {}
-        with self._postgres.use() as connection:
+        with self._reading() as connection:
             for start in range(0, len(ids), _BATCH):
                 keys = [_key(name) for name in ids[start : start + _BATCH]]
                 found |= {row[0]: row for row in connection.execute(select, (keys,), binary=True)}
@@ -147,7 +168,7 @@ class PgvectorIndex:
             "ORDER BY {} LIMIT %s) AS best ORDER BY score DESC, id"
         ).format(_names(self.facts), self._rows, condition, order)
         found = []
-        with self._postgres.use() as connection, connection.transaction():
+        with self._reading() as connection:
             if is_graph:
                 # A filter passes only part of what the graph finds.
                 width = max(_VIEW, 2 * k) if where is None else _WIDEST_VIEW
@@ -268,7 +289,7 @@ class PgvectorIndex:
         connection.execute(SQL("DELETE FROM {}").format(self._notes))
         insert = SQL("INSERT INTO {} VALUES (%s, %s)").format(self._notes)
         connection.execute(insert, (FORMAT, text))
-        self.facts = Facts.from_json(json.loads(text))
+        self.facts, self._version = Facts.from_json(json.loads(text)), None
 
 
 def to_sql(where: Where) -> tuple[Composable, list[Any]]:
