@@ -70,6 +70,7 @@ def embed(
             dtype=dtype,
             workers=workers,
             progress=update,
+            replace_others=False,
         )
     summary = summarize(store, items)
     summary.skipped.extend(no_videos)

@@ -12,14 +12,15 @@ import numpy.typing as npt
 
 from whiten._version import __version__
 from whiten.datasets.collection import Item, Items
+from whiten.embedding.repeats import Repeats, may_repeat
 from whiten.embedding.row_makers import Computed, LookedUp, Read, Render, RowMaker, Task, read_task
 from whiten.errors import ConfigError, NoImagesError
-from whiten.media.reading import Skipped
+from whiten.media.reading import Skipped, stamp_of
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.teacher import Teacher
 from whiten.store.shards import Origin, Row, Seen
 from whiten.store.store import Store, stored_origin, stored_precision
-from whiten.store.upkeep import bring_up_to_date
+from whiten.store.upkeep import bring_up_to_date, refuse_other_images
 from whiten.utils.devices import computes_faster_in_bf16
 from whiten.utils.threads import ordered_map
 from whiten.views.plan import ViewPlan
@@ -60,12 +61,14 @@ def embed(
     workers: int | None = None,
     progress: Progress | None = None,
     render: Render | None = None,
+    replace_others: bool = True,
 ) -> Store:
     """Embed missing images and return the store.
 
     May be interrupted at any time and called again: it resumes, and the store's bytes equal those
     of an uninterrupted run. Images that changed since they were stored are embedded again; skipped
-    ones are retried once their files have changed.
+    ones are retried once their files have changed. Whole images of equal content are embedded
+    once.
 
     Args:
         items: the images, with unique ids.
@@ -80,11 +83,13 @@ def embed(
         progress: called after each batch.
         render: renders whole images in another way than the size of `teacher.preprocess`, one per
             batch, as sizes may differ; the teacher's `readout` must describe it.
+        replace_others: whether an image replaces a stored one of the same id from another place, as
+            in a cache; otherwise it is refused.
 
     Raises:
         NoImagesError: no image could be read.
         StoreError: the folder holds something else or embeddings of another model; or the teacher
-            holds views of another plan.
+            holds views of another plan; or images of another collection have these ids.
     """
     plan = plan or ViewPlan()
     if not items:
@@ -111,6 +116,8 @@ def embed(
     )
     store = Store.create_or_resume(folder, origin)
     items = Items.of(items)
+    if not replace_others:
+        refuse_other_images(store, items)
     bring_up_to_date(store, items, maker.usable(views))
     missing = ~store.has(items.by_id, views)
     missing[items.by_id.rows([skip.id for skip in store.skipped_of(items.by_id)])] = False
@@ -125,7 +132,10 @@ def embed(
         rows.extend(maker.rows(waiting, skipped))
         waiting.clear()
 
-    tasks = _cut(_tasks(items, missing, views))
+    repeating = np.zeros(len(items), bool)
+    if isinstance(maker, Computed) and render is None:
+        repeating = _find_repeating(store, items, missing, maker.repeats)
+    tasks = _cut(_tasks(items, missing, views, repeating))
     results = ordered_map(
         lambda task: read_task(task, maker),
         tasks,
@@ -174,17 +184,49 @@ def summarize(store: Store, items: Sequence[Item]) -> Summary:
 
 
 def _tasks(
-    items: Items, missing: npt.NDArray[np.bool_], views: Sequence[int]
-) -> Iterator[tuple[Item, tuple[int, ...]]]:
+    items: Items,
+    missing: npt.NDArray[np.bool_],
+    views: Sequence[int],
+    repeating: npt.NDArray[np.bool_],
+) -> Iterator[Task]:
     """Yield the images with missing views in `missing`, (images, views), and these views."""
     rows = np.flatnonzero(missing.any(axis=1))
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
-        for item, wanted in zip(items.take(part), missing[part], strict=True):
-            yield item, tuple(view for view, is_one in zip(views, wanted, strict=True) if is_one)
+        columns = (items.take(part), missing[part], repeating[part].tolist())
+        for item, wanted, is_repeating in zip(*columns, strict=True):
+            some = tuple(view for view, is_one in zip(views, wanted, strict=True) if is_one)
+            yield Task(item, some, may_repeat=is_repeating)
 
 
-def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
+def _find_repeating(
+    store: Store, items: Items, missing: npt.NDArray[np.bool_], repeats: Repeats
+) -> npt.NDArray[np.bool_]:
+    """Return which images may have the content of another, (n,), by the size of their file.
+
+    Args:
+        missing: (n, views), the views that will be embedded; images without any are left out.
+        repeats: gets the stored embeddings of contents that may come again.
+    """
+    rows = np.flatnonzero(missing.any(axis=1))
+    stamps = [stamp_of(item.path) for item in items.take(rows)]
+    sizes = [None if stamp is None else stamp.size for stamp in stamps]
+    stored = set()
+    for shard in store.shards if len(rows) else ():
+        seen = store.seen(shard)
+        near = {n for n, s in seen.items() if s.stamp is not None and s.stamp.size in set(sizes)}
+        if not near:
+            continue
+        for name, view, vector in zip(shard.ids, shard.views, store.vectors(shard), strict=True):
+            if view == 0 and name in near:
+                repeats.add(seen[name].content_hash, vector)
+                stored.add(seen[name].stamp.size)  # type: ignore[union-attr]
+    found = np.zeros(len(items), bool)
+    found[rows] = may_repeat(sizes) | np.array([size in stored for size in sizes], bool)
+    return found
+
+
+def _cut(missing: Iterator[Task]) -> Iterator[Task]:
     """Cut the tasks into shards.
 
     Skipped images count towards a shard's size, so that a resumed run cuts where an uninterrupted
@@ -192,13 +234,13 @@ def _cut(missing: Iterator[tuple[Item, tuple[int, ...]]]) -> Iterator[Task]:
     """
     waiting: Task | None = None
     size = 0
-    for item, wanted in missing:
+    for task in missing:
         if waiting is not None:
-            is_full = size + len(wanted) > SHARD_ROWS
+            is_full = size + len(task.views) > SHARD_ROWS
             yield replace(waiting, ends_shard=is_full)
             size = 0 if is_full else size
-        waiting = Task(item, wanted)
-        size += len(wanted)
+        waiting = task
+        size += len(task.views)
     if waiting is not None:
         yield replace(waiting, ends_shard=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.datasets.collection import Item
+from whiten.embedding.repeats import Repeats
 from whiten.errors import ImageError, StoreError
 from whiten.media.reading import Skipped, read_bytes, stamp_of
 from whiten.models.stored_model import StoredModel
@@ -31,11 +32,17 @@ Render = Callable[[bytes, Item], Pixels]
 
 @dataclass(frozen=True)
 class Task:
-    """An image and its requested views; the last task of a shard is marked."""
+    """An image and its requested views.
+
+    Attributes:
+        ends_shard: whether it is the last one of its shard.
+        may_repeat: whether another image may have its content.
+    """
 
     item: Item
     views: tuple[int, ...]
     ends_shard: bool = False
+    may_repeat: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Computed:
         self._plan = plan
         self._render = render
         self._bf16 = bf16
+        self.repeats = Repeats(teacher.dim)
         self.batch_size = BATCH if teacher.device_type == "cpu" else 8 * BATCH
         if render is not None:
             self.batch_size = 1  # sizes may differ
@@ -100,11 +108,35 @@ class Computed:
         )
 
     def rows(self, batch: Sequence[Read], _skipped: list[Skipped]) -> list[Row]:
-        if not batch:
-            return []
-        pixels = np.concatenate([read.pixels for read in batch if read.pixels is not None])
-        embeddings = iter(self._teacher.embed(pixels, bf16=self._bf16))
-        return [_row(read, view, next(embeddings)) for read in batch for view in read.task.views]
+        pixels: list[Pixels] = []
+        first: dict[str, int] = {}  # of each content in this batch that may come again
+        places: list[int | None] = []  # per row, among the pixels; None for earlier contents
+        asked = [(read, number) for read in batch for number in range(len(read.task.views))]
+        for read, number in asked:
+            assert read.pixels is not None
+            place: int | None = len(pixels)
+            if self._is_shared(read.task, number):
+                digest = read.seen.content_hash
+                place = None if digest in self.repeats else first.setdefault(digest, len(pixels))
+            places.append(place)
+            if place == len(pixels):
+                pixels.append(read.pixels[number])
+        embedded = self._teacher.embed(np.stack(pixels), bf16=self._bf16) if pixels else ()
+        for digest, place in first.items():
+            self.repeats.add(digest, embedded[place])
+        return [
+            _row(
+                read,
+                read.task.views[number],
+                self.repeats[read.seen.content_hash] if place is None else embedded[place],
+            )
+            for (read, number), place in zip(asked, places, strict=True)
+        ]
+
+    def _is_shared(self, task: Task, number: int) -> bool:
+        """Return whether images of equal content have this view in common."""
+        is_whole = self._render is None and not self._plan.is_random(task.views[number])
+        return is_whole and task.may_repeat
 
     def usable(self, _views: Sequence[int]) -> None:
         return None

@@ -85,7 +85,7 @@ class Index:
     ) -> Index:
         """Index a collection, or update its index; only new content is embedded.
 
-        Of an index of several collections, only the images of this one are updated and removed.
+        If there are several collections, only this one's images are updated and removed.
 
         Args:
             encoder: an `Encoder`, or anything that `whiten.load` takes; may be None for a store.
@@ -105,9 +105,8 @@ class Index:
                 measured cost on these images.
             collection: name that the ids of these images begin with, so that they are not those of
                 another collection's; by default unchanged, none for a new collection.
-            remove_missing: remove images that the collection lacks even if they are more than half
-                of it, and at least 10 were there; otherwise this is refused, because a disk may be
-                missing.
+            remove_missing: remove missing images even if they are more than half of 10 or more,
+                which is refused otherwise, because a disk may be missing.
             cache: folder that keeps embeddings between calls; none by default.
 
         Raises:
@@ -154,8 +153,8 @@ class Index:
         show_progress: bool = False,
     ) -> Changes:
         """Index more images, or update some; see `build`."""
-        source = open_source(self.encoder, images)
-        self._change(source, images, metadata, True, show_progress, collection)
+        found = open_source(self.encoder, images)
+        self._change(found, images, metadata, True, show_progress, collection)
         return self.changes
 
     def remove(self, ids: Sequence[str] | str) -> Changes:
@@ -186,7 +185,7 @@ class Index:
             if before is not None and not (before.complete and len(self._backend)):
                 if before.model != source.model:
                     self._backend.discard()
-                before = None  # without images it is bound to no collection
+                before = None  # bound to no collection
             try:
                 facts, table, joined = describe(
                     source, images, metadata, before, self.place, keep, collection

@@ -89,7 +89,7 @@ def join(
 
 def _moved(sources: list[str], origin: str, place: str) -> int:
     """Return which source now stands at `origin`: the only one that is no longer at its place."""
-    missing = [n for n, s in enumerate(sources) if os.path.isabs(s) and not Path(s).exists()]
+    missing = [n for n, s in enumerate(sources) if Path(s).is_absolute() and not Path(s).exists()]
     if len(missing) == 1 or sources == [""]:
         return missing[0] if missing else 0
     if len(sources) > 1:
@@ -150,6 +150,6 @@ def meets(path: bytes, other: bytes, owner: int) -> bool:
     if path == other:
         return False
     try:
-        return not os.path.samefile(path, other)
+        return not os.path.samefile(path, other)  # noqa: PTH121 - bytes
     except OSError:  # the other file is gone: if its collection is known, it may come back
         return owner != UNKNOWN

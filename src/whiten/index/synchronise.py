@@ -241,7 +241,6 @@ class _Work:
         for row, found in zip(rows, hashes, strict=True):
             if isinstance(found, Skipped):
                 self._skip(row, found)
-        is_read = np.array([isinstance(found, str) for found in hashes], bool)
         digests = pa.array([h if isinstance(h, str) else None for h in hashes], pa.large_string())
         vectors, is_there = self._seen_before(digests)
         self._embed_new(rows, items, digests.to_pylist(), vectors, is_there)

@@ -34,8 +34,9 @@ class Guard:
     name at this machine (DNS rebinding): so the Host header must name this host. Nor can it make
     the service work, because browsers send the origin of a request, which must be the service's.
 
-    Behind a proxy, the service's origin is not always in Host. `X-Forwarded-Host` may name it, which
-    pages cannot set without permission, or Host lacks its port, which browsers never leave out.
+    Behind a proxy, the service's origin is not always in Host: either `X-Forwarded-Host` names it,
+    which pages cannot set without permission, or Host lacks its port, which browsers never leave
+    out.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

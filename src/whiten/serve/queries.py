@@ -194,7 +194,7 @@ class Embedder:
     async def _embedded(
         self, read: Awaitable[tuple[bytes, int]], box: Box | None = None
     ) -> tuple[Vectors, str]:
-        """Return the (dim,) embedding of an image and its model; the image is read only if there is room for it."""
+        """Return the (dim,) embedding of an image and its model; reads it only if there is room."""
         if self.waiting >= self._most:
             if isinstance(read, Coroutine):
                 read.close()

@@ -6,6 +6,7 @@ the new stamp and path are recorded, so that it is not read again next time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from whiten.datasets.collection import Item, Items
 from whiten.errors import ImageError, StoreError
 from whiten.media.reading import read_bytes, stamp_of
+from whiten.store.rows import real_path
 from whiten.store.shards import Seen, Shard
 from whiten.store.store import Store
 from whiten.utils.hashing import content_hash
@@ -48,6 +50,36 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
             store.amend(shard, drop=changed, forget=forgotten, found=found)
         elif found:
             _note(store, shard, found)
+
+
+def refuse_other_images(store: Store, items: Items) -> None:
+    """Refuse images of another collection whose ids are those of stored ones.
+
+    A collection that moved keeps its content, except for some images that were edited.
+
+    Raises:
+        StoreError: an image would replace another one, whose file is still there, or most images
+            of a collection that is gone.
+    """
+    met, others, first, is_there = 0, 0, "", False
+    for shard in store.shards:
+        seen = store.seen(shard)
+        for item in _wanted(items, shard.ids):
+            before = seen[item.id]
+            now = _look_again(item, before)
+            if now.path == before.path or not before.path:
+                continue
+            met += 1
+            if now.content_hash == before.content_hash:
+                continue
+            others += 1
+            first = first or f"{item.id!r} for {before.path}, not {now.path}"
+            is_there = is_there or os.path.lexists(real_path(before.path))
+    if others and (is_there or 2 * others >= met):
+        raise StoreError(
+            f"{store.folder} has {others} of these ids for other images, first {first}, which "
+            "would be lost: name another --out, or embed one folder that holds both collections"
+        )
 
 
 def _wanted(items: Items, names: Sequence[str]) -> Items:

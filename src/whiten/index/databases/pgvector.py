@@ -80,9 +80,7 @@ class PgvectorIndex:
             if found != self._version:
                 facts, before = self._read_facts(connection), self.facts
                 if facts is None or before is None or facts.model != before.model:
-                    raise StoreError(
-                        f"{self.place} was made again with another model: open it anew"
-                    )
+                    raise StoreError(f"{self.place} was made again: open it again")
                 self.facts, self._version = facts, found
             yield connection
 
