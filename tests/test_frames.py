@@ -275,3 +275,16 @@ def test_without_pyav_one_line_names_the_extra(
     assert told == (
         "whiten: reading videos needs an optional dependency: pip install 'whiten[video]'\n"
     )
+
+
+def test_videos_of_another_collection_with_the_same_names(tmp_path: Path) -> None:
+    out = tmp_path / "frames"
+    for number, name in enumerate(("first", "second")):
+        plain(tmp_path / name / "clip.mp4", 100 + 50 * number, 1 + number)
+    extract_frames(find_videos(tmp_path / "first"), out)
+    before = levels(find_items(out))
+    with pytest.raises(ConfigError, match=r"clip holds the frames of .*first.*not of .*second"):
+        extract_frames(find_videos(tmp_path / "second"), out)
+    assert levels(find_items(out)) == before
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    assert extract_frames(find_videos(moved), out).videos == 1

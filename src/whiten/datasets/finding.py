@@ -16,6 +16,7 @@ from whiten.datasets.gldv2 import (
     landmark_list,
     read_landmarks,
 )
+from whiten.datasets.spellings import merge_spellings
 from whiten.datasets.svd import FRAMES_TABLE, describe_training, is_svd, training_frames
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media.video import VIDEO_SUFFIXES
@@ -38,9 +39,10 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
     group; images directly in the root have none. Hidden files and folders are skipped, links to
     folders are not followed. A folder that cannot be listed becomes an item `NAME/`: reading it
     gives the reason, so that its images do not go missing silently. In a table, relative paths
-    start at the table's folder. Items are sorted by id, identically on every machine. A folder of
-    frames with a `frames.parquet` is read by that table; for SVD, the frames of its training videos
-    are used, see `whiten.datasets.svd`.
+    start at the table's folder, and a file that is listed under several paths is one item. Items
+    are sorted by id, identically on every machine. A folder of frames with a `frames.parquet` is
+    read by that table; for SVD, the frames of its training videos are used, see
+    `whiten.datasets.svd`.
 
     A folder with the list of GLDv2-clean is read by that list, see `whiten.datasets.gldv2`.
 
@@ -51,7 +53,7 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
         ConfigError: a table cannot be read, has no `path` column, or has a missing or repeated
-            path.
+            path, or several paths of one file whose rows differ.
     """
     root = Path(source)
     if (root / FRAMES_TABLE).is_file():
@@ -85,6 +87,8 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
         items = items.sorted()
         if (path := items.first_twice()) is not None:
             raise ConfigError(f"{root} lists {path!r} twice: list every image once")
+        if root.name != FRAMES_TABLE:
+            items = merge_spellings(items, root)
     elif root.is_file():
         return Items.of([Item(_id(root.name), os.fspath(root))])
     else:

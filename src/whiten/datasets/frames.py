@@ -78,8 +78,8 @@ def extract_frames(
         progress: called after each video.
 
     Raises:
-        ConfigError: a folder of frames that whiten did not write is in the way, or the disk is
-            full.
+        ConfigError: a folder of frames that whiten did not write, or of another video of this name,
+            is in the way, or the disk is full.
         NoImagesError: no video has frames.
         MissingExtraError: PyAV is not installed.
     """
@@ -89,6 +89,7 @@ def extract_frames(
         root.mkdir(parents=True, exist_ok=True)
         for stale in root.glob(f".*{_PARTIAL}"):
             shutil.rmtree(stale, ignore_errors=True)
+        _refuse_other_videos(root, videos)
         work = partial(_bring_up_to_date, root=root, fps=fps, max_frames=max_frames)
         done: list[tuple[Item, list[int]]] = []
         skipped: list[Skipped] = []
@@ -155,6 +156,28 @@ def find_or_extract(
         return find_items(root, tell) if items is None else items, []
     found = extract_frames(find_videos(root), frames, workers=workers, progress=progress)
     return found.frames, found.skipped
+
+
+def _refuse_other_videos(root: Path, videos: Sequence[Item]) -> None:
+    """Refuse videos of another collection with the names of extracted ones; moved ones are known
+    by size and time."""
+    try:
+        table = pq.read_table(root / FRAMES_TABLE, columns=["video", "source"])
+    except (OSError, pa.ArrowException):  # there is none, or of another kind
+        return
+    names, sources = (column.to_pylist() for column in table.columns)
+    sources = dict(zip(names, sources, strict=True))
+    for video in videos:
+        source, place = sources.get(video.id), display_path(video.path)
+        known = _read_facts(root / video.id) if source not in (None, place) else None
+        if known is None:
+            continue
+        before, now = known[0].get("stamp"), stamp_of(video.path)
+        if isinstance(before, list) and now is not None and before[:2] != list(now[:2]):
+            raise ConfigError(
+                f"{root / video.id} holds the frames of {source}, not of {place}: name another "
+                "folder, or extract from one folder that holds both collections"
+            )
 
 
 # --- one video --------------------------------------------------------------------------

@@ -189,6 +189,7 @@ class PgvectorIndex:
             found = connection.execute(f"SELECT pg_try_advisory_lock({lock})", [self._address.name])
             if not found.fetchone()[0]:  # type: ignore[index]
                 raise StoreError(f"another process is changing {self.place}: wait until it is done")
+        self._postgres.holds_lock = True
         try:
             self.refresh()
             yield

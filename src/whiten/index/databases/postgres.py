@@ -26,13 +26,18 @@ Connection = psycopg.Connection[Any]
 
 
 class Postgres:
-    """A connection that lives as long as its owner; threads take turns."""
+    """A connection that lives as long as its owner; threads take turns.
+
+    Attributes:
+        holds_lock: whether the connection holds a lock, which another one would lack.
+    """
 
     def __init__(self, owner: object, address: Address) -> None:
         self._address = address
         self._lock = threading.RLock()
         self._connections: list[Connection] = []  # none or one
         self._dsn = _read_dsn(address)
+        self.holds_lock = False
         weakref.finalize(owner, _close, self._connections)
 
     @contextmanager
@@ -40,6 +45,10 @@ class Postgres:
         """Yield the connection to one thread; database errors become StoreError."""
         with self._lock:
             if not self._connections or self._connections[0].closed:
+                if self.holds_lock:  # another process may be writing by now
+                    raise StoreError(
+                        f"{self._address.place}: the connection was lost while writing: run again"
+                    )
                 self._connections[:] = [self._connect()]
             try:
                 yield self._connections[0]
@@ -48,6 +57,7 @@ class Postgres:
 
     def unlock(self, statement: str, values: Sequence[Any]) -> None:
         """Release a lock; a lost connection has released it already."""
+        self.holds_lock = False
         with suppress(psycopg.Error), self._lock:
             if self._connections and not self._connections[0].closed:
                 self._connections[0].execute(statement, values)
