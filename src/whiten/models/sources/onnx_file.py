@@ -124,7 +124,8 @@ def _recorded(model: Any, path: Path) -> dict[str, str] | None:
     facts = {entry.key: entry.value for entry in model.metadata_props}
     if "whiten.preprocess" not in facts:
         return None
-    refuse_later(path, "export", facts.get("whiten.format"), 1, error=TeacherError)
+    form = facts.get("whiten.format", "")
+    refuse_later(path, "export", int(form) if form.isdecimal() else form, 1, error=TeacherError)
     if facts.get("whiten.format") != "1":
         raise TeacherError(
             f"{path} has export format {facts.get('whiten.format')}, this version reads 1: export "
