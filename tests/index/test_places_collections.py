@@ -134,6 +134,9 @@ def test_a_collection_that_moved_among_others(
     assert Index.build(encoder, moved, place).changes == Changes(updated=2)
     assert not counts
     assert finds(Index.open(place), moved / "DSC0001.png") == "DSC0001.png"
+    second = second.rename(second.with_name("moved too"))
+    assert Index.build(encoder, second, place).changes == Changes(updated=2)
+    assert not counts
     assert finds(Index.open(place), second / "DSC0001.png") == "b/DSC0001.png"
 
 

@@ -66,17 +66,20 @@ def join(
         raise ConfigError(f"a collection cannot be called {name!r}: use a name without slashes")
     mine = (name or "") if origin is None else origin
     sources = [""] if before is None else list(before.sources) or [""]
+    prefixes = {} if before is None else dict(before.prefixes)
     if before is None:
         sources = [mine]
     elif mine not in sources:
         if keep:
             sources.append(mine)
         elif origin is not None or len(sources) > 1:
-            sources[_moved(sources, mine, place)] = mine
+            moved = _moved(sources, mine, place)
+            if sources[moved] in prefixes:
+                prefixes[mine] = prefixes.pop(sources[moved])
+            sources[moved] = mine
         else:
             mine = sources[0]  # items given in Python replace the only collection
     number = sources.index(mine)
-    prefixes = {} if before is None else {k: v for k, v in before.prefixes.items() if k in sources}
     earlier = prefixes.get(mine, "")
     if name is not None:
         prefixes[mine] = name
