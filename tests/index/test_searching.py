@@ -57,7 +57,7 @@ def test_mean_and_best_of_several(
 def test_by_id_needs_no_model(
     capsys: Captured, index: Index, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whiten.index.index.load", lambda *_: pytest.fail("opened a model"))
+    monkeypatch.setattr("whiten.index.model.load", lambda *_: pytest.fail("opened a model"))
     out, _ = prints(capsys, "search", "--id", "b/1.png", "--index", "index", "-k", "2")
     lines = out.splitlines()
     assert lines[0] == f"1.0000  {images / 'b' / '1.png'}" and len(lines) == 2

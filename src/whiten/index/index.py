@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from whiten.embedding.encoder import Encoder
-from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError, WhitenError
 from whiten.index.collections import Images, Place, describe, open_source
 from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE, check_storage
 from whiten.index.local.storage.loss import Cost
 from whiten.index.local.tuning import Tuning, check_kind
+from whiten.index.model import can_query, open_model, require_model
 from whiten.index.places import open_place
 from whiten.index.rows import FILTERABLE, Backend, Facts, Match, matches
 from whiten.index.sources import Source
@@ -245,14 +245,7 @@ class Index:
         if self._encoder is not None and self._checked != self.facts.model:
             self.require(self._encoder)
         if self._encoder is None:
-            if not self.facts.uri:
-                raise ConfigError(
-                    f"{self.place} was made with {self.facts.name}, which no single URI opens: "
-                    "name the model with --model"
-                )
-            encoder = load(self.facts.uri)
-            self.require(encoder)
-            self._encoder = encoder
+            self._encoder = open_model(self.facts, self.place)
         self._checked = self.facts.model
         return self._encoder
 
@@ -262,13 +255,7 @@ class Index:
         Raises:
             StoreError: the index was made with another model.
         """
-        facts = self.facts
-        if not (encoder.can_query(facts.model) or encoder.made(facts.uri, facts.model)):
-            raise StoreError(
-                f"{self.place} was made with another model, {facts.name} "
-                f"({facts.model[:8]}), than {encoder.name} ({encoder.fingerprint()[:8]}): "
-                "query it with that one, or make another index"
-            )
+        require_model(encoder, self.facts, self.place)
 
     @property
     def tuning(self) -> Tuning | None:
@@ -300,7 +287,7 @@ class Index:
         if self._encoder is not None and self._checked != self.facts.model:
             if self._is_given:
                 self.require(self._encoder)
-            elif not self._encoder.can_query(self.facts.model):
+            elif not can_query(self._encoder, self.facts):
                 self._encoder = None
 
     def _require_complete(self) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, StoreError, WhitenError, one_line
 from whiten.index import Index, Match
+from whiten.index.model import can_query
 from whiten.index.query import SearchOptions
 from whiten.index.query import search as run
 from whiten.index.rows import FILTERABLE, Facts, matches
@@ -111,7 +112,7 @@ class LiveIndex:
         if not self._index.exists:
             return "the index is gone, or is being made again"
         facts = self._index.facts
-        if self._model is not None and not self._model[0].can_query(facts.model):
+        if self._model is not None and not can_query(self._model[0], facts):
             return (
                 f"the index was made again with another model, {facts.name}: start the service "
                 "again with that model"
