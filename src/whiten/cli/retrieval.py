@@ -21,6 +21,7 @@ def evaluate(
     gallery_model: Annotated[
         str | None, Parameter(("--gallery-model", "--gallery-encoder"))
     ] = None,
+    source_column: str | None = None,
     whitener: Path | None = None,
     whiten_on: Path | None = None,
     whiten_dim: int = 256,
@@ -44,6 +45,8 @@ def evaluate(
         queries: images to query with, in the same form; by default each image queries all others.
         gallery_model: model that embeds the gallery, if it is not the model of the queries:
             fuse:compatible:RUN for the student of a run with --compatible.
+        source_column: column of the images' table that names where each comes from (shop, camera,
+            year): show the metrics per source, too. A folder has such a table directly in it.
         whitener: file of a whitening for the embeddings of a single model.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
         whiten_dim: dimensions that this whitening keeps.
@@ -54,16 +57,18 @@ def evaluate(
         distractors: for landmarks, the folder of revisitop1m, or a store of its embeddings.
         similarity: similarity of videos: cf, sme, smx, fme or fmx.
         omit_normalisation: for svd, feed pixels without normalisation, as the published evaluation.
-        report: for videos, write a page of the hits and of how frames align to this file.
+        report: write a page to this file: the metrics per source; for videos, the hits and how
+            frames align.
         cache: folder for embeddings, to reuse them.
         as_json: print JSON.
     """
     from whiten.embedding.opening import load
     from whiten.evaluation.evaluate import evaluate as run
+    from whiten.evaluation.page import write_evaluation
     from whiten.evaluation.protocols import PROTOCOLS, Options, Outcome, find_protocol
 
     options = Options(multi_scale, distractors, similarity, omit_normalisation, report)
-    name = find_protocol(images, protocol, options, queries, gallery_model)
+    name = find_protocol(images, protocol, options, queries, gallery_model, source_column)
     encoder = load(
         model,
         whitener=whitener,
@@ -74,14 +79,17 @@ def evaluate(
     )
     outcome: Outcome
     if name is None:
-        outcome = run(
+        outcome = found = run(
             encoder,
             images,
             queries=queries,
             gallery_encoder=gallery_model,
+            source_column=source_column,
             cache=cache,
             show_progress=True,
         )
+        if report is not None:
+            say(f"report   {write_evaluation(found, report)}")
     else:
         outcome = PROTOCOLS[name](encoder, images, options, cache, True)
     if as_json:

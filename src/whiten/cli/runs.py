@@ -75,14 +75,16 @@ def distill(
         as_json: print JSON.
     """
     from whiten.distillation.distill import distill as run
-    from whiten.evaluation.run import report_run, verdicts
+    from whiten.evaluation.run import measure_run, unseen_verdict, verdicts
+    from whiten.report.run_page import write_report
     from whiten.report.table import format_table
 
     if images is None and not resume:
         raise ConfigError("name the images: whiten distill IMAGES --teachers URI --out RUN")
     result = run(images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache)
     list_skipped(result.skipped)
-    report, rows = report_run(out, test=test, show_progress=True)
+    data = measure_run(out, test=test, show_progress=True)
+    report, rows, compared = write_report(data, out), data.rows, data.seen_unseen
     if as_json:
         print_json(
             {
@@ -94,12 +96,15 @@ def distill(
                 "gain": result.gain,
                 "rows": [asdict(row) for row in rows],
                 "verdicts": verdicts(rows),
+                "seen_unseen": compared and compared.to_json(),
                 "skipped": [asdict(skip) for skip in result.skipped],
             }
         )
         return
     if rows:
         print(format_table(rows), *verdicts(rows), sep="\n")
+    if compared is not None:
+        print(*compared.lines(), unseen_verdict(compared), sep="\n")
     print(f"gain     {result.gain}")
     print(f"student  {result.student}\nreport   {report}")
 
@@ -119,15 +124,25 @@ def report(
         test: grouped images that training did not see.
         as_json: print JSON.
     """
-    from whiten.evaluation.run import report_run
+    from whiten.evaluation.run import measure_run, unseen_verdict
+    from whiten.report.run_page import write_report
     from whiten.report.table import format_table
 
-    path, rows = report_run(run, test=test, show_progress=True)
+    data = measure_run(run, test=test, show_progress=True)
+    path, rows, compared = write_report(data, run), data.rows, data.seen_unseen
     if as_json:
-        print_json({"report": str(path), "rows": [asdict(row) for row in rows]})
+        print_json(
+            {
+                "report": str(path),
+                "rows": [asdict(row) for row in rows],
+                "seen_unseen": compared and compared.to_json(),
+            }
+        )
         return
     if rows:
         print(format_table(rows))
+    if compared is not None:
+        print(*compared.lines(), unseen_verdict(compared), sep="\n")
     print(f"report   {path}")
 
 

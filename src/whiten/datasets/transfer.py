@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,15 @@ from whiten.utils.hashing import fingerprint
 _PREFIX = "unlabelled:"
 
 
-def with_transfer_set(items: Items, sources: Sequence[str]) -> Items:
+def with_transfer_set(
+    items: Items, sources: Sequence[str], without: Callable[[str, Items], Items] | None = None
+) -> Items:
     """Add the images of other folders or tables, without their groups, after the items.
 
     Their ids begin with their source, so that they never meet those of the items or of each other.
+
+    Args:
+        without: called with a source and its images; returns those to keep.
 
     Raises:
         NoImagesError: a source holds no image.
@@ -30,7 +35,8 @@ def with_transfer_set(items: Items, sources: Sequence[str]) -> Items:
     def rows() -> Iterator[Item]:
         yield from items
         for source in dict.fromkeys(str(Path(source).resolve()) for source in sources):
-            for item in find_items(source):
+            found = find_items(source)
+            for item in found if without is None else without(source, found):
                 yield Item(f"{_PREFIX}{fingerprint(source)[:8]}/{item.id}", item.path)
 
     return Items.of(rows())

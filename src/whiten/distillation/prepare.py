@@ -20,7 +20,8 @@ import torch
 
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
-from whiten.datasets.transfer import is_own, with_transfer_set
+from whiten.datasets.transfer import is_own
+from whiten.distillation.apart import copies_of, describe_split, split_sources
 from whiten.distillation.held_out import hold_out
 from whiten.distillation.pairs import resolve_source
 from whiten.distillation.start import write_start
@@ -37,6 +38,7 @@ from whiten.errors import ConfigError, NoImagesError
 from whiten.models.registry import open_network, open_teacher
 from whiten.models.stored_model import Model
 from whiten.models.student import backbone_as_teacher, build_student
+from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.runs.recipes import DECIDED, complete
 from whiten.runs.spec import DistillSpec
@@ -54,8 +56,8 @@ def prepare(
     """Embed missing images, fit the whiteners, write targets and the checkpoint of step 0."""
     if facts_path(run).exists() and run.checkpoint.exists():
         return
-    items = find_items(images, announce if show_progress else None)
-    items = with_transfer_set(items, spec.unlabelled)
+    found = find_items(images, announce if show_progress else None)
+    items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
     views = spec.views or (1 if source == "groups" else 2)
@@ -81,6 +83,8 @@ def prepare(
     items, skipped = embedded_by_all(items, stores, teacher_views)
     if not items:
         raise NoImagesError("no image could be embedded by all teachers: look at the stores' lists")
+    is_copy = copies_of(unseen, stores[0].content_hashes(items.by_id))
+    items, copies = items.take(~is_copy), items.take(is_copy)
     _make(run.whiteners, run.targets)
     whiteners: list[Whitener | None] = [None] * len(stores)
     choices: list[Choice | None] = []
@@ -115,12 +119,15 @@ def prepare(
         gallery = _gallery(described, whiteners, rotation)
     table = items.table().append_column("content_hash", stores[0].content_hashes(items.by_id))
     pq.write_table(table, items_path(run))
+    if spec.holdout_source:
+        Apart(unseen, copies, items[len(items) - int(held.sum()) :]).write(run)
     facts = {
         "views": views,
         "source": source,
         "options": {name: getattr(spec, name) for name in DECIDED},
         "recipe": why,
         "held_out": int(held.sum()),
+        "unseen": describe_split(spec, len(unseen), len(copies)) if spec.holdout_source else "",
         "measured": measured,
         "teachers": described,
         "skipped": [[s.id, s.reason] for s in skipped],

@@ -308,6 +308,8 @@ class TrainingSet:
             "measured": {k: v for k, v in self.facts.get("measured", {}).items() if k != "tried"},
             "skipped": self.facts["skipped"],
         }
+        if self.facts.get("unseen"):
+            training["unseen sources"] = self.facts["unseen"]
         return dataclasses.replace(
             config,
             teachers=self.facts["teachers"],

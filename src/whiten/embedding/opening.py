@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder, Part, embed_cached
 from whiten.embedding.fitting import fit_whitener
@@ -256,7 +257,7 @@ def split_uris(text: str) -> list[str]:
 
 def fit_on(
     teacher: Model,
-    images: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Items,
     *,
     dim: int = 256,
     shrinkage: float = 0.1,
@@ -265,10 +266,11 @@ def fit_on(
     """Fit a teacher's whitening on a collection of images.
 
     Args:
+        images: a folder or table, or the images that were found there.
         dim, shrinkage: see `Whitener`; dim is lowered to what the images support.
         cache: folder that keeps the embeddings; none by default.
     """
-    items = find_items(images)
+    items = images if isinstance(images, Items) else find_items(images)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         store = embed_cached(teacher, items, cache or Path(temporary))
         usable, _ = embedded_by_all(items, [store])

@@ -18,11 +18,13 @@ import numpy.typing as npt
 
 from whiten import metrics
 from whiten.datasets.finding import find_items
+from whiten.datasets.sources import Sources, read_sources
 from whiten.datasets.task import Task, folder_task
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError
+from whiten.evaluation.by_source import BySource, split_scores
 from whiten.media.reading import Skipped
 from whiten.metrics import Figure
 from whiten.retrieval.blocks import QUERIES
@@ -57,6 +59,7 @@ class Evaluation:
         gallery_size: number of images searched.
         without_positives: queries left out because the gallery has no positive for them.
         skipped: images that could not be read, with the reason.
+        by_source: the metrics of the queries of each source, if they were asked for.
     """
 
     name: str
@@ -67,10 +70,12 @@ class Evaluation:
     gallery_size: int
     without_positives: int
     skipped: list[Skipped]
+    by_source: BySource | None = None
     searched: ClassVar[str] = "images"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, without the per-query lists."""
+        split = {} if self.by_source is None else {"by_source": self.by_source.to_json()}
         return {
             "name": self.name,
             "dim": self.dim,
@@ -78,6 +83,7 @@ class Evaluation:
             "gallery": self.gallery_size,
             "queries_without_positives": self.without_positives,
             **{name: dataclasses.asdict(figure) for name, figure in self.figures.items()},
+            **split,
             "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
         }
 
@@ -87,6 +93,8 @@ class Evaluation:
         width = max(10, *map(len, self.figures))
         for name, figure in self.figures.items():
             yield f"  {name:{width}} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]"
+        if self.by_source is not None:
+            yield from self.by_source.lines(len(self.query_ids), self.figures)
 
     @property
     def remarks(self) -> list[str]:
@@ -102,6 +110,7 @@ def evaluate(
     *,
     queries: str | os.PathLike[str] | None = None,
     gallery_encoder: Encoder | str | os.PathLike[str] | None = None,
+    source_column: str | None = None,
     cache: Path | None = None,
     show_progress: bool = False,
 ) -> Evaluation:
@@ -113,6 +122,9 @@ def evaluate(
         queries: likewise; by default each gallery image queries all the others.
         gallery_encoder: embeds the gallery if it differs from the queries' encoder (asymmetric
             search): `fuse:compatible:RUN` for a student that was made compatible with it.
+        source_column: column of the table of the queries that names where each comes from (shop,
+            camera, year): the metrics are also computed per source, see `Evaluation.by_source`. A
+            folder has such a table directly in it.
         cache: folder that keeps embeddings between calls; none by default.
 
     Raises:
@@ -121,6 +133,10 @@ def evaluate(
     items = find_items(gallery, announce if show_progress else None)
     query_items = None if queries is None else find_items(queries)
     folder_task(items, query_items)  # refuses a task without positives before embedding
+    sources = None
+    if source_column is not None:
+        asked = gallery if queries is None else queries
+        sources = read_sources(asked, query_items or items, source_column)
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
     host = model
     if gallery_encoder is not None:
@@ -147,7 +163,9 @@ def evaluate(
         skipped = [*skipped, *more]
     rows = who.by_id.rows([item.id for item in task.queries])
     name = model.name if host is model else f"{model.name} against {host.name}"
-    return evaluate_task(task, searching, vectors, rows=rows, name=name, skipped=skipped)
+    return evaluate_task(
+        task, searching, vectors, rows=rows, name=name, skipped=skipped, sources=sources
+    )
 
 
 def _require_compatible(encoder: Encoder, gallery: Encoder) -> None:
@@ -166,6 +184,7 @@ def evaluate_task(
     rows: Indices | None = None,
     name: str = "",
     skipped: list[Skipped] | None = None,
+    sources: Sources | None = None,
 ) -> Evaluation:
     """Compute the metrics of existing embeddings.
 
@@ -173,6 +192,7 @@ def evaluate_task(
         queries: (len(task.queries), d) float32.
         gallery: (len(task.gallery), d) float32; may be a memory map, which is read block by block.
         rows: (len(task.queries),) rows of the queries in `queries`, if these are a subset.
+        sources: the queries' sources, to compute the metrics of each as well.
     """
     rows = np.arange(len(queries)) if rows is None else rows
     if queries.shape[1] != gallery.shape[1]:
@@ -197,6 +217,7 @@ def evaluate_task(
         gallery_size=len(gallery),
         without_positives=task.without_positives,
         skipped=skipped or [],
+        by_source=None if sources is None else split_scores(sources, task.queries, scores),
     )
 
 

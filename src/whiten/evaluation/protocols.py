@@ -109,6 +109,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(NAMES, ("multi_scale", "distractors")),
     **dict.fromkeys(VIDEO_PROTOCOLS, ("similarity", "omit_normalisation", "report")),
 }
+_PLAIN = ("report",)  # options of an evaluation on groups of images
 
 
 def find_protocol(
@@ -117,13 +118,14 @@ def find_protocol(
     options: Options,
     queries: Path | None,
     gallery_encoder: str | None = None,
+    source_column: str | None = None,
 ) -> str | None:
     """Return the requested benchmark, or the one that the folder holds; None for plain folders.
 
     Raises:
         ConfigError: the benchmark is unknown, the folder holds several, or holds none although
-            options of one are given; or queries or a gallery encoder are given, which benchmarks do
-            not take.
+            options of one are given; or queries, a gallery encoder or a column of sources are
+            given, which benchmarks do not take.
     """
     if wanted is not None and wanted not in PROTOCOLS:
         raise ConfigError(
@@ -135,7 +137,9 @@ def find_protocol(
         raise ConfigError(f"{name} has queries of its own: leave out --queries")
     if name is not None and gallery_encoder is not None:
         raise ConfigError(f"{name} is measured with one encoder: leave out --gallery-model")
-    if foreign := options.foreign(_OPTIONS[name] if name else ()):
+    if name is not None and source_column is not None:
+        raise ConfigError(f"{name} has no sources: leave out --source-column")
+    if foreign := options.foreign(_OPTIONS[name] if name else _PLAIN):
         takers = [taker for taker in PROTOCOLS if not options.foreign(_OPTIONS[taker])]
         raise ConfigError(
             f"{', '.join(foreign)} belong to a benchmark: add --protocol {' or '.join(takers)}"

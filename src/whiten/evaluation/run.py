@@ -11,17 +11,21 @@ import numpy as np
 
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
+from whiten.datasets.sources import without_sources
 from whiten.datasets.task import folder_task
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import fit_on, load, load_fusions
 from whiten.embedding.rows import embed_rows
 from whiten.evaluation.cost import Cost, measure_cost
 from whiten.evaluation.evaluate import Evaluation, evaluate_task
+from whiten.evaluation.seen_unseen import Measured, measure_seen_unseen
 from whiten.models.student import backbone_as_teacher, build_student, load_student
 from whiten.models.teacher import Teacher
 from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report
+from whiten.report.seen_unseen import SeenUnseen
 from whiten.report.table import Kind, Row
 from whiten.retrieval.exact import exact_search
+from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.runs.measured import best_starts
 from whiten.runs.spec import DistillSpec
@@ -173,11 +177,23 @@ def report_run(
 
     Args:
         root: the folder of a finished run.
-        test: grouped images that the run has not seen; with them the report compares the teachers,
-            their fusions, the initial student and the trained student.
+        test: see `measure_run`.
 
     Returns:
         Path of the report, and the rows of its table.
+    """
+    data = measure_run(root, test=test, show_progress=show_progress)
+    return write_report(data, root), data.rows
+
+
+def measure_run(root: Path, *, test: Path | None = None, show_progress: bool = False) -> ReportData:
+    """Measure what a run's report shows.
+
+    Args:
+        root: the folder of a finished run.
+        test: grouped images that the run has not seen; with them the report compares the teachers,
+            their fusions, the initial student and the trained student. A run with held-out sources
+            is also measured on these, see `measure_seen_unseen`.
     """
     run = RunFolder(root)
     images, spec = run.read_config()
@@ -193,17 +209,21 @@ def report_run(
         ("recipe", training.get("recipe", "")),
         ("held-out images", training.get("gain", "")),
     ]
+    if spec.holdout_source:
+        data.facts.append(("unseen sources", training.get("unseen sources", "")))
     # Without a test set, the figures use the training images.
-    items = find_items(test or images)
+    items = _training_images(run) if test is None else find_items(test)
     # Each teacher is opened once for the whole report.
-    fusions = load_fusions(run.root) if spec.whiten or test is not None else {}
+    is_measured = test is not None or bool(spec.holdout_source)
+    fusions = load_fusions(run.root) if spec.whiten or is_measured else {}
     if spec.whiten:
         data.similarities, data.spectra = teacher_pictures(fusions["whitened"], items, cache)
         data.whitening_choices = read_choices(run)
+    encoders = list(run_encoders(run, fusions)) if is_measured else []
     if test is not None:
         assessed = [
             assess(encoder, kind, name, items, cache, show_progress)
-            for encoder, kind, name in run_encoders(run, fusions)
+            for encoder, kind, name in encoders
         ]
         data.retrievals = {a.row.name: retrieval_grids(a) for a in assessed[-1:]}
         if spec.compatible:
@@ -215,8 +235,38 @@ def report_run(
         data.notes = verdicts(data.rows)
     else:
         data.notes = ["No test images were named: add --test IMAGES to see what was gained."]
+    if spec.holdout_source:
+        seen, unseen = _seen_and_unseen(run, test)
+        fused = fusions["whitened" if spec.whiten else "raw"]
+        data.seen_unseen = measure_seen_unseen(
+            encoders, fused, seen, unseen, show_progress=show_progress
+        )
+        data.notes.append(unseen_verdict(data.seen_unseen))
     data.commands = [f"whiten search QUERY.jpg --model {run.student} --in IMAGES"]
-    return write_report(data, run.root), data.rows
+    return data
+
+
+def _training_images(run: RunFolder) -> Items:
+    """Return a run's own images, without those of held-out sources."""
+    images, spec = run.read_config()
+    items = find_items(images)
+    return Apart.read(run).not_in(items) if spec.holdout_source else items
+
+
+def _seen_and_unseen(run: RunFolder, test: Path | None) -> tuple[Measured, Measured]:
+    """Return images of seen sources, the test images if any, and those of held-out sources."""
+    _, spec = run.read_config()
+    apart = Apart.read(run)
+    names = ", ".join(spec.holdout_source)
+    unseen = Measured(
+        apart.unseen, f"{len(apart.unseen):,} images of {names}", run.embeddings / "unseen"
+    )
+    items, name, cache = apart.held_out, "held-out images, which chose the student", run.embeddings
+    if test is not None:
+        found = find_items(test)
+        items = without_sources(test, found, spec.source_column, spec.holdout_source)
+        name, cache = f"test images in {test}", run.embeddings / "test"
+    return Measured(items, f"{len(items):,} {name}", cache), unseen
 
 
 def read_choices(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
@@ -236,7 +286,7 @@ def run_encoders(
     run: RunFolder, fusions: Mapping[str, Encoder]
 ) -> Iterator[tuple[Encoder, Kind, str]]:
     """Yield the encoders to compare: the teachers, their fusions, and the initial student."""
-    images, spec = run.read_config()
+    _, spec = run.read_config()
     raw = fusions["raw"]
     for part in raw.parts:
         yield Encoder(part.teacher.name, [part]), "teacher", part.teacher.name
@@ -245,7 +295,7 @@ def run_encoders(
         yield fusions["whitened"], "fusion-whitened", "whitened fusion"
     start = start_features(spec)
     yield Encoder(START, [Part(start)]), "student", START
-    whitener = fit_on(start, images, dim=spec.dim, cache=run.embeddings)
+    whitener = fit_on(start, _training_images(run), dim=spec.dim, cache=run.embeddings)
     yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
     yield load(run.student), "student", "student"
 
@@ -254,6 +304,20 @@ def start_features(spec: DistillSpec) -> Teacher:
     """Return the student's pooled backbone features before training."""
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
     return backbone_as_teacher(net, config).on_best_device()
+
+
+def unseen_verdict(found: SeenUnseen) -> str:
+    """Return the conclusion of seen and unseen sources in a sentence."""
+    scores = {row.name: row for row in found.rows}
+    told = []
+    for which in ("unseen", "seen"):
+        pair = [getattr(scores[name], which) for name in ("student", START)]
+        if None not in pair:
+            student, start = (f"{100 * score.value:.1f}" for score in pair)
+            told.append(f"on {which} sources the student has {student}, its start {start}")
+    if not told:
+        return "Too few images of the held-out sources could be read to measure on them."
+    return f"{found.criterion}: {'; '.join(told)}."
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from whiten.report.page import PAGE, STYLE, embedded, section
+from whiten.report.seen_unseen import SeenUnseen
 from whiten.report.table import HEADINGS, Row, cells_of, printable
 from whiten.report.texts import RETRIEVALS_HELP, SECTIONS, TABLE_HELP
 from whiten.utils.arrays import Array
@@ -61,6 +62,7 @@ class ReportData:
             epoch held_out and, if teachers compete, wins (teacher -> its share of the positives).
         starts: by name, the score of a start on the held-out images.
         retrievals: per encoder.
+        seen_unseen: scores on seen and on held-out sources, if any are held out.
         notes: important sentences, shown near the top.
         commands: shell commands to continue with.
     """
@@ -74,6 +76,7 @@ class ReportData:
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
     retrievals: dict[str, list[Retrieval]] = field(default_factory=dict)
+    seen_unseen: SeenUnseen | None = None
     notes: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
@@ -179,6 +182,8 @@ def _page(data: ReportData, drawn: Mapping[str, bytes]) -> str:
         parts.append("<dl><div>" + "</div><div>".join(pairs) + "</div></dl>")
     if data.rows:
         parts.append(section("Results", TABLE_HELP, _table(data.rows)))
+    if (compared := data.seen_unseen) is not None:
+        parts.append(section("Seen and unseen sources", compared.measured, compared.html()))
     for name, (heading, help_) in SECTIONS.items():
         if name in drawn:
             parts.append(section(heading, help_, embedded(heading, drawn[name])))

@@ -46,11 +46,11 @@ def format_table(rows: Sequence[Row]) -> str:
     cells = [cells_of(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(HEADINGS, *cells, strict=True)]
     room = TABLE_WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
-    names = [_fit(name, room) for name in [HEADINGS[0], *(cell[0] for cell in cells)]]
-    widths[0] = max(map(_columns, names))
+    names = [fit(name, room) for name in [HEADINGS[0], *(cell[0] for cell in cells)]]
+    widths[0] = max(map(width_of, names))
     lines = []
     for name, (_, kind, *numbers) in zip(names, [HEADINGS, *cells], strict=True):
-        start = name + " " * (widths[0] - _columns(name)) + "  " + kind.ljust(widths[1])
+        start = name + " " * (widths[0] - width_of(name)) + "  " + kind.ljust(widths[1])
         ends = [n.rjust(width) for n, width in zip(numbers, widths[2:], strict=True)]
         lines.append("  ".join([start, *ends]))
     return "\n".join(lines)
@@ -85,7 +85,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "□" for c in text)
 
 
-def _columns(text: str) -> int:
+def width_of(text: str) -> int:
     """Count the columns on a terminal: two for a wide character, none for a combining one."""
     return sum(
         0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
@@ -93,10 +93,10 @@ def _columns(text: str) -> int:
     )
 
 
-def _fit(name: str, room: int) -> str:
+def fit(name: str, room: int) -> str:
     """Cut the middle of a long name, because the ends tell names apart."""
     fitted, kept = name, len(name)
-    while _columns(fitted) > room:
+    while width_of(fitted) > room:
         kept -= 1
         fitted = f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
     return fitted

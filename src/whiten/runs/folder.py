@@ -5,6 +5,7 @@
 - embeddings/: the teachers', cached
 - whiteners/: one per teacher
 - checkpoints/: last.ckpt, to resume from
+- apart.parquet: with held-out sources, the images that never train
 - targets/: removed when training ends
 - student/: the model, for `whiten.load`
 - report.html: the results
@@ -62,6 +63,11 @@ class RunFolder:
     @property
     def targets(self) -> Path:
         return self.root / "targets"
+
+    @property
+    def apart(self) -> Path:
+        """Path of the images that never train; the file is missing without held-out sources."""
+        return self.root / "apart.parquet"
 
     @property
     def is_finished(self) -> bool:

@@ -15,6 +15,7 @@ from whiten.views.plan import ViewPlan
 
 # Terms of the objective: each is an option that holds its weight.
 TERMS = ("kl", "labels", "relational", "align", "queue")
+SOURCE_COLUMN = "source"
 _PARALLEL = ("devices", "nodes", "workers")
 
 _MODELS, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
@@ -63,6 +64,11 @@ class DistillSpec:
 
     unlabelled: Annotated[list[str], _DATA] = field(default_factory=list)
     """Folders or tables of other images to learn on as well, without groups: a transfer set."""
+    holdout_source: Annotated[list[str], _DATA] = field(default_factory=list)
+    """Sources of images (shops, cameras, years) that are never trained on; the report shows what
+    the student is worth on them, beside images of the sources that it has seen."""
+    source_column: Annotated[str, _DATA] = SOURCE_COLUMN
+    """Column of the images' table, or of the one table in their folder, that names their source."""
     pairs: Annotated[Literal["auto", "groups", "views", "frames", "mixed"], _DATA] = "auto"
     """Source of positive pairs: images of a group, two views of an image, or both (mixed); frames
     takes two views of one frame per video and epoch. auto takes groups if there are any, and mixes
@@ -199,6 +205,11 @@ class DistillSpec:
                 raise ConfigError(f"{name} is a share from 0 to {end:g}, not {share:g}")
         if self.unlabelled and self.pairs == "frames":
             raise ConfigError("pairs of frames come from videos alone: leave out --unlabelled")
+        if self.source_column != SOURCE_COLUMN and not self.holdout_source:
+            raise ConfigError(
+                "source_column says where holdout_source looks: name the sources to hold out with "
+                "--holdout-source, or leave out --source-column"
+            )
         if self.compatible and self.start_weight:
             raise ConfigError(
                 "the gallery of --compatible has no place for --start-weight: leave it out"

@@ -1,0 +1,230 @@
+"""Read where images come from (shop, camera, year, design team) out of a column of their table."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from whiten.datasets.collection import Items
+from whiten.errors import ConfigError, nearest, one_line
+from whiten.utils.names import NameIndex
+
+_KEYS = ("id", "path")  # columns that say which image a row is of
+_SUFFIXES = (".csv", ".parquet")
+_SHOWN = 20  # most names in an error
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The source of each image.
+
+    Attributes:
+        column: the column that names it.
+        table: the table that has the column.
+        of_image: source of each image, by id; images without one share `missing`.
+    """
+
+    column: str
+    table: Path
+    of_image: dict[str, str]
+
+    @property
+    def missing(self) -> str:
+        """Name of the source of images whose source is not known."""
+        return f"(no {self.column})"
+
+    @property
+    def known(self) -> list[str]:
+        """All sources, sorted; the missing one last."""
+        return sorted(set(self.of_image.values()), key=lambda name: (name == self.missing, name))
+
+    def are_of(self, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """(n,) whether an image is of one of the wanted sources.
+
+        Raises:
+            ConfigError: there is no such source.
+        """
+        known = self.known
+        for name in wanted:
+            if name not in known:
+                more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+                raise ConfigError(
+                    f"{self.table} has no {name!r} in column {self.column!r}"
+                    f"{_near(name, known)} It has {_listed(known)}{more}"
+                )
+        return np.isin(np.array([*self.of_image.values()], object), list(wanted))
+
+
+def read_sources(source: str | os.PathLike[str], items: Items, column: str) -> Sources:
+    """Read the source of each image.
+
+    Args:
+        source: the table that lists the images; or their folder, with a table directly in it.
+        items: the images, as `find_items` found them.
+        column: name of the column; an empty cell is a missing source, and so is an image of a
+            folder that the table does not list.
+
+    Raises:
+        ConfigError: no table has the column, several tables of a folder have it, or the table lists
+            an image twice or none of these.
+    """
+    root = Path(source)
+    table, read = _only_table(root, column) if root.is_dir() else (root, _read_table(root))
+    _require_column(table, read.schema.names, column)
+    rows = _rows(table, read, items)
+    texts = _texts(read[column])
+    found = Sources(column, table, {})
+    for name, row in zip(items.ids.to_pylist(), rows.tolist(), strict=True):
+        found.of_image[name] = (texts[row] if row >= 0 else None) or found.missing
+    return found
+
+
+def without_sources(
+    source: str | os.PathLike[str], items: Items, column: str, names: Sequence[str]
+) -> Items:
+    """Return the images that are not of these sources; all, if no table has the column."""
+    root = Path(source)
+    if root.is_dir():
+        has = any(column in _headers(table) for table in _tables(root))
+    else:
+        has = column in _headers(root)
+    if not has:
+        return items
+    sources = read_sources(root, items, column)
+    return items.take(~sources.are_of([name for name in names if name in sources.known]))
+
+
+def _require_column(table: Path, names: Sequence[str], column: str) -> None:
+    if column not in names:
+        raise ConfigError(
+            f"{table} has no column {column!r}{_near(column, names)} It has {_listed(names)}"
+        )
+    if column in _KEYS:
+        raise ConfigError(
+            f"column {column!r} of {table} names images and not their sources: name another column"
+        )
+
+
+def _only_table(folder: Path, column: str) -> tuple[Path, pa.Table]:
+    """Return the one table directly in a folder that lists images and has the column."""
+    tables = {table: _headers(table) for table in _tables(folder)}
+    tables = {table: names for table, names in tables.items() if not set(_KEYS).isdisjoint(names)}
+    if not tables:
+        raise ConfigError(
+            f"{folder} has no table that names the sources of its images: put a CSV or Parquet "
+            f"with columns path,{column} directly into it, or name a table instead of the folder"
+        )
+    fitting = [table for table, names in tables.items() if column in names]
+    if len(fitting) > 1:
+        both = " and ".join(table.name for table in fitting)
+        raise ConfigError(
+            f"{both} in {folder} each have a column {column!r}: leave one of them in the folder"
+        )
+    if fitting:
+        return fitting[0], _read_table(fitting[0])
+    if len(tables) == 1:
+        [(table, names)] = tables.items()
+        _require_column(table, names, column)
+    every = list(dict.fromkeys(name for names in tables.values() for name in names))
+    raise ConfigError(
+        f"no table in {folder} has a column {column!r}{_near(column, every)} "
+        f"They have {_listed(every)}"
+    )
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """Return the end of a sentence that names what may be meant, whatever its case."""
+    by_case = {other.casefold(): other for other in known}
+    if (same := by_case.get(name.strip().casefold())) is not None:
+        return f"; did you mean {same!r}?"
+    return nearest(name, known) or "."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
+
+
+def _rows(table: Path, read: pa.Table, items: Items) -> npt.NDArray[np.int64]:
+    """Return the row of each image, -1 for those that the table does not list."""
+    rows = np.full(len(items), -1, np.int64)
+    for key in _KEYS:
+        if key not in read.schema.names:
+            continue
+        keys = read[key].cast(pa.large_string()).combine_chunks()
+        known = keys.drop_null()
+        counts = pc.value_counts(known)
+        if len(counts) < len(known):
+            twice = next(c["values"] for c in counts.to_pylist() if c["counts"] > 1)
+            if key == "path":  # an id may be anything, until it is known that it names images
+                raise ConfigError(f"{table} lists {twice!r} twice: list every image once")
+            continue
+        rows = NameIndex(pc.fill_null(keys, "")).rows(items.ids.to_pylist())
+        if (rows >= 0).any():
+            return rows
+    raise ConfigError(f"{table} lists none of these images: the first is {items[0].id!r}")
+
+
+def _texts(column: pa.ChunkedArray) -> list[str | None]:
+    """Return cells as text: years that a missing value made 2019.0 as 2019, blanks as None."""
+    texts = []
+    for value in column.to_pylist():
+        if isinstance(value, float):
+            value = None if value != value else int(value) if value.is_integer() else value
+        texts.append(None if value is None else str(value).strip() or None)
+    return texts
+
+
+# --- tables -----------------------------------------------------------------------------
+
+
+def _tables(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _is_table(path))
+
+
+def _is_table(path: Path) -> bool:
+    is_hidden = path.name.startswith(".")
+    return path.suffix.lower() in _SUFFIXES and path.is_file() and not is_hidden
+
+
+def _headers(path: Path) -> list[str]:
+    """Return a table's column names; none of what is no table, or no readable one."""
+    try:
+        return _read_table(path, headers_only=True).schema.names if _is_table(path) else []
+    except ConfigError:
+        return []
+
+
+def _read_table(path: Path, *, headers_only: bool = False) -> pa.Table:
+    if not _is_table(path):
+        raise ConfigError(
+            f"{path} has no columns: name a CSV or Parquet that lists the images and their sources"
+        )
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(path) as parquet:
+                if headers_only:
+                    return parquet.schema_arrow.empty_table()
+                return parquet.read()
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            names = [name.strip() for name in next(reader, [])]
+            rows = [] if headers_only else [row for row in reader if row]
+    except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
+        raise ConfigError(
+            f"cannot read {path} ({one_line(error)}): it must be CSV in UTF-8, or Parquet"
+        ) from error
+    columns = {
+        name: pa.array([row[n] if n < len(row) else None for row in rows], pa.large_string())
+        for n, name in enumerate(names)
+    }
+    return pa.table(columns)

@@ -1,0 +1,114 @@
+"""Metrics of the queries of each source (shop, camera, year), in the gallery of all sources."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whiten import metrics
+from whiten.datasets.collection import Item
+from whiten.datasets.sources import Sources
+from whiten.metrics import Figure, Scores
+from whiten.report.table import fit, printable, width_of
+
+_MOST = 32  # columns of a source's name on a terminal
+
+
+@dataclass(frozen=True)
+class SourceResult:
+    """Metrics of the queries of one source.
+
+    Attributes:
+        queries: number of queries; without any there are no figures.
+        figures: as in `Evaluation`.
+    """
+
+    queries: int
+    figures: dict[str, Figure]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "queries": self.queries,
+            **{name: dataclasses.asdict(figure) for name, figure in self.figures.items()},
+        }
+
+
+@dataclass(frozen=True)
+class BySource:
+    """Metrics per source, by name.
+
+    Attributes:
+        column: the column that names the sources.
+        results: by source; what each of its queries finds in the whole gallery.
+    """
+
+    column: str
+    results: dict[str, SourceResult]
+
+    @property
+    def measured(self) -> str:
+        """One sentence on what is measured."""
+        return (
+            f"By {self.column}: the queries of one source search the gallery of all sources; 'all' "
+            "is all queries"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "column": self.column,
+            "measured": self.measured,
+            "sources": {name: result.to_json() for name, result in self.results.items()},
+        }
+
+    def cells(self, queries: int, overall: Mapping[str, Figure]) -> list[list[str]]:
+        """Return the rows of a table, its heading first and all queries last."""
+        names = list(overall)
+        everything = SourceResult(queries, dict(overall))
+        rows = [[self.column, "queries", *names]]
+        for source, result in [*self.results.items(), ("all", everything)]:
+            figures = [_shown(name, result.figures.get(name)) for name in names]
+            rows.append([printable(source), f"{result.queries:,}", *figures])
+        return rows
+
+    def lines(self, queries: int, overall: Mapping[str, Figure]) -> Iterator[str]:
+        """Yield lines for display."""
+        yield f"{self.measured}."
+        rows = [[fit(name, _MOST), *cells] for name, *cells in self.cells(queries, overall)]
+        widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
+        for name, *cells in rows:
+            numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+            yield "  ".join(["", name + " " * (widths[0] - width_of(name)), *numbers])
+
+
+def _shown(name: str, figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    interval = f" [{figure.low:.3f}, {figure.high:.3f}]" if name == "map" else ""
+    return f"{figure.value:.3f}{interval}"
+
+
+def split_scores(
+    sources: Sources, queries: Sequence[Item], scores: Mapping[str, Scores]
+) -> BySource:
+    """Split the metrics of all queries by their source.
+
+    Args:
+        scores: each metric, (q,) per query.
+    """
+    of_query = np.array([sources.of_image[item.id] for item in queries], object)
+    results = {}
+    for name in sources.known:
+        is_it = of_query == name
+        results[name] = SourceResult(
+            queries=int(is_it.sum()),
+            figures={
+                metric: Figure(float(v[is_it].mean()), *metrics.bootstrap_interval(v[is_it]))
+                for metric, v in scores.items()
+                if is_it.any()
+            },
+        )
+    return BySource(sources.column, results)
