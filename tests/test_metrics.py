@@ -122,3 +122,13 @@ def test_bootstrap_interval_covers_and_repeats() -> None:
     assert low < values.mean() < high
     # The normal approximation of a mean of 400 uniforms: ±1.96·0.289/20.
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
+
+
+def test_an_interval_over_groups_draws_whole_groups() -> None:
+    values = np.repeat([0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0], 5)
+    groups = np.repeat(np.arange(8), 5)
+    # Equal values within a group tell no more than one of them.
+    once = metrics.bootstrap_interval(values[::5])
+    assert metrics.bootstrap_interval(values, groups=groups) == pytest.approx(once)
+    alone = metrics.bootstrap_interval(values, groups=np.arange(len(values)))
+    assert alone == pytest.approx(metrics.bootstrap_interval(values))

@@ -231,19 +231,31 @@ def micro_average_precision(
 
 
 def bootstrap_interval(
-    values: npt.NDArray[Any], *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+    values: npt.NDArray[Any],
+    *,
+    groups: npt.NDArray[Any] | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Compute the percentile bootstrap interval of a mean over queries (Efron & Tibshirani 1993).
 
     Args:
         values: (n,) one number per query.
+        groups: (n,) the group of each query. With them whole groups are drawn: queries of one group
+            succeed and fail together, so that an interval over queries is too narrow.
     """
     values = np.asarray(values, np.float64)
+    sizes = np.ones(len(values))
+    if groups is not None:
+        _, of_query = np.unique(groups, return_inverse=True)
+        values, sizes = np.bincount(of_query, values), np.bincount(of_query).astype(np.float64)
     generator = np.random.default_rng(seed)
     # Resampling draws how often each query appears: memory O(n) per resample.
     means = np.empty(resamples)
     for i in range(resamples):
-        means[i] = values[generator.integers(0, len(values), len(values))].mean()
+        drawn = generator.integers(0, len(values), len(values))
+        means[i] = values[drawn].sum() / sizes[drawn].sum()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
