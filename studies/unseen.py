@@ -164,26 +164,26 @@ def table_of(scores: dict[tuple[str, str], list[tuple[str, Found, np.ndarray]]])
                 known = ~np.isnan(values)
                 low, high = bootstrap_interval(values[known], groups=groups[known])
                 row[f"{which} {metric}"] = [float(values[known].mean()), low, high]
-            sources = dict.fromkeys(source for source, *_ in parts)
-            row[f"{which} MRR by source left out"] = {
-                source: float(np.mean([np.nanmean(f["MRR"]) for s, f, _ in parts if s == source]))
-                for source in sources
-            }
+                row[f"{which} {metric}, each"] = {
+                    source: float(
+                        np.mean([np.nanmean(f[metric]) for s, f, _ in parts if s == source])
+                    )
+                    for source in dict.fromkeys(source for source, *_ in parts)
+                }
         rows.append(row)
     return rows
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[dict], each: str) -> str:
+    """Format the rows; `each` is the metric that is shown per source left out."""
     metrics = [f"{which} {metric}" for which in ("unseen", "seen") for metric in ("MRR", "mAP")]
-    sources = list(rows[0]["unseen MRR by source left out"])
-    lines = [
-        "| model | " + " | ".join([*metrics, *(f"unseen MRR, {s}" for s in sources)]) + " |",
-        "|---" * (1 + len(metrics) + len(sources)) + "|",
-    ]
+    sources = list(rows[0][f"unseen {each}, each"])
+    heads = ["model", *metrics, *(f"unseen {each}, {source}" for source in sources)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in row[m])) for m in metrics]
-        cells += [f"{100 * row['unseen MRR by source left out'][s]:.1f}" for s in sources]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+        cells += [f"{100 * row[f'unseen {each}, each'][source]:.1f}" for source in sources]
+        lines.append(f"| {' | '.join([row['name'], *cells])} |")
     return "\n".join(lines)
 
 
@@ -222,7 +222,7 @@ def main() -> None:
                     scores.setdefault((name, which), []).append((held.source, found, groups))
             print(f"seed {seed}, without {held.source}: done", flush=True)
     rows = table_of(scores)
-    print(markdown(rows))
+    print(markdown(rows, "MRR" if options.protocol == "drawings" else "mAP"))
     out = options.out or Path(__file__).parent / "results" / f"unseen-{options.protocol}.json"
     asked = {
         name: getattr(options, name)

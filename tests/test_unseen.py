@@ -210,3 +210,8 @@ def test_images_without_a_source_can_be_held_out(table: Path) -> None:
     seen, unseen = prepare.split_sources(str(table), find_items(table), spec)
     assert (len(seen), len(unseen)) == (120, 120)
     assert not np.isin(unseen.ids.to_pylist(), seen.ids.to_pylist()).any()
+
+
+def test_sources_are_texts() -> None:
+    with pytest.raises(ConfigError, match=r"holdout_source must be a list of texts, not \[2019\]"):
+        DistillSpec(teachers=[TEACHER], holdout_source=[2019])  # type: ignore[list-item]

@@ -139,7 +139,9 @@ def find_protocol(
         raise ConfigError(f"{name} is measured with one encoder: leave out --gallery-model")
     if name is not None and source_column is not None:
         raise ConfigError(f"{name} has no sources: leave out --source-column")
-    if foreign := options.foreign(_OPTIONS[name] if name else _PLAIN):
+    if name is None and not options.foreign(_PLAIN):
+        return None
+    if foreign := options.foreign(_OPTIONS[name] if name else ()):
         takers = [taker for taker in PROTOCOLS if not options.foreign(_OPTIONS[taker])]
         raise ConfigError(
             f"{', '.join(foreign)} belong to a benchmark: add --protocol {' or '.join(takers)}"

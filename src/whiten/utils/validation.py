@@ -63,6 +63,8 @@ def _describe(kind: Any) -> str:
         return " or ".join(map(str, parts))
     if origin in (Union, UnionType):
         return " or ".join(_describe(part) for part in parts if part is not type(None))
+    if origin is list and parts == (str,):
+        return "a list of texts"
     return {list: "a list", tuple: f"{len(parts)} values", dict: "a mapping"}.get(
         origin, getattr(kind, "__name__", "of another type")
     )
