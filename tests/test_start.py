@@ -14,9 +14,11 @@ import torch
 import whiten
 from helpers import TEACHER, write_groups
 from small_runs import OPTIONS, STUDENT, TEACHERS
-from whiten.distillation import training
+from whiten.distillation import best, training
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.held_out import ENOUGH, FEWEST, HeldOut, hold_out
+from whiten.distillation.mix import choose_mix
+from whiten.distillation.pairs import enough_views, plan_pairs
 from whiten.distillation.ridge import Head, Ridge, whitening
 from whiten.distillation.training import learning_rate
 from whiten.errors import ConfigError, NoImagesError
@@ -90,6 +92,49 @@ def test_held_out_images_measure_by_groups_or_by_the_teachers() -> None:
         assert "teachers" in alone.criterion
         assert alone.score(teachers) == pytest.approx(1)
         assert alone.score(RNG.normal(size=(40, 6))) < 0.5
+
+
+def test_crops_count_beside_the_teachers_neighbours() -> None:
+    teachers = normalize_rows(RNG.normal(size=(40, 6)))
+    held_out = HeldOut.of(teachers, None, has_crops=True)
+    assert "crops" in held_out.criterion
+    own = np.stack([teachers, teachers], axis=1)
+    assert held_out.score(teachers, own) == pytest.approx(1)
+    others = np.roll(own, 1, axis=0)  # crops that look like other images
+    assert 0.5 < held_out.score(teachers, others) < 0.8
+    half = np.stack([teachers, others[:, 0]], axis=1)
+    between = (held_out.score(teachers, own) + held_out.score(teachers, others)) / 2
+    assert held_out.score(teachers, half) == pytest.approx(between)
+
+
+def test_the_mix_with_the_best_score_is_taken() -> None:
+    features = RNG.normal(size=(200, 1, 8)).astype(np.float32)
+    teachers = normalize_rows(features[:, 0] @ RNG.normal(size=(8, 12)))[:, None]
+    mix, scores = choose_mix(features, [teachers.astype(np.float32)], None, spec())
+    assert scores[mix.name] == max(scores.values())
+    assert mix.share < 1  # the teachers are linear in the features
+
+
+@pytest.mark.parametrize(
+    ("images", "source", "views"),
+    [(100, "views", 8), (1000, "views", 4), (5000, "views", 2), (900, "groups", 4)],
+)
+def test_few_images_are_shown_in_more_views(images: int, source: str, views: int) -> None:
+    assert enough_views(images, source) == views
+
+
+def test_few_images_make_small_batches_and_epochs_of_all_views() -> None:
+    names = [None] * 360
+    contents = [f"c{i}" for i in range(360)]
+    few = plan_pairs(names, contents, source="views", views=8)
+    assert few.batch_size == 4 * 360 // 16
+    assert few.batches_per_epoch == 4 * (360 // few.batch_size)
+    sides = [(pair.x, pair.x_view) for batch in few.epoch(0) for pair in batch]
+    assert np.bincount([item for item, _ in sides]).max() == 4
+    for batch in few.epoch(0):
+        assert len({pair.x for pair in batch}) == len(batch)  # no image is its own negative
+    many = plan_pairs([None] * 5000, [f"c{i}" for i in range(5000)], source="views", views=2)
+    assert many.batch_size == 128
 
 
 def spec(**options: object) -> DistillSpec:
@@ -241,11 +286,41 @@ def test_two_processes_keep_the_same_best_as_one(
 def test_training_stops_when_nothing_is_gained(
     shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "PATIENCE", 2)
-    monkeypatch.setattr(training, "is_gain", lambda *_: False)
+    monkeypatch.setattr(best, "PATIENCE", 2)
+    monkeypatch.setattr(best, "is_gain", lambda *_: False)
     result = run(shared_images, tmp_path / "run", cache, epochs=9)
     assert RunFolder(result.out).read_metrics()[-1]["epoch"] == 1
     assert "training gained nothing over that: give more images" in result.gain
+
+
+def test_a_learning_rate_that_is_too_high_is_lowered(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Training goes on from the best student, slower, and a resumed run does the same."""
+    options = {"epochs": 8, "lr": 3.0, "clip": 0.0}
+    result = run(shared_images, tmp_path / "run", cache, **options)
+    lr = [record["lr"] for record in RunFolder(result.out).read_metrics() if "held_out" in record]
+    steps = [record["step"] for record in RunFolder(result.out).read_metrics()]
+    total = 8 * (len(steps) // len(lr))
+    per_epoch = total // 8
+    planned = [learning_rate(per_epoch * (k + 1) - 1, total, spec(**options)) for k in range(8)]
+    np.testing.assert_allclose(lr[2:4], np.array(planned[2:4]) / 3)
+    np.testing.assert_allclose(lr[4:6], np.array(planned[4:6]) / 9)
+
+
+def test_the_best_student_counts_what_followed() -> None:
+    good, bad = np.full(50, 0.8), np.full(50, 0.2) + np.linspace(0, 0.01, 50)
+    student = best.Best({"w": torch.zeros(1)}, 0, [0.5] * 50, [0.5] * 50)
+    assert not student.see(4, good, {"w": torch.ones(1)})
+    assert (student.step, student.model["w"].item(), student.score) == (4, 1, pytest.approx(0.8))
+    assert not student.see(8, bad, {})
+    assert student.see(12, bad, {})  # twice in a row: start again from the best
+    assert student.pace == pytest.approx(1 / 3)
+    assert student.model["w"].item() == 1
+    assert not student.is_over(16, batches_per_epoch=4)
+    assert student.is_over(12 + 5 * 4, batches_per_epoch=4)
+    again = best.Best.of(vars(student))
+    assert again == student
 
 
 def test_other_images_are_learnt_on_but_never_held_out(

@@ -10,8 +10,11 @@ import numpy.typing as npt
 from whiten.retrieval.held_out import Flags
 from whiten.retrieval.held_out import HeldOut as HeldOut
 from whiten.utils.names import Names, name_codes
+from whiten.views.plan import ViewPlan
 
 MOST, ENOUGH, FEWEST = 512, 64, 24  # held-out images
+CROPS = ViewPlan(scale=(0.08, 0.3))
+CROP_VIEWS = (1, 2)  # numbers of the crops of an image, which should find it
 
 
 def hold_out(groups: Names, contents: Names, share: float, seed: int) -> Flags:

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from whiten.distillation.held_out import FEWEST, HeldOut
-from whiten.distillation.ridge import Floats, Head, Ridge, whitening
+from whiten.distillation.ridge import Head, Ridge, whitening
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import name_codes
@@ -22,11 +23,12 @@ from whiten.utils.names import name_codes
 STRENGTHS = (0.1, 0.3, 1.0)
 SHARES = (1.0, 0.7, 0.5, 0.3)  # of the student's own features
 SHRINKAGES = (1.0, 10.0, 100.0)  # of their whitening
-STRENGTH, SHARE = 0.3, 0.7  # without a choice, of the features as they come
+STRENGTH, SHARE = 0.3, 0.5  # without a choice, of the features as they come
 FEW = 4 * FEWEST  # images that are too few to choose on
 SAMPLE = 2048  # images that a choice looks at
 _FOLDS = 4
-_EQUAL = 0.02  # of the best score: scores this close are taken as equal
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,11 @@ def choose_mix(
     teachers: list[Vectors],
     groups: Sequence[str | None] | None,
     spec: DistillSpec,
+    crops: Vectors | None = None,
 ) -> tuple[Mix, dict[str, float]]:
     """Return the mix whose closed form retrieves best on images that it was not fitted on.
 
-    Every image is held out once, by folds. Without groups another view of it should find it, too:
-    a third of the score, as each kind of neighbour is. Of the mixes within one standard error of
-    the best, or 2 % of it, the one with the largest share of the features is taken: few images
-    cannot tell similar mixes apart, and the features hold for images unlike these.
+    Every image of a sample is held out once, by folds, and judged as `HeldOut` does.
 
     Args:
         features: (n, views, f) to fit on.
@@ -72,6 +72,7 @@ def choose_mix(
         groups: group of each image, if groups say what images should find.
         spec: says what is given, and whether the student must stand in the teachers' gallery,
             where its own features have no place.
+        crops: (s, c, f) features of the crops of the `sample` of the images.
 
     Returns:
         The mix, and the score of each candidate; empty with too few images to choose on.
@@ -82,44 +83,33 @@ def choose_mix(
     if len(features) < FEW:
         shares = shares if len(shares) == 1 else (SHARE,)
         return next(candidates(features, teachers, shares, (STRENGTH,), ())), {}
-    rows = np.random.default_rng(spec.seed).permutation(len(features))[:SAMPLE]
+    rows = sample(len(features), spec.seed)
     fold_of = np.arange(len(rows)) % _FOLDS
     if groups is not None:
         codes = name_codes(groups)[rows]
         fold_of = np.where(codes >= 0, codes % _FOLDS, fold_of)
-    found: dict[str, list[Floats]] = {}
+    found: dict[str, list[npt.NDArray[np.float64]]] = {}
     for fold in range(_FOLDS):
-        fit, held = np.sort(rows[fold_of != fold]), np.sort(rows[fold_of == fold])
+        fit, held = rows[fold_of != fold], rows[fold_of == fold]
         fused = normalize_rows(np.concatenate([teacher[held, 0] for teacher in teachers], axis=1))
-        judge = HeldOut.of(fused, None if groups is None else [groups[row] for row in held])
+        names = None if groups is None else [groups[row] for row in held]
+        judge = HeldOut.of(fused, names, has_crops=crops is not None)
         inside = [teacher[fit] for teacher in teachers]
         for mix in candidates(features[fit], inside, shares, STRENGTHS, SHRINKAGES):
             head = mix.head()
-            whole = head(features[held, 0])
-            precisions = judge.precisions(whole)
-            if groups is None and features.shape[1] > 1:
-                precisions = (2 * precisions + finds_itself(whole, head(features[held, 1]))) / 3
-            found.setdefault(mix.name, []).append(precisions)
-    scores = {name: np.concatenate(own) for name, own in found.items()}
-    best = max(scores.values(), key=lambda own: float(own.mean()))
-    equal = [
-        name
-        for name, own in scores.items()
-        if (best - own).mean() <= max((best - own).std() / len(own) ** 0.5, _EQUAL * best.mean())
-    ]
+            cut = None if crops is None else head(crops[fold_of == fold])
+            found.setdefault(mix.name, []).append(judge.precisions(head(features[held, 0]), cut))
+    scores = {name: float(np.concatenate(each).mean()) for name, each in found.items()}
     fitted = {
         mix.name: mix for mix in candidates(features, teachers, shares, STRENGTHS, SHRINKAGES)
     }
-    name = max(equal, key=lambda name: (fitted[name].share, float(scores[name].mean())))
-    return fitted[name], {name: float(own.mean()) for name, own in scores.items()}
+    return fitted[max(scores, key=lambda name: scores[name])], scores
 
 
-def finds_itself(whole: Floats, views: Floats) -> Floats:
-    """For each of n images the reciprocal rank of its whole among all, (n, d), for its view."""
-    similarity = normalize_rows(views) @ normalize_rows(whole).T
-    ranks = (similarity >= np.diag(similarity)[:, None]).sum(axis=1)
-    reciprocal: Floats = 1 / np.maximum(ranks, 1)
-    return reciprocal
+def sample(count: int, seed: int) -> Rows:
+    """Draw the images, at most `SAMPLE` of `count`, that a mix is chosen on: ascending rows."""
+    rows: Rows = np.sort(np.random.default_rng(seed).permutation(count)[:SAMPLE])
+    return rows
 
 
 def candidates(

@@ -26,6 +26,9 @@ Ints = npt.NDArray[Any]
 MIXED_FROM = 0.1
 # In a mixed batch: labels are few but reliable, so they get at least half of it.
 LABELLED_SHARE = 0.5
+# Few images are shown in more views, and in smaller batches, so that an epoch has enough steps.
+_ENOUGH_SIDES, _MOST_VIEWS = 4096, 8
+_ENOUGH_STEPS, _LEAST_PAIRS, _MOST_PAIRS = 16, 16, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ class PairPlan:
     def epoch(self, number: int) -> Epoch:
         """Return the batches of one epoch; incomplete batches are dropped.
 
-        Each image is used about once, or each group for `pairs_per_epoch` pairs. In a mixed plan
+        Each image is used about once, or each group for `pairs_per_epoch` pairs; without groups,
+        once for every two views that it has. In a mixed plan
         this holds for ungrouped images, and groups repeat as often as their half of the batch
         needs.
         """
@@ -109,7 +113,11 @@ class PairPlan:
         elif self.source == "groups":
             batches = self._batches(self._pairs_of_groups(rng), self.batch_size, rng)
         else:
-            batches = self._batches(self._pairs_of_views(rng), self.batch_size, rng)
+            rounds = [
+                self._batches(self._pairs_of_views(rng), self.batch_size, rng)
+                for _ in range(_rounds(self.views))
+            ]
+            batches = np.concatenate(rounds)
         return Epoch(rng.permutation(batches))
 
     def _mixed(self, rng: np.random.Generator) -> Ints:
@@ -231,7 +239,7 @@ def plan_pairs(
     *,
     source: str = "auto",
     views: int = 1,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     pairs_per_class: int = 1,
     pairs_per_epoch: int = 0,
     processes: int = 1,
@@ -245,7 +253,8 @@ def plan_pairs(
         contents: content hash of each item; copies never form a negative pair.
         source: `groups`, `views`, `frames`, `mixed`, or `auto`; see `resolve_source`.
         views: views per item; pairs of views need two.
-        batch_size: requested pairs per batch; lowered to what the classes can provide.
+        batch_size: requested pairs per batch, lowered to what the classes can provide; by default
+            128, and fewer if an epoch would have less than 16 batches, but at least 16.
         pairs_per_class: maximum pairs per class in a batch.
         pairs_per_epoch: maximum pairs per group in an epoch; 0 is no limit.
         processes: number of processes that share a batch equally.
@@ -280,7 +289,9 @@ def plan_pairs(
     available = _available(bounds[: grouped + 1], pairs_per_epoch)
     supply = int(np.minimum(available, pairs_per_class).sum())
     supply += classes - grouped
-    size = min(batch_size, supply) // processes * processes
+    pairs = int(available.sum()) + (classes - grouped) * _rounds(views)
+    wanted = batch_size or min(_MOST_PAIRS, max(_LEAST_PAIRS, pairs // _ENOUGH_STEPS))
+    size = min(wanted, supply) // processes * processes
     if size < 2 or classes < 2:
         raise ConfigError(
             f"{classes} different image{'' if classes == 1 else 's'} or groups are too "
@@ -297,6 +308,17 @@ def plan_pairs(
         seed,
         opposite_views=opposite_views,
     )
+
+
+def enough_views(images: int, source: str) -> int:
+    """Return the number of views for a run that names none: more if the images are few."""
+    least = 1 if source == "groups" else 2
+    return max(least, min(_MOST_VIEWS, _ENOUGH_SIDES // images // 2 * 2))
+
+
+def _rounds(views: int) -> int:
+    """Pairs of views that an epoch takes of each image."""
+    return max(1, views // 2)
 
 
 def _available(bounds: Ints, pairs_per_epoch: int) -> Ints:

@@ -22,11 +22,13 @@ from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.transfer import is_own
 from whiten.distillation.apart import copies_of, describe_split, split_sources
-from whiten.distillation.held_out import hold_out
-from whiten.distillation.pairs import resolve_source
+from whiten.distillation.held_out import CROP_VIEWS, CROPS, hold_out
+from whiten.distillation.mix import sample
+from whiten.distillation.pairs import enough_views, resolve_source
 from whiten.distillation.start import write_start
 from whiten.distillation.targets import open_targets, write_targets
 from whiten.distillation.training_set import (
+    crops_path,
     facts_path,
     features_path,
     items_path,
@@ -60,7 +62,7 @@ def prepare(
     items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
-    views = spec.views or (1 if source == "groups" else 2)
+    views = spec.views or enough_views(len(items), source)
     cache = _Cache(embeddings, draft, show_progress)
     # Open all before the first one embeds for hours.
     opened = open_network if spec.teachers_online else open_teacher
@@ -109,7 +111,11 @@ def prepare(
     if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or held.any():
         backbone = backbone_as_teacher(net, config)
         store = cache.embed(backbone, items, range(teacher_views.stop), "student features")
-        write_targets(store, items.by_id, teacher_views.stop, None, features_path(run))
+        write_targets(store, items.by_id, teacher_views, None, features_path(run))
+        if source in ("views", "frames") and (spec.start == "ridge" or held.any()):
+            trained = len(items) - int(held.sum())
+            judged = np.append(sample(trained, spec.seed), np.arange(trained, len(items)))
+            cache.write_crops(backbone, items.take(judged), crops_path(run))
     if not spec.teachers_online:
         _write_targets(run, spec, stores, items, views, whiteners)
     rotation, measured = write_start(run, spec, net, items, int(held.sum()), source)
@@ -183,6 +189,23 @@ class _Cache:
         teacher.to("cpu")  # frees device memory for the next one
         return store
 
+    def write_crops(self, backbone: Model, items: Items, path: Path) -> None:
+        """Write (images, crops, f) features of the crops that students are measured by."""
+        folder = store_folder(self.folder, backbone, precision=self.precision, augment="crops")
+        label = "embed crops of the images that measure the student"
+        with progress(label, enabled=self.show_progress, unit="images") as update:
+            store = embed(
+                items,
+                backbone.to(self.device),
+                folder,
+                views=CROP_VIEWS,
+                plan=CROPS,
+                precision=self.precision,
+                workers=self.spec.workers,
+                progress=update,
+            )
+        write_targets(store, items.by_id, CROP_VIEWS, None, path)
+
 
 def _describe(
     uris: Sequence[str], teachers: Sequence[Model], stores: Sequence[Store]
@@ -252,7 +275,7 @@ def _write_targets(
     """Write each teacher's targets in the order of the items."""
     paths = [target_path(run, number) for number in range(len(stores))]
     for store, whitener, path in zip(stores, whiteners, paths, strict=True):
-        write_targets(store, items.by_id, views, whitener, path)
+        write_targets(store, items.by_id, range(views), whitener, path)
     if spec.compatible:
         _require_room(spec, len(items), sum(open_targets(path).shape[2] for path in paths))
 

@@ -9,11 +9,18 @@ import numpy as np
 import torch
 
 from whiten.datasets.collection import Items
+from whiten.distillation.best import Best
 from whiten.distillation.held_out import HeldOut
 from whiten.distillation.mix import SAMPLE, SHRINKAGES, Mix, choose_mix
 from whiten.distillation.ridge import Head, whitening
 from whiten.distillation.targets import Own, open_targets, write_fused_targets
-from whiten.distillation.training_set import features_path, fused_path, open_held_out, target_path
+from whiten.distillation.training_set import (
+    crops_path,
+    features_path,
+    fused_path,
+    open_held_out,
+    target_path,
+)
 from whiten.models.student import StudentNet
 from whiten.models.uri import parse_uri
 from whiten.runs.folder import RunFolder
@@ -40,28 +47,33 @@ def write_start(
     """
     trained = len(items) - held
     features = open_targets(features_path(run)) if features_path(run).exists() else None
+    crops = open_targets(crops_path(run)) if crops_path(run).exists() else None
     space = _Space(None, None, {})
     if not spec.teachers_online:
         groups = items.groups[:trained] if source in ("groups", "mixed") else None
-        space = _write_space(run, spec, features, trained, groups)
+        space = _write_space(run, spec, features, trained, groups, crops)
     name = _start(run, spec, net, None if features is None else features[:trained], space)
     state = {key: value.clone() for key, value in net.state_dict().items()}
     measured: dict[str, Any] = {"start": name, "scores": {}, "tried": space.tried}
     best = None
     if held and features is not None:
         held_out = open_held_out(run, spec, items, trained, source)
-        precisions = held_out.precisions(_project(net, features[trained:, 0]))
-        score = float(precisions.mean())
-        best = {"score": score, "step": 0, "model": state, "start": precisions.tolist()}
+        held_crops = None if crops is None else crops[-held:]
+        found = _project(net, features[trained:, 0])
+        cut = None if held_crops is None else _project(net, held_crops)
+        precisions = held_out.precisions(found, cut)
+        own = precisions.tolist()
+        best = Best(state, step=0, precisions=own, start=own)
         measured["criterion"] = held_out.criterion
-        measured["scores"] = {**_to_beat(held_out, features, trained, spec.dim), name: score}
+        rivals = _to_beat(held_out, features, trained, held_crops, spec.dim)
+        measured["scores"] = {**rivals, name: best.score}
     run.save_checkpoint(
         {
             "step": 0,
             "model": state,
             "optimizer": {},
             "ema": state if spec.ema > 0 else {},
-            "best": best,
+            "best": None if best is None else vars(best),
         }
     )
     return space.rotation, measured
@@ -77,7 +89,12 @@ class _Space:
 
 
 def _write_space(
-    run: RunFolder, spec: DistillSpec, features: Vectors | None, trained: int, groups: Any
+    run: RunFolder,
+    spec: DistillSpec,
+    features: Vectors | None,
+    trained: int,
+    groups: Any,
+    crops: Vectors | None,
 ) -> _Space:
     teachers = [target_path(run, number) for number in range(len(spec.teachers))]
     tried: dict[str, float] = {}
@@ -85,7 +102,8 @@ def _write_space(
     if spec.start == "ridge" and not is_trained(spec) and features is not None:
         targets = [open_targets(path)[:trained] for path in teachers]
         names = None if groups is None else groups.to_pylist()
-        mix, tried = choose_mix(features[:trained], targets, names, spec)
+        own_crops = None if crops is None else crops[: min(trained, SAMPLE)]
+        mix, tried = choose_mix(features[:trained], targets, names, spec, own_crops)
         if mix.share:
             share = TARGET_SHARE if spec.start_weight is None else spec.start_weight
             own = Own(features, mix.own, share)
@@ -132,13 +150,16 @@ def write_head(net: StudentNet, head: Head) -> None:
     net.projection.bias[:rank] = torch.from_numpy(head.bias[:rank]).float()
 
 
-def _to_beat(held_out: HeldOut, features: Vectors, trained: int, dim: int) -> dict[str, float]:
+def _to_beat(
+    held_out: HeldOut, features: Vectors, trained: int, crops: Vectors | None, dim: int
+) -> dict[str, float]:
     """Scores of the features as they come, and whitened."""
-    whole, held = features[: trained : _step(trained), 0], features[trained:, 0]
-    scores = {AS_IT_IS: held_out.score(held)}
+    fit, held = features[: trained : _step(trained), 0], features[trained:, 0]
+    scores = {AS_IT_IS: held_out.score(held, crops)}
     for shrinkage in SHRINKAGES:
-        head = whitening(whole, dim, shrinkage)
-        scores[f"{WHITENED} ({shrinkage:g})"] = held_out.score(head(held))
+        head = whitening(fit, dim, shrinkage)
+        cut = None if crops is None else head(crops)
+        scores[f"{WHITENED} ({shrinkage:g})"] = held_out.score(head(held), cut)
     return scores
 
 
@@ -149,6 +170,6 @@ def _step(count: int) -> int:
 
 @torch.no_grad()
 def _project(net: StudentNet, features: Vectors) -> Vectors:
-    """The student's embeddings, (n, dim), of its backbone's (n, f) features."""
+    """The student's embeddings, (…, dim), of its backbone's (…, f) features."""
     embeddings: Vectors = net.projection(torch.from_numpy(np.array(features))).numpy()
     return embeddings

@@ -27,14 +27,18 @@ _BLOCK = 8192
 
 
 def write_targets(
-    store: Store, images: NameIndex, views: int, whitener: Whitener | None, path: Path
+    store: Store, images: NameIndex, views: Sequence[int], whitener: Whitener | None, path: Path
 ) -> None:
-    """Write (images, views, dim) float32 targets: whitened if requested, L2-normalised."""
+    """Write (images, views, dim) float32 targets: whitened if requested, L2-normalised.
+
+    Args:
+        views: numbers of the views, one after the other.
+    """
     dim = store.dim if whitener is None else whitener.projection_.shape[0]
-    with _creating(path, (len(images), views, dim)) as out:
+    with _creating(path, (len(images), len(views), dim)) as out:
         for names, numbers, vectors in store.blocks():
-            rows, view = images.rows(names), np.array(numbers)
-            keep = (rows >= 0) & (view < views)
+            rows, view = images.rows(names), np.array(numbers) - views[0]
+            keep = (rows >= 0) & (view >= 0) & (view < len(views))
             if not keep.any():
                 continue
             block = vectors[keep]

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from whiten.distillation.best import Best
+from whiten.distillation.held_out import CROP_VIEWS
 from whiten.distillation.objective import Batch, objective
 from whiten.distillation.pairs import Pair
 from whiten.distillation.training_set import TrainingSet
@@ -34,7 +36,6 @@ from whiten.utils.progress import progress
 from whiten.utils.threads import ordered_map
 from whiten.views.rendering import Preprocess
 
-PATIENCE = 5  # epochs without a better student, after which training stops
 _AT_ONCE = 64  # held-out images per forward pass
 
 
@@ -63,7 +64,8 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
     average = {k: v.to(fabric.device) for k, v in average.items()}
-    best = state.get("best")
+    best = Best.of(state.get("best"))
+    pace = 1.0 if best is None else best.pace
 
     batches_per_epoch = data.plan.batches_per_epoch
     total = spec.epochs * batches_per_epoch
@@ -80,7 +82,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
                     "model": _cpu(net.state_dict()),
                     "optimizer": optimizer.state_dict(),
                     "ema": _cpu(average),
-                    "best": best,
+                    "best": None if best is None else vars(best),
                 }
             )
 
@@ -88,13 +90,13 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     set_training(model, is_moving)
     with progress("distil", enabled=visible) as update, run.metrics.open("a") as log:
         # A run that was killed after it had stopped early does not go on.
-        is_over = _is_over(best, step, batches_per_epoch)
+        is_over = best is not None and best.is_over(step, batches_per_epoch)
         left = () if is_over else _batches(data, config.preprocess, spec, fabric, start=step)
         began, first = time.monotonic(), step
         for batch, inputs in left:
             torch.manual_seed(_step_seed(spec.seed, step))  # for drop-path and similar
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, spec) * group["lr_scale"]
+                group["lr"] = learning_rate(step, total, spec) * pace * group["lr_scale"]
             student_x, student_y = model(inputs).float().chunk(2)
             loss, value, wins = _loss(data, batch, student_x, student_y, spec, fabric, step)
             if not math.isfinite(value):
@@ -108,7 +110,8 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
                 _update_average(average, net, spec.ema)
             step += 1
             is_epoch = step % batches_per_epoch == 0
-            speed = (step - first) * 2 * spec.batch_size / (time.monotonic() - began)
+            starts_again = False
+            speed = (step - first) * 2 * data.plan.batch_size / (time.monotonic() - began)
             if fabric.is_global_zero:
                 record = {
                     "step": step,
@@ -119,23 +122,27 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
                     "images_per_s": round(speed, 1),
                 }
                 if is_epoch and data.held_out is not None and best is not None:
-                    found = held_embeddings(net, average, data, config.preprocess, fabric)
-                    precisions = data.held_out.precisions(found)
-                    record["held_out"] = score = float(precisions.mean())
-                    if score > best["score"] and is_gain(precisions, best["start"]):
-                        weights = average if spec.ema > 0 else net.state_dict()
-                        best = {**best, "score": score, "step": step, "model": _cpu(weights)}
+                    precisions = held_precisions(net, average, data, config.preprocess, fabric)
+                    record["held_out"] = float(precisions.mean())
+                    weights = average if spec.ema > 0 else net.state_dict()
+                    starts_again = best.see(step, precisions, _cpu(weights))
                     set_training(model, is_moving)
                 log.write(json.dumps(record) + "\n")
                 log.flush()
             update(step, total, loss=f"{value:.3f}", images=f"{speed:.0f}/s")
+            if is_epoch and fabric.broadcast(starts_again):
+                weights, pace = fabric.broadcast((best.model, best.pace) if best else None)
+                net.load_state_dict(weights)
+                average = {name: net.state_dict()[name].clone() for name in average}
+                optimizer.state.clear()
             if step % spec.checkpoint_every == 0 or is_epoch:
                 checkpoint()
-            if is_epoch and fabric.broadcast(_is_over(best, step, batches_per_epoch)):
+            is_over = best is not None and best.is_over(step, batches_per_epoch)
+            if is_epoch and fabric.broadcast(is_over):
                 break
     if fabric.is_global_zero:
         if best is not None:
-            net.load_state_dict(best["model"])
+            net.load_state_dict(best.model)
         elif spec.ema > 0:
             net.load_state_dict(average)
         config = data.describe(config, step, best)
@@ -148,23 +155,28 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
 
 
 @torch.no_grad()
-def held_embeddings(
+def held_precisions(
     net: StudentNet,
     average: dict[str, Tensor],
     data: TrainingSet,
     preprocess: Preprocess,
     fabric: Any,
-) -> Vectors:
-    """Embed the held-out images, (h, dim), by the moving average of the weights if there is one."""
+) -> npt.NDArray[np.float64]:
+    """Measure the student, by the moving average of its weights if there is one, image by image."""
+    assert data.held_out is not None
     weights = average or net.state_dict()
     if data.spec.backbone_lr == 0:
-        features = torch.from_numpy(data.held_features()).to(fabric.device)
-        projected = F.linear(features, weights["projection.weight"], weights["projection.bias"])
-        return np.asarray(projected.cpu())
+        whole, crops = (
+            None if features is None else _project(features, weights, fabric.device)
+            for features in data.held_features()
+        )
+        assert whole is not None
+        return data.held_out.precisions(whole, crops)
     net.eval()
-    sides = [(item, 0) for item in range(data.trained, len(data.items))]
+    numbers = (0, *CROP_VIEWS) if data.held_out.has_crops else (0,)
+    sides = [(item, n) for item in range(data.trained, len(data.items)) for n in numbers]
     rendered = ordered_map(
-        lambda side: data.render(side, preprocess, fabric.device),
+        lambda side: data.render_crop(side, preprocess),
         sides,
         workers=data.workers,
         ahead=_AT_ONCE,
@@ -173,7 +185,14 @@ def held_embeddings(
     while block := list(islice(rendered, _AT_ONCE)):
         pixels = torch.from_numpy(preprocess.normalize(np.stack(block))).to(fabric.device)
         blocks.append(functional_call(net, weights, (pixels,)).float().cpu().numpy())
-    return np.concatenate(blocks)
+    found = np.concatenate(blocks).reshape(-1, len(numbers), blocks[0].shape[1])
+    return data.held_out.precisions(found[:, 0], found[:, 1:] if len(numbers) > 1 else None)
+
+
+def _project(features: Vectors, weights: dict[str, Tensor], device: torch.device) -> Vectors:
+    inputs = torch.from_numpy(features).to(device)
+    projected = F.linear(inputs, weights["projection.weight"], weights["projection.bias"])
+    return np.asarray(projected.cpu())
 
 
 def set_training(model: nn.Module, is_moving: bool) -> None:
@@ -183,20 +202,6 @@ def set_training(model: nn.Module, is_moving: bool) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-
-
-def is_gain(precisions: npt.NDArray[np.float64], start: Sequence[float]) -> bool:
-    """Whether a student beats its start by two standard errors, image by image.
-
-    Few held-out images can flatter a student that got worse.
-    """
-    difference = precisions - np.array(start)
-    return bool(difference.mean() > 2 * difference.std() / len(difference) ** 0.5)
-
-
-def _is_over(best: dict[str, Any] | None, step: int, batches_per_epoch: int) -> bool:
-    """Whether the held-out images have seen no better student for `PATIENCE` epochs."""
-    return best is not None and step - best["step"] >= PATIENCE * batches_per_epoch
 
 
 # --- one step ---------------------------------------------------------------------------

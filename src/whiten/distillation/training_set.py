@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from whiten.datasets.collection import Items
-from whiten.distillation.held_out import HeldOut
+from whiten.distillation.best import Best
+from whiten.distillation.held_out import CROPS, HeldOut
 from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
 from whiten.distillation.targets import open_targets
 from whiten.errors import RunError, one_line
@@ -70,6 +71,11 @@ def features_path(run: RunFolder) -> Path:
     return run.targets / "student-features.npy"
 
 
+def crops_path(run: RunFolder) -> Path:
+    """The student's features of crops: of the sample that a start is chosen on, then held out."""
+    return run.targets / "student-crops.npy"
+
+
 def open_held_out(
     run: RunFolder, spec: DistillSpec, items: Items, trained: int, source: str
 ) -> HeldOut:
@@ -77,7 +83,7 @@ def open_held_out(
     paths = [target_path(run, number) for number in range(len(spec.teachers))]
     teachers = np.concatenate([open_targets(path)[trained:, 0] for path in paths], axis=1)
     groups = items.groups[trained:] if source in ("groups", "mixed") else None
-    return HeldOut.of(normalize_rows(teachers), groups)
+    return HeldOut.of(normalize_rows(teachers), groups, has_crops=groups is None)
 
 
 @dataclass(frozen=True)
@@ -177,9 +183,12 @@ class TrainingSet:
             return None
         return open_held_out(self.run, self.spec, self.items, self.trained, self.facts["source"])
 
-    def held_features(self) -> Vectors:
-        """(h, f) cached features of the held-out images."""
-        return np.array(self._features[self.trained :, 0])
+    def held_features(self) -> tuple[Vectors, Vectors | None]:
+        """(h, f) cached features of the held-out images, and (h, c, f) of their crops, if any."""
+        whole, path = np.array(self._features[self.trained :, 0]), crops_path(self.run)
+        if not path.exists():
+            return whole, None
+        return whole, np.array(open_targets(path)[self.trained - len(self.items) :])
 
     @property
     def teacher_names(self) -> list[str]:
@@ -228,6 +237,11 @@ class TrainingSet:
         rows = _rows(self._features, self.sides(batch))
         return torch.from_numpy(rows).to(device)
 
+    def render_crop(self, side: Side, preprocess: Preprocess) -> np.ndarray:
+        """Render a crop that measures students, (h, w, 3) uint8; number 0 is the whole image."""
+        item, number = self.items[side[0]], side[1]
+        return render_bytes(read_bytes(item.path), CROPS, item.id, number, preprocess)
+
     def render(self, side: Side, preprocess: Preprocess, device: torch.device) -> np.ndarray:
         """Render a view, (h, w, 3) uint8, without its colours if the device applies them."""
         item, number = self.items[side[0]], side[1]
@@ -267,16 +281,16 @@ class TrainingSet:
             vectors = normalize_rows(source.whitener.transform(vectors))
         return vectors
 
-    def gain(self, best: dict[str, Any] | None) -> str:
+    def gain(self, best: Best | None) -> str:
         """One line on what the student gained over its starts, as held-out images tell it."""
         if best is None:
             return "nothing was held out, so that what training gained is not known"
         measured = self.facts["measured"]
         told = [f"{name} {score:.3f}" for name, score in best_starts(measured).items()]
         line = f"{measured['criterion']}: {', '.join(told)}"
-        if best["step"]:
-            epoch = best["step"] // self.plan.batches_per_epoch
-            return f"{line}, student {best['score']:.3f} after epoch {epoch}"
+        if best.step:
+            epoch = best.step // self.plan.batches_per_epoch
+            return f"{line}, student {best.score:.3f} after epoch {epoch}"
         if not self.spec.epochs:
             return line
         return (
@@ -284,14 +298,12 @@ class TrainingSet:
             "another --student or stronger teachers"
         )
 
-    def describe(
-        self, config: StudentConfig, steps: int, best: dict[str, Any] | None
-    ) -> StudentConfig:
+    def describe(self, config: StudentConfig, steps: int, best: Best | None) -> StudentConfig:
         """Return the student's configuration with its teachers and a summary of the training.
 
         Args:
             steps: training steps taken.
-            best: score, step and weights of the student that is kept, if held-out images chose it.
+            best: the student that is kept, if held-out images chose it.
         """
         spec = self.spec
         training = {

@@ -1,7 +1,9 @@
 """Measure embeddings of held-out images by a search among them, with groups or without.
 
 Without groups the fused teachers stand in for them: an image should find its nearest neighbours in
-their space. studies/starts.py compares this with the true mAP.
+their space. Small crops, which should find the image that they were cut from, count as much: the
+teachers alone favour students that follow them into their mistakes, crops alone those that whiten
+every difference away. studies/starts.py compares this with the true mAP.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ FEWEST_GROUPS = 4  # held-out groups of at least two images that are enough to m
 FEWEST_IMAGES = NEIGHBOURS[-1] + 2  # fewest to measure by neighbours: one is not to be found
 
 Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,45 +32,70 @@ class HeldOut:
     Attributes:
         relevant: (h, h) matrices; row i marks the correct answers to image i. Scores are averaged.
         criterion: the criterion in words.
+        has_crops: whether crops count, too.
     """
 
     relevant: list[Flags]
     criterion: str
+    has_crops: bool
 
     @classmethod
-    def of(cls, teachers: Vectors, groups: Names | None) -> HeldOut:
+    def of(cls, teachers: Vectors, groups: Names | None, *, has_crops: bool = False) -> HeldOut:
         """Choose the criterion.
 
         Args:
             teachers: (h, d) fused teacher embeddings of the images, L2-normalised.
             groups: group of each image, or None to measure without them.
+            has_crops: whether crops count, too, where groups do not.
         """
         if groups is not None:
             codes = name_codes(groups)
             same = (codes[:, None] == codes) & (codes >= 0)
             np.fill_diagonal(same, False)
             if len(np.unique(codes[same.any(axis=1)])) >= FEWEST_GROUPS:
-                return cls([same], "mAP of held-out groups")
+                return cls([same], "mAP of held-out groups", has_crops=False)
         order = _ranking(teachers)
         relevant = [np.zeros((len(order), len(order)), bool) for _ in NEIGHBOURS]
         for flags, count in zip(relevant, NEIGHBOURS, strict=True):
             np.put_along_axis(flags, order[:, :count], values=True, axis=1)
-        return cls(relevant, "agreement with the fused teachers' neighbours on held-out images")
+        criterion = "agreement with the fused teachers' neighbours on held-out images"
+        if has_crops:
+            criterion = "the fused teachers' neighbours and small crops on held-out images"
+        return cls(relevant, criterion, has_crops)
 
-    def precisions(self, embeddings: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Average precision of (h, dim) embeddings, for each image that has something to find."""
-        order = _ranking(normalize_rows(embeddings))
+    def precisions(
+        self, embeddings: npt.NDArray[Any], crops: npt.NDArray[Any] | None = None
+    ) -> Floats:
+        """Average precision for each image that has something to find.
+
+        Args:
+            embeddings: (h, dim), of the whole images.
+            crops: (h, c, dim), of their crops, if crops count.
+        """
+        found = normalize_rows(embeddings)
+        order = _ranking(found)
         each = []
         for relevant in self.relevant:
             hits = np.take_along_axis(relevant, order, axis=1)[relevant.any(axis=1)]
             precisions = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
             each.append((precisions * hits).sum(axis=1) / hits.sum(axis=1))
-        mean: npt.NDArray[np.float64] = np.mean(each, axis=0)
-        return mean
+        mean: Floats = np.mean(each, axis=0)
+        if not self.has_crops or crops is None:
+            return mean
+        own: Floats = np.mean([_found(one, found) for one in crops.swapaxes(0, 1)], axis=0)
+        return 0.5 * (mean + own)
 
-    def score(self, embeddings: npt.NDArray[Any]) -> float:
+    def score(self, embeddings: npt.NDArray[Any], crops: npt.NDArray[Any] | None = None) -> float:
         """The mean of `precisions`."""
-        return float(self.precisions(embeddings).mean())
+        return float(self.precisions(embeddings, crops).mean())
+
+
+def _found(crops: npt.NDArray[Any], wholes: npt.NDArray[Any]) -> Floats:
+    """For each of n crops, (n, dim), the reciprocal rank of its own image."""
+    similarity = normalize_rows(crops) @ wholes.T
+    ranks = (similarity >= np.diag(similarity)[:, None]).sum(axis=1)
+    reciprocal: Floats = 1 / np.maximum(ranks, 1)
+    return reciprocal
 
 
 def _ranking(vectors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -76,7 +76,8 @@ class DistillSpec:
     pairs_per_class: Annotated[int | None, _DATA] = None
     """Most pairs of one group per batch."""
     views: Annotated[int | None, _DATA] = None
-    """Views of each image that the teachers embed; by default 1 with groups, else 2."""
+    """Views of each image that the teachers embed; by default 1 with groups, else 2, and up to 8 if
+    the images are few."""
     augment: Annotated[Literal["light", "paper-images", "paper-frames"] | None, _DATA] = None
     """Plan of the views: light keeps view 0 whole and crops the others with a little colour;
     paper-images crops and flips every view; paper-frames also changes colours, blurs and
@@ -133,8 +134,8 @@ class DistillSpec:
     """Share of the images, in whole groups, that measure the student after each epoch and never
     train it; the best student measured is kept. 0 is off. By default 0.1, or 0 with the recipe
     paper."""
-    batch_size: Annotated[int, _OPTIMISATION] = 128
-    """Pairs per batch, over all devices."""
+    batch_size: Annotated[int | None, _OPTIMISATION] = None
+    """Pairs per batch, over all devices; by default 128, and fewer if the images are few."""
     optimizer: Annotated[Literal["adamw", "adam"], _OPTIMISATION] = "adamw"
     """Optimiser."""
     lr: Annotated[float, _OPTIMISATION] = 1e-3
@@ -214,9 +215,9 @@ class DistillSpec:
             raise ConfigError(
                 "the gallery of --compatible has no place for --start-weight: leave it out"
             )
-        if self.batch_size < 2:
+        if self.batch_size is not None and self.batch_size < 2:
             raise ConfigError("batch_size must be at least 2: negatives come from the batch")
-        if self.batch_size % (self.devices * self.nodes):
+        if (self.batch_size or 0) % (self.devices * self.nodes):
             raise ConfigError(
                 f"batch_size {self.batch_size} must divide by the number of processes "
                 f"({self.devices * self.nodes})"
