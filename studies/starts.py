@@ -16,12 +16,14 @@ import numpy as np
 
 from whiten.datasets.finding import find_items
 from whiten.datasets.task import folder_task
+from whiten.distillation.held_out import CROP_VIEWS, CROPS
 from whiten.distillation.mix import (
     SHARES,
     SHRINKAGES,
     STRENGTHS,
     candidates,
     choose_mix,
+    sample,
 )
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.encoder import embed_cached
@@ -51,17 +53,19 @@ def main() -> None:
     stores = [embed_cached(open_teacher(uri), train, options.cache) for uri in spec.teachers]
     whiteners, _ = fit_whiteners(stores, train, dim="auto", shrinkage="auto", by_groups=False)
     ids = train.ids.to_pylist()
-    # The second views only judge a start here; `distill` also fits it on those of the teachers.
+    # `distill` also fits it on a second view.
     targets = [
         normalize_rows(whitener.transform(store.gather(ids)))[:, None].astype(np.float32)
         for whitener, store in zip(whiteners, stores, strict=True)
     ]
-    folder = store_folder(options.cache, backbone, precision="32")
-    views = embed(train, backbone, folder, views=(0, 1))
-    features = np.stack([views.gather(ids, view) for view in (0, 1)], axis=1)
+    features = embed_cached(backbone, train, options.cache).gather(ids)[:, None]
+    judged = train.take(sample(len(train), spec.seed))
+    folder = store_folder(options.cache, backbone, precision="32", augment="crops")
+    views = embed(judged, backbone, folder, views=CROP_VIEWS, plan=CROPS)
+    crops = np.stack([views.gather(judged.ids.to_pylist(), view) for view in CROP_VIEWS], axis=1)
     held = embed_cached(backbone, test, options.cache / "test").gather(test.ids.to_pylist())
 
-    mix, scores = choose_mix(features, [np.repeat(own, 2, axis=1) for own in targets], None, spec)
+    mix, scores = choose_mix(features, targets, None, spec, crops)
     task = folder_task(test)
     queries = test.by_id.rows([item.id for item in task.queries])
 
@@ -71,7 +75,7 @@ def main() -> None:
 
     rows = [
         (fitted.name, scores[fitted.name], true_map(fitted.head()(held)))
-        for fitted in candidates(features[:, :1], targets, SHARES, STRENGTHS, SHRINKAGES)
+        for fitted in candidates(features, targets, SHARES, STRENGTHS, SHRINKAGES)
     ]
     for name, score, value in sorted(rows, key=lambda row: -row[1]):
         print(f"{name:48} {score:.3f} {value:5.1f}{'  chosen' if name == mix.name else ''}")

@@ -106,7 +106,7 @@ def _write_space(
         mix, tried = choose_mix(features[:trained], targets, names, spec, own_crops)
         if mix.share:
             share = TARGET_SHARE if spec.start_weight is None else spec.start_weight
-            own = Own(features, mix.own, share)
+            own = Own(features, mix.own, share, mix.head())
     if not (mix or spec.align or spec.queue):
         return _Space(None, None, {})
     rotation = write_fused_targets(teachers, spec.dim, fused_path(run), own)

@@ -55,11 +55,14 @@ class Own(NamedTuple):
         features: (n, views, f), cached.
         mapped: a map of (n, f) features to a length of about 1.
         share: share among the teachers, in [0, 1].
+        start: a map of features to the joined space, the teachers first: what the student can know
+            of them before it is trained.
     """
 
     features: Vectors
     mapped: Callable[[Vectors], npt.NDArray[Any]]
     share: float
+    start: Callable[[Vectors], npt.NDArray[Any]]
 
 
 def write_fused_targets(
@@ -70,8 +73,9 @@ def write_fused_targets(
     Args:
         paths: targets of the teachers, by `write_targets`.
         path: gets the fused targets, (images, views, dim).
-        own: the student's own features. With them the axes go through the origin: what all images
-            have in common is part of what the student knew.
+        own: the student's own features. With them the axes are those of its start, which wastes
+            none on what it cannot know, and go through the origin: what all images have in common
+            is part of what it knew.
 
     Returns:
         The rotation: with it, the student can query a gallery of the teachers' embeddings.
@@ -95,10 +99,15 @@ def write_fused_targets(
             yield part, joined
 
     def samples() -> Iterator[Vectors]:
-        for _, block in blocks():
-            yield block
-            if own is not None:
-                yield -block  # the mean is then 0
+        if own is None:
+            yield from (block for _, block in blocks())
+            return
+        for start in range(0, items, _BLOCK):
+            part = own.features[start : start + _BLOCK]
+            output = own.start(part.reshape(-1, part.shape[2])).astype(np.float32)
+            forget(part)
+            yield output
+            yield -output  # the mean is then 0
 
     width = next(blocks())[1].shape[1]
     rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf")).fit(samples())

@@ -44,7 +44,7 @@ class DistillSpec:
     """URIs of the teachers, at least one."""
     student: Annotated[str, _MODELS] = "timm:efficientnet_lite0"
     """URI of the student's backbone: timm:NAME or demo:NAME."""
-    dim: Annotated[int, _MODELS] = 512
+    dim: Annotated[int, _MODELS] = 768
     """Dimension of the student's embedding."""
     size: Annotated[int | None, _MODELS] = None
     """Input side of the student in pixels; by default the backbone's own."""
