@@ -62,7 +62,7 @@ def prepare(
     items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
-    views = spec.views or enough_views(len(items), source)
+    views = spec.views or enough_views(len(items), source, published=spec.recipe == "paper")
     cache = _Cache(embeddings, draft, show_progress)
     # Open all before the first one embeds for hours.
     opened = open_network if spec.teachers_online else open_teacher
