@@ -28,7 +28,7 @@ FLOORS = (
     ("embedding",),
     ("index", "evaluation", "distillation"),
     ("dedup", "compact", "export"),
-    ("serve", "demo"),
+    ("serve", "demo", "diagnosis"),
     ("cli",),
 )
 HEIGHT = {name: row for row, names in enumerate(FLOORS) for name in names}

@@ -13,6 +13,7 @@ from whiten._version import __version__ as __version__
 if TYPE_CHECKING:
     from whiten import metrics
     from whiten.dedup.near_duplicates import near_duplicates
+    from whiten.diagnosis.diagnose import diagnose
     from whiten.distillation.distill import distill
     from whiten.distillation.fusion import fuse
     from whiten.distillation.losses import distillation_loss
@@ -34,6 +35,7 @@ __all__ = [
     "WhitenError",
     "Whitener",
     "choose_whitening",
+    "diagnose",
     "distill",
     "distillation_loss",
     "evaluate",
@@ -52,6 +54,7 @@ _HOMES = {
     "WhitenError": "errors",
     "Whitener": "whitening.whitener",
     "choose_whitening": "whitening.choosing",
+    "diagnose": "diagnosis.diagnose",
     "distill": "distillation.distill",
     "distillation_loss": "distillation.losses",
     "evaluate": "evaluation.evaluate",

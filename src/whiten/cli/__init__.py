@@ -14,6 +14,7 @@ from whiten.cli import (  # noqa: F401 - they add their verbs
     compact,
     data,
     dedup,
+    diagnose,
     export,
     indexing,
     models,

@@ -33,6 +33,7 @@ from whiten.report.style import (
     styled,
 )
 from whiten.utils.arrays import Array
+from whiten.whitening.profile import effective_rank
 
 Curve = tuple[Array, Array]  # x and y, both (n,)
 
@@ -129,9 +130,8 @@ def spectra(eigenvalues: Mapping[str, Array], colours: Mapping[str, str]) -> Fig
     axis = figure.subplots()
     labels = []  # given with the lines: an automatic legend omits names such as "_a"
     for i, (name, values) in enumerate(kept.items()):
-        # The participation ratio: the number of equal eigenvalues with the same spread.
-        effective = values.sum() ** 2 / (values**2).sum()
-        labels.append(f"{short(name)}: {len(values)} axes, effective dimension {effective:.0f}")
+        rank = effective_rank(values)
+        labels.append(f"{short(name)}: {len(values)} axes, effective rank {rank:.0f}")
         ranks = np.arange(1, len(values) + 1)
         axis.plot(ranks, values, _dash(i, TEACHERS), color=colours[name], linewidth=2)
     axis.set(xscale="log", yscale="log", xlabel="axis, by falling variance", ylabel="eigenvalue")

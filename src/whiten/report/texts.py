@@ -22,7 +22,7 @@ SECTIONS = {
     "spectra": (
         "Spectra",
         "The steeper a line, the fewer axes decide a teacher's raw similarities. The effective "
-        "dimension estimates their number.",
+        "rank estimates their number.",
     ),
     "whitening_choices": (
         "Strength of the whitening",

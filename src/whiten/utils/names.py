@@ -94,3 +94,14 @@ def display_path(path: str) -> str:
 def as_utf8(name: str) -> str:
     r"""Return a file name as valid UTF-8; invalid bytes become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Number the names that occur more than once: `a`, `a (2)`, …"""
+    found: list[str] = []
+    for name in names:
+        candidate, number = name, 2
+        while candidate in found:
+            candidate, number = f"{name} ({number})", number + 1
+        found.append(candidate)
+    return found

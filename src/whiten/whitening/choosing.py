@@ -141,14 +141,16 @@ def fit_chosen(choice: Choice, embeddings: Vectors | Iterable[Vectors]) -> White
         return Whitener(choice.dim, shrinkage=choice.shrinkage).fit(embeddings)
 
 
-def sample_rows(n: int, groups: Names | None, seed: int) -> npt.NDArray[np.int64]:
-    """Return at most SAMPLE rows out of n, ascending; groups are kept whole."""
+def sample_rows(
+    n: int, groups: Names | None, seed: int, most: int = SAMPLE
+) -> npt.NDArray[np.int64]:
+    """Return at most `most` rows out of n, ascending; groups are kept whole."""
     order = np.random.default_rng(seed).permutation(n)
     if groups is not None:
         codes = name_codes(groups)
         alone = codes.max(initial=-1) + np.cumsum(codes < 0)
         order = np.argsort(order[np.where(codes < 0, alone, codes)], kind="stable")
-    return np.sort(order[:SAMPLE])
+    return np.sort(order[:most])
 
 
 def choose(
@@ -184,7 +186,7 @@ def choose(
         gallery = axes.transform(embeddings[held])
         for kind, precisions, times in zip(evidence, found, asked, strict=True):
             inside = kind.classes[held]
-            asking = _with_positive(inside, kind.views is None)
+            asking = with_positive(inside, kind.views is None)
             rows = np.flatnonzero(held)[asking]
             times[rows] += 1
             queries = None if kind.views is None else axes.transform(kind.views[held])
@@ -193,7 +195,7 @@ def choose(
                 for row, dim in enumerate(candidates):
                     scaled = _scaled(gallery, gain, dim)
                     seen = scaled if queries is None else _scaled(queries, gain, dim)
-                    precisions[row, column, rows] += _average_precisions(
+                    precisions[row, column, rows] += average_precisions(
                         seen, scaled, inside, asking, queries is None
                     )
     told = {
@@ -319,13 +321,13 @@ def _scaled(points: Vectors, gain: Vectors, dim: int) -> Vectors:
     return normalize_rows((points[:, :dim] * gain[:dim]).astype(np.float32))
 
 
-def _with_positive(classes: npt.NDArray[np.int64], is_same: bool) -> npt.NDArray[np.int64]:
+def with_positive(classes: npt.NDArray[np.int64], is_same: bool) -> npt.NDArray[np.int64]:
     """Return the rows that have a positive; if queries are the gallery, besides themselves."""
     sizes = np.bincount(classes[classes >= 0], minlength=int(classes.max(initial=0)) + 1)
     return np.flatnonzero((classes >= 0) & (sizes[classes] > (1 if is_same else 0)))
 
 
-def _average_precisions(
+def average_precisions(
     queries: Vectors,
     gallery: Vectors,
     classes: npt.NDArray[np.int64],

@@ -1,0 +1,72 @@
+"""Count the copies among images: files of equal content, and images that nearly equal another."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from whiten.datasets.collection import Items
+from whiten.dedup.near_duplicates import Forest, range_search
+from whiten.dedup.pair_similarity import VectorSimilarity
+from whiten.dedup.pixels import Pictures
+from whiten.errors import ImageError
+from whiten.media.reading import read_bytes
+from whiten.utils.arrays import Vectors
+from whiten.utils.hashing import content_hash
+
+ALIKE = 0.9  # similarity of the unwhitened fusion from which pixels are compared
+MOST = 2000  # pairs whose pixels are compared, the most similar ones
+
+
+def exact_copies(items: Items) -> int:
+    """Count the images whose file has the content of an earlier one; unreadable ones count not.
+
+    Only files of equal size are read.
+    """
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for item in items:
+        try:
+            by_size[os.stat(item.path).st_size].append(item.path)
+        except (OSError, ValueError):
+            continue
+    copies = 0
+    for paths in by_size.values():
+        if len(paths) > 1:
+            contents = Counter(digest for path in paths if (digest := _digest(path)))
+            copies += sum(count - 1 for count in contents.values())
+    return copies
+
+
+def _digest(path: str) -> str:
+    try:
+        return content_hash(read_bytes(path))
+    except ImageError:
+        return ""
+
+
+def near_copies(items: Items, vectors: Vectors) -> int:
+    """Count the images that nearly equal an earlier one: both teachers and pixels say so.
+
+    Args:
+        items: images of different content.
+        vectors: (n, d) their fused embeddings, L2-normalised.
+    """
+    pairs = (
+        (float(value), int(one), int(other))
+        for ones, others, values in range_search(VectorSimilarity(vectors), ALIKE)
+        for one, other, value in zip(ones, others, values, strict=True)
+    )
+    pictures, forest = Pictures(), Forest(len(items))
+    same = [
+        (one, other)
+        for _, one, other in heapq.nlargest(MOST, pairs)
+        if pictures.same(items[one].path, items[other].path)
+    ]
+    if not same:
+        return 0
+    ones, others = np.array(same).T
+    forest.join(ones, others)
+    return sum(len(group) - 1 for group in forest.groups())

@@ -1,0 +1,263 @@
+"""Measure teachers on a sample of a collection: embed it, whiten it, compare fusions."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from whiten.datasets.collection import Items
+from whiten.datasets.finding import find_items
+from whiten.diagnosis.copies import exact_copies, near_copies
+from whiten.diagnosis.result import Diagnosis, Difference, StudentFacts, TeacherFacts
+from whiten.diagnosis.verdict import verdict
+from whiten.distillation.mix import choose_mix
+from whiten.embedding.embed import embed, store_folder
+from whiten.embedding.encoder import Encoder, Part
+from whiten.errors import ConfigError, NoImagesError
+from whiten.evaluation.cost import measure_cost
+from whiten.models.registry import open_teacher
+from whiten.models.stored_model import Model, StoredModel
+from whiten.models.student import backbone_as_teacher, build_student
+from whiten.runs.spec import DistillSpec
+from whiten.store.store import Store, embedded_by_all
+from whiten.utils.arrays import Array, Vectors, normalize_rows
+from whiten.utils.devices import best_device, resolve_precision
+from whiten.utils.names import distinct, name_codes
+from whiten.utils.progress import announce, progress
+from whiten.whitening.choosing import Choice, choose, fit_chosen, sample_rows
+from whiten.whitening.profile import agreement, effective_rank, spectrum
+from whiten.whitening.weighting import Judge, fused, has_groups, judge_of
+
+SAMPLE = 2048
+
+
+def diagnose(
+    images: str | os.PathLike[str],
+    teachers: Sequence[str],
+    student: str | None = None,
+    *,
+    size: int | None = None,
+    sample: int = SAMPLE,
+    cache: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Diagnosis:
+    """Tell what teachers are worth on a collection of images, in minutes and without training.
+
+    Whitenings are fitted on three quarters of the sample and scored on the fourth, in turn. Images
+    of a group should find each other. Without groups, a random crop of an image should find the
+    image among all others: easy, so that small differences stay within the error.
+
+    Args:
+        images: a folder, or a CSV or Parquet with columns `path,group`.
+        teachers: URIs, see `whiten teachers`.
+        student: URI of a student's backbone, to predict its start in closed form.
+        size: input side of the student in pixels; by default the backbone's own.
+        sample: most images that are embedded, drawn at random in whole groups; 0 is all.
+        cache: folder for the embeddings, which `distill` with the same cache uses again; none by
+            default.
+        seed: seed of the sample and the folds.
+        show_progress: show progress on stderr.
+
+    Raises:
+        ConfigError, TeacherError: a teacher or an option is unknown.
+        NoImagesError: fewer than two images could be embedded by all teachers.
+    """
+    if isinstance(teachers, str):
+        raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
+    spec = DistillSpec.from_mapping(
+        {"teachers": list(teachers), "seed": seed, "size": size}
+        | ({} if student is None else {"student": student})
+    )
+    if sample < 0:
+        raise ConfigError(f"sample must be at least 0, not {sample}")
+    found = find_items(images, announce if show_progress else None)
+    items = found.take(sample_rows(len(found), found.groups, seed, sample or len(found)))
+    by_groups = has_groups(items.groups)
+    opened: list[Model] = [open_teacher(uri) for uri in spec.teachers]
+    has_views = not by_groups and not any(isinstance(model, StoredModel) for model in opened)
+    views = range(2 if has_views else 1)
+    backbone = None
+    if student is not None:
+        torch.manual_seed(seed)
+        net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+        backbone = backbone_as_teacher(net, config)
+    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+        embedding = _Embedding(Path(cache or temporary), spec, show_progress)
+        models = [*opened, *([] if backbone is None else [backbone])]
+        stores = [embedding.of(model, items, views) for model in models]
+        items, skipped = embedded_by_all(items, stores, views)
+        if len(items) < 2:
+            raise NoImagesError(
+                f"{len(items)} of the images could be embedded by all teachers: name at least two"
+            )
+        names = items.ids.to_pylist()
+        vectors = [[store.gather(names, view) for view in views] for store in stores]
+        contents = name_codes(stores[0].content_hashes(items.by_id))
+    features = None if backbone is None else np.stack(vectors.pop(), axis=1)
+    raw = [normalize_rows(per_view[0]) for per_view in vectors]
+    second = [normalize_rows(per_view[1]) for per_view in vectors] if has_views else None
+    groups = items.groups.to_pylist() if by_groups else None
+    if show_progress:
+        announce(f"choose the whitenings on {len(items):,} images")
+    choices = _choices(raw, groups, second, seed)
+    judge = judge_of(raw, choices, groups=groups, second_views=second, seed=seed)
+    facts = _teachers(opened, raw, choices, judge, len(found))
+    fusion = [1.0] * len(raw)
+    before = None if judge is None else judge.scores(fusion, is_raw=True)
+    after = None if judge is None else judge.scores(fusion)
+    adds = None if before is None or after is None else _difference(after, before)
+    told = None
+    if features is not None:
+        whitened = [
+            np.stack([_whitened(choice, own[0], each) for each in own], axis=1)
+            for choice, own in zip(choices, vectors, strict=True)
+        ]
+        told = _student(spec, features, whitened, groups)
+    distinct = np.unique(contents, return_index=True)[1]
+    near = near_copies(items.take(distinct), fused([each[distinct] for each in raw], fusion))
+    exact = exact_copies(found)
+    return Diagnosis(
+        images=len(found),
+        sampled=len(items),
+        exact_copies=exact,
+        near_copies=near,
+        criterion=None if judge is None else judge.criterion,
+        teachers=facts,
+        raw=None if before is None else float(before.mean()),
+        whitened=None if after is None else float(after.mean()),
+        whitening_adds=adds,
+        student=told,
+        verdict=verdict(
+            copied=exact / len(found) + near / len(items),
+            teachers=facts,
+            whitening_adds=adds,
+            student=told,
+        ),
+        skipped=skipped,
+    )
+
+
+class _Embedding:
+    """Embeds as `distill` does by default, so that it finds the embeddings again."""
+
+    def __init__(self, cache: Path, spec: DistillSpec, show_progress: bool) -> None:
+        self.cache = cache
+        self.spec = spec
+        self.device = best_device()
+        self.show_progress = show_progress
+
+    def of(self, model: Model, items: Items, views: range) -> Store:
+        precision = resolve_precision(self.spec.precision, self.device.type)
+        with progress(f"embed {model.name}", enabled=self.show_progress, unit="images") as update:
+            store = embed(
+                items,
+                model.to(self.device),
+                store_folder(self.cache, model, precision=precision, seed=self.spec.view_seed),
+                views=views,
+                plan=self.spec.view_plan,
+                precision=precision,
+                progress=update,
+            )
+        model.to("cpu")  # frees device memory for the next one
+        return store
+
+
+def _choices(
+    raw: Sequence[Vectors],
+    groups: Sequence[str | None] | None,
+    second: Sequence[Vectors] | None,
+    seed: int,
+) -> list[Choice]:
+    return [
+        choose(
+            own,
+            groups=groups,
+            others=[other for k, other in enumerate(raw) if k != number],
+            second_views=None if second is None else second[number],
+            seed=seed,
+        )
+        for number, own in enumerate(raw)
+    ]
+
+
+def _teachers(
+    models: Sequence[Model],
+    raw: Sequence[Vectors],
+    choices: Sequence[Choice],
+    judge: Judge | None,
+    images: int,
+) -> list[TeacherFacts]:
+    whole = [_whitened(choice, own, own) for choice, own in zip(choices, raw, strict=True)]
+    shared = agreement(whole)
+    count = len(models)
+    together = None if judge is None else judge.scores([1.0] * count)
+    names = distinct([model.name for model in models])
+    facts = []
+    for k, model in enumerate(models):
+        alone, adds = None, None
+        if judge is not None and together is not None:
+            only = [float(j == k) for j in range(count)]
+            alone = float(judge.scores(only).mean())
+            if count > 1:
+                adds = _difference(together, judge.scores([1.0 - share for share in only]))
+        cost = measure_cost(Encoder(model.name, [Part(model)]))
+        values = spectrum(raw[k])
+        facts.append(
+            TeacherFacts(
+                name=names[k],
+                uri=model.uri,
+                dim=model.dim,
+                spectrum=values.tolist(),
+                effective_rank=effective_rank(values),
+                samples_per_dim=images / model.dim,
+                agreement={names[j]: float(shared[k, j]) for j in range(count) if j != k},
+                whitening=f"shrinkage {choices[k].shrinkage:g}, {choices[k].dim} axes",
+                score=alone,
+                adds=adds,
+                params=cost.params,
+                macs=cost.macs,
+                ms_per_image=cost.ms_per_image,
+            )
+        )
+    return facts
+
+
+def _whitened(choice: Choice, fitted_on: Vectors, vectors: Vectors) -> Vectors:
+    whitener = fit_chosen(replace(choice, dim=min(choice.dim, len(fitted_on) - 1)), fitted_on)
+    unit: Vectors = normalize_rows(whitener.transform(vectors)).astype(np.float32)
+    return unit
+
+
+def _difference(one: Array, other: Array) -> Difference:
+    each = one - other
+    return Difference(float(each.mean()), float(each.std() / np.sqrt(len(each))))
+
+
+def _student(
+    spec: DistillSpec,
+    features: Vectors,
+    targets: list[Vectors],
+    groups: Sequence[str | None] | None,
+) -> StudentFacts | None:
+    mix, scores = choose_mix(features, targets, groups, spec)
+    if not scores:
+        return None
+    criterion = "mAP of held-out groups"
+    if groups is None:
+        criterion = "agreement with the fused teachers' neighbours, and second views"
+    of_features = {name: score for name, score in scores.items() if name.startswith("1 features")}
+    return StudentFacts(
+        uri=spec.student,
+        criterion=criterion,
+        start=of_features["1 features"],
+        whitened=max(score for name, score in of_features.items() if name != "1 features"),
+        closed=scores[mix.name],
+        mix=mix.name,
+    )

@@ -1,0 +1,117 @@
+"""Write the page of a diagnosis: one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from whiten.diagnosis.result import Diagnosis
+from whiten.report.page import PAGE, STYLE, embedded, section
+from whiten.report.plots import spectra, teacher_colours
+from whiten.report.table import printable
+from whiten.report.teachers import agreement, contributions
+from whiten.utils.files import write_atomically
+
+_HEADINGS = (
+    "teacher", "whitening", "alone", "adds", "dim", "effective rank", "images per dim",
+    "params", "ms/image",
+)  # fmt: skip
+
+
+def write_page(found: Diagnosis, path: Path) -> Path:
+    """Write the page, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page(found).encode("utf-8", "backslashreplace"))
+    return path
+
+
+def page(found: Diagnosis) -> str:
+    """Return the page's HTML."""
+    title = f"{len(found.teachers)} teachers on {found.images:,} images"
+    notes = "".join(f"<li>{escape(printable(note))}</li>" for note in found.verdict)
+    facts = "</div><div>".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(printable(fact))}</dd>" for name, fact in _facts(found)
+    )
+    parts = [f"<h1>{escape(title)}</h1>"]
+    if notes:
+        parts.append(f'<ul class="notes">{notes}</ul>')
+    parts.append(f"<dl><div>{facts}</div></dl>")
+    parts.append(section("Teachers", _help(found), _table(found)))
+    for heading, help_, png in _plots(found):
+        if png is not None:
+            parts.append(section(heading, help_, embedded(heading, png)))
+    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(parts))
+
+
+def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
+    yield "images", f"{found.images:,}, {found.sampled:,} of them embedded"
+    yield "exact copies", f"{found.exact_copies:,}"
+    yield "near-duplicates among the embedded", f"{found.near_copies:,}"
+    if found.skipped:
+        yield "could not be used", f"{len(found.skipped):,}"
+    if found.raw is not None and found.whitened is not None:
+        yield (
+            "fused, as they come → whitened",
+            f"{100 * found.raw:.1f} → {100 * found.whitened:.1f} ({found.whitening_adds})",
+        )
+    if (s := found.student) is not None:
+        yield (
+            f"{s.uri}: its features → whitened → in closed form",
+            f"{100 * s.start:.1f} → {100 * s.whitened:.1f} → {100 * s.closed:.1f} ({s.criterion})",
+        )
+
+
+def _help(found: Diagnosis) -> str:
+    if found.criterion is None:
+        return "There was nothing to measure on: name grouped images, or more of them."
+    return (
+        f"Scores are mAP in %: {found.criterion}. A teacher adds what the fusion of all loses "
+        "without it, ± the standard error."
+    )
+
+
+def _table(found: Diagnosis) -> str:
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in _HEADINGS)
+    body = ""
+    for teacher in found.teachers:
+        cells = (
+            teacher.whitening,
+            "–" if teacher.score is None else f"{100 * teacher.score:.1f}",
+            "–" if teacher.adds is None else str(teacher.adds),
+            f"{teacher.dim:,}",
+            f"{teacher.effective_rank:.0f}",
+            f"{teacher.samples_per_dim:.1f}",
+            "–" if teacher.params is None else f"{teacher.params / 1e6:.1f}M",
+            "–" if teacher.ms_per_image is None else f"{teacher.ms_per_image:#.3g}",
+        )
+        row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        body += f'<tr><th scope="row">{escape(printable(teacher.name))}</th>{row}</tr>\n'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
+
+
+def _plots(found: Diagnosis) -> Iterator[tuple[str, str, bytes | None]]:
+    teachers = found.teachers
+    names = [teacher.name for teacher in teachers]
+    adds = {t.name: (t.adds.value, t.adds.error) for t in teachers if t.adds is not None}
+    yield (
+        "What each teacher adds",
+        "The fusion of all, less the fusion without this teacher. Grey is within two standard "
+        "errors of nothing, orange is a teacher that harms.",
+        contributions(adds),
+    )
+    shares = np.array([[t.agreement.get(name, 1.0) for name in names] for t in teachers])
+    yield (
+        "How far they agree",
+        "The share of the 10 nearest neighbours of an image that two whitened teachers have in "
+        "common. Teachers that agree on everything are one teacher.",
+        agreement(names, shares),
+    )
+    yield (
+        "Spectra",
+        "The steeper a line, the fewer axes decide a teacher's similarities as they come.",
+        spectra({t.name: np.array(t.spectrum) for t in teachers}, teacher_colours(names)),
+    )
