@@ -58,38 +58,39 @@ def test_the_fusion_is_the_weighted_mean_of_cosines() -> None:
 
 
 def group_teachers(noise: float) -> tuple[list[np.ndarray], list[str]]:
-    """A teacher that knows 20 groups of 4, up to noise, and one that knows nothing."""
-    centres = RNG.normal(size=(20, 16)).repeat(4, axis=0)
+    """A teacher that knows 24 groups of 4, up to noise, and one that knows nothing."""
+    centres = RNG.normal(size=(24, 16)).repeat(4, axis=0)
     good = centres + noise * RNG.normal(size=centres.shape)
-    names = [f"g{i}" for i in range(20) for _ in range(4)]
-    return [normalize_rows(good), normalize_rows(RNG.normal(size=(80, 16)))], names
+    names = [f"g{i}" for i in range(24) for _ in range(4)]
+    return [normalize_rows(good), normalize_rows(RNG.normal(size=(96, 16)))], names
 
 
 def test_groups_judge_a_fusion() -> None:
     teachers, names = group_teachers(0.1)
     judge = judge_of(teachers, [None, None], groups=names)
     assert judge is not None and judge.criterion == GROUPS
-    assert judge.scores([1.0, 0.0]).tolist() == [1.0] * 80
+    assert judge.scores([1.0, 0.0]).tolist() == [1.0] * 96
     assert judge.scores([0.0, 1.0]).mean() < 0.5
-    assert [fold.classes.size for fold in judge.folds] == [20] * 4
+    assert [fold.classes.size for fold in judge.folds] == [24] * 4
 
 
 def test_second_views_judge_a_fusion() -> None:
     teachers, _ = group_teachers(1.0)
-    views = [teachers[0] + 0.01 * RNG.normal(size=(80, 16)), RNG.normal(size=(80, 16))]
+    views = [teachers[0] + 0.01 * RNG.normal(size=(96, 16)), RNG.normal(size=(96, 16))]
     judge = judge_of(teachers, [None, None], second_views=views)
     assert judge is not None and judge.criterion == VIEWS
-    assert judge.scores([1.0, 0.0]).tolist() == [1.0] * 80
+    assert judge.scores([1.0, 0.0]).tolist() == [1.0] * 96
     assert judge.scores([0.0, 1.0]).mean() < 0.5
 
 
 def test_without_evidence_nothing_is_judged() -> None:
     teachers, _ = group_teachers(1.0)
     assert judge_of(teachers, [None, None]) is None
-    assert judge_of(teachers, [None, None], groups=["a", "a", *([None] * 78)]) is None
-    assert judge_of([t[:4] for t in teachers], [None] * 2, second_views=teachers) is None
-    assert not has_groups([None, "a", "a", "b", "b", "c", "c", "d"])
-    assert has_groups([None, "a", "a", "b", "b", "c", "c", "d", "d"])
+    assert judge_of(teachers, [None, None], groups=["a", "a", *([None] * 94)]) is None
+    assert judge_of([t[:95] for t in teachers], [None] * 2, second_views=teachers) is None
+    pairs = [f"g{i // 2}" for i in range(32)]
+    assert not has_groups([None, *pairs[:31]])
+    assert has_groups([None, *pairs])
 
 
 def facts(
@@ -140,18 +141,18 @@ def test_equal_names_are_told_apart() -> None:
 
 @pytest.mark.usefixtures("colour_teachers")
 def test_a_diagnosis_of_grouped_images(tmp_path: Path) -> None:
-    images = write_groups(tmp_path / "images", {f"g{i}": 4 for i in range(12)})
+    images = write_groups(tmp_path / "images", {f"g{i}": 4 for i in range(24)})
     (images / "g0" / "broken.png").write_bytes(b"no image")
     shutil.copy(images / "g1" / "0.png", images / "g1" / "copy.png")
     found = whiten.diagnose(images, TEACHERS)
-    assert (found.images, found.sampled, found.exact_copies) == (50, 49, 1)
+    assert (found.images, found.sampled, found.exact_copies) == (98, 97, 1)
     assert found.criterion == GROUPS
     assert [skip.id for skip in found.skipped] == ["g0/broken.png"]
     assert [teacher.dim for teacher in found.teachers] == [12, 8]
     first, second = found.teachers
     assert first.name != second.name
     assert first.agreement == {second.name: pytest.approx(second.agreement[first.name])}
-    assert first.samples_per_dim == 50 / 12
+    assert first.samples_per_dim == 98 / 12
     assert 1 < first.effective_rank <= 12
     assert found.whitened is not None and found.raw is not None
     assert found.whitening_adds is not None
@@ -189,12 +190,12 @@ def test_without_groups_second_views_count_and_distill_finds_the_embeddings(
 
 @pytest.mark.usefixtures("colour_teachers")
 def test_a_sample_keeps_groups_whole(tmp_path: Path) -> None:
-    images = write_groups(tmp_path / "images", {f"g{i}": 4 for i in range(12)})
-    found = whiten.diagnose(images, TEACHERS[:1], sample=24)
-    assert (found.images, found.sampled) == (48, 24)
+    images = write_groups(tmp_path / "images", {f"g{i}": 4 for i in range(30)})
+    found = whiten.diagnose(images, TEACHERS[:1], sample=100)
+    assert (found.images, found.sampled) == (120, 100)
     assert found.criterion == GROUPS
     assert found.teachers[0].adds is None and found.teachers[0].agreement == {}
-    assert found.lines()[0].startswith("48 images, 24 of them looked at")
+    assert found.lines()[0].startswith("120 images, 100 of them looked at")
 
 
 @pytest.mark.usefixtures("colour_teachers")

@@ -16,8 +16,8 @@ from whiten.report.teachers import agreement, contributions
 from whiten.utils.files import write_atomically
 
 _HEADINGS = (
-    "teacher", "whitening", "alone", "adds", "dim", "effective rank", "images per dim",
-    "params", "ms/image",
+    "teacher", "alone", "adds", "dim", "effective rank", "images per dim", "params", "ms/image",
+    "whitening",
 )  # fmt: skip
 
 
@@ -78,7 +78,6 @@ def _table(found: Diagnosis) -> str:
     body = ""
     for teacher in found.teachers:
         cells = (
-            teacher.whitening,
             "–" if teacher.score is None else f"{100 * teacher.score:.1f}",
             "–" if teacher.adds is None else str(teacher.adds),
             f"{teacher.dim:,}",
@@ -86,6 +85,7 @@ def _table(found: Diagnosis) -> str:
             f"{teacher.samples_per_dim:.1f}",
             "–" if teacher.params is None else f"{teacher.params / 1e6:.1f}M",
             "–" if teacher.ms_per_image is None else f"{teacher.ms_per_image:#.3g}",
+            teacher.whitening,
         )
         row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         body += f'<tr><th scope="row">{escape(printable(teacher.name))}</th>{row}</tr>\n'

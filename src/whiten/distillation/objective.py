@@ -28,6 +28,7 @@ class Batch:
         labels: (B,) class of each pair of the joined batch.
         fused_x, fused_y: (b, dim) in the fused teacher space, for `align` and `queue`.
         queue: (q, dim) cached embeddings of other images in that space, for `queue`.
+        weights: weight of each teacher in means, with a mean of 1; None if they are equal.
     """
 
     student_x: Tensor
@@ -38,6 +39,7 @@ class Batch:
     fused_x: Tensor | None = None
     fused_y: Tensor | None = None
     queue: Tensor | None = None
+    weights: Sequence[float] | None = None
 
 
 def objective(
@@ -58,11 +60,15 @@ def objective(
         [F.normalize(losses.gather(side).float(), dim=1) for side in sides]
         for sides in (batch.teachers_x, batch.teachers_y)
     )
+    equal = [1.0] * len(teachers_x)
+    weights = batch.weights or equal
     total = x.new_zeros(())
     positives = torch.stack([(a * b).sum(1) for a, b in zip(teachers_x, teachers_y, strict=True)])
     if spec.kl:
         assert spec.fusion is not None
-        across = (a @ b.T for a, b in zip(teachers_x, teachers_y, strict=True))
+        # A maximum or minimum takes no weights.
+        shares = weights if spec.fusion == "mean" else equal
+        across = (w * (a @ b.T) for w, a, b in zip(shares, teachers_x, teachers_y, strict=True))
         target, _ = fuse_streaming(across, len(teachers_x), spec.fusion, generator=generator)
         if spec.fusion.startswith("max"):
             target = with_all_positives(target, teachers_x, teachers_y, batch.labels)
@@ -74,7 +80,8 @@ def objective(
     if spec.relational:
         with torch.no_grad():
             sides = [torch.cat(pair) for pair in zip(teachers_x, teachers_y, strict=True)]
-            target, _ = fuse_streaming((side @ side.T for side in sides), len(sides), "mean")
+            within = (w * (side @ side.T) for w, side in zip(weights, sides, strict=True))
+            target, _ = fuse_streaming(within, len(sides), "mean")
         total = total + spec.relational * relational_kl(both @ both.T, target, labels, _tau(spec))
     if batch.fused_x is not None and batch.fused_y is not None:
         fused = torch.cat([losses.gather(batch.fused_x), losses.gather(batch.fused_y)])

@@ -34,6 +34,7 @@ from whiten.distillation.training_set import (
     items_path,
     target_path,
 )
+from whiten.distillation.weighing import weigh_teachers
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.fitting import fit_whiteners, fused_fingerprint
 from whiten.errors import ConfigError, NoImagesError
@@ -47,6 +48,7 @@ from whiten.runs.spec import DistillSpec
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.devices import best_device, resolve_precision
 from whiten.utils.files import write_atomically
+from whiten.utils.names import distinct
 from whiten.utils.progress import announce, progress
 from whiten.whitening.choosing import GROUPS, Choice
 from whiten.whitening.whitener import Whitener
@@ -105,6 +107,17 @@ def prepare(
     spec, why = complete(spec, source, _map_on_groups(choices))
     if show_progress:
         announce(why)
+    spec = weigh_teachers(
+        run,
+        spec,
+        [teacher["name"] for teacher in described],
+        stores,
+        items,
+        whiteners,
+        by_groups=source in ("groups", "mixed"),
+        has_views=views > 1 and not spec.teachers_online,
+        show_progress=show_progress,
+    )
 
     held = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
     items = items.take(np.argsort(held, kind="stable"))  # held-out ones last
@@ -122,7 +135,12 @@ def prepare(
     gallery = None
     if spec.compatible and rotation is not None:
         rotation.save(run.rotation)
-        gallery = _gallery(described, whiteners, rotation)
+        gallery = fused_fingerprint(
+            [teacher["fingerprint"] for teacher in described],
+            whiteners,
+            rotation,
+            run.read_weights(),
+        )
     table = items.table().append_column("content_hash", stores[0].content_hashes(items.by_id))
     pq.write_table(table, items_path(run))
     if spec.holdout_source:
@@ -210,25 +228,17 @@ class _Cache:
 def _describe(
     uris: Sequence[str], teachers: Sequence[Model], stores: Sequence[Store]
 ) -> list[dict[str, str]]:
-    described: list[dict[str, str]] = []
-    for uri, teacher, store in zip(uris, teachers, stores, strict=True):
-        described.append(
-            {
-                "name": _unique(teacher.name, [d["name"] for d in described]),
-                "uri": uri,
-                "licence": teacher.licence,
-                # That of the store, as in the whiteners: an earlier version may have begun it.
-                "fingerprint": store.origin.fingerprint,
-            }
-        )
-    return described
-
-
-def _unique(name: str, taken: Sequence[str]) -> str:
-    candidate, number = name, 2
-    while candidate in taken:
-        candidate, number = f"{name} ({number})", number + 1
-    return candidate
+    names = distinct([teacher.name for teacher in teachers])
+    return [
+        {
+            "name": name,
+            "uri": uri,
+            "licence": teacher.licence,
+            # That of the store, as in the whiteners: an earlier version may have begun it.
+            "fingerprint": store.origin.fingerprint,
+        }
+        for name, uri, teacher, store in zip(names, uris, teachers, stores, strict=True)
+    ]
 
 
 def _map_on_groups(choices: Sequence[Choice | None]) -> float | None:
@@ -274,8 +284,8 @@ def _write_targets(
 ) -> None:
     """Write each teacher's targets in the order of the items."""
     paths = [target_path(run, number) for number in range(len(stores))]
-    for store, whitener, path in zip(stores, whiteners, paths, strict=True):
-        write_targets(store, items.by_id, range(views), whitener, path)
+    for store, whitener, path, weight in zip(stores, whiteners, paths, spec.weights, strict=True):
+        write_targets(store, items.by_id, range(views), whitener, path, weight)
     if spec.compatible:
         _require_room(spec, len(items), sum(open_targets(path).shape[2] for path in paths))
 
@@ -293,15 +303,6 @@ def _require_room(spec: DistillSpec, images: int, width: int) -> None:
             f"--compatible: {images} images and teachers that are fused in {width} dimensions give "
             f"a gallery of at most {most}, dim={spec.dim} does not fit: use --dim {most} or fewer"
         )
-
-
-def _gallery(
-    teachers: Sequence[dict[str, str]],
-    whiteners: Sequence[Whitener | None],
-    rotation: Whitener,
-) -> str:
-    """Return the fingerprint of `fuse:compatible:RUN`, the encoder of the gallery."""
-    return fused_fingerprint([t["fingerprint"] for t in teachers], whiteners, rotation)
 
 
 def _make(*folders: Path) -> None:

@@ -27,12 +27,18 @@ _BLOCK = 8192
 
 
 def write_targets(
-    store: Store, images: NameIndex, views: Sequence[int], whitener: Whitener | None, path: Path
+    store: Store,
+    images: NameIndex,
+    views: Sequence[int],
+    whitener: Whitener | None,
+    path: Path,
+    weight: float = 1.0,
 ) -> None:
     """Write (images, views, dim) float32 targets: whitened if requested, L2-normalised.
 
     Args:
         views: numbers of the views, one after the other.
+        weight: weight of the teacher in fusions; the targets are multiplied by its square root.
     """
     dim = store.dim if whitener is None else whitener.projection_.shape[0]
     with _creating(path, (len(images), len(views), dim)) as out:
@@ -44,7 +50,7 @@ def write_targets(
             block = vectors[keep]
             if whitener is not None:
                 block = whitener.transform(block)
-            out[rows[keep], view[keep]] = normalize_rows(block)
+            out[rows[keep], view[keep]] = math.sqrt(weight) * normalize_rows(block)
             forget(out)
 
 
@@ -71,7 +77,7 @@ def write_fused_targets(
     """Concatenate all teachers' targets and rotate them to `dim` dimensions by PCA.
 
     Args:
-        paths: targets of the teachers, by `write_targets`.
+        paths: targets of the teachers, by `write_targets`; their weights have a mean of 1.
         path: gets the fused targets, (images, views, dim).
         own: the student's own features. With them the axes are those of its start, which wastes
             none on what it cannot know, and go through the origin: what all images have in common

@@ -248,6 +248,7 @@ def _loss(
         fused_x=fused[0],
         fused_y=fused[1],
         queue=data.queue(generator, fabric.device) if spec.queue else None,
+        weights=spec.weights,
     )
     loss, wins = objective(batch, spec, generator)
     # Gradients are averaged over processes, but each holds only its own rows' part of the sum.

@@ -46,7 +46,7 @@ class Part:
 
 
 class Encoder:
-    """Embeds images; the embeddings of several parts are concatenated with equal weight.
+    """Embeds images; the embeddings of several parts are concatenated.
 
     Attributes:
         name: display name.
@@ -54,24 +54,34 @@ class Encoder:
         parts: the models.
         uri: argument of `load` that opens it; "" if that takes more arguments.
         rotation: PCA of the concatenated embeddings to fewer dimensions.
+        weights: one per part, with a mean of 1; None if they are equal. A part's embeddings are
+            multiplied by the square root, so that similarities are weighted means of cosines.
         batch_size: images per batch; None chooses by device.
     """
 
     def __init__(
-        self, name: str, parts: Sequence[Part], uri: str = "", rotation: Whitener | None = None
+        self,
+        name: str,
+        parts: Sequence[Part],
+        uri: str = "",
+        rotation: Whitener | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.name = name
         self.parts = list(parts)
         self.uri = uri
         self.rotation = rotation
+        self.weights = None if weights is None else list(weights)
         self.batch_size: int | None = None
         width = sum(part.dim for part in parts)
         self.dim = width if rotation is None else len(rotation.projection_)
 
     def fingerprint(self) -> str:
-        """Fingerprint; changes with any weights, preprocessing, whitening or the rotation."""
+        """Fingerprint; changes with any model, preprocessing, whitening, rotation or weight."""
         models = [part.teacher.fingerprint() for part in self.parts]
-        return fused_fingerprint(models, [part.whitener for part in self.parts], self.rotation)
+        return fused_fingerprint(
+            models, [part.whitener for part in self.parts], self.rotation, self.weights
+        )
 
     def made(self, uri: str, recorded: str) -> bool:
         """Return whether this encoder made what is recorded under a URI and fingerprint.
@@ -82,7 +92,7 @@ class Encoder:
             return True
         models = [part.teacher.earlier_fingerprint() for part in self.parts]
         whiteners = [part.whitener for part in self.parts]
-        earlier = fused_fingerprint(models, whiteners, self.rotation)
+        earlier = fused_fingerprint(models, whiteners, self.rotation, self.weights)
         return bool(uri) and uri == self.uri and recorded == earlier
 
     def can_query(self, gallery: str) -> bool:
@@ -168,6 +178,11 @@ class Encoder:
 
     def join(self, blocks: Sequence[Vectors]) -> Vectors:
         """Join the parts' embeddings of the same images, (n, part.dim) -> (n, dim)."""
+        if self.weights is not None:
+            blocks = [
+                np.sqrt(np.float32(weight)) * block
+                for weight, block in zip(self.weights, blocks, strict=True)
+            ]
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
         if self.rotation is not None:
             joined = self.rotation.transform(joined)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from whiten.datasets.collection import Items
 from whiten.store.store import Store
@@ -86,14 +87,22 @@ def _describe(whitener: Whitener, store: Store) -> Whitener:
 
 
 def fused_fingerprint(
-    models: Sequence[str], whiteners: Sequence[Whitener | None], rotation: Whitener | None = None
+    models: Sequence[str],
+    whiteners: Sequence[Whitener | None],
+    rotation: Whitener | None = None,
+    weights: Sequence[float] | None = None,
 ) -> str:
-    """Return the fingerprint of fused embeddings, from the models, whitenings and the rotation.
+    """Return the fingerprint of fused embeddings, from all that decides on them.
 
     Args:
         models: fingerprints of the models.
         whiteners: one per model.
         rotation: rotation of the concatenated embeddings.
+        weights: one per model; None if they are equal.
     """
-    facts = [list(models), [None if w is None else w.fingerprint() for w in whiteners]]
-    return fingerprint(facts if rotation is None else [*facts, rotation.fingerprint()])
+    facts: list[Any] = [list(models), [None if w is None else w.fingerprint() for w in whiteners]]
+    if rotation is not None:
+        facts.append(rotation.fingerprint())
+    if weights is not None:
+        facts.append(["weights", *map(repr, weights)])
+    return fingerprint(facts)

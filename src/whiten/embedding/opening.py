@@ -203,7 +203,9 @@ def _whitened(run: RunFolder, teachers: Sequence[Model]) -> Encoder:
         Part(teacher, Whitener.load(run.whitener(number)))
         for number, teacher in enumerate(teachers)
     ]
-    return Encoder(f"{_names(teachers)}, whitened", parts, _lasting(f"fuse:whitened:{run.root}"))
+    uri = _lasting(f"fuse:whitened:{run.root}")
+    name = f"{_names(teachers)}, whitened"
+    return Encoder(name, parts, uri, weights=run.read_weights())
 
 
 def _compatible(run: RunFolder, teachers: Sequence[Model] | None = None) -> Encoder:
@@ -225,7 +227,9 @@ def _compatible(run: RunFolder, teachers: Sequence[Model] | None = None) -> Enco
         part.whitener = Whitener.load(run.whitener(number))
         _require_fitted_on(part.teacher, part.whitener, str(run.whitener(number)))
     name = f"{_names([part.teacher for part in parts])}, compatible"
-    return Encoder(name, parts, _lasting(f"fuse:compatible:{run.root}"), rotation)
+    return Encoder(
+        name, parts, _lasting(f"fuse:compatible:{run.root}"), rotation, run.read_weights()
+    )
 
 
 def _names(teachers: Sequence[Model]) -> str:

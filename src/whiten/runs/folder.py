@@ -87,6 +87,26 @@ class RunFolder:
         """Path of the whitenings' choices; the file is missing if there was nothing to choose."""
         return self.whiteners / "choices.json"
 
+    @property
+    def weights(self) -> Path:
+        """Path of the weights of the teachers; the file is missing if they are equal."""
+        return self.whiteners / "weights.json"
+
+    def read_weights(self) -> list[float] | None:
+        """Return the weights of the teachers, with a mean of 1; None if they are equal.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.weights.exists():
+            return None
+        try:
+            return [float(weight) for weight in json.loads(self.weights.read_text())]
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"{self.weights} is damaged ({one_line(error)}): distil again or restore it"
+            ) from error
+
     def read_config(self) -> tuple[str, DistillSpec]:
         """Return the images' folder and the options.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,11 @@ class DistillSpec:
     shrinkage: Annotated[float | Literal["auto"] | None, _MODELS] = None
     """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto, the default,
     chooses on held-out images."""
+    teacher_weights: Annotated[str | None, _MODELS] = None
+    """Weights of the teachers in their fused space, one number above 0 per teacher, as 1,1,0.5: the
+    similarity of two images is the weighted mean of the teachers' cosines. equal, or auto, which
+    lowers a teacher's weight if held-out images show a clear gain. By default auto, or equal with
+    the recipe paper."""
     compatible: Annotated[bool, _MODELS, _no("compatible")] = False
     """Make the student's queries able to search a gallery of its teachers, fuse:compatible:RUN: the
     student also regresses their fused embeddings, cut to its own dimension."""
@@ -190,6 +196,7 @@ class DistillSpec:
             )
         for uri in (*self.teachers, self.student):
             parse_uri(uri)
+        _ = self.weights
         for name in ("dim", "whiten_dim", "pairs_per_class", *_PARALLEL):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
@@ -244,6 +251,28 @@ class DistillSpec:
 
     def to_mapping(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @property
+    def weights(self) -> list[float]:
+        """Weights of the teachers, with a mean of 1: equal ones unless numbers are given.
+
+        Raises:
+            ConfigError: the weights are no numbers above 0, one per teacher.
+        """
+        count = len(self.teachers)
+        if self.teacher_weights in (None, "auto", "equal"):
+            return [1.0] * count
+        try:
+            numbers = [float(part) for part in str(self.teacher_weights).split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) != count or not all(0 < number < math.inf for number in numbers):
+            raise ConfigError(
+                f"teacher_weights is auto, equal, or {count} numbers above 0 with commas between "
+                f"them, one per teacher, not {self.teacher_weights!r}; leave out a teacher that "
+                "should have no weight"
+            )
+        return [number * count / sum(numbers) for number in numbers]
 
     @property
     def view_plan(self) -> ViewPlan:

@@ -20,8 +20,10 @@ from whiten.whitening.whitener import Whitener
 
 VIEWS = "second views find their image"
 GROUPS = "held-out groups"
+LEVELS = (0.5, 0.25, 0.1)  # below 1; a teacher that is worth nothing is left out by the user
 _FOLDS = 4
-_GROUPS = 4  # groups of two images that are enough to measure by
+_GROUPS = 16  # groups of two images that are enough to measure by: four per fold
+_FEWEST = 96  # images
 
 Vectors = npt.NDArray[Any]
 
@@ -80,6 +82,37 @@ class Judge:
         return np.concatenate([fold.score(weights, is_raw=is_raw) for fold in self.folds])
 
 
+def choose_weights(judge: Judge, count: int) -> list[float]:
+    """Choose the weights of `count` teachers, from 0.1 to 1, the largest 1.
+
+    Starting from equal weights, the weight that gains most is lowered, again and again. Of all
+    weights tried within one standard error of the best, those nearest to equal are taken: equal
+    weights are hard to beat unless a teacher is much weaker than the others.
+    """
+    weights = [1.0] * count
+    tried: dict[tuple[float, ...], Array] = {tuple(weights): judge.scores(weights)}
+    while True:
+        lower: list[tuple[float, ...]] = [
+            (*weights[:k], level, *weights[k + 1 :])
+            for k in range(count)
+            for level in LEVELS
+            if level < weights[k] and max(*weights[:k], *weights[k + 1 :], 0.0) == 1.0
+        ]
+        tried |= {each: judge.scores(each) for each in lower if each not in tried}
+        best = max([tuple(weights), *lower], key=lambda each: float(tried[each].mean()))
+        if best == tuple(weights):
+            break
+        weights = list(best)
+    top = tried[tuple(weights)]
+    near = [
+        each
+        for each, scores in tried.items()
+        if (top - scores).mean() <= (top - scores).std() / len(top) ** 0.5
+    ]
+    chosen = max(near, key=lambda each: (sum(each), float(tried[each].mean())))
+    return list(chosen)
+
+
 def judge_of(
     teachers: Sequence[Vectors],
     choices: Sequence[Choice | None],
@@ -88,7 +121,8 @@ def judge_of(
     second_views: Sequence[Vectors] | None = None,
     seed: int = 0,
 ) -> Judge | None:
-    """Whiten each fold by the others, to score fusions on it; None without evidence.
+    """Whiten each fold by the others, to score fusions on it; None without evidence or with fewer
+    than 96 images.
 
     With groups, the images of a group should find each other. Otherwise another view of an image
     should find the image among all others.
@@ -96,14 +130,14 @@ def judge_of(
     Args:
         teachers: for each teacher (n, D_k) embeddings of the same images, L2-normalised.
         choices: its whitening, or None to leave it unwhitened.
-        groups: group of each image; used if four of them have two images.
+        groups: group of each image; used if 16 of them have two images.
         second_views: for each teacher (n, D_k) embeddings of another view of each image.
         seed: seed of the folds.
     """
     n = len(teachers[0])
     classes = np.full(n, -1) if groups is None else _classes(groups)
     by_groups = groups is not None and has_groups(groups)
-    if n < 2 * _FOLDS or not (by_groups or second_views is not None):
+    if n < _FEWEST or not (by_groups or second_views is not None):
         return None
     rng = np.random.default_rng(seed)
     fold_of = rng.permutation(n) % _FOLDS
@@ -132,7 +166,7 @@ def judge_of(
 
 
 def has_groups(groups: Names) -> bool:
-    """Whether groups are enough to measure by: four of two images."""
+    """Whether groups are enough to measure by: 16 of two images."""
     classes = _classes(groups)
     return len(np.unique(classes[classes >= 0])) >= _GROUPS
 
