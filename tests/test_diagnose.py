@@ -183,7 +183,7 @@ def test_without_groups_second_views_count_and_distill_finds_the_embeddings(
     assert page.count("<img") == 3 and "http" not in page.replace("http-equiv", "")
     whiten.distill(
         flat, TEACHERS, tmp_path / "run", student=student, epochs=0, dim=8,
-        cache=cache,
+        views=2, cache=cache,
     )  # fmt: skip
     assert "embed" not in capsys.readouterr().err.replace("embedded", "")
 

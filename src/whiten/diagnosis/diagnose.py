@@ -16,7 +16,9 @@ from whiten.datasets.finding import find_items
 from whiten.diagnosis.copies import exact_copies, near_copies
 from whiten.diagnosis.result import Diagnosis, Difference, StudentFacts, TeacherFacts
 from whiten.diagnosis.verdict import verdict
+from whiten.distillation.held_out import CROP_VIEWS, CROPS
 from whiten.distillation.mix import choose_mix
+from whiten.distillation.mix import sample as mix_sample
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.encoder import Encoder, Part
 from whiten.errors import ConfigError, NoImagesError
@@ -30,6 +32,7 @@ from whiten.utils.arrays import Array, Vectors, normalize_rows
 from whiten.utils.devices import best_device, resolve_precision
 from whiten.utils.names import distinct, name_codes
 from whiten.utils.progress import announce, progress
+from whiten.views.plan import ViewPlan
 from whiten.whitening.choosing import Choice, choose, fit_chosen, sample_rows
 from whiten.whitening.profile import agreement, effective_rank, spectrum
 from whiten.whitening.weighting import Judge, fused, has_groups, judge_of
@@ -100,6 +103,9 @@ def diagnose(
         names = items.ids.to_pylist()
         vectors = [[store.gather(names, view) for view in views] for store in stores]
         contents = name_codes(stores[0].content_hashes(items.by_id))
+        crops = None
+        if backbone is not None and not by_groups:
+            crops = embedding.crops(backbone, items.take(mix_sample(len(items), seed)))
     features = None if backbone is None else np.stack(vectors.pop(), axis=1)
     raw = [normalize_rows(per_view[0]) for per_view in vectors]
     second = [normalize_rows(per_view[1]) for per_view in vectors] if has_views else None
@@ -119,7 +125,7 @@ def diagnose(
             np.stack([_whitened(choice, own[0], each) for each in own], axis=1)
             for choice, own in zip(choices, vectors, strict=True)
         ]
-        told = _student(spec, features, whitened, groups)
+        told = _student(spec, features, whitened, groups, crops)
     distinct = np.unique(contents, return_index=True)[1]
     near = near_copies(items.take(distinct), fused([each[distinct] for each in raw], fusion))
     exact = exact_copies(found)
@@ -154,14 +160,27 @@ class _Embedding:
         self.show_progress = show_progress
 
     def of(self, model: Model, items: Items, views: range) -> Store:
+        return self._embed(model, items, views, self.spec.view_plan, None)
+
+    def crops(self, backbone: Model, items: Items) -> Vectors:
+        """(n, c, f) features of the crops that judge a start."""
+        store = self._embed(backbone, items, CROP_VIEWS, CROPS, "crops")
+        names = items.ids.to_pylist()
+        return np.stack([store.gather(names, view) for view in CROP_VIEWS], axis=1)
+
+    def _embed(
+        self, model: Model, items: Items, views: Sequence[int], plan: ViewPlan, augment: str | None
+    ) -> Store:
         precision = resolve_precision(self.spec.precision, self.device.type)
+        seed = 0 if augment else self.spec.view_seed
+        folder = store_folder(self.cache, model, precision=precision, seed=seed, augment=augment)
         with progress(f"embed {model.name}", enabled=self.show_progress, unit="images") as update:
             store = embed(
                 items,
                 model.to(self.device),
-                store_folder(self.cache, model, precision=precision, seed=self.spec.view_seed),
+                folder,
                 views=views,
-                plan=self.spec.view_plan,
+                plan=plan,
                 precision=precision,
                 progress=update,
             )
@@ -245,13 +264,14 @@ def _student(
     features: Vectors,
     targets: list[Vectors],
     groups: Sequence[str | None] | None,
+    crops: Vectors | None,
 ) -> StudentFacts | None:
-    mix, scores = choose_mix(features, targets, groups, spec)
+    mix, scores = choose_mix(features, targets, groups, spec, crops)
     if not scores:
         return None
     criterion = "mAP of held-out groups"
     if groups is None:
-        criterion = "agreement with the fused teachers' neighbours, and second views"
+        criterion = "the fused teachers' neighbours and small crops on held-out images"
     of_features = {name: score for name, score in scores.items() if name.startswith("1 features")}
     return StudentFacts(
         uri=spec.student,
