@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_listed_is_an_item_with_a_reason(
         find_items(tmp_path)
 
 
-def test_links_to_folders_are_not_followed_links_to_images_are(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_once_each(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "a.jpg").touch()
@@ -95,9 +95,12 @@ def test_links_to_folders_are_not_followed_links_to_images_are(tmp_path: Path) -
     (root / "linked").symlink_to(outside)
     (root / "group" / "loop").symlink_to(root)
     (root / "group" / "b.jpg").symlink_to(outside / "a.jpg")
-    assert [item.id for item in find_items(root)] == ["group/b.jpg"]
+    (root / "again").symlink_to(root / "group")
+    (outside / "back").symlink_to(root)
+    found = [(item.id, item.group) for item in find_items(root)]
+    assert found == [("group/b.jpg", "group"), ("linked/a.jpg", "linked")]
     (tmp_path / "link").symlink_to(root)
-    assert [item.id for item in find_items(tmp_path / "link")] == ["group/b.jpg"]
+    assert [item.id for item in find_items(tmp_path / "link")] == [n for n, _ in found]
 
 
 def test_one_image_is_a_collection(tmp_path: Path) -> None:

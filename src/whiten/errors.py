@@ -22,6 +22,10 @@ class ImageError(WhitenError):
     """An image cannot be read; the message is the reason."""
 
 
+class UnreadableError(ImageError):
+    """An image could not be read now, which says nothing about its content: it is tried again."""
+
+
 class NoImagesError(WhitenError):
     """A folder or table holds no usable image."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Json, Model, app
+from whiten.cli.app import Cache, Json, Model, Patterns, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 
@@ -19,6 +19,8 @@ def compact(
     queries: Path | None = None,
     out: Path | None = None,
     cache: Cache = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     plot: Path | None = None,
     as_json: Json = False,
 ) -> None:
@@ -32,6 +34,9 @@ def compact(
         queries: images to query with; by default each image queries all others.
         out: folder for an index that is stored in the one kind of --kinds.
         cache: folder for embeddings, to reuse them.
+        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
+            repeatable.
+        include: take only images that match this glob; repeatable.
         plot: draw the table into this PNG.
         as_json: print JSON.
     """
@@ -44,15 +49,16 @@ def compact(
     if out is not None and len(kinds or []) != 1:
         raise ConfigError("--out writes an index in one kind: name it with --kinds KIND")
     encoder = None if model is None else load(model)
-    with open_embedded(images, encoder, cache, show_progress=True) as source:
-        found = costs_of(source, kinds or [], queries, show_progress=True)
+    chosen = {"exclude": exclude, "include": include}
+    with open_embedded(images, encoder, cache, **chosen, show_progress=True) as source:
+        found = costs_of(source, kinds or [], queries, **chosen, show_progress=True)
         if plot is not None:
             from whiten.compact.plot import write_plot
 
             say(f"plot     {write_plot(found, plot)}")
         written = {}
         if out is not None and kinds:
-            index = write_index(source, images, kinds[0], out, show_progress=True)
+            index = write_index(source, images, kinds[0], out, **chosen, show_progress=True)
             written = {"out": index.place, "count": len(index), "storage": index.storage}
         print_json(found.to_json() | written) if as_json else print(*found.lines(), sep="\n")
         if written and not as_json:

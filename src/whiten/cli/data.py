@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, app
+from whiten.cli.app import Json, Patterns, app
 from whiten.cli.terminal import list_duplicates, list_skipped, print_json, say
 from whiten.errors import ConfigError
 
@@ -24,6 +24,8 @@ def embed(
     seed: int = 0,
     precision: str = "auto",
     dtype: str = "float32",
+    exclude: Patterns = (),
+    include: Patterns = (),
     workers: int | None = None,
     as_json: Json = False,
 ) -> None:
@@ -38,6 +40,9 @@ def embed(
         seed: seed of the random views.
         precision: 32, bf16, or auto: the precision of an existing store, else bf16 if it is faster.
         dtype: float32, or float16 for half the disk space.
+        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
+            repeatable.
+        include: take only images that match this glob; repeatable.
         workers: threads that decode images; by default one per core.
         as_json: print the summary as JSON.
     """
@@ -56,7 +61,13 @@ def embed(
     with progress("frames") as update:
         beside = out.with_name(f"{out.name}-frames")
         items, no_videos = find_or_extract(
-            images, beside, workers=workers, progress=update, tell=say
+            images,
+            beside,
+            exclude=exclude,
+            include=include,
+            workers=workers,
+            progress=update,
+            tell=say,
         )
     opened = open_teacher(model).on_best_device()
     with progress(f"embed {opened.name}", unit="images") as update:
@@ -90,6 +101,8 @@ def frames(
     out: Path,
     fps: float = 1.0,
     max_frames: int = 60,
+    exclude: Patterns = (),
+    include: Patterns = (),
     workers: int | None = None,
     as_json: Json = False,
 ) -> None:
@@ -100,6 +113,9 @@ def frames(
         out: the folder of frames, OUT/VIDEO/0000.jpg.
         fps: frames per second.
         max_frames: the most frames per video, from its beginning.
+        exclude: leave out videos whose path below the folder, or any part of it, matches this glob;
+            repeatable.
+        include: take only videos that match this glob; repeatable.
         workers: videos that are read at the same time; by default one per core.
         as_json: print the summary as JSON.
     """
@@ -111,7 +127,7 @@ def frames(
         raise ConfigError(f"workers must be at least 1, not {workers}")
     with progress("frames") as update:
         found = extract_frames(
-            find_videos(videos),
+            find_videos(videos, exclude, include),
             out,
             fps=fps,
             max_frames=max_frames,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Cache, Json, Model, app
+from whiten.cli.app import Cache, Json, Model, Patterns, app
 from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
 
@@ -26,6 +26,8 @@ def dedup(
     out: Path | None = None,
     keep: Literal["best", "first"] = "best",
     cache: Cache = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     csv: Annotated[Path | None, Parameter("--csv")] = None,
     as_json: Json = False,
 ) -> None:
@@ -44,6 +46,9 @@ def dedup(
         out: folder for groups.html, groups.csv and delete.sh.
         keep: best keeps the most pixels, then the most bytes; first keeps the first path.
         cache: folder for embeddings, to reuse them; by default OUT/embeddings.
+        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
+            repeatable.
+        include: take only images that match this glob; repeatable.
         csv: write the table of groups to this file.
         as_json: print JSON.
     """
@@ -59,7 +64,9 @@ def dedup(
         check_threshold(threshold)
     encoder = None if model is None else load(model)
     kept = cache or (None if out is None else out / "embeddings")
-    with open_collection(images, encoder, kept, show_progress=True) as collection:
+    with open_collection(
+        images, encoder, kept, exclude=exclude, include=include, show_progress=True
+    ) as collection:
         calibration = None
         if target_precision is not None:
             is_table = images.is_file() and any(group for group in collection.groups)

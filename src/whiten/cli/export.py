@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, app
+from whiten.cli.app import Json, Patterns, app
 from whiten.cli.terminal import list_skipped, print_json, say
 
 
@@ -22,6 +22,8 @@ def export(
     fold_normalisation: bool = False,
     int8_floor: float = 0.9,
     int8_loss: float = 0.02,
+    exclude: Patterns = (),
+    include: Patterns = (),
     workers: int | None = None,
     as_json: Json = False,
 ) -> None:
@@ -38,6 +40,9 @@ def export(
         fold_normalisation: make the graphs take uint8 RGB pixels and normalise them.
         int8_floor: minimum mean-centred cosine to torch for int8.
         int8_loss: maximum loss of mAP for int8, if the images have groups.
+        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
+            repeatable.
+        include: take only images that match this glob; repeatable.
         workers: threads that decode images; by default one per core.
         as_json: print JSON.
     """
@@ -52,6 +57,8 @@ def export(
         fold_normalisation=fold_normalisation,
         int8_floor=int8_floor,
         int8_loss=int8_loss,
+        exclude=exclude,
+        include=include,
         workers=workers,
         show_progress=True,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, Model, app
+from whiten.cli.app import Json, Model, Patterns, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 
@@ -28,6 +28,8 @@ def index(
     kind: Literal["auto", "exact", "int8", "ivf", "hnsw"] | None = None,
     recall: float | None = None,
     storage: str | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     as_json: Json = False,
 ) -> None:
     """Build an index, or bring it up to date: only new and changed images are embedded.
@@ -49,6 +51,9 @@ def index(
         recall: minimum recall@10 against exact search; 0.95 for a new index.
         storage: how to store vectors: float32 float16 int8 binary pca:K pq:M, with +float32 to keep
             full vectors that re-rank the hits; by default unchanged, float32 for a new index.
+        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
+            repeatable.
+        include: take only images that match this glob; repeatable.
         as_json: print JSON.
     """
     from dataclasses import asdict
@@ -60,10 +65,10 @@ def index(
     if (images is None) == (not remove):
         raise ConfigError("say what to do: name images to index, or --remove ids")
     if images is None:
-        if kind or recall or storage or collection:
+        if kind or recall or storage or collection or exclude or include:
             raise ConfigError(
-                "--kind, --recall, --storage and --collection are chosen while images are indexed, "
-                "not with --remove"
+                "--kind, --recall, --storage, --collection, --exclude and --include are chosen "
+                "while images are indexed, not with --remove"
             )
         changed = Index.open(where)
         changed.remove(remove or [])
@@ -81,6 +86,8 @@ def index(
             kind=kind,
             recall=recall,
             storage=storage,
+            exclude=exclude,
+            include=include,
             show_progress=True,
         )
     tuning, loss = changed.tuning, changed.loss
@@ -120,6 +127,8 @@ def search(
     expand: int = 0,
     alpha: float = 3.0,
     background: Path | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     as_json: Json = False,
     paths_only: bool = False,
     open_page: Annotated[bool, Parameter("--open")] = False,
@@ -144,6 +153,9 @@ def search(
         alpha: exponent of the similarities that weight these hits.
         background: index of images that match no query; the query's similarity to them is
             subtracted from the scores, so that one threshold serves all queries.
+        exclude: with --in, leave out images whose path below the folder, or any part of it,
+            matches this glob; repeatable.
+        include: with --in, take only images that match this glob; repeatable.
         as_json: print JSON.
         paths_only: print only paths, one per line.
         open_page: write a page of the hits and open it in the browser.
@@ -163,6 +175,8 @@ def search(
         query,
         model=model,
         images=images,
+        exclude=exclude,
+        include=include,
         place=index if store is None else place(index, store, "--index"),
         show_progress=True,
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Cache, Json, app
+from whiten.cli.app import Cache, Json, Patterns, app
 from whiten.cli.terminal import list_skipped, print_json, say
 
 
@@ -33,6 +33,8 @@ def evaluate(
     omit_normalisation: bool = False,
     report: Path | None = None,
     cache: Cache = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     as_json: Json = False,
 ) -> None:
     """Evaluate retrieval: images of a group should find each other; or run a benchmark.
@@ -60,6 +62,9 @@ def evaluate(
         report: write a page to this file: the metrics per source; for videos, the hits and how
             frames align.
         cache: folder for embeddings, to reuse them.
+        exclude: leave out images whose path below a folder, or any part of it, matches this glob;
+            repeatable.
+        include: take only images that match this glob; repeatable.
         as_json: print JSON.
     """
     from whiten.embedding.opening import load
@@ -67,7 +72,9 @@ def evaluate(
     from whiten.evaluation.page import write_evaluation
     from whiten.evaluation.protocols import PROTOCOLS, Options, Outcome, find_protocol
 
-    options = Options(multi_scale, distractors, similarity, omit_normalisation, report)
+    options = Options(
+        multi_scale, distractors, similarity, omit_normalisation, report, exclude, include
+    )
     name = find_protocol(images, protocol, options, queries, gallery_model, source_column)
     encoder = load(
         model,
@@ -86,6 +93,8 @@ def evaluate(
             gallery_encoder=gallery_model,
             source_column=source_column,
             cache=cache,
+            exclude=exclude,
+            include=include,
             show_progress=True,
         )
         if report is not None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
-from whiten.cli.app import Cache, Json, app, whole_numbers
+from whiten.cli.app import Cache, Json, Patterns, app, whole_numbers
 from whiten.cli.terminal import list_skipped, print_json
 from whiten.errors import ConfigError, one_line
 from whiten.runs.spec import DistillSpec
@@ -83,7 +83,8 @@ def distill(
         raise ConfigError("name the images: whiten distill IMAGES --teachers URI --out RUN")
     result = run(images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache)
     list_skipped(result.skipped)
-    data = measure_run(out, test=test, show_progress=True)
+    chosen = ((), ()) if spec is None else (spec.exclude, spec.include)
+    data = measure_run(out, test=test, exclude=chosen[0], include=chosen[1], show_progress=True)
     report, rows, compared = write_report(data, out), data.rows, data.seen_unseen
     if as_json:
         print_json(
@@ -96,6 +97,7 @@ def distill(
                 "gain": result.gain,
                 "rows": [asdict(row) for row in rows],
                 "verdicts": verdicts(rows),
+                "overlap": None if data.overlap is None else asdict(data.overlap),
                 "seen_unseen": compared and compared.to_json(),
                 "skipped": [asdict(skip) for skip in result.skipped],
             }
@@ -115,6 +117,8 @@ def report(
     /,
     *,
     test: Path | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     as_json: Json = False,
 ) -> None:
     """Write a run's report again, with metrics on grouped test images if any are named.
@@ -122,19 +126,25 @@ def report(
     Args:
         run: the folder of a finished run.
         test: grouped images that training did not see.
+        exclude: leave out test images whose path below the folder, or any part of it, matches this
+            glob; repeatable.
+        include: take only test images that match this glob; repeatable.
         as_json: print JSON.
     """
     from whiten.evaluation.run import measure_run, unseen_verdict
     from whiten.report.run_page import write_report
     from whiten.report.table import format_table
 
-    data = measure_run(run, test=test, show_progress=True)
+    if test is None and (exclude or include):
+        raise ConfigError("--exclude and --include choose among test images: add --test IMAGES")
+    data = measure_run(run, test=test, exclude=exclude, include=include, show_progress=True)
     path, rows, compared = write_report(data, run), data.rows, data.seen_unseen
     if as_json:
         print_json(
             {
                 "report": str(path),
                 "rows": [asdict(row) for row in rows],
+                "overlap": None if data.overlap is None else asdict(data.overlap),
                 "seen_unseen": compared and compared.to_json(),
             }
         )

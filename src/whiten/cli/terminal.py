@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
+import logging
 import multiprocessing
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +20,44 @@ from cyclopts import CycloptsError
 
 from whiten.errors import WhitenError, one_line
 
+_LISTED = 10  # lines of a list on stderr; a file holds longer ones
 USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as in shells
+
+
+_NAMES = "whiten-names"
+
+
+def _encode_name(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Keep the bytes of file names that are no text; escape what the terminal's encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    out = b""
+    for char in error.object[error.start : error.end]:
+        is_byte = "\udc80" <= char <= "\udcff"
+        out += bytes([ord(char) - 0xDC00]) if is_byte else char.encode("ascii", "backslashreplace")
+    return out, error.end
+
+
+codecs.register_error(_NAMES, _encode_name)
+
+
+class _Notes(logging.Handler):
+    """Prints what the library logs on stderr, each line once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        if text not in self._told:
+            self._told.add(text)
+            say(f"whiten: {text}")
+
+
+def _tell_logged() -> None:
+    for name in ("whiten.datasets", "whiten.store", "whiten.index", "whiten.evaluation"):
+        logging.getLogger(name).handlers[:] = [_Notes()]
 
 
 @contextmanager
@@ -28,7 +68,8 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
         arguments: the command line; after an interrupt the message says how to continue it.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # keeps file names that are no text
+        sys.stdout.reconfigure(errors=_NAMES)
+    _tell_logged()
     try:
         yield
         if sys.stdout is not None:  # closed with >&-
@@ -93,10 +134,17 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def print_json(value: Any) -> None:
+    if not _is_unicode(sys.stdout.encoding):
+        print(json.dumps(value, indent=2))
+        return
     text = json.dumps(value, indent=2, ensure_ascii=False)
     # A lone surrogate stands for a byte of a file name that is not valid Unicode: JSON can escape
     # it.
     print(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _is_unicode(encoding: str | None) -> bool:
+    return encoding is None or codecs.lookup(encoding).name.startswith("utf")
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -109,8 +157,7 @@ def list_skipped(skipped: Sequence[Any], what: str = "image") -> None:
     """List on stderr the images that were skipped, with the reasons."""
     if skipped:
         say(f"{len(skipped)} {what}{'' if len(skipped) == 1 else 's'} skipped:")
-    for skip in skipped:
-        say(f"  {printable(skip.id)}: {skip.reason}")
+        _list([f"{printable(skip.id)}: {skip.reason}" for skip in skipped], "skipped")
 
 
 def list_duplicates(groups: Sequence[Sequence[str]]) -> None:
@@ -118,8 +165,26 @@ def list_duplicates(groups: Sequence[Sequence[str]]) -> None:
     if groups:
         more = sum(len(group) - 1 for group in groups)
         say(f"{more} image{'' if more == 1 else 's'} with the content of another:")
-    for group in groups:
-        say("  " + " = ".join(map(printable, group)))
+        _list([" = ".join(map(printable, group)) for group in groups], "copies")
+
+
+def _list(lines: Sequence[str], name: str) -> None:
+    """Print the first lines on stderr, and write all of them to a file if there are more."""
+    for line in lines[:_LISTED]:
+        say(f"  {line}")
+    if len(lines) > _LISTED:
+        where = _write_list(lines, name)
+        say(f"  … and {len(lines) - _LISTED:,} more: {where or 'add --json'}")
+
+
+def _write_list(lines: Sequence[str], name: str) -> str | None:
+    try:
+        handle, path = tempfile.mkstemp(prefix=f"whiten-{name}-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    except OSError:
+        return None
+    return f"all are in {path}"
 
 
 def printable(name: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from whiten.compact.table import Costs, measure_costs
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
+from whiten.datasets.patterns import Patterns
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.rows import embed_rows, require_embedded_by
 from whiten.errors import ConfigError
@@ -44,18 +45,34 @@ class Embedded:
 
 @contextmanager
 def open_embedded(
-    source: Path, encoder: Encoder | None, cache: Path | None, *, show_progress: bool = False
+    source: Path,
+    encoder: Encoder | None,
+    cache: Path | None,
+    *,
+    exclude: Patterns = (),
+    include: Patterns = (),
+    show_progress: bool = False,
 ) -> Iterator[Embedded]:
     """Embed missing images, or open a store, and write the vectors into a file.
 
+    Args:
+        exclude, include: patterns that choose among the images, see `whiten.datasets.patterns`.
+
     Raises:
-        ConfigError: images are given without an encoder, or the store is of another model.
+        ConfigError: images are given without an encoder, patterns for a store, or the store is of
+            another model.
     """
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if is_store(source):
+            if exclude or include:
+                raise ConfigError(
+                    f"{source} is a store: --exclude and --include choose among the images of a "
+                    "folder or a table"
+                )
             store = Store.open(source)
+            store.say_colours()
             require_embedded_by(store, encoder)
             items = stored_items(store)
             vectors = stored_rows(store, items, folder)
@@ -65,7 +82,10 @@ def open_embedded(
         if encoder is None:
             raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
         kept, vectors, skipped = embed_rows(
-            encoder, find_items(source), cache=folder, show_progress=show_progress
+            encoder,
+            find_items(source, None, exclude, include),
+            cache=folder,
+            show_progress=show_progress,
         )
         yield Embedded(kept, vectors, encoder.name, encoder, folder, skipped)
 
@@ -75,6 +95,8 @@ def costs_of(
     kinds: Sequence[str],
     queries: Path | None = None,
     *,
+    exclude: Patterns = (),
+    include: Patterns = (),
     show_progress: bool = False,
 ) -> Costs:
     """Measure the table of kinds, by default a range of them.
@@ -88,7 +110,7 @@ def costs_of(
             raise ConfigError("queries must be embedded: add --model MODEL")
         who, vectors, _ = embed_rows(
             source.encoder,
-            find_items(queries),
+            find_items(queries, None, exclude, include),
             # Ids are unique only within a folder, so each collection has its own stores.
             cache=source.folder / "queries",
             show_progress=show_progress,
@@ -105,12 +127,20 @@ def costs_of(
 
 
 def write_index(
-    source: Embedded, images: Path, kind: str, out: Path, *, show_progress: bool = False
+    source: Embedded,
+    images: Path,
+    kind: str,
+    out: Path,
+    *,
+    exclude: Patterns = (),
+    include: Patterns = (),
+    show_progress: bool = False,
 ) -> Index:
     """Write an index of the measured embeddings; see `Index.build`.
 
     Args:
         images: origin of `source`.
+        exclude, include: the patterns that chose among them.
     """
     return Index.build(
         None if is_store(images) else source.encoder,
@@ -118,5 +148,7 @@ def write_index(
         out,
         storage=kind,
         cache=source.folder,
+        exclude=exclude,
+        include=include,
         show_progress=show_progress,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -16,46 +17,70 @@ from whiten.datasets.gldv2 import (
     landmark_list,
     read_landmarks,
 )
+from whiten.datasets.patterns import Choice, Patterns
 from whiten.datasets.spellings import merge_spellings
 from whiten.datasets.svd import FRAMES_TABLE, describe_training, is_svd, training_frames
+from whiten.datasets.walking import Walk, as_id
 from whiten.errors import ConfigError, NoImagesError
+from whiten.media.formats import SUFFIXES
 from whiten.media.video import VIDEO_SUFFIXES
-from whiten.utils.names import as_utf8, display_path
+from whiten.utils.names import as_utf8
 
-# fmt: off
-SUFFIXES = frozenset([
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
-])
-# fmt: on
+# What was left out is no error, and whoever calls wants to know.
+_log = logging.getLogger(__name__)
 
 _Row = tuple[str | None, str | None, int | None]
 
 
-def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | None = None) -> Items:
+def find_items(
+    source: str | os.PathLike[str],
+    tell: Callable[[str], None] | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
+) -> Items:
     """Find the images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
 
     If all images of a folder are at least one folder deep, the folder that holds an image is its
-    group; images directly in the root have none. Hidden files and folders are skipped, links to
-    folders are not followed. A folder that cannot be listed becomes an item `NAME/`: reading it
-    gives the reason, so that its images do not go missing silently. In a table, relative paths
-    start at the table's folder, and a file that is listed under several paths is one item. Items
-    are sorted by id, identically on every machine. A folder of frames with a `frames.parquet` is
-    read by that table; for SVD, the frames of its training videos are used, see
-    `whiten.datasets.svd`.
+    group; images directly in the root have none. Hidden files and folders and known rubbish, such
+    as the thumbnails of a NAS, are left out; links to folders are followed, see
+    `whiten.datasets.walking`. Images of kinds that are not read are counted and logged. A folder
+    that cannot be listed becomes an item `NAME/`: reading it gives the reason, so that its images
+    do not go missing silently. In a table, relative paths start at the table's folder, and a file
+    that is listed under several paths is one item. Items are sorted by id, identically on every
+    machine. A folder of frames with a `frames.parquet` is read by that table; for SVD, the frames
+    of its training videos are used, see `whiten.datasets.svd`.
 
     A folder with the list of GLDv2-clean is read by that list, see `whiten.datasets.gldv2`.
 
     Args:
         source: the folder or table.
         tell: called with one line if a published data set was recognised.
+        exclude, include: patterns of paths, see `whiten.datasets.patterns`; one that matches
+            nothing is logged.
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
         ConfigError: a table cannot be read, has no `path` column, or has a missing or repeated
             path, or several paths of one file whose rows differ.
     """
-    root = Path(source)
+    choice = Choice(exclude, include)
+    items = choice.of(_find(Path(source), tell, choice))
+    return _chosen(items, source, choice)
+
+
+def _chosen(items: Items, source: str | os.PathLike[str], choice: Choice) -> Items:
+    """Return what patterns left of a collection, if it is anything."""
+    for pattern in choice.unmatched():
+        _log.warning("%s matches nothing in %s", pattern, as_utf8(os.fspath(source)))
+    if not len(items):
+        raise NoImagesError(
+            f"--exclude and --include leave nothing of {source}: patterns are compared with paths "
+            "below it"
+        )
+    return items
+
+
+def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Items:
     if (root / FRAMES_TABLE).is_file():
         root = root / FRAMES_TABLE
     if is_svd(root):
@@ -69,8 +94,13 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
             tell(describe_landmarks(items))
         return items
     if root.is_dir():
-        items = Items.of(_walk(root))
+        walk = Walk(root, SUFFIXES, choice)
+        items = _logged(walk)
         if not items:
+            if choice:
+                return items
+            if unread := walk.unread():
+                raise NoImagesError(f"{root} holds no image that is read, but {unread}")
             if holds(root, VIDEO_SUFFIXES):
                 raise NoImagesError(
                     f"{root} holds videos and no images: take frames of them first with "
@@ -90,13 +120,22 @@ def find_items(source: str | os.PathLike[str], tell: Callable[[str], None] | Non
         if root.name != FRAMES_TABLE:
             items = merge_spellings(items, root)
     elif root.is_file():
-        return Items.of([Item(_id(root.name), os.fspath(root))])
+        return Items.of([Item(as_id(root.name), os.fspath(root))])
     else:
         raise NoImagesError(f"{root} does not exist: name a folder of images or a table of paths")
     return items.sorted()
 
 
-def find_videos(source: str | os.PathLike[str]) -> Items:
+def _logged(walk: Walk) -> Items:
+    items = Items.of(walk)
+    for note in walk.notes() if items else ():
+        _log.warning("%s", note)
+    return items
+
+
+def find_videos(
+    source: str | os.PathLike[str], exclude: Patterns = (), include: Patterns = ()
+) -> Items:
     """Find the videos of a folder, or of a table with columns `path` and `group`; see `find_items`.
 
     The id is the path below the root without suffix, if that is unique: `trip/1.mp4` is `trip/1`.
@@ -107,18 +146,19 @@ def find_videos(source: str | os.PathLike[str]) -> Items:
         ConfigError: a table cannot be read, has no `path` column, or has a missing or repeated
             path.
     """
-    root = Path(source)
+    root, choice = Path(source), Choice(exclude, include)
     if root.is_file() and root.suffix.lower() not in (".csv", ".parquet"):
-        videos = Items.of([Item(_id(root.name), os.fspath(root))])
+        videos = Items.of([Item(as_id(root.name), os.fspath(root))])
     elif root.is_dir():
-        videos = Items.of(_walk(root, VIDEO_SUFFIXES))
-        if not videos:
+        videos = _logged(Walk(root, VIDEO_SUFFIXES, choice))
+        if not videos and not choice:
             raise NoImagesError(
                 f"{root} holds no video file ({' '.join(sorted(VIDEO_SUFFIXES)[:6])} …): name a "
                 "folder of videos, or a CSV or Parquet with columns path,group"
             )
     else:
-        videos = find_items(root)
+        videos = choice.of(find_items(root))
+    videos = _chosen(videos, source, choice)
     if is_svd(root):  # names are unique across its folders
         videos = Items.of(Item(os.path.basename(v.id), v.path) for v in videos)
     stems = [_stem(video.id) for video in videos]
@@ -132,38 +172,18 @@ def find_videos(source: str | os.PathLike[str]) -> Items:
     return Items.of(named).sorted()
 
 
-def holds(folder: Path, suffixes: frozenset[str]) -> bool:
+def holds(
+    folder: Path, suffixes: frozenset[str], exclude: Patterns = (), include: Patterns = ()
+) -> bool:
     """Return whether a folder holds a file with one of the suffixes, at any depth."""
-    return any(not item.id.endswith("/") for item in _walk(folder, suffixes))
+    walk = Walk(folder, suffixes, Choice(exclude, include))
+    return any(not item.id.endswith("/") for item in walk)
 
 
 def _stem(name: str) -> str:
     """Cut the suffix from a video's id; a folder that cannot be listed keeps its slash."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in VIDEO_SUFFIXES and not stem.endswith("/") else name
-
-
-def _walk(root: Path, suffixes: frozenset[str] = SUFFIXES) -> Iterator[Item]:
-    unlisted: list[OSError] = []
-    for folder, subfolders, files in os.walk(root, onerror=unlisted.append):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = os.path.relpath(folder, root)
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
-                top = relative == os.curdir
-                yield Item(
-                    id=_id(name if top else os.path.join(relative, name)),
-                    path=os.path.join(folder, name),
-                    group=None if top else _id(relative),
-                )
-    for error in unlisted:
-        if error.filename == os.fspath(root):
-            raise NoImagesError(
-                f"{display_path(error.filename)} cannot be listed "
-                f"({(error.strerror or str(error)).lower()}): give access, or name another folder"
-            ) from error
-        name = _id(os.path.relpath(error.filename, root))
-        yield Item(id=f"{name}/", path=error.filename, group=name)
 
 
 def _read_table(table: Path) -> Iterator[Item]:
@@ -216,11 +236,3 @@ def _require_path_column(table: Path, names: Iterable[str]) -> None:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) else None
-
-
-def _id(name: str) -> str:
-    r"""Convert a name below the root to an id: valid UTF-8, with slashes.
-
-    Invalid bytes become \\xNN. So do backslashes: no other name has the same id.
-    """
-    return as_utf8(name.replace(os.sep, "/").replace("\\", r"\x5c"))

@@ -22,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whiten.datasets.collection import Item, Items
-from whiten.datasets.finding import SUFFIXES, find_items, find_videos, holds
+from whiten.datasets.finding import find_items, find_videos, holds
+from whiten.datasets.patterns import Patterns
 from whiten.datasets.svd import FRAMES_TABLE
 from whiten.errors import ConfigError, ImageError, NoImagesError
-from whiten.media.reading import Skipped, stamp_of
+from whiten.media.formats import SUFFIXES
+from whiten.media.reading import Skipped, Unread, skipped_for, stamp_of
 from whiten.media.video import MAX_FRAMES, VIDEO_SUFFIXES, check_sampling, sample_frames
-from whiten.utils.names import display_path
+from whiten.utils.names import display_path, real_path
 from whiten.utils.threads import ordered_map
 
 SKIPPED_TABLE = "skipped.csv"
@@ -47,7 +49,7 @@ class Extraction:
 
     Attributes:
         frames: one item per frame, id `VIDEO/0000.jpg`, with `frame_ms` and the video's group.
-        videos: number of videos with frames.
+        videos: number of videos of this call with frames.
         skipped: videos without frames, with the reason.
     """
 
@@ -62,18 +64,21 @@ def extract_frames(
     *,
     fps: float = 1.0,
     max_frames: int = MAX_FRAMES,
+    alone: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
     """Write the frames of videos; existing frames that are up to date are kept.
 
     May be interrupted at any time and called again. Videos that changed or were sampled differently
-    are extracted again, and skipped ones are retried. The tables list the videos of this call.
+    are extracted again, and skipped ones are retried. The table keeps the videos of earlier calls,
+    except those of this call's folder whose files are gone.
 
     Args:
         videos: videos as returned by `find_videos`.
         out: folder of frames, existing or new.
         fps, max_frames: see `sample_frames`.
+        alone: the table lists the videos of this call alone.
         workers: number of videos read in parallel, one thread each; by default one per core.
         progress: called after each video.
 
@@ -90,6 +95,7 @@ def extract_frames(
         for stale in root.glob(f".*{_PARTIAL}"):
             shutil.rmtree(stale, ignore_errors=True)
         _refuse_other_videos(root, videos)
+        before = None if alone else _read_table(root)
         work = partial(_bring_up_to_date, root=root, fps=fps, max_frames=max_frames)
         done: list[tuple[Item, list[int]]] = []
         skipped: list[Skipped] = []
@@ -108,7 +114,7 @@ def extract_frames(
                 f"none of {len(videos)} videos has a frame that can be read{first}; name a folder "
                 "with readable videos"
             )
-        _write_table(root, done)
+        _write_table(root, done, None if before is None else _kept(before, videos, root))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
@@ -129,6 +135,8 @@ def find_or_extract(
     source: str | os.PathLike[str],
     frames: Path,
     *,
+    exclude: Patterns = (),
+    include: Patterns = (),
     workers: int | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
@@ -138,23 +146,33 @@ def find_or_extract(
     Args:
         source: anything that `find_items` or `find_videos` takes.
         frames: folder for the frames, see `extract_frames`.
-        tell: see `find_items`.
+        exclude, include, tell: see `find_items`.
 
     Returns:
         The images, and the videos without frames.
     """
     root = Path(source)
     is_table = root.suffix.lower() in (".csv", ".parquet") and root.is_file()
-    items = find_items(root) if is_table else None
+    items = find_items(root, tell, exclude, include) if is_table else None
     if items is not None:  # the first row tells which kind the table lists
         has_videos = Path(items[0].path).suffix.lower() in VIDEO_SUFFIXES
     elif root.is_dir():
-        has_videos = not holds(root, SUFFIXES) and holds(root, VIDEO_SUFFIXES)
+        has_videos = not holds(root, SUFFIXES, exclude, include) and holds(
+            root, VIDEO_SUFFIXES, exclude, include
+        )
     else:
         has_videos = root.suffix.lower() in VIDEO_SUFFIXES
     if not has_videos:
-        return find_items(root, tell) if items is None else items, []
-    found = extract_frames(find_videos(root), frames, workers=workers, progress=progress)
+        if items is None:
+            items = find_items(root, tell, exclude, include)
+        return items, []
+    found = extract_frames(
+        find_videos(root, exclude, include),
+        frames,
+        alone=True,
+        workers=workers,
+        progress=progress,
+    )
     return found.frames, found.skipped
 
 
@@ -203,11 +221,12 @@ def _bring_up_to_date(
         for time, image in sample_frames(video.path, fps=fps, max_frames=max_frames):
             image.save(new / f"{len(times):04d}.jpg", quality=_QUALITY)
             times.append(time)
-    except ImageError as error:
+    except (ImageError, MemoryError) as error:
         shutil.rmtree(new)
-        if known is not None:
+        skipped = skipped_for(video.id, error)
+        if known is not None and not isinstance(skipped, Unread):
             _move_away(folder, root)
-        return Skipped(video.id, str(error))
+        return skipped
     (new / _FACTS).write_text(json.dumps({**facts, "frame_ms": times}))
     new.chmod(0o755)  # temporary folders are private by default
     if known is not None:
@@ -239,11 +258,44 @@ def _move_away(folder: Path, root: Path) -> None:
 # --- tables -----------------------------------------------------------------------------
 
 
-def _write_table(root: Path, videos: Sequence[tuple[Item, list[int]]]) -> None:
+def _read_table(root: Path) -> pa.Table | None:
+    """Read the table of an earlier call; None if there is none that can be read."""
+    try:
+        return pq.read_table(root / FRAMES_TABLE, columns=list(_COLUMNS)).cast(_schema())
+    except (OSError, pa.ArrowException, ValueError, LookupError):
+        return None
+
+
+def _kept(before: pa.Table, videos: Sequence[Item], root: Path) -> pa.Table:
+    """Return the earlier rows of other videos, without those that are gone from the same folder."""
+    named = {video.id for video in videos}
+    folder = os.path.commonpath([Path(display_path(video.path)).parent for video in videos])
+    names, sources = before["video"].to_pylist(), before["source"].to_pylist()
+    there = {name for name in set(names) - named if (root / name).is_dir()}
+    is_gone = {
+        source: source.startswith(os.path.join(folder, ""))
+        and not os.path.lexists(real_path(source))
+        for source in set(sources)
+    }
+    keep = [
+        name in there and not is_gone[source] for name, source in zip(names, sources, strict=True)
+    ]
+    return before.filter(pa.array(keep, pa.bool_()))
+
+
+def _schema() -> pa.Schema:
     kinds = (pa.string(), pa.string(), pa.int64(), pa.string(), pa.string())
-    schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    return pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+
+
+def _write_table(
+    root: Path, videos: Sequence[tuple[Item, list[int]]], kept: pa.Table | None
+) -> None:
+    schema = _schema()
     unfinished = root / f".{FRAMES_TABLE}{_PARTIAL}"
     with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+        if kept is not None:
+            writer.write_table(kept)
         for start in range(0, len(videos), _CHUNK):
             rows = list(_rows(videos[start : start + _CHUNK]))
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))

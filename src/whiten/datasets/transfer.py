@@ -11,13 +11,18 @@ import pyarrow.compute as pc
 
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
+from whiten.datasets.patterns import Patterns
 from whiten.utils.hashing import fingerprint
 
 _PREFIX = "unlabelled:"
 
 
 def with_transfer_set(
-    items: Items, sources: Sequence[str], without: Callable[[str, Items], Items] | None = None
+    items: Items,
+    sources: Sequence[str],
+    without: Callable[[str, Items], Items] | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
 ) -> Items:
     """Add the images of other folders or tables, without their groups, after the items.
 
@@ -35,7 +40,7 @@ def with_transfer_set(
     def rows() -> Iterator[Item]:
         yield from items
         for source in dict.fromkeys(str(Path(source).resolve()) for source in sources):
-            found = find_items(source)
+            found = find_items(source, None, exclude, include)
             for item in found if without is None else without(source, found):
                 yield Item(f"{_PREFIX}{fingerprint(source)[:8]}/{item.id}", item.path)
 

@@ -18,7 +18,7 @@ from whiten.dedup.near_duplicates import check_threshold, choose_kept, linked, l
 from whiten.dedup.pair_similarity import Rows
 from whiten.dedup.sources import Collection
 from whiten.dedup.threshold import Calibration
-from whiten.media.decoding import FORMATS
+from whiten.media.formats import FORMATS
 from whiten.media.reading import Skipped
 from whiten.utils.names import display_path
 from whiten.utils.progress import progress

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from whiten.datasets.collection import Items, video_of
 from whiten.datasets.frames import find_or_extract
+from whiten.datasets.patterns import Patterns
 from whiten.datasets.svd import FRAMES_TABLE
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.embedding.encoder import Encoder, embed_cached
@@ -22,10 +23,10 @@ from whiten.embedding.rows import embed_rows, require_embedded_by
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.video_task import count_frames
 from whiten.media.reading import Skipped
-from whiten.store.rows import is_store, real_path, stored_items, stored_rows
+from whiten.store.rows import is_store, stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.hashing import fingerprint
-from whiten.utils.names import name_codes
+from whiten.utils.names import name_codes, real_path
 from whiten.utils.progress import progress
 
 
@@ -67,7 +68,13 @@ class Collection:
 
 @contextmanager
 def open_collection(
-    source: Path, encoder: Encoder | None, cache: Path | None, *, show_progress: bool = False
+    source: Path,
+    encoder: Encoder | None,
+    cache: Path | None,
+    *,
+    exclude: Patterns = (),
+    include: Patterns = (),
+    show_progress: bool = False,
 ) -> Iterator[Collection]:
     """Embed missing items; without a cache, embeddings are deleted on exit.
 
@@ -75,6 +82,7 @@ def open_collection(
         source: a folder or table of images or of videos, or a store.
         encoder: embeds them; for a store None, or the store's own encoder.
         cache: folder that keeps embeddings and frames; none by default.
+        exclude, include: patterns that choose among the files, see `whiten.datasets.patterns`.
 
     Raises:
         ConfigError: the encoder is missing, or differs from the store's; or the store holds frames
@@ -85,14 +93,23 @@ def open_collection(
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if is_store(source):
-            yield _of_store(Store.open(source), encoder, folder)
+            if exclude or include:
+                raise ConfigError(
+                    f"{source} is a store: --exclude and --include choose among the images of a "
+                    "folder or a table"
+                )
+            store = Store.open(source)
+            store.say_colours()
+            yield _of_store(store, encoder, folder)
             return
         if encoder is None:
             raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
         place = source.resolve()
         frames = folder / f"frames-{place.stem}-{fingerprint(str(place))[:8]}"
         with progress("frames", enabled=show_progress) as update:
-            items, skipped = find_or_extract(source, frames, progress=update)
+            items, skipped = find_or_extract(
+                source, frames, exclude=exclude, include=include, progress=update
+            )
         if items.frame_ms is None:
             yield _of_images(items, encoder, folder, show_progress)
         else:

@@ -28,12 +28,12 @@ from whiten.dedup.counting import (
 )
 from whiten.dedup.near_duplicates import Forest, range_search
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
-from whiten.dedup.pixels import Pictures
 from whiten.dedup.sources import Collection
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.evaluation.video_task import count_frames
+from whiten.media.pixels import Pictures
 from whiten.utils.arrays import normalize_rows
 from whiten.utils.names import name_codes
 from whiten.utils.progress import progress

@@ -36,7 +36,8 @@ def split_sources(images: str, items: Items, spec: DistillSpec) -> tuple[Items, 
     """
     names, column = spec.holdout_source, spec.source_column
     if not names:
-        return with_transfer_set(items, spec.unlabelled), items[:0]
+        added = with_transfer_set(items, spec.unlabelled, None, spec.exclude, spec.include)
+        return added, items[:0]
     is_unseen = read_sources(images, items, column).are_of(names)
     if is_unseen.all():
         raise ConfigError(
@@ -54,7 +55,8 @@ def split_sources(images: str, items: Items, spec: DistillSpec) -> tuple[Items, 
     def without(source: str, found: Items) -> Items:
         return without_sources(source, found, column, names)
 
-    return with_transfer_set(items.take(~is_unseen), spec.unlabelled, without), unseen
+    seen = items.take(~is_unseen)
+    return with_transfer_set(seen, spec.unlabelled, without, spec.exclude, spec.include), unseen
 
 
 def copies_of(unseen: Items, contents: pa.Array) -> Flags:

@@ -60,7 +60,8 @@ def prepare(
     """Embed missing images, fit the whiteners, write targets and the checkpoint of step 0."""
     if facts_path(run).exists() and run.checkpoint.exists():
         return
-    found = find_items(images, announce if show_progress else None)
+    tell = announce if show_progress else None
+    found = find_items(images, tell, spec.exclude, spec.include)
     items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers

@@ -321,7 +321,7 @@ def _nan_message(run: RunFolder, data: TrainingSet, batch: Sequence[Pair], step:
     ids = sorted({data.items[i].id for pair in batch for i in (pair.x, pair.y)})
     named = ", ".join(ids[:6]) + (f" and {len(ids) - 6} more" if len(ids) > 6 else "")
     path = run.root / "nan-batch.txt"
-    path.write_text("\n".join(ids) + "\n")
+    path.write_text("\n".join(ids) + "\n", "utf-8")
     return (
         f"the loss became NaN at step {step + 1}, on {named} (all in {path}): start again with a "
         "lower --lr or --precision 32, or look at these images"

@@ -66,9 +66,9 @@ def embed(
     """Embed missing images and return the store.
 
     May be interrupted at any time and called again: it resumes, and the store's bytes equal those
-    of an uninterrupted run. Images that changed since they were stored are embedded again; skipped
-    ones are retried once their files have changed. Whole images of equal content are embedded
-    once.
+    of an uninterrupted run. Images that changed since they were stored are embedded again; damaged
+    ones are retried once their files have changed, those that could not be read at every call.
+    Whole images of equal content are embedded once.
 
     Args:
         items: the images, with unique ids.
@@ -145,8 +145,8 @@ def embed(
     for result in results:
         task = result.task
         seen[task.item.id] = result.seen
-        if result.reason:
-            skipped.append(Skipped(task.item.id, result.reason))
+        if result.skipped is not None:
+            skipped.append(result.skipped)
         else:
             waiting.append(result)
         if task.ends_shard or sum(len(r.task.views) for r in waiting) >= maker.batch_size:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from whiten.datasets.collection import Item
 from whiten.embedding.repeats import Repeats
 from whiten.errors import ImageError, StoreError
-from whiten.media.reading import Skipped, read_bytes, stamp_of
+from whiten.media.reading import Skipped, Unread, read_bytes, skipped_for, stamp_of
 from whiten.models.stored_model import StoredModel
 from whiten.models.teacher import Teacher
 from whiten.store.shards import Row, Seen
@@ -53,13 +53,13 @@ class Read:
         task: the image and its views.
         seen: path, stamp and content hash of its file.
         pixels: (views, h, w, 3) uint8; None if not needed, or if the image is unusable.
-        reason: why it is unusable; else "".
+        skipped: why it is unusable; None if it is not.
     """
 
     task: Task
     seen: Seen
     pixels: Pixels | None = None
-    reason: str = ""
+    skipped: Skipped | None = None
 
 
 class RowMaker(Protocol):
@@ -194,8 +194,10 @@ def read_task(task: Task, maker: RowMaker) -> Read:
         data = read_bytes(item.path)
         seen = seen._replace(content_hash=content_hash(data))
         return Read(task, seen, maker.prepare(task, data))
-    except ImageError as error:
-        return Read(task, seen, reason=str(error))
+    except (ImageError, MemoryError) as error:
+        skipped = skipped_for(item.id, error)
+        # Without a stamp the next run tries again.
+        return Read(task, Seen() if isinstance(skipped, Unread) else seen, skipped=skipped)
 
 
 def _row(read: Read, view: int, embedding: npt.NDArray[np.float32]) -> Row:

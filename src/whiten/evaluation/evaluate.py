@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from whiten import metrics
 from whiten.datasets.finding import find_items
+from whiten.datasets.patterns import Patterns
 from whiten.datasets.sources import Sources, read_sources
 from whiten.datasets.task import Task, folder_task
 from whiten.embedding.encoder import Encoder
@@ -25,8 +26,10 @@ from whiten.embedding.opening import load
 from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError
 from whiten.evaluation.by_source import BySource, split_scores
+from whiten.evaluation.overlap import find_overlap, training_images
 from whiten.media.reading import Skipped
 from whiten.metrics import Figure
+from whiten.report.overlap import Overlap
 from whiten.retrieval.blocks import QUERIES
 from whiten.retrieval.ranks import count_ranks
 from whiten.utils.arrays import Indices, Vectors
@@ -60,6 +63,7 @@ class Evaluation:
         without_positives: queries left out because the gallery has no positive for them.
         skipped: images that could not be read, with the reason.
         by_source: the metrics of the queries of each source, if they were asked for.
+        overlap: queries that the student of a run knows from training; None if that is not known.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Evaluation:
     without_positives: int
     skipped: list[Skipped]
     by_source: BySource | None = None
+    overlap: Overlap | None = None
     searched: ClassVar[str] = "images"
 
     def to_json(self) -> dict[str, Any]:
@@ -84,6 +89,7 @@ class Evaluation:
             "queries_without_positives": self.without_positives,
             **{name: dataclasses.asdict(figure) for name, figure in self.figures.items()},
             **split,
+            **({} if self.overlap is None else {"overlap": dataclasses.asdict(self.overlap)}),
             "skipped": [dataclasses.asdict(skip) for skip in self.skipped],
         }
 
@@ -99,9 +105,13 @@ class Evaluation:
     @property
     def remarks(self) -> list[str]:
         """Return notes to show with the metrics."""
-        if not self.without_positives:
-            return []
-        return [f"{self.without_positives} queries left out: nothing that is right is there"]
+        remarks = []
+        if self.without_positives:
+            left_out = f"{self.without_positives} queries left out: nothing that is right is there"
+            remarks.append(left_out)
+        if self.overlap:
+            remarks.append(self.overlap.line())
+        return remarks
 
 
 def evaluate(
@@ -112,6 +122,8 @@ def evaluate(
     gallery_encoder: Encoder | str | os.PathLike[str] | None = None,
     source_column: str | None = None,
     cache: Path | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     show_progress: bool = False,
 ) -> Evaluation:
     """Evaluate retrieval on groups: the images of a group should find each other.
@@ -126,12 +138,14 @@ def evaluate(
             camera, year): the metrics are also computed per source, see `Evaluation.by_source`. A
             folder has such a table directly in it.
         cache: folder that keeps embeddings between calls; none by default.
+        exclude, include: patterns that choose among the images of gallery and queries, see
+            `whiten.datasets.patterns`.
 
     Raises:
         ConfigError: there are fewer than two groups, no positives, or incompatible encoders.
     """
-    items = find_items(gallery, announce if show_progress else None)
-    query_items = None if queries is None else find_items(queries)
+    items = find_items(gallery, announce if show_progress else None, exclude, include)
+    query_items = None if queries is None else find_items(queries, None, exclude, include)
     folder_task(items, query_items)  # refuses a task without positives before embedding
     sources = None
     if source_column is not None:
@@ -163,9 +177,17 @@ def evaluate(
         skipped = [*skipped, *more]
     rows = who.by_id.rows([item.id for item in task.queries])
     name = model.name if host is model else f"{model.name} against {host.name}"
-    return evaluate_task(
+    found = evaluate_task(
         task, searching, vectors, rows=rows, name=name, skipped=skipped, sources=sources
     )
+    training = training_images(model.uri)
+    if training is None:
+        return found
+    place = cache / "training" if cache else None
+    overlap = find_overlap(
+        model, who, searching, training, cache=place, show_progress=show_progress
+    )
+    return dataclasses.replace(found, overlap=overlap)
 
 
 def _require_compatible(encoder: Encoder, gallery: Encoder) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from whiten.datasets.collection import Item, Items, video_of
 from whiten.datasets.finding import find_items
 from whiten.datasets.frames import Progress, find_or_extract
+from whiten.datasets.patterns import Patterns
 from whiten.errors import ConfigError
 from whiten.evaluation.video_task import VideoTask, count_frames
 from whiten.media.reading import Skipped
@@ -19,7 +20,12 @@ from whiten.utils.arrays import indices
 
 
 def read_videos(
-    source: str | os.PathLike[str], frames: Path, *, progress: Progress | None = None
+    source: str | os.PathLike[str],
+    frames: Path,
+    *,
+    exclude: Patterns = (),
+    include: Patterns = (),
+    progress: Progress | None = None,
 ) -> tuple[Items, list[Skipped]]:
     """Return the frames of grouped videos, with ids `VIDEO/0000.jpg` and the group of the video.
 
@@ -28,16 +34,17 @@ def read_videos(
             whose paths are videos or folders of frames; the output of `whiten frames` for these; or
             frames in `GROUP/VIDEO/0000.jpg`.
         frames: folder to write frames to, if the source has none.
+        exclude, include: patterns that choose among the videos, see `whiten.datasets.patterns`.
 
     Returns:
         The frames, and the skipped videos without frames.
     """
     root = Path(source)
     if root.is_file() and root.suffix.lower() in (".csv", ".parquet"):
-        rows = find_items(root)
+        rows = find_items(root, None, exclude, include)
         if len(rows) and Path(rows[0].path).is_dir():
             return Items.of(_in_folders(rows)).sorted(), []
-    return find_or_extract(root, frames, progress=progress)
+    return find_or_extract(root, frames, exclude=exclude, include=include, progress=progress)
 
 
 def _in_folders(rows: Items) -> Iterator[Item]:

@@ -28,6 +28,7 @@ class Options:
         similarity: similarity of two videos.
         omit_normalisation: do not normalise pixels, as in SVD's published evaluation.
         report: where to write a page of results.
+        exclude, include: patterns that choose among the videos.
     """
 
     multi_scale: bool = False
@@ -35,6 +36,8 @@ class Options:
     similarity: str = "cf"
     omit_normalisation: bool = False
     report: Path | None = None
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
 
     def foreign(self, known: Iterable[str]) -> list[str]:
         """Return the given options that are not among the known ones, as users write them."""
@@ -93,6 +96,8 @@ def _videos(
             similarity=options.similarity,
             omit_normalisation=options.omit_normalisation,
             examples=options.report is not None,
+            exclude=options.exclude,
+            include=options.include,
             cache=cache,
             show_progress=show,
         )
@@ -109,7 +114,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(NAMES, ("multi_scale", "distractors")),
     **dict.fromkeys(VIDEO_PROTOCOLS, ("similarity", "omit_normalisation", "report")),
 }
-_PLAIN = ("report",)  # options of an evaluation on groups of images
+_PATTERNS = ("exclude", "include")
+_PLAIN = ("report", *_PATTERNS)  # options of an evaluation on groups of images
 
 
 def find_protocol(
@@ -139,10 +145,13 @@ def find_protocol(
         raise ConfigError(f"{name} is measured with one encoder: leave out --gallery-model")
     if name is not None and source_column is not None:
         raise ConfigError(f"{name} has no sources: leave out --source-column")
+    if name not in (None, "videos") and (options.exclude or options.include):
+        raise ConfigError(f"{name} lists its own images: leave out --exclude and --include")
     if name is None and not options.foreign(_PLAIN):
         return None
-    if foreign := options.foreign(_OPTIONS[name] if name else ()):
-        takers = [taker for taker in PROTOCOLS if not options.foreign(_OPTIONS[taker])]
+    if foreign := options.foreign([*(_OPTIONS[name] if name else ()), *_PATTERNS]):
+        known = {taker: (*own, *_PATTERNS) for taker, own in _OPTIONS.items()}
+        takers = [taker for taker in PROTOCOLS if not options.foreign(known[taker])]
         raise ConfigError(
             f"{', '.join(foreign)} belong to a benchmark: add --protocol {' or '.join(takers)}"
             if takers

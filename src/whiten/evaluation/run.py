@@ -11,6 +11,7 @@ import numpy as np
 
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
+from whiten.datasets.patterns import Patterns
 from whiten.datasets.sources import without_sources
 from whiten.datasets.task import folder_task
 from whiten.embedding.encoder import Encoder, Part
@@ -18,6 +19,7 @@ from whiten.embedding.opening import fit_on, load, load_fusions
 from whiten.embedding.rows import embed_rows
 from whiten.evaluation.cost import Cost, measure_cost
 from whiten.evaluation.evaluate import Evaluation, evaluate_task
+from whiten.evaluation.overlap import describe_overlap, run_overlap
 from whiten.evaluation.seen_unseen import Measured, measure_seen_unseen
 from whiten.models.student import backbone_as_teacher, build_student, load_student
 from whiten.models.teacher import Teacher
@@ -171,22 +173,36 @@ def teacher_pictures(
 
 
 def report_run(
-    root: Path, *, test: Path | None = None, show_progress: bool = False
+    root: Path,
+    *,
+    test: Path | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
+    show_progress: bool = False,
 ) -> tuple[Path, list[Row]]:
     """Write a run's `report.html`.
 
     Args:
         root: the folder of a finished run.
-        test: see `measure_run`.
+        test, exclude, include: see `measure_run`.
 
     Returns:
         Path of the report, and the rows of its table.
     """
-    data = measure_run(root, test=test, show_progress=show_progress)
+    data = measure_run(
+        root, test=test, exclude=exclude, include=include, show_progress=show_progress
+    )
     return write_report(data, root), data.rows
 
 
-def measure_run(root: Path, *, test: Path | None = None, show_progress: bool = False) -> ReportData:
+def measure_run(
+    root: Path,
+    *,
+    test: Path | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
+    show_progress: bool = False,
+) -> ReportData:
     """Measure what a run's report shows.
 
     Args:
@@ -194,6 +210,8 @@ def measure_run(root: Path, *, test: Path | None = None, show_progress: bool = F
         test: grouped images that the run has not seen; with them the report compares the teachers,
             their fusions, the initial student and the trained student. A run with held-out sources
             is also measured on these, see `measure_seen_unseen`.
+        exclude, include: patterns that choose among the test images, see
+            `whiten.datasets.patterns`.
     """
     run = RunFolder(root)
     images, spec = run.read_config()
@@ -212,7 +230,7 @@ def measure_run(root: Path, *, test: Path | None = None, show_progress: bool = F
     if spec.holdout_source:
         data.facts.append(("unseen sources", training.get("unseen sources", "")))
     # Without a test set, the figures use the training images.
-    items = _training_images(run) if test is None else find_items(test)
+    items = _training_images(run) if test is None else find_items(test, None, exclude, include)
     # Each teacher is opened once for the whole report.
     is_measured = test is not None or bool(spec.holdout_source)
     fusions = load_fusions(run.root) if spec.whiten or is_measured else {}
@@ -225,18 +243,22 @@ def measure_run(root: Path, *, test: Path | None = None, show_progress: bool = F
             assess(encoder, kind, name, items, cache, show_progress)
             for encoder, kind, name in encoders
         ]
-        data.retrievals = {a.row.name: retrieval_grids(a) for a in assessed[-1:]}
+        student = assessed[-1]
+        data.retrievals = {student.row.name: retrieval_grids(student)}
+        data.overlap = run_overlap(
+            run, encoders[-1][0], student.items, student.vectors, show_progress=show_progress
+        )
         if spec.compatible:
             fused = fusions["compatible"]
             gallery = assess(fused, "fusion-whitened", GALLERY, items, cache, show_progress)
-            assessed += [gallery, assess_asymmetric(assessed[-1], gallery)]
+            assessed += [gallery, assess_asymmetric(student, gallery)]
         data.rows = [a.row for a in assessed]
         data.facts.append(("test images", f"{len(items):,} in {test}"))
-        data.notes = verdicts(data.rows)
+        data.notes = [*verdicts(data.rows), describe_overlap(data.overlap)]
     else:
         data.notes = ["No test images were named: add --test IMAGES to see what was gained."]
     if spec.holdout_source:
-        seen, unseen = _seen_and_unseen(run, test)
+        seen, unseen = _seen_and_unseen(run, None if test is None else items, test)
         fused = fusions["whitened" if spec.whiten else "raw"]
         data.seen_unseen = measure_seen_unseen(
             encoders, fused, seen, unseen, show_progress=show_progress
@@ -249,11 +271,13 @@ def measure_run(root: Path, *, test: Path | None = None, show_progress: bool = F
 def _training_images(run: RunFolder) -> Items:
     """Return a run's own images, without those of held-out sources."""
     images, spec = run.read_config()
-    items = find_items(images)
+    items = find_items(images, None, spec.exclude, spec.include)
     return Apart.read(run).not_in(items) if spec.holdout_source else items
 
 
-def _seen_and_unseen(run: RunFolder, test: Path | None) -> tuple[Measured, Measured]:
+def _seen_and_unseen(
+    run: RunFolder, found: Items | None, test: Path | None
+) -> tuple[Measured, Measured]:
     """Return images of seen sources, the test images if any, and those of held-out sources."""
     _, spec = run.read_config()
     apart = Apart.read(run)
@@ -262,8 +286,7 @@ def _seen_and_unseen(run: RunFolder, test: Path | None) -> tuple[Measured, Measu
         apart.unseen, f"{len(apart.unseen):,} images of {names}", run.embeddings / "unseen"
     )
     items, name, cache = apart.held_out, "held-out images, which chose the student", run.embeddings
-    if test is not None:
-        found = find_items(test)
+    if test is not None and found is not None:
         items = without_sources(test, found, spec.source_column, spec.holdout_source)
         name, cache = f"test images in {test}", run.embeddings / "test"
     return Measured(items, f"{len(items):,} {name}", cache), unseen

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from whiten import metrics
 from whiten.datasets.collection import Items
+from whiten.datasets.patterns import Patterns
 from whiten.datasets.svd import read_svd
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import load
@@ -128,6 +129,8 @@ def evaluate_videos(
     max_frames: int = MAX_FRAMES,
     stride: int = 1,
     examples: bool = False,
+    exclude: Patterns = (),
+    include: Patterns = (),
     cache: Path | None = None,
     show_progress: bool = False,
 ) -> VideoEvaluation:
@@ -148,6 +151,8 @@ def evaluate_videos(
         max_frames, stride: for `svd`, the frames of each video to use.
         examples: look up examples for a report; video frames remain after the call only with a
             cache.
+        exclude, include: for `videos`, patterns that choose among them, see
+            `whiten.datasets.patterns`.
         cache: folder that keeps embeddings and frames between calls; none by default.
 
     For `svd`, frames are cropped as in SVD's evaluation (a centred 224/256 of the shorter side) at
@@ -178,7 +183,9 @@ def evaluate_videos(
                 cut = {"max_frames": max_frames, "stride": stride}
                 task = svd_task(read_svd(data), frames, **cut, progress=update)
             else:
-                task = videos_task(*read_videos(data, frames, progress=update))
+                task = videos_task(
+                    *read_videos(data, frames, exclude=exclude, include=include, progress=update)
+                )
         model = encoder if isinstance(encoder, Encoder) else load(encoder)
         if protocol == "svd":
             model = _fitted_as_published(model, omit_normalisation)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from whiten.datasets.finding import find_items
+from whiten.datasets.patterns import Patterns
 from whiten.embedding.fitting import fused_fingerprint
 from whiten.errors import ConfigError, TeacherError
 from whiten.export.building import Builder, Wanted, choose
@@ -74,6 +75,8 @@ def export(
     fold_normalisation: bool = False,
     int8_floor: float = INT8_FLOOR,
     int8_loss: float = INT8_LOSS,
+    exclude: Patterns = (),
+    include: Patterns = (),
     workers: int | None = None,
     show_progress: bool = False,
 ) -> Exports:
@@ -90,6 +93,7 @@ def export(
         fold_normalisation: make the graphs take (n, h, w, 3) uint8 RGB and normalise it.
         int8_floor: minimum mean-centred cosine to torch, on average, for int8.
         int8_loss: maximum loss of retrieval mAP for int8, if the images have groups.
+        exclude, include: patterns that choose among the images, see `whiten.datasets.patterns`.
         workers: number of decoding threads; by default one per core.
 
     Raises:
@@ -98,6 +102,8 @@ def export(
         MissingExtraError: a library is not installed.
     """
     wanted, left_out = choose(list(formats), list(precisions))
+    if images is None and (exclude or include):
+        raise ConfigError("--exclude and --include choose among images: add --images")
     if images is None and any(precision == "int8" for _, precision in wanted):
         raise ConfigError("int8 is calibrated on images: add --images with some like those in use")
     target, source = Path(out), student_folder(student)
@@ -107,7 +113,7 @@ def export(
     ):
         net, config = load_student(source)
         teacher = as_teacher(net, config, f"whiten:{source}")
-        sample = _sample(images, teacher, wanted, workers)
+        sample = _sample(images, teacher, wanted, workers, exclude, include)
         reference = _embed(teacher, sample)
         truth = find_truth(sample.items, reference)
         manifest = Manifest(
@@ -160,10 +166,12 @@ def _sample(
     teacher: Teacher,
     wanted: list[Wanted],
     workers: int | None,
+    exclude: Patterns,
+    include: Patterns,
 ) -> Sample:
     if images is None:
         return draw_images(teacher.preprocess)
-    sample = sample_images(find_items(images), teacher.preprocess, workers)
+    sample = sample_images(find_items(images, None, exclude, include), teacher.preprocess, workers)
     if not len(sample.calibration) and any(precision == "int8" for _, precision in wanted):
         raise ConfigError(f"int8 is calibrated on images, and {images} has too few: add more")
     return sample

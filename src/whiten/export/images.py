@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from whiten.datasets.collection import Item, Items
 from whiten.errors import ImageError, NoImagesError
-from whiten.media.reading import Skipped
+from whiten.media.reading import Skipped, skipped_for
 from whiten.models.inputs import show
 from whiten.utils.threads import ordered_map
 from whiten.views.rendering import Preprocess
@@ -91,7 +91,7 @@ def _read(
     found = ordered_map(partial(_show, preprocess), items, workers=workers)
     for item, pixels in zip(items, found, strict=True):
         if isinstance(pixels, ImageError):
-            skipped.append(Skipped(item.id, str(pixels)))
+            skipped.append(skipped_for(item.id, pixels))
         else:
             kept.append(item)
             shown.append(pixels)

@@ -12,9 +12,11 @@ import pyarrow as pa
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.given import frame_table, given_items, is_frame
+from whiten.datasets.patterns import Patterns
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
+from whiten.index.colours import converted
 from whiten.index.membership import Membership, join, named
 from whiten.index.metadata import has_metadata, read_metadata
 from whiten.index.rows import TYPES, Facts
@@ -27,19 +29,35 @@ Images: TypeAlias = Any
 
 
 def open_source(
-    encoder: Encoder | str | None, images: Images, cache: Place | None = None
+    encoder: Encoder | str | None,
+    images: Images,
+    cache: Place | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
 ) -> Source:
     """Open a folder, a table, items, or a store of embeddings, which needs no encoder.
 
     Args:
         cache: folder that keeps embeddings between calls; none by default.
+        exclude, include: patterns that choose among the images of a folder or table.
+
+    Raises:
+        ConfigError: there are images and no encoder, or patterns and a store or items.
     """
-    if isinstance(images, str | os.PathLike) and is_store(images):
-        return StoreSource(Store.open(images))
+    place = images if isinstance(images, str | os.PathLike) else None
+    if (exclude or include) and (place is None or is_store(place)):
+        raise ConfigError("--exclude and --include choose among the images of a folder or a table")
+    if place is not None and is_store(place):
+        store = Store.open(place)
+        store.say_colours()
+        return StoreSource(store)
     if encoder is None:
         raise ConfigError("images need a model that embeds them: name it with --model")
     model = encoder if isinstance(encoder, Encoder) else load(encoder)
-    found = find_items(images) if isinstance(images, str | os.PathLike) else given_items(images)
+    if isinstance(images, str | os.PathLike):
+        found = find_items(images, None, exclude, include)
+    else:
+        found = given_items(images)
     return ImageSource(model, found, None if cache is None else Path(cache))
 
 
@@ -106,6 +124,7 @@ def describe(
         columns,
         prefixes=joined.prefixes,
         divided=joined.divided,
+        converted=converted(joined.sources, joined.number, before),
     )
     return facts, pa.table(held) if held else None, joined
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from whiten.datasets.patterns import Patterns
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, StoreError, WhitenError
 from whiten.index.collections import Images, Place, describe, open_source
@@ -81,6 +82,8 @@ class Index:
         collection: str | None = None,
         remove_missing: bool = False,
         cache: Place | None = None,
+        exclude: Patterns = (),
+        include: Patterns = (),
         show_progress: bool = False,
     ) -> Index:
         """Index a collection, or update its index; only new content is embedded.
@@ -108,6 +111,8 @@ class Index:
             remove_missing: remove missing images even if they are more than half of 10 or more,
                 which is refused otherwise, because a disk may be missing.
             cache: folder that keeps embeddings between calls; none by default.
+            exclude, include: patterns that choose among the images, see
+                `whiten.datasets.patterns`; images left out now are removed like deleted ones.
 
         Raises:
             ConfigError: the kind, recall or storage is unknown, or there are too few images for the
@@ -133,7 +138,7 @@ class Index:
                     f"{index.place} is a database, which stores {BASE}: leave out the storage, or "
                     "name a folder"
                 )
-        source = open_source(encoder, images, cache)
+        source = open_source(encoder, images, cache, exclude, include)
         if storage is not None:
             check_storage(storage, source.dim)
         index._change(source, images, metadata, keep, show_progress, collection, remove_missing)
@@ -150,10 +155,12 @@ class Index:
         *,
         metadata: Any = None,
         collection: str | None = None,
+        exclude: Patterns = (),
+        include: Patterns = (),
         show_progress: bool = False,
     ) -> Changes:
         """Index more images, or update some; see `build`."""
-        found = open_source(self.encoder, images)
+        found = open_source(self.encoder, images, None, exclude, include)
         self._change(found, images, metadata, True, show_progress, collection)
         return self.changes
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from whiten.datasets.patterns import Patterns
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
 from whiten.index.index import Index
@@ -21,6 +22,8 @@ def open_for_query(
     model: str | None = None,
     images: Path | None = None,
     place: Path | str | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     show_progress: bool = False,
 ) -> tuple[Index, Vectors]:
     """Open or build an index, and return it with the vectors of a query.
@@ -30,12 +33,15 @@ def open_for_query(
         images: a collection that is indexed first; needs a model.
         place: place of the index; with `images` by default `RUN/index/…` next to the student, one
             index per collection.
+        exclude, include: patterns that choose among `images`, see `whiten.datasets.patterns`.
 
     Raises:
         ConfigError: neither images nor a place is named, or there is no default place.
         ImageError: a query image cannot be read; nothing is indexed then.
         StoreError: an id is not in the index.
     """
+    if images is None and (exclude or include):
+        raise ConfigError("--exclude and --include choose among the images of --in: name them")
     encoder = None if model is None else load(model)
     if images is None:
         if place is None:
@@ -47,7 +53,14 @@ def open_for_query(
             raise ConfigError("images need a model that embeds them: name it with --model")
         vectors = query.embed(encoder) if query.images else None
         where = place or _default_place(model, images)
-        index = Index.build(encoder, images, where, show_progress=show_progress)
+        index = Index.build(
+            encoder,
+            images,
+            where,
+            exclude=exclude,
+            include=include,
+            show_progress=show_progress,
+        )
     if not len(index):
         raise StoreError(f"{index.place} is empty: index images first, `whiten index`")
     parts = [] if vectors is None else [vectors]

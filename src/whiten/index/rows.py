@@ -82,6 +82,8 @@ class Facts:
         prefixes: name of a collection, which its ids begin with, by source; see `--collection`.
         divided: 0 while rows do not record their collection, else the number of sources that there
             were before they did.
+        converted: the sources whose images were embedded in sRGB, whatever their colour profile;
+            earlier versions ignored profiles.
         complete: False while the first run is writing, or after it was killed.
     """
 
@@ -95,6 +97,7 @@ class Facts:
     prefixes: dict[str, str] = field(default_factory=dict)
     divided: int = 0
     complete: bool = True
+    converted: list[str] = field(default_factory=list)
 
     @property
     def skips(self) -> list[Skipped]:
@@ -132,6 +135,7 @@ class Facts:
             prefixes={str(k): str(v) for k, v in facts.get("prefixes", {}).items()},
             divided=int(facts.get("divided", 0)),
             complete=bool(facts.get("complete", True)),
+            converted=[str(source) for source in facts.get("converted", [])],
         )
 
 

@@ -17,7 +17,7 @@ from whiten.embedding.rows import embed_rows
 from whiten.errors import ImageError, NoImagesError
 from whiten.index.rows import Facts, write_stamp
 from whiten.media.decoding import decode
-from whiten.media.reading import Skipped, read_bytes, stamp_of
+from whiten.media.reading import Skipped, read_bytes, skipped_for, stamp_of
 from whiten.store.shards import read_columns
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
@@ -104,14 +104,14 @@ def _hash(item: Item) -> str | Skipped:
     try:
         return content_hash(read_bytes(item.path))
     except ImageError as error:
-        return Skipped(item.id, str(error))
+        return skipped_for(item.id, error)
 
 
 def _why_not(item: Item) -> Skipped:
     try:
         decode(read_bytes(item.path))
     except ImageError as error:
-        return Skipped(item.id, str(error))
+        return skipped_for(item.id, error)
     return Skipped(item.id, "the model cannot embed it")
 
 

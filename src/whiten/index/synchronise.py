@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 from whiten.datasets.collection import Items
 from whiten.embedding.repeats import Repeats, may_repeat
 from whiten.errors import NoImagesError, StoreError
+from whiten.index.colours import have_profiles, ignored_profiles
 from whiten.index.membership import UNKNOWN, Membership, meets, owners, record
 from whiten.index.rows import COLLECTION, Backend, Block, Facts, as_of, read_size
 from whiten.index.sources import Source
-from whiten.media.reading import Skipped
+from whiten.media.decoding import has_foreign_colours
+from whiten.media.reading import Skipped, Unread
 from whiten.utils.arrays import Vectors
 from whiten.utils.names import display_path
 from whiten.utils.progress import progress
@@ -148,6 +150,9 @@ class _Work:
         is_same[is_same] = _equal(
             self._now.filter(pa.array(is_same)), self._before.take(pa.array(found[is_same]))
         )
+        self._has_old_colours = backend.facts is not None and ignored_profiles(backend.facts)
+        if backend.facts is not None and set(facts.converted) - set(backend.facts.converted):
+            is_same &= ~have_profiles(source.items, is_same, backend.place)
         skipped = {name: stamp for name, _, stamp in (backend.facts or facts).skipped}
         stamps = zip(self._now["id"].to_pylist(), self._now["stamp"].to_pylist(), strict=True)
         is_skipped = np.array([bool(s) and skipped.get(name) == s for name, s in stamps], bool)
@@ -242,7 +247,7 @@ class _Work:
             if isinstance(found, Skipped):
                 self._skip(row, found)
         digests = pa.array([h if isinstance(h, str) else None for h in hashes], pa.large_string())
-        vectors, is_there = self._seen_before(digests)
+        vectors, is_there = self._seen_before(digests, items.paths.to_pylist())
         self._embed_new(rows, items, digests.to_pylist(), vectors, is_there)
         done = np.flatnonzero(is_there)
         self.changes.updated += int(self._is_known[rows[done]].sum())
@@ -266,7 +271,7 @@ class _Work:
             if digest is not None and not is_there[number]:
                 first.setdefault(digest, number)
         new = np.array([n for d, n in first.items() if d not in self._repeats], np.int64)
-        reasons: dict[str | None, str] = {}
+        reasons: dict[str | None, Skipped] = {}
         if len(new):
             embedded = self._source.embed(items.take(new))
             here = new[embedded.rows]
@@ -275,23 +280,26 @@ class _Work:
                 self._repeats.add(str(digests[number]), vectors[number])
             skipped = items.by_id.rows([skip.id for skip in embedded.skipped]).tolist()
             for number, skip in zip(skipped, embedded.skipped, strict=True):
-                reasons[digests[number]] = skip.reason
+                reasons[digests[number]] = skip
             self.changes.embedded += len(here)
         for number, digest in enumerate(digests):
             if digest is None or is_there[number]:
                 continue
             if digest in reasons:
-                self._skip(rows[number], Skipped(items[number].id, reasons[digest]))
+                self._skip(rows[number], replace(reasons[digest], id=items[number].id))
             elif is_there[first[digest]]:
                 vectors[number], is_there[number] = vectors[first[digest]], True
             elif digest in self._repeats:
                 vectors[number], is_there[number] = self._repeats[digest], True
 
     def _skip(self, row: int, skip: Skipped) -> None:
-        stamp = self._now["stamp"][int(row)].as_py()
+        # Without a stamp it is tried again at the next update.
+        stamp = "" if isinstance(skip, Unread) else self._now["stamp"][int(row)].as_py()
         self._facts.skipped.append((skip.id, skip.reason, stamp))
 
-    def _seen_before(self, digests: pa.Array) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+    def _seen_before(
+        self, digests: pa.Array, paths: list[bytes]
+    ) -> tuple[Vectors, npt.NDArray[np.bool_]]:
         """Return (n, dim) vectors of indexed or staged content, and a mask (n,) of those found."""
         vectors = np.empty((len(digests), self._facts.dim), np.float32)
         is_there = np.zeros(len(digests), bool)
@@ -301,6 +309,8 @@ class _Work:
             vectors[here], is_there[here] = block.vectors[at[here]], True
         at = _index_in(digests, self._before["content_hash"])
         left = np.flatnonzero((at >= 0) & ~is_there)
+        if self._has_old_colours:
+            left = left[[not has_foreign_colours(os.fsdecode(paths[row])) for row in left]]
         if len(left):
             block = self._backend.fetch(self._before["id"].take(pa.array(at[left])).to_pylist())
             # If batches are committed at once, an earlier one may have replaced the content.

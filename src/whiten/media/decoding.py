@@ -9,24 +9,25 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from whiten.errors import ImageError, one_line
+from whiten.errors import ImageError, UnreadableError, one_line
 from whiten.media.boxes import Box
+from whiten.media.colour import forget_source, is_foreign, to_srgb
+from whiten.media.formats import (
+    FORMATS,
+    PLAIN,
+    how_to_read,
+    is_jpeg_xl,
+    jpeg_xl_size,
+    missing_format,
+)
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
-# Accepted whatever the file name: formats that Pillow decodes itself, with the size known before
-# decoding. EPS would start another program; ICO decodes on opening.
-Image.init()
-FORMATS: list[str] = [
-    name
-    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
-    if name in Image.OPEN
-]
 MAX_PIXELS = 200_000_000  # 600 MB as RGB
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -61,8 +62,9 @@ def decode_scaled(
 ) -> tuple[Image.Image, Box]:
     """Decode to an upright RGB image of 8 bits per channel, with the box of the picture in it.
 
-    Transparency is blended with white, CMYK and grey are converted, 16-bit and float images are
-    scaled to 8 bits, the EXIF orientation is applied, and the first frame of an animation is taken.
+    Colours are converted to sRGB by the file's profile, transparency is blended with white, CMYK
+    and grey are converted, 16-bit and float images are scaled to 8 bits, the EXIF orientation is
+    applied, and the first frame of an animation is taken.
 
     Args:
         data: the file's content.
@@ -77,35 +79,55 @@ def decode_scaled(
     Raises:
         ImageError: not an image, truncated, or larger than MAX_PIXELS; only a JPEG may be larger
             if it is decoded at a smaller size.
+        UnreadableError: nothing is said about the content: memory ran out, or an extra is missing.
     """
-    try:
-        with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            # First of all: asking a PNG for its EXIF block decodes it. A progressive JPEG's
-            # coefficients are all held in memory, at any decoding size.
-            if opened.info.get("progressive"):
-                _refuse_large(opened.size)
-            drafted = None
-            if min_side is not None and min_side < min(opened.size):
-                # Only the JPEG decoder uses this.
-                drafted = opened.draft(None, _draft_size(opened.size, min_side))
+    with _opened(data) as opened:
+        # First of all: asking a PNG for its EXIF block decodes it. A progressive JPEG's
+        # coefficients are all held in memory, at any decoding size.
+        if opened.info.get("progressive"):
             _refuse_large(opened.size)
-            image = _decode_fast(opened, data)
-            if image is None:
-                opened.decodermaxblock = len(data)  # hand the decoder all of it at once
-                opened.load()
-                image = _to_rgb(opened)
-            orientation = _orientation(opened) if upright else 1
+        drafted = None
+        if min_side is not None and min_side < min(opened.size):
+            # Only the JPEG decoder uses this.
+            drafted = opened.draft(None, _draft_size(opened.size, min_side))
+        _refuse_large(opened.size)
+        image = _decode_fast(opened, data)
+        if image is None:
+            opened.decodermaxblock = len(data)  # hand the decoder all of it at once
+            opened.load()
+            image = opened
+        else:
+            image.info = opened.info
+        image = _to_rgb(image)
+        orientation = _orientation(opened) if upright else 1
         size = image.size if drafted is None else drafted[1][2:]
         box = _upright_box(image.size, size, orientation)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
-            image.info = {}  # contains the orientation, which `upright_rgb` would apply again
+        # It holds the orientation and the profile, which `upright_rgb` would apply again.
+        image.info = {}
         return image, box
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
+    """Open a file's content; whatever fails in the block raises an `ImageError`."""
+    try:
+        if is_jpeg_xl(data):  # its decoder decodes on opening
+            _refuse_large(jpeg_xl_size(data))
+        with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            yield opened
     except ImageError:
         raise
     except UnidentifiedImageError:
+        if (kind := missing_format(data)) is not None:
+            raise UnreadableError(f"{kind} needs an optional dependency: {how_to_read()}") from None
         raise ImageError("not an image, or of an unknown format") from None
+    except MemoryError:
+        raise UnreadableError("out of memory") from None
     except Exception as error:  # decoders raise almost anything on damaged files
+        if "out of memory" in str(error).lower() or getattr(error, "errno", None) is not None:
+            raise UnreadableError(one_line(error).lower()) from None
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ImageError(f"damaged: {reason}") from None
 
@@ -132,13 +154,22 @@ def stored_size(data: bytes) -> tuple[int, int]:
     Raises:
         ImageError: not an image, or its header is damaged.
     """
+    if is_jpeg_xl(data):
+        try:
+            return jpeg_xl_size(data)
+        except ValueError as error:
+            raise ImageError(f"damaged: {error}") from None
+    with _opened(data) as opened:
+        return opened.size
+
+
+def has_foreign_colours(path: str) -> bool:
+    """Return whether a file's header says that its colours are not sRGB; decodes nothing."""
     try:
-        with _no_pillow_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            return opened.size
-    except UnidentifiedImageError:
-        raise ImageError("not an image, or of an unknown format") from None
-    except Exception as error:
-        raise ImageError(f"damaged: {one_line(error)}") from None
+        with _no_pillow_warnings(), Image.open(path, formats=PLAIN) as opened:
+            return is_foreign(opened)
+    except Exception:  # it cannot be read, which others tell
+        return False
 
 
 def _refuse_large(size: tuple[int, int]) -> None:
@@ -157,6 +188,8 @@ def _upright_box(pixels: tuple[int, int], picture: tuple[float, float], orientat
 
 def _orientation(image: Image.Image) -> int:
     """Read the EXIF orientation; 1 if there is none."""
+    if image.format == "JXL" and not getattr(image, "jpeg", None):
+        return 1  # its decoder has applied it, unless it kept a whole JPEG
     try:
         value = image.getexif().get(_ORIENTATION)
     except Exception:  # use the image despite a damaged EXIF block
@@ -198,15 +231,18 @@ def _draft_size(size: tuple[int, int], min_side: int) -> tuple[int, int]:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to what `decode` returns."""
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return forget_source(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        info = {name: value for name, value in image.info.items() if name != "transparency"}
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+        image.info = info
+    image = to_srgb(image)
     is_transparent = "transparency" in image.info
     if image.mode == "RGB" and not is_transparent:
         return image
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or is_transparent:
         layered = image.convert("RGBA")
         canvas = Image.new("RGBA", layered.size, "white")

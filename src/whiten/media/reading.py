@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from whiten.errors import ImageError
+from whiten.errors import ImageError, UnreadableError
 
 MAX_BYTES = 1 << 30  # an image of MAX_PIXELS takes 600 MB uncompressed
 
@@ -18,6 +18,20 @@ class Skipped:
 
     id: str
     reason: str
+
+
+class Unread(Skipped):
+    """An image that could not be read this time, for want of memory, of access, of a dependency.
+
+    Only verdicts on the content are remembered: this one is tried again at the next call.
+    """
+
+
+def skipped_for(name: str, error: Exception) -> Skipped:
+    """Return the image that an error concerns, as `Skipped` or as `Unread`."""
+    if isinstance(error, MemoryError):
+        return Unread(name, "out of memory")
+    return (Unread if isinstance(error, UnreadableError) else Skipped)(name, str(error))
 
 
 class Stamp(NamedTuple):
@@ -45,7 +59,8 @@ def read_bytes(path: str) -> bytes:
     """Read the whole file; never waits for another program, as reading a pipe would.
 
     Raises:
-        ImageError: the file is missing, unreadable, empty, larger than MAX_BYTES, or not a file.
+        ImageError: the file is empty, larger than MAX_BYTES, or not a file.
+        UnreadableError: it is missing or cannot be read, or memory ran out.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -56,8 +71,12 @@ def read_bytes(path: str) -> bytes:
                 raise ImageError(f"{status.st_size:,} bytes, above the limit of {MAX_BYTES:,}")
             data = file.read()
     except IsADirectoryError as error:
-        raise ImageError(_reason(_listing_error(path) or error)) from error
-    except (OSError, ValueError) as error:  # a table may name a path with a null byte
+        raise UnreadableError(_reason(_listing_error(path) or error)) from error
+    except OSError as error:
+        raise UnreadableError(_reason(error)) from error
+    except MemoryError as error:
+        raise UnreadableError("out of memory") from error
+    except ValueError as error:  # a table may name a path with a null byte
         raise ImageError(_reason(error)) from error
     if not data:
         raise ImageError("empty file")

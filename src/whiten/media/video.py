@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 from PIL import Image
 
-from whiten.errors import ConfigError, ImageError, MissingExtraError, one_line
+from whiten.errors import ConfigError, ImageError, MissingExtraError, UnreadableError, one_line
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset([
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
-    ".flv", ".wmv", ".3gp", ".ogv",
+    ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".mk3d", ".webm", ".avi", ".divx", ".amv",
+    ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".m2p", ".vob", ".tod",
+    ".ts", ".mts", ".m2ts", ".m2t", ".trp", ".tp",
+    ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".3gpp", ".3g2", ".3gp2", ".ogv", ".ogm",
+    ".mxf", ".gxf", ".rm", ".rmvb", ".wtv", ".dv", ".nut", ".ivf",
+    ".h264", ".264", ".hevc", ".h265", ".265",
 ])
 # fmt: on
 MAX_FRAMES = 60
@@ -26,13 +31,19 @@ MAX_PIXELS = 8192 * 8192  # of a coded frame; one takes 200 MB
 # Containers that hold their own streams. Playlists name other files, and any file may be one,
 # whatever its name.
 _CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,ivf"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,ivf,"
+    "mxf,gxf,rm,wtv,dv,nut"
 )
 _FALLBACK_RATE = Fraction(25)  # for a video that states none, with frames without timestamps
+# By whether the sides change places, and whether x and y of the result run backwards.
 _TURNS = {
-    90: Image.Transpose.ROTATE_90,
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_270,
+    (False, True, False): Image.Transpose.FLIP_LEFT_RIGHT,
+    (False, False, True): Image.Transpose.FLIP_TOP_BOTTOM,
+    (False, True, True): Image.Transpose.ROTATE_180,
+    (True, False, False): Image.Transpose.TRANSPOSE,
+    (True, True, False): Image.Transpose.ROTATE_270,
+    (True, False, True): Image.Transpose.ROTATE_90,
+    (True, True, True): Image.Transpose.TRANSVERSE,
 }
 
 
@@ -42,8 +53,8 @@ def sample_frames(
     """Yield the frames that a player shows at 0, 1/fps, 2/fps, … seconds, at most `max_frames`.
 
     Timestamps decide, so variable frame rates are handled; a frame shown at several of these times
-    is yielded once. Rotation and non-square pixels are applied as in a player, and frames are
-    reduced to at most `MAX_SIDE`. Damaged frames are left out.
+    is yielded once. Rotation, mirroring and non-square pixels are applied as in a player, and
+    frames are reduced to at most `MAX_SIDE`. Damaged frames are left out.
 
     Args:
         path: a file; the first of several video streams is used.
@@ -56,8 +67,9 @@ def sample_frames(
 
     Raises:
         ConfigError: fps is not positive, or max_frames less than 1.
-        ImageError: the file is missing, empty, damaged, without video, or larger than `MAX_PIXELS`.
-            A truncated video yields the frames before the break.
+        ImageError: the file is empty, damaged, without video, or larger than `MAX_PIXELS`. A
+            truncated video yields the frames before the break.
+        UnreadableError: the file is missing or cannot be read now, or memory ran out.
         MissingExtraError: PyAV is not installed.
     """
     check_sampling(fps, max_frames)
@@ -83,7 +95,11 @@ def sample_frames(
                     if count == max_frames:
                         return
                 shown = now, frame
-    except (OSError, ValueError, av.error.FFmpegError) as error:
+    except (OSError, ValueError, MemoryError, av.error.FFmpegError) as error:
+        # FFmpeg's own errors are about the content, unless memory ran out.
+        is_content = isinstance(error, av.error.FFmpegError | ValueError)
+        if isinstance(error, MemoryError) or not is_content:
+            raise UnreadableError(_reason(error)) from error
         if shown is None:
             raise ImageError(f"damaged, or no video: {_reason(error)}") from error
     if shown is None:
@@ -116,8 +132,10 @@ def _refuse_no_file(path: str | os.PathLike[str]) -> None:
     """Refuse a file that is missing or empty, or that blocks on reading, as a pipe does."""
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise ImageError((getattr(error, "strerror", None) or str(error)).lower()) from error
+    except OSError as error:
+        raise UnreadableError(_reason(error)) from error
+    except ValueError as error:  # a path with a null byte
+        raise ImageError(_reason(error)) from error
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not a file but a folder, a pipe or a device")
     if status.st_size == 0:
@@ -144,7 +162,9 @@ def _decoded(av: Any, container: Any, stream: Any) -> Iterator[Any]:
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
             continue
         for frame in frames:
             if not frame.is_corrupt:
@@ -199,8 +219,23 @@ def _upright(frame: Any, shape: Fraction | None) -> Image.Image:
     scale = min(1, MAX_SIDE / max(width, height))
     size = [max(1, round(side * scale)) for side in (width, height)]
     image: Image.Image = frame.to_image(width=size[0], height=size[1], interpolation="AREA")
-    turn = round(frame.rotation / 90) * 90 % 360  # counter-clockwise
-    return image.transpose(_TURNS[turn]) if turn else image
+    turn = _TURNS.get(_display(frame))
+    return image if turn is None else image.transpose(turn)
+
+
+def _display(frame: Any) -> tuple[bool, bool, bool]:
+    """Return how a player places a frame: a key of `_TURNS`, or one that it lacks.
+
+    The display matrix (a, b, u, c, d, v, x, y, w) takes the pixel (x, y) to (ax + cy, bx + dy), see
+    FFmpeg's libavutil/display.h.
+    """
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
+            if abs(b) + abs(c) > abs(a) + abs(d):
+                return True, c < 0, b < 0
+            return False, a < 0, d < 0
+    return False, False, False
 
 
 def _reason(error: BaseException) -> str:

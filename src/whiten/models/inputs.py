@@ -199,7 +199,7 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     try:  # rendered as for a store, so that a query equals its copy in a gallery
         return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)
     except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
+        raise type(error)(f"cannot read {path}: {error}") from error
 
 
 def path_of(image: Any) -> str:

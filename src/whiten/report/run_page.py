@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from whiten.report.overlap import Overlap
 from whiten.report.page import PAGE, STYLE, embedded, section
 from whiten.report.seen_unseen import SeenUnseen
 from whiten.report.table import HEADINGS, Row, cells_of, printable
@@ -62,6 +63,7 @@ class ReportData:
             epoch held_out and, if teachers compete, wins (teacher -> its share of the positives).
         starts: by name, the score of a start on the held-out images.
         retrievals: per encoder.
+        overlap: test images that are known from training; None if that is not known.
         seen_unseen: scores on seen and on held-out sources, if any are held out.
         notes: important sentences, shown near the top.
         commands: shell commands to continue with.
@@ -76,6 +78,7 @@ class ReportData:
     runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
     retrievals: dict[str, list[Retrieval]] = field(default_factory=dict)
+    overlap: Overlap | None = None
     seen_unseen: SeenUnseen | None = None
     notes: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)

@@ -32,6 +32,9 @@ _MODELS, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
 )
 
 
+_ONE = Parameter(consume_multiple=False)
+
+
 def _no(name: str) -> Parameter:
     """A flag that a configuration file may set and the command line may unset."""
     return Parameter(negative=f"--no-{name}")
@@ -68,6 +71,11 @@ class DistillSpec:
     """Make the student's queries able to search a gallery of its teachers, fuse:compatible:RUN: the
     student also regresses their fused embeddings, cut to its own dimension."""
 
+    exclude: Annotated[list[str], _DATA, _ONE] = field(default_factory=list)
+    """Leave out images whose path below their folder, or any part of it, matches this glob;
+    repeatable."""
+    include: Annotated[list[str], _DATA, _ONE] = field(default_factory=list)
+    """Take only images that match this glob; repeatable."""
     unlabelled: Annotated[list[str], _DATA] = field(default_factory=list)
     """Folders or tables of other images to learn on as well, without groups: a transfer set."""
     holdout_source: Annotated[list[str], _DATA] = field(default_factory=list)

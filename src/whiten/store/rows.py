@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +13,7 @@ from whiten.errors import NoImagesError
 from whiten.store.shards import read_columns
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
-from whiten.utils.names import display_path
-
-_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+from whiten.utils.names import real_path
 
 
 def is_store(source: Path) -> bool:
@@ -59,11 +55,3 @@ def stored_rows(store: Store, items: Items, folder: Path) -> Vectors:
                     file.write(vector.tobytes())
         file.flush()
         return np.memmap(file, np.float32, "r", shape=(len(items), store.dim))
-
-
-def real_path(shown: str) -> str:
-    r"""Return the path that `display_path` shows, with \\xNN turned back into bytes."""
-    if os.path.lexists(shown):
-        return shown
-    path = os.fsdecode(_ESCAPED.sub(lambda m: bytes.fromhex(m[1].decode()), os.fsencode(shown)))
-    return path if os.path.lexists(path) and display_path(path) == shown else shown

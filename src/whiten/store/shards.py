@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whiten.errors import StoreError, refuse_later
+from whiten.media import colour
 from whiten.media.reading import Skipped, Stamp
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import renaming
@@ -54,6 +55,7 @@ class Origin:
         precision: 32 or bf16, the precision of the forward pass.
         dtype: float32 or float16, as stored.
         version: version of this library.
+        colours: version of the conversion to sRGB, see `whiten.media.colour`.
     """
 
     uri: str
@@ -64,6 +66,7 @@ class Origin:
     precision: str = "32"
     dtype: str = "float32"
     version: str = ""
+    colours: int = colour.VERSION
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,13 @@ class Shard:
     names: pa.Array
     numbers: pa.Array
     skipped: list[Skipped]
+    colours: int = colour.VERSION
 
     @classmethod
-    def of(cls, path: Path, table: pa.Table, skipped: Sequence[Skipped]) -> Shard:
+    def of(cls, path: Path, table: pa.Table, skipped: Sequence[Skipped], colours: int) -> Shard:
         """Build from a table with the columns `id` and `view`, which is compact for many names."""
         names, numbers = (table[name].combine_chunks() for name in ("id", "view"))
-        return cls(path, names, numbers, list(skipped))
+        return cls(path, names, numbers, list(skipped), colours)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,15 +140,23 @@ def write_shard(
     facts = asdict(origin) | {"rows": len(rows), "crc": _crc(table["embedding"])}
     ids = [row.id for row in rows]
     _write(table.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), path)
-    return Shard.of(path, table, skipped)
+    return Shard.of(path, table, skipped, origin.colours)
 
 
 def rewrite_shard(
-    shard: Shard, *, drop: Collection[str], forget: Collection[str], found: Mapping[str, Seen]
+    shard: Shard,
+    *,
+    drop: Collection[str],
+    forget: Collection[str],
+    found: Mapping[str, Seen],
+    colours: int,
 ) -> Shard:
     """Rewrite a shard without the rows of `drop` and the skipped ones of `forget`.
 
     The other vectors keep their bytes; the images in `found`, by id, get its paths and stamps.
+
+    Args:
+        colours: the version of colours of all rows that are left.
     """
     table = read_columns(shard.path)
     facts = json.loads(table.schema.metadata[_KEY])
@@ -156,9 +168,9 @@ def rewrite_shard(
     column = table.schema.get_field_index("path")
     kept = table.take(pa.array(keep, pa.int64()))
     kept = kept.set_column(column, table.schema.field(column), paths)
-    facts |= {"rows": len(ids), "crc": _crc(kept["embedding"])}
+    facts |= {"rows": len(ids), "crc": _crc(kept["embedding"]), "colours": colours}
     _write(kept.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), shard.path)
-    return Shard.of(shard.path, kept, skipped)
+    return Shard.of(shard.path, kept, skipped, colours)
 
 
 def read_shard(path: Path) -> tuple[Origin, Shard]:
@@ -177,8 +189,9 @@ def read_shard(path: Path) -> tuple[Origin, Shard]:
             _check_rows(table)
             width = file.schema_arrow.field("embedding").type.list_size
         skipped = [Skipped(*pair) for pair in facts["skipped"]]
+        facts.setdefault("colours", 0)  # of an earlier version
         origin = Origin(**{k: facts[k] for k in Origin.__dataclass_fields__})
-        shard = Shard.of(path, table, skipped)
+        shard = Shard.of(path, table, skipped, origin.colours)
     except (
         OSError,
         pa.ArrowException,

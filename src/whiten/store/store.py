@@ -8,6 +8,7 @@ neighbours, so that a resumed run continues exactly where an uninterrupted one w
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 from whiten.datasets.collection import Items
 from whiten.errors import StoreError
+from whiten.media import colour
 from whiten.media.reading import Skipped
 from whiten.store.shards import (
     Origin,
@@ -46,6 +48,8 @@ __all__ = [
     "stored_origin",
     "stored_precision",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 class Store:
@@ -122,6 +126,7 @@ class Store:
         drop: Collection[str] = (),
         forget: Collection[str] = (),
         found: Mapping[str, Seen] | None = None,
+        colours: int | None = None,
     ) -> None:
         """Rewrite a shard that is out of date; its other vectors keep their bytes.
 
@@ -129,13 +134,29 @@ class Store:
             drop: ids whose files now hold another image.
             forget: ids that are no longer skipped.
             found: the new state, by id, of unchanged images that were moved or touched.
+            colours: the version of colours of the rows that are left; unchanged by default.
         """
         place = self.shards.index(shard)
         if set(shard.ids) <= set(drop) and {skip.id for skip in shard.skipped} <= set(forget):
             shard.path.unlink()
             del self.shards[place]
             return
-        self.shards[place] = rewrite_shard(shard, drop=drop, forget=forget, found=found or {})
+        self.shards[place] = rewrite_shard(
+            shard,
+            drop=drop,
+            forget=forget,
+            found=found or {},
+            colours=shard.colours if colours is None else colours,
+        )
+
+    def say_colours(self) -> None:
+        """Log what to do if its images may have colours that were ignored."""
+        if any(shard.colours < colour.VERSION for shard in self.shards):
+            _log.warning(
+                "%s was made when colour profiles were ignored: run `whiten embed` again on its "
+                "images, which embeds those with a profile other than sRGB again",
+                self.folder,
+            )
 
     # --- reading ------------------------------------------------------------------------
 

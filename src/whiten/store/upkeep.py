@@ -6,6 +6,7 @@ the new stamp and path are recorded, so that it is not read again next time.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 
@@ -13,12 +14,16 @@ import numpy as np
 
 from whiten.datasets.collection import Item, Items
 from whiten.errors import ImageError, StoreError
+from whiten.media import colour
+from whiten.media.decoding import has_foreign_colours
 from whiten.media.reading import read_bytes, stamp_of
-from whiten.store.rows import real_path
 from whiten.store.shards import Seen, Shard
 from whiten.store.store import Store
 from whiten.utils.hashing import content_hash
-from whiten.utils.names import display_path
+from whiten.utils.names import display_path, real_path
+from whiten.utils.threads import ordered_map
+
+_log = logging.getLogger(__name__)
 
 Usable = Callable[[str, str], bool]
 """Called with id and content hash; returns whether a skipped image can be used now."""
@@ -27,6 +32,8 @@ Usable = Callable[[str, str], bool]
 def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -> None:
     """Drop embeddings of files with new content, and forget reasons that no longer hold.
 
+    Rows of versions that ignored colour profiles are dropped if their file has one that counts.
+
     Embeddings of missing or unreadable files stay.
 
     Args:
@@ -34,6 +41,7 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
         items: the requested images; others are left alone.
         usable: for models that hold embeddings and may hold more than last time.
     """
+    recoloured = 0
     for shard in list(store.shards):
         seen = store.seen(shard)
         found: dict[str, Seen] = {}
@@ -46,10 +54,24 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
                 found[item.id] = now
         skipped = _wanted(items, [skip.id for skip in shard.skipped])
         forgotten = {item.id for item in skipped if _may_work(item, seen.get(item.id), usable)}
+        colours = shard.colours
+        if colours < colour.VERSION:
+            foreign = _of_foreign_colours(_wanted(items, shard.ids)) - changed
+            recoloured += len(foreign)
+            changed |= foreign
+            if len(_wanted(items, shard.ids)) == len(set(shard.ids)):
+                colours = colour.VERSION
         if changed or forgotten:
-            store.amend(shard, drop=changed, forget=forgotten, found=found)
-        elif found:
-            _note(store, shard, found)
+            store.amend(shard, drop=changed, forget=forgotten, found=found, colours=colours)
+        elif found or colours != shard.colours:
+            _note(store, shard, found, colours)
+    if recoloured:
+        _log.warning(
+            "%s: %s have a colour profile, which was ignored when they were embedded: they are "
+            "embedded again",
+            store.folder,
+            f"{recoloured:,} images" if recoloured > 1 else "1 image",
+        )
 
 
 def refuse_other_images(store: Store, items: Items) -> None:
@@ -105,9 +127,15 @@ def _may_work(item: Item, before: Seen | None, usable: Usable | None) -> bool:
     return usable is not None and before.content_hash != "" and usable(item.id, before.content_hash)
 
 
-def _note(store: Store, shard: Shard, found: dict[str, Seen]) -> None:
+def _of_foreign_colours(items: Items) -> set[str]:
+    """Return the ids of the images whose files say that their colours are not sRGB."""
+    is_foreign = ordered_map(lambda item: has_foreign_colours(item.path), items)
+    return {item.id for item, one in zip(items, is_foreign, strict=True) if one}
+
+
+def _note(store: Store, shard: Shard, found: dict[str, Seen], colours: int) -> None:
     """Record the state that saves reading the files again, if the store is writable."""
     try:
-        store.amend(shard, found=found)
+        store.amend(shard, found=found, colours=colours)
     except StoreError:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -92,6 +93,58 @@ def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, Array]) -> str:
         digest.update(f"{name}|{tensor.shape}|{tensor.dtype}|".encode())
         digest.update(np.ascontiguousarray(tensor).data)
     return digest.hexdigest()
+
+
+# What file systems answer that cannot do it: network mounts, FUSE, some of Windows.
+_CANNOT = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EBADF}
+)
+
+
+def flush(file: int) -> None:
+    """Flush an open file or folder to the disk, on file systems that can."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder, so that a rename in it is durable, on file systems that can."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno in _CANNOT | {errno.EACCES, errno.EPERM}:
+            return
+        raise
+    try:
+        flush(handle)
+    finally:
+        os.close(handle)
+
+
+def lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process until it is closed; return whether that is possible.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _CANNOT:
+            return False
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(*error.args) from error
+        raise
+    return True
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from whiten.utils.arrays import Indices
 Names: TypeAlias = "Sequence[str | None] | pa.Array"
 
 _CHUNK = 65536
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def name_codes(names: Names) -> Indices:
@@ -105,3 +107,11 @@ def distinct(names: Sequence[str]) -> list[str]:
             candidate, number = f"{name} ({number})", number + 1
         found.append(candidate)
     return found
+
+
+def real_path(shown: str) -> str:
+    r"""Return the path that `display_path` shows, with \\xNN turned back into bytes."""
+    if os.path.lexists(shown):
+        return shown
+    path = os.fsdecode(_ESCAPED.sub(lambda m: bytes.fromhex(m[1].decode()), os.fsencode(shown)))
+    return path if os.path.lexists(path) and display_path(path) == shown else shown

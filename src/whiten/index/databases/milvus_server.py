@@ -18,6 +18,7 @@ from typing import Any
 
 from whiten.errors import ConfigError, MissingExtraError, StoreError, one_line
 from whiten.index.databases.addresses import Address
+from whiten.utils.files import lock
 
 TOKEN = "WHITEN_MILVUS_TOKEN"  # environment variable: a token, or `user:password`
 _SECONDS = 10.0  # timeout to connect to a server
@@ -154,14 +155,12 @@ def _why_not(address: Address, server: str, error: BaseException) -> str:
 
 def _is_locked(path: Path) -> bool:
     try:
-        import fcntl
-
         with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows: cannot tell
-        return False
+            lock(file)
+    except BlockingIOError:
+        return True
     except OSError:
-        return path.exists()
+        return False
     return False
 
 

@@ -18,6 +18,7 @@ from whiten.errors import MissingExtraError, StoreError, one_line
 from whiten.index.local.codes import Gather, compare
 from whiten.retrieval.exact import Mask, Rows
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import flush
 
 Kind = Literal["ivf", "hnsw"]
 
@@ -58,7 +59,7 @@ def write_approximate(kind: Kind, folder: Path, vectors: Vectors) -> None:
     folder.mkdir()
     faiss.write_index(made, os.fspath(folder / _FILE))
     with (folder / _FILE).open("rb") as file:
-        os.fsync(file.fileno())
+        flush(file.fileno())
 
 
 def _make_lists(faiss: ModuleType, vectors: Vectors) -> Any:

@@ -12,7 +12,6 @@ NumPy cannot.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from whiten.errors import StoreError
 from whiten.retrieval.exact import Mask, Nearest, Rows
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import flush
 
 Codes = npt.NDArray[np.int8]
 
@@ -95,13 +95,13 @@ def write_codes(folder: Path, vectors: Vectors) -> None:
             error = max(error, float(np.linalg.norm(block - rounded, axis=1).max()))
             longest = max(longest, float(np.linalg.norm(rounded, axis=1).max()))
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())
     facts = np.zeros((1, dim), np.float32)
     facts[0, :3] = step, np.nextafter(np.float32(error), 9), np.nextafter(np.float32(longest), 9)
     with (folder / _FRAME).open("wb") as file:
         np.save(file, np.concatenate([facts, centre[None], rotation]))
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())
 
 
 class CodedSegment:

@@ -8,12 +8,14 @@ Vectors and rows are memory-mapped, so that opening reads almost nothing.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +35,9 @@ from whiten.index.rows import Block, Facts, Match
 from whiten.index.where import Where
 from whiten.media.reading import Stamp, stamp_of
 from whiten.utils.arrays import Vectors
-from whiten.utils.files import write_atomically
+from whiten.utils.files import flush, flush_folder, lock, write_atomically
+
+_log = logging.getLogger(__name__)
 
 _LOCK = ".lock"
 _SEGMENT, _GONE, _STAGED, _FAST, _CODEC = "segment-", "gone-", ".staged-", "fast-", "codec-"
@@ -138,25 +142,27 @@ class FolderIndex:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        try:
-            import fcntl
-        except ImportError:  # Windows: the user must avoid concurrent writers
-            yield
-            return
         while True:
             self.root.mkdir(parents=True, exist_ok=True)
-            with (self.root / _LOCK).open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise StoreError(
-                        f"another process is changing {self.place}: wait until it is done"
-                    ) from error
-                if not _is_at(lock.fileno(), self.root / _LOCK):
+            with (self.root / _LOCK).open("w") as file:
+                self._lock(file)
+                if not _is_at(file.fileno(), self.root / _LOCK):
                     continue  # a failed first run has just removed it
                 self.refresh()
                 yield
                 return
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            if not lock(file):
+                _log.warning(
+                    "%s is on a file system without locks: change it with one process at a time",
+                    self.place,
+                )
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another process is changing {self.place}: wait until it is done"
+            ) from error
 
     def discard(self) -> None:
         (self.root / MANIFEST).unlink(missing_ok=True)
@@ -220,7 +226,7 @@ class FolderIndex:
                 with (self.root / part.gone).open("wb") as file:  # not yet named by a manifest
                     file.write(np.packbits(~there).tobytes())
                     file.flush()
-                    os.fsync(file.fileno())
+                    flush(file.fileno())
             parts.append(part)
         return parts
 
@@ -353,10 +359,10 @@ class FolderIndex:
         """Replace the manifest: from here on the change counts."""
         for part in manifest.parts:
             for name in filter(None, (part.name, part.fast)):
-                _sync(self.root / name)
-        _sync(self.root)
+                flush_folder(self.root / name)
+        flush_folder(self.root)
         write_atomically(self.root / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode())
-        _sync(self.root)
+        flush_folder(self.root)
         self._open()
 
     def _sweep(self) -> None:
@@ -385,13 +391,3 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder, so that a rename in it is durable; impossible on Windows."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

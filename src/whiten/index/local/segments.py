@@ -9,7 +9,6 @@ once a manifest names the segment.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +30,7 @@ from whiten.index.local.storage.reranked import Reranked
 from whiten.index.rows import Block, Facts, as_of
 from whiten.retrieval.exact import Mask, Nearest, Rows, scan
 from whiten.utils.arrays import Array, Vectors
+from whiten.utils.files import flush
 
 VECTORS = "vectors.f32"
 ROWS = "rows.arrows"
@@ -181,7 +181,7 @@ class SegmentWriter:
         for file in (self._vectors, self._file):
             file.flush()
             if kind is None:
-                os.fsync(file.fileno())
+                flush(file.fileno())
             file.close()
         if kind is None and self._coding is not None and self.ids:
             shape = (len(self.ids), self._facts.dim)

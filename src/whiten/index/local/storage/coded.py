@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from whiten.index.local.storage.codec import Codec
 from whiten.retrieval.exact import Mask, Nearest, scan
 from whiten.utils.arrays import Array, Vectors, normalize_rows
+from whiten.utils.files import flush
 from whiten.utils.memory import forget
 
 SAMPLE_ROWS = 50_000  # most rows that a codec is fitted on
@@ -96,7 +96,7 @@ def write_codes(path: Path, codec: Codec, vectors: Vectors) -> None:
             file.write(np.ascontiguousarray(codec.encode(part)).tobytes())
             forget(part)
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())
 
 
 def sample_rows(vectors: Vectors) -> Vectors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from whiten.index.local.storage.codec import Codec
 from whiten.index.local.storage.coded import Coding
 from whiten.index.local.storage.kinds import BASE, from_state, parse_storage
 from whiten.index.local.storage.loss import Cost
-from whiten.utils.files import load_sealed, save_sealed
+from whiten.utils.files import flush, load_sealed, save_sealed
 
 
 @dataclass(frozen=True)
@@ -76,4 +75,4 @@ def save_codec(path: Path, codec: Codec) -> None:
     """Write a fitted codec; it is on disk when this returns."""
     save_sealed(path, codec.state(), {"kind": codec.kind, "dim": codec.dim})
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        flush(file.fileno())
