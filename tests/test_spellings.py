@@ -9,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers import TEACHER, write_image
+from whiten.datasets import spellings as spellings_module
+from whiten.datasets.collection import Item
 from whiten.datasets.finding import find_items
+from whiten.datasets.given import given_items
 from whiten.errors import ConfigError
 from whiten.index import Index
 
@@ -68,3 +71,37 @@ def test_files_that_only_look_alike(photos: Path) -> None:
     table = write(photos / "list.csv", [(name, 1) for name in names])
     is_one = (photos / "in" / "A.PNG").samefile(photos / "in" / "a.png")
     assert len(find_items(table)) == (4 if is_one else 5)
+
+
+def test_several_paths_of_one_file_in_python(
+    colour_teachers: None, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.chdir(photos)
+    paths = [*spellings(photos), "in/b.png", "gone.png"]
+    assert given_items(paths).ids.to_pylist() == ["gone.png", "in/a.png", "in/b.png"]
+    prices = [5.0] * (len(paths) - 2) + [6.0, None]
+    frame = pandas.DataFrame({"path": paths, "price": prices, "sold": [None] * len(paths)})
+    index = Index.build(TEACHER, frame, photos.parent / "index")
+    assert {one.id: one.metadata["price"] for one in index.items(index.ids())} == {
+        "in/a.png": 5,
+        "in/b.png": 6,
+    }
+    frame.loc[0, "price"] = 7
+    with pytest.raises(ConfigError, match=r"the collection lists one file as .* of 'price'"):
+        given_items(frame)
+    mine = [Item("in/a.png", "in/a.png", "x"), Item("link.png", "link.png", "y")]
+    with pytest.raises(ConfigError, match="values of 'group'"):
+        given_items(mine)
+
+
+def test_a_table_is_read_once_for_all_its_repeated_files(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{spelling}in/{name}.png" for spelling in ("", "./") for name in "abc"]
+    table = write(photos / "list.parquet", [(name, float("nan")) for name in names])
+    read = spellings_module._rows
+    times = []
+    monkeypatch.setattr(spellings_module, "_rows", lambda path: times.append(path) or read(path))
+    assert find_items(table).ids.to_pylist() == ["in/a.png", "in/b.png", "in/c.png"]
+    assert times == [table]

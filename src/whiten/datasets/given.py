@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from whiten.datasets.collection import Item, Items
+from whiten.datasets.spellings import merge_given
 from whiten.errors import ConfigError, NoImagesError
 from whiten.utils.names import as_utf8
 
@@ -31,10 +33,12 @@ def given_items(images: Any) -> Items:
     """Return images that are given as paths, items, or a data frame with a column `path`.
 
     The id is the path as it is given, or of a data frame the column `id`; `group` and `frame_ms`
-    are read as in a table. Relative paths start at the working directory.
+    are read as in a table. Relative paths start at the working directory. A file that is given by
+    several paths is one image.
 
     Raises:
-        ConfigError: an image is no path, is given twice, or a data frame has no column `path`.
+        ConfigError: an image is no path, is given twice, or by several paths with other values; or
+            a data frame has no column `path`.
         NoImagesError: there are no images.
     """
     if isinstance(images, Items):
@@ -43,13 +47,18 @@ def given_items(images: Any) -> Items:
         raise ConfigError(
             f"images are a folder, a table, paths or a data frame, not {type(images).__name__}"
         )
-    found = Items.of(_rows(frame_table(images)) if is_frame(images) else map(_item, images))
+    table = frame_table(images) if is_frame(images) else None
+    found = Items.of(map(_item, images) if table is None else _rows(table))
     if not found:
         raise NoImagesError("no images are given: name at least one")
     found = found.sorted()
     if (twice := found.first_twice()) is not None:
         raise ConfigError(f"{twice!r} is given twice: give every image once")
-    return found
+    return merge_given(found, partial(_facts, found) if table is None else table.to_pylist)
+
+
+def _facts(items: Items) -> list[dict[str, Any]]:
+    return [{"path": one.id, "group": one.group, "frame_ms": one.frame_ms} for one in items]
 
 
 def _item(image: Any) -> Item:

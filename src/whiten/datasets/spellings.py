@@ -1,22 +1,24 @@
-"""Rows of a table that name one file by several paths: `a.jpg`, `./a.jpg`, links, and so on."""
+"""Rows that name one file by several paths: `a.jpg`, `./a.jpg`, links, and so on."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from whiten.datasets.collection import Item, Items
 from whiten.errors import ConfigError
 
+Rows: TypeAlias = list[dict[str, Any]]
+
 
 def merge_spellings(items: Items, table: Path) -> Items:
-    """Keep one row per file; rows with an id of their own are left alone.
+    """Keep one row of a table per file; rows with an id of their own are left alone.
 
     The shortest path stays. Symbolic links count by their target, and where the file system ignores
     case, so does this.
@@ -27,21 +29,35 @@ def merge_spellings(items: Items, table: Path) -> Items:
     Raises:
         ConfigError: the rows of one file differ in another column.
     """
+    return _merge(items, os.fspath(table.parent), str(table), lambda: _rows(table))
+
+
+def merge_given(items: Items, rows: Callable[[], Rows]) -> Items:
+    """Keep one image per file of those that are given in Python; see `merge_spellings`.
+
+    Args:
+        items: the images, sorted by id; relative paths start at the working directory.
+        rows: returns what is given of each image, with its `path`.
+    """
+    return _merge(items, "", "the collection", rows)
+
+
+def _merge(items: Items, folder: str, name: str, rows: Callable[[], Rows]) -> Items:
     real_folder = lru_cache(maxsize=1 << 16)(os.path.realpath)
     found: dict[str, list[int]] = {}
     for row, item in enumerate(items):
-        if item.path == os.path.join(table.parent, item.id):
+        if item.path == os.path.join(folder, item.id):
             found.setdefault(_real(item.path, real_folder).casefold(), []).append(row)
-    drop: list[int] = []
-    for rows in found.values():
-        for same in _same_files([(row, items[row]) for row in rows]) if len(rows) > 1 else ():
-            _require_equal([item for _, item in same], table)
-            kept = min(same, key=lambda one: (len(one[1].id), one[1].id))
-            drop += [row for row, _ in same if row != kept[0]]
-    if not drop:
+    alike = [[(row, items[row]) for row in some] for some in found.values() if len(some) > 1]
+    repeated = [same for some in alike for same in _same_files(some)]
+    if not repeated:
         return items
+    given = {str(row.get("path")): row for row in rows()}
     keep = np.ones(len(items), bool)
-    keep[drop] = False
+    for same in repeated:
+        _require_equal([given[item.id] for _, item in same if item.id in given], name)
+        kept = min(same, key=lambda one: (len(one[1].id), one[1].id))
+        keep[[row for row, _ in same if row != kept[0]]] = False
     return items.take(keep)
 
 
@@ -66,22 +82,25 @@ def _same_files(rows: Sequence[tuple[int, Item]]) -> list[list[tuple[int, Item]]
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _require_equal(items: Sequence[Item], table: Path) -> None:
-    rows = [row for row in _rows(table) if row.get("path") in {item.id for item in items}]
+def _require_equal(rows: Rows, name: str) -> None:
     for row in rows[1:]:
-        for name, value in rows[0].items():
-            if name != "path" and row.get(name) != value:
+        for column, value in rows[0].items():
+            if column != "path" and not _is_equal(row.get(column), value):
                 raise ConfigError(
-                    f"{table} lists one file as {rows[0]['path']!r} and as {row['path']!r}, with "
-                    f"other values of {name!r}: give every image one row"
+                    f"{name} lists one file as {rows[0]['path']!r} and as {row['path']!r}, with "
+                    f"other values of {column!r}: give every image one row"
                 )
 
 
-def _rows(table: Path) -> list[dict[str, Any]]:
+def _is_equal(one: Any, other: Any) -> bool:
+    return bool(one == other) or (one != one and other != other)  # NaN
+
+
+def _rows(table: Path) -> Rows:
     if table.suffix.lower() == ".csv":
         with table.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = pq.read_table(table).to_pylist()
+    rows: Rows = pq.read_table(table).to_pylist()
     return rows
