@@ -102,7 +102,7 @@ def test_a_table_of_metadata(encoder: Encoder, images: Path, place: Path, tmp_pa
         ("name,wide\nx,1\n", "has no column 'id' or 'path'"),
         ("id,wide\na/0.png,1\na/0.png,2\n", "lists 'a/0.png' twice"),
         ("id,wide\nx,1\n", "describes none of these images; its first is x"),
-        ("id,score\na/0.png,1\n", "has a column 'score', which is taken"),
+        ("id,wide,wide\na/0.png,1,2\n", "has two columns 'wide': rename one"),
         ("", "cannot read"),
     ):
         table.write_text(text)

@@ -100,7 +100,14 @@ def test_columns_of_the_metadata_change(encoder: Encoder, images: Path, place: s
     assert passing(second, "price == 'dear'") == passing(second, "select == True") == ["a/0.png"]
     assert second.facts.columns == {"price": "string", "select": "bool"}
     del second
-    Index.build(encoder, images, place)
+    third = Index.build(encoder, images, place)  # as every night
+    assert third.facts.columns == {"price": "string", "select": "bool"}
+    assert (third.changes.unchanged, third.changes.dropped) == (6, [])
+    assert passing(third, "price == 'dear'") == ["a/0.png"]
+    del third
+    dropped = Index.build(encoder, images, place, drop_columns=["price", "select"])
+    assert dropped.changes.dropped == ["price", "select"]
+    del dropped
     opened = Index.open(place, encoder)
     assert opened.facts.columns == {}
     assert {str(match.metadata) for match in opened.items(opened.ids())} == {"{}"}

@@ -30,6 +30,7 @@ def index(
     storage: str | None = None,
     exclude: Patterns = (),
     include: Patterns = (),
+    drop_columns: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     as_json: Json = False,
 ) -> None:
     """Build an index, or bring it up to date: only new and changed images are embedded.
@@ -40,7 +41,8 @@ def index(
         out: folder of the index.
         store: vector database to use instead of a folder: milvus:URI or pgvector:DSN.
         metadata: CSV or Parquet with columns to filter by, and id or path; by default the other
-            columns of the table of images.
+            columns of the table of images. They replace the columns of the index, or are added to
+            them with --add; without a table these stay.
         add: add these images to the index, and remove none.
         collection: name that the ids of these images begin with, so that they are not those of
             another collection; by default unchanged, none for a new collection.
@@ -54,6 +56,7 @@ def index(
         exclude: leave out images whose path below the folder, or any part of it, matches this glob;
             repeatable.
         include: take only images that match this glob; repeatable.
+        drop_columns: columns of the index to drop.
         as_json: print JSON.
     """
     from dataclasses import asdict
@@ -65,10 +68,10 @@ def index(
     if (images is None) == (not remove):
         raise ConfigError("say what to do: name images to index, or --remove ids")
     if images is None:
-        if kind or recall or storage or collection or exclude or include:
+        if kind or recall or storage or collection or exclude or include or drop_columns:
             raise ConfigError(
-                "--kind, --recall, --storage, --collection, --exclude and --include are chosen "
-                "while images are indexed, not with --remove"
+                "--kind, --recall, --storage, --collection, --exclude, --include and "
+                "--drop-columns are for images that are indexed, not for --remove"
             )
         changed = Index.open(where)
         changed.remove(remove or [])
@@ -88,6 +91,7 @@ def index(
             storage=storage,
             exclude=exclude,
             include=include,
+            drop_columns=drop_columns or (),
             show_progress=True,
         )
     tuning, loss = changed.tuning, changed.loss
@@ -105,6 +109,10 @@ def index(
     lines = [] if loss is None else [loss.line()]
     for line in [*lines, *(tuning.lines() if tuning is not None else ())]:
         print(line)
+    if done.dropped:
+        print(f"columns dropped: {', '.join(done.dropped)}")
+    for note in done.notes:
+        say(f"note     {note}")
     list_skipped(done.skipped)
 
 
@@ -144,7 +152,8 @@ def search(
         store: vector database to use instead of a folder: milvus:URI or pgvector:DSN.
         k: number of hits.
         threshold: minimum score of a hit.
-        where: filter on columns of the index: price < 10 and group in ['shoes', 'bags']
+        where: filter on columns of the index: price < 10 and group in ['shoes', 'bags'], taken is
+            None, name.startswith('a'), `my price` > 5.
         box: x,y,w,h in pixels: the region of the single image to query with.
         combine: how several images form one query: mean averages their embeddings, max takes the
             highest similarity to any of them; by default mean, and max for the frames of a video.

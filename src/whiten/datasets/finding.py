@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.gldv2 import (
@@ -20,8 +22,9 @@ from whiten.datasets.gldv2 import (
 from whiten.datasets.patterns import Choice, Patterns
 from whiten.datasets.spellings import merge_spellings
 from whiten.datasets.svd import FRAMES_TABLE, describe_training, is_svd, training_frames
+from whiten.datasets.tables import is_table, near_name, read_table
 from whiten.datasets.walking import Walk, as_id
-from whiten.errors import ConfigError, NoImagesError
+from whiten.errors import ConfigError, NoImagesError, one_line
 from whiten.media.formats import SUFFIXES
 from whiten.media.video import VIDEO_SUFFIXES
 from whiten.utils.names import as_utf8
@@ -29,7 +32,7 @@ from whiten.utils.names import as_utf8
 # What was left out is no error, and whoever calls wants to know.
 _log = logging.getLogger(__name__)
 
-_Row = tuple[str | None, str | None, int | None]
+_TABLE_COLUMNS = ("id", "path", "group", "frame_ms")
 
 
 def find_items(
@@ -39,6 +42,8 @@ def find_items(
     include: Patterns = (),
 ) -> Items:
     """Find the images of a folder, or of a CSV or Parquet table with columns `path` and `group`.
+
+    A column `id` names the images of a table; without one their paths do.
 
     If all images of a folder are at least one folder deep, the folder that holds an image is its
     group; images directly in the root have none. Hidden files and folders and known rubbish, such
@@ -54,14 +59,15 @@ def find_items(
 
     Args:
         source: the folder or table.
-        tell: called with one line if a published data set was recognised.
+        tell: called with one line if a published data set was recognised, or if a column of a table
+            is not read that may be meant to be.
         exclude, include: patterns of paths, see `whiten.datasets.patterns`; one that matches
             nothing is logged.
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
-        ConfigError: a table cannot be read, has no `path` column, or has a missing or repeated
-            path, or several paths of one file whose rows differ.
+        ConfigError: a table cannot be read, has no `path` column, or has a missing path, a missing
+            or repeated id, or several paths of one file whose rows differ.
     """
     choice = Choice(exclude, include)
     items = choice.of(_find(Path(source), tell, choice))
@@ -110,13 +116,13 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
                 f"{root} holds no image file ({' '.join(sorted(SUFFIXES)[:6])} …): "
                 "name a folder of images, or a CSV or Parquet with columns path,group"
             )
-    elif root.suffix.lower() in (".csv", ".parquet") and root.is_file():
-        items = Items.of(_read_table(root))
+    elif is_table(root):
+        items = _read_table(root, tell)
         if not items:
             raise NoImagesError(f"{root} has no rows: list one image path per row")
         items = items.sorted()
-        if (path := items.first_twice()) is not None:
-            raise ConfigError(f"{root} lists {path!r} twice: list every image once")
+        if (name := items.first_twice()) is not None:
+            raise ConfigError(f"{root} lists {name!r} twice: list every image once")
         if root.name != FRAMES_TABLE:
             items = merge_spellings(items, root)
     elif root.is_file():
@@ -147,7 +153,7 @@ def find_videos(
             path.
     """
     root, choice = Path(source), Choice(exclude, include)
-    if root.is_file() and root.suffix.lower() not in (".csv", ".parquet"):
+    if root.is_file() and not is_table(root):
         videos = Items.of([Item(as_id(root.name), os.fspath(root))])
     elif root.is_dir():
         videos = _logged(Walk(root, VIDEO_SUFFIXES, choice))
@@ -186,53 +192,39 @@ def _stem(name: str) -> str:
     return stem if suffix.lower() in VIDEO_SUFFIXES and not stem.endswith("/") else name
 
 
-def _read_table(table: Path) -> Iterator[Item]:
-    for number, (path, group, frame_ms) in enumerate(_rows_or_refuse(table), start=1):
-        if not path:
-            raise ConfigError(f"{table} has no path in row {number}: give every row its image")
-        yield Item(path, os.path.join(table.parent, path), group or None, frame_ms)
+def _read_table(table: Path, tell: Callable[[str], None] | None) -> Items:
+    read = read_table(table, ("path",), _TABLE_COLUMNS)
+    if "group" not in read.names and (near := near_name("group", read.names)) and tell is not None:
+        tell(f"{table} has no column 'group', so that no groups are known; {near!r} is not read")
+    columns = read.columns
+    paths = _texts(table, columns["path"])
+    ids = _texts(table, columns["id"]) if "id" in read.names else paths
+    for name, column in (("path", paths), ("id", ids)):
+        if column.null_count or pc.any(pc.equal(column, "")).as_py():
+            row = pc.index(pc.fill_null(column, ""), "").as_py() + 1
+            raise ConfigError(f"{table} has no {name} in row {row}: give every row its image")
+    if pc.any(pc.match_substring(paths, "\0")).as_py():
+        raise ConfigError(f"{table} has a path with a null character: correct it")
+    groups = pa.nulls(len(paths), pa.large_string())
+    if "group" in read.names:
+        groups = _texts(table, columns["group"])
+        groups = pc.if_else(pc.equal(groups, ""), None, groups)
+    times = columns["frame_ms"] if "frame_ms" in read.names else None
+    if times is None or not pa.types.is_integer(times.type):
+        times = None
+    files = [os.fsencode(os.path.join(table.parent, path)) for path in paths.to_pylist()]
+    return Items(ids, pa.array(files, pa.large_binary()), groups, times and times.combine_chunks())
 
 
-def _rows_or_refuse(table: Path) -> Iterator[_Row]:
-    from pyarrow import ArrowException
-
+def _texts(table: Path, column: pa.ChunkedArray) -> pa.Array:
+    """Return a column of names as text, with a missing number as a missing name."""
     try:
-        yield from _table_rows(table)
-    except (OSError, UnicodeError, csv.Error, ArrowException) as error:
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        return column.cast(pa.large_string()).combine_chunks()
+    except pa.ArrowException as error:
         raise ConfigError(
-            f"cannot read {table} ({str(error).splitlines()[0]}): "
-            "it must be CSV in UTF-8, or Parquet"
+            f"cannot read {table} ({one_line(error)}): ids, paths and groups must be text"
         ) from error
 
 
-def _table_rows(table: Path) -> Iterator[_Row]:
-    if table.suffix.lower() == ".csv":
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            _require_path_column(table, reader.fieldnames or [])
-            for row in reader:
-                yield row["path"], row.get("group"), None
-        return
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(table) as parquet:
-        names = parquet.schema_arrow.names
-        _require_path_column(table, names)
-        wanted = [name for name in ("path", "group", "frame_ms") if name in names]
-        for batch in parquet.iter_batches(columns=wanted):
-            for row in batch.to_pylist():
-                path, group = row["path"], row.get("group")
-                yield (
-                    None if path is None else str(path),
-                    None if group is None else str(group),
-                    _whole(row.get("frame_ms")),
-                )
-
-
-def _require_path_column(table: Path, names: Iterable[str]) -> None:
-    if "path" not in names:
-        raise ConfigError(f"{table} has no column 'path': it needs path, and group for positives")
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) else None

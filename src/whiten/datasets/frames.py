@@ -25,6 +25,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items, find_videos, holds
 from whiten.datasets.patterns import Patterns
 from whiten.datasets.svd import FRAMES_TABLE
+from whiten.datasets.tables import is_table
 from whiten.errors import ConfigError, ImageError, NoImagesError
 from whiten.media.formats import SUFFIXES
 from whiten.media.reading import Skipped, Unread, skipped_for, stamp_of
@@ -152,8 +153,7 @@ def find_or_extract(
         The images, and the videos without frames.
     """
     root = Path(source)
-    is_table = root.suffix.lower() in (".csv", ".parquet") and root.is_file()
-    items = find_items(root, tell, exclude, include) if is_table else None
+    items = find_items(root, tell, exclude, include) if is_table(root) else None
     if items is not None:  # the first row tells which kind the table lists
         has_videos = Path(items[0].path).suffix.lower() in VIDEO_SUFFIXES
     elif root.is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from whiten.datasets.collection import Item, Items
+from whiten.datasets.tables import read_table
 from whiten.errors import ConfigError
 
 Rows: TypeAlias = list[dict[str, Any]]
@@ -29,7 +29,11 @@ def merge_spellings(items: Items, table: Path) -> Items:
     Raises:
         ConfigError: the rows of one file differ in another column.
     """
-    return _merge(items, os.fspath(table.parent), str(table), lambda: _rows(table))
+    def rows() -> Rows:
+        every: Rows = read_table(table, ["path"]).columns.to_pylist()
+        return every
+
+    return _merge(items, os.fspath(table.parent), str(table), rows)
 
 
 def merge_given(items: Items, rows: Callable[[], Rows]) -> Items:
@@ -94,13 +98,3 @@ def _require_equal(rows: Rows, name: str) -> None:
 
 def _is_equal(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)  # NaN
-
-
-def _rows(table: Path) -> Rows:
-    if table.suffix.lower() == ".csv":
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    import pyarrow.parquet as pq
-
-    rows: Rows = pq.read_table(table).to_pylist()
-    return rows

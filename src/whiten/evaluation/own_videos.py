@@ -13,6 +13,7 @@ from whiten.datasets.collection import Item, Items, video_of
 from whiten.datasets.finding import find_items
 from whiten.datasets.frames import Progress, find_or_extract
 from whiten.datasets.patterns import Patterns
+from whiten.datasets.tables import is_table
 from whiten.errors import ConfigError
 from whiten.evaluation.video_task import VideoTask, count_frames
 from whiten.media.reading import Skipped
@@ -40,7 +41,7 @@ def read_videos(
         The frames, and the skipped videos without frames.
     """
     root = Path(source)
-    if root.is_file() and root.suffix.lower() in (".csv", ".parquet"):
+    if is_table(root):
         rows = find_items(root, None, exclude, include)
         if len(rows) and Path(rows[0].path).is_dir():
             return Items.of(_in_folders(rows)).sorted(), []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,13 +14,15 @@ from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.given import frame_table, given_items, is_frame
 from whiten.datasets.patterns import Patterns
+from whiten.datasets.tables import is_table
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
 from whiten.index.colours import converted
+from whiten.index.keeping import Columns, columns_after
 from whiten.index.membership import Membership, join, named
-from whiten.index.metadata import has_metadata, read_metadata
-from whiten.index.rows import TYPES, Facts
+from whiten.index.metadata import Metadata, read_metadata
+from whiten.index.rows import Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
 from whiten.store.store import Store
 
@@ -73,8 +76,10 @@ def describe(
     before: Facts | None,
     place: str,
     keep: bool,
+    known: Callable[[], pa.Table],
     name: str | None = None,
-) -> tuple[Facts, pa.Table | None, Membership]:
+    drop: Sequence[str] = (),
+) -> tuple[Facts, Columns, Membership]:
     """Return the facts of the index once the collection is indexed.
 
     The ids of the source get the name of its collection, if it has one.
@@ -85,14 +90,16 @@ def describe(
         before: the facts of the existing index; None for a new one.
         place: the place of the index, for messages.
         keep: whether images that the collection lacks stay in the index.
+        known: returns the rows of the existing index.
         name: name that the collection's ids shall begin with; None keeps the earlier one.
+        drop: metadata columns to drop.
 
     Returns:
-        The facts, the user's columns, (n,) in the order of the source's items, and the collections.
+        The facts, the user's columns, and the collections.
 
     Raises:
         StoreError: the index was made with another model, or of other images.
-        ConfigError: the metadata cannot be read.
+        ConfigError: the metadata cannot be read, or do not fit those of the index.
     """
     if before is not None and not source.made(before):
         raise StoreError(
@@ -101,18 +108,16 @@ def describe(
         )
     origin = str(Path(images).resolve()) if isinstance(images, str | os.PathLike) else None
     joined = join(origin, name, before, place, keep)
-    keeps_columns = keep or joined.divided > 0
-    columns = dict(before.columns) if before is not None and keeps_columns else {}
-    if metadata is None and _has_metadata(images):
-        metadata = images
-    held: dict[str, pa.ChunkedArray] = {}
-    if metadata is not None:
-        table, own = _read_metadata(metadata, source.items)
-        columns |= own
-        held = {name: table[name] for name in own}
-    for column, kind in columns.items():  # columns of earlier additions, empty here
-        held.setdefault(column, pa.nulls(len(source.items), TYPES[kind]))
+    given = _metadata(images, metadata, source.items)
     source.items = named(source.items, joined.prefix)
+    columns = columns_after(
+        given,
+        source.items,
+        {} if before is None else before.columns,
+        known,
+        keep=keep or joined.divided > 0,
+        drop=drop,
+    )
     # An index of an earlier version keeps the fingerprint that its segments have.
     model = source.model if before is None else before.model
     facts = Facts(
@@ -121,24 +126,35 @@ def describe(
         source.name,
         source.dim,
         joined.sources,
-        columns,
+        columns.kinds,
         prefixes=joined.prefixes,
         divided=joined.divided,
         converted=converted(joined.sources, joined.number, before),
     )
-    return facts, pa.table(held) if held else None, joined
+    return facts, columns, joined
 
 
-def _has_metadata(images: Any) -> bool:
-    return is_frame(images) or (isinstance(images, str | os.PathLike) and has_metadata(images))
+def _metadata(images: Any, metadata: Any, items: Items) -> Metadata | None:
+    """Read the columns of the table of metadata, or of the table of images; None without any."""
+    if metadata is not None:
+        is_collection = _is_path(images) and _is_path(metadata) and Path(images) == Path(metadata)
+        return _read(metadata, items, is_collection)
+    if not (is_frame(images) or (_is_path(images) and is_table(Path(images)))):
+        return None
+    given = _read(images, items, True)
+    return given if given.columns else None  # a mere list of images
 
 
-def _read_metadata(metadata: Any, items: Items) -> tuple[pa.Table, dict[str, str]]:
-    if not is_frame(metadata):
-        return read_metadata(metadata, items)
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _read(table: Any, items: Items, is_collection: bool) -> Metadata:
+    if not is_frame(table):
+        return read_metadata(table, items, is_collection=is_collection)
     import pyarrow.parquet as pq
 
     with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
         path = Path(folder) / "the data frame.parquet"
-        pq.write_table(frame_table(metadata), path)
-        return read_metadata(path, items)
+        pq.write_table(frame_table(table), path)
+        return read_metadata(path, items, is_collection=is_collection)

@@ -11,18 +11,20 @@ import pyarrow as pa
 
 from whiten.datasets.patterns import Patterns
 from whiten.embedding.encoder import Encoder
-from whiten.errors import ConfigError, StoreError, WhitenError
-from whiten.index.collections import Images, Place, describe, open_source
+from whiten.errors import ConfigError, StoreError
+from whiten.index.collections import Images, Place, open_source
+from whiten.index.columns import FILTERABLE
+from whiten.index.conditions import Where
 from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE, check_storage
 from whiten.index.local.storage.loss import Cost
 from whiten.index.local.tuning import Tuning, check_kind
 from whiten.index.model import can_query, open_model, require_model
 from whiten.index.places import open_place
-from whiten.index.rows import FILTERABLE, Backend, Facts, Match, matches
-from whiten.index.sources import Source
-from whiten.index.synchronise import Changes, synchronise
-from whiten.index.where import Where, parse_where
+from whiten.index.rows import Backend, Facts, Match, matches
+from whiten.index.synchronise import Changes
+from whiten.index.updating import update
+from whiten.index.where import parse_where
 from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable
 from whiten.utils.arrays import Vectors, normalize_rows
@@ -84,6 +86,7 @@ class Index:
         cache: Place | None = None,
         exclude: Patterns = (),
         include: Patterns = (),
+        drop_columns: Sequence[str] = (),
         show_progress: bool = False,
     ) -> Index:
         """Index a collection, or update its index; only new content is embedded.
@@ -96,7 +99,9 @@ class Index:
                 of paths or items, or a data frame with the columns of such a table.
             place: where to store the index: a folder, `milvus:URI` or `pgvector:DSN`.
             metadata: CSV, Parquet or a data frame with the column `id` or `path`, and columns to
-                filter by; by default the other columns of the table of images.
+                filter by; by default the other columns of the table of images. Without any the
+                columns of the index stay. With `keep` columns are added, without it they replace
+                those of the index; images that the table does not list keep their values.
             keep: add and update images, but remove none.
             kind: search kind: `exact`, `int8` (also exact, scans 8-bit codes), `ivf`, `hnsw`, or
                 `auto`, the fastest measured at that recall. By default unchanged, `auto` for a new
@@ -113,10 +118,11 @@ class Index:
             cache: folder that keeps embeddings between calls; none by default.
             exclude, include: patterns that choose among the images, see
                 `whiten.datasets.patterns`; images left out now are removed like deleted ones.
+            drop_columns: metadata columns to drop.
 
         Raises:
-            ConfigError: the kind, recall or storage is unknown, or there are too few images for the
-                storage.
+            ConfigError: the kind, recall or storage is unknown, there are too few images for the
+                storage, or the metadata cannot be read or do not fit those of the index.
             MissingExtraError: FAISS is needed, and not installed.
             StoreError: the place holds something else, an index of another model or of other
                 images, or another process is changing it; ids are those of another collection's
@@ -141,7 +147,17 @@ class Index:
         source = open_source(encoder, images, cache, exclude, include)
         if storage is not None:
             check_storage(storage, source.dim)
-        index._change(source, images, metadata, keep, show_progress, collection, remove_missing)
+        index.changes = update(
+            index._backend,
+            source,
+            images,
+            metadata,
+            keep=keep,
+            collection=collection,
+            remove_missing=remove_missing,
+            drop=drop_columns,
+            show_progress=show_progress,
+        )
         if isinstance(index._backend, FolderIndex):
             with index._backend.writing():
                 if storage is not None:
@@ -160,8 +176,15 @@ class Index:
         show_progress: bool = False,
     ) -> Changes:
         """Index more images, or update some; see `build`."""
-        found = open_source(self.encoder, images, None, exclude, include)
-        self._change(found, images, metadata, True, show_progress, collection)
+        self.changes = update(
+            self._backend,
+            open_source(self.encoder, images, None, exclude, include),
+            images,
+            metadata,
+            keep=True,
+            collection=collection,
+            show_progress=show_progress,
+        )
         return self.changes
 
     def remove(self, ids: Sequence[str] | str) -> Changes:
@@ -176,41 +199,6 @@ class Index:
             self._backend.write(self.facts, gone, ())
         self.changes = Changes(removed=len(gone), unchanged=len(self))
         return self.changes
-
-    def _change(
-        self,
-        source: Source,
-        images: Images,
-        metadata: Any,
-        keep: bool,
-        show_progress: bool,
-        collection: str | None = None,
-        remove_missing: bool = False,
-    ) -> None:
-        with self._backend.writing():
-            before = self._backend.facts
-            if before is not None and not (before.complete and len(self._backend)):
-                if before.model != source.model:
-                    self._backend.discard()
-                before = None  # bound to no collection
-            try:
-                facts, table, joined = describe(
-                    source, images, metadata, before, self.place, keep, collection
-                )
-                self.changes = synchronise(
-                    self._backend,
-                    source,
-                    facts,
-                    table,
-                    joined=joined,
-                    keep=keep,
-                    remove_missing=remove_missing,
-                    show_progress=show_progress,
-                )
-            except WhitenError:
-                if before is None and not len(self._backend):
-                    self._backend.discard()  # a failed first run leaves nothing
-                raise
 
     # --- what is there ------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from whiten.datasets.collection import Items
 from whiten.errors import ConfigError, StoreError
-from whiten.index.rows import COLLECTION, Facts
+from whiten.index.columns import COLLECTION
+from whiten.index.rows import Facts
 
 UNKNOWN = -1  # owner of rows of an earlier version that indexed several collections
 

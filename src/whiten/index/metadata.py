@@ -3,92 +3,227 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.datasets.collection import Items
-from whiten.errors import ConfigError, one_line
-from whiten.index.rows import COLLECTION, COLUMNS, TYPES
-from whiten.utils.names import NameIndex
+from whiten.datasets.tables import Table, near_name, read_table
+from whiten.errors import ConfigError
+from whiten.index.columns import GROUP, kind_of, no_such, read_texts, widen
+from whiten.index.typed import kind_and_values
 
-# Columns that every table of images has, and other keys of an answer.
-_OWN = {*COLUMNS, "view", "embedding"}
-_REFUSED = {"content_hash", "stamp", "score", "metadata", "view", "embedding", COLLECTION}
+# Columns that every table of images has, and that an index has itself.
+_OWN = ("id", "path", "frame_ms")
+_USUAL = 0.5  # fraction of numbers or dates above which a column of text is pointed out
+
+Rows = npt.NDArray[np.int64]
 
 
-def read_metadata(table: str | os.PathLike[str], items: Items) -> tuple[pa.Table, dict[str, str]]:
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        kind: the kind of its values, see `whiten.index.columns`.
+        values: (n,) in the order of the images, null for images that are not listed.
+        is_text: whether the values are the text of the file, which may be read as another kind.
+    """
+
+    kind: str
+    values: pa.Array
+    is_text: bool
+
+    def stored_as(self, kind: str) -> dict[str, pa.Array] | None:
+        """Return what is stored of the column, by suffix; None if a value is not of the kind."""
+        if not self.is_text:
+            return widen(self.values, self.kind, kind)
+        texts = self.values.to_pylist()
+        return read_texts(texts, kind) if no_such(texts, kind) is None else None
+
+    def first_not(self, kind: str) -> str:
+        """Describe the first value that is not of a kind."""
+        texts = self.values.cast(pa.large_string()).to_pylist()
+        wrong = no_such(texts, kind)
+        return repr(texts[wrong]) if wrong is not None else f"its {self.kind} values"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The columns that a table gives to images.
+
+    Attributes:
+        table: the file.
+        columns: by name; `group` among them if the table has one that the collection has not.
+        listed: (n,) mask of the images that the table lists.
+        notes: what the user should know, a line each.
+    """
+
+    table: str
+    columns: dict[str, Column]
+    listed: npt.NDArray[np.bool_]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_metadata(
+    table: str | os.PathLike[str], items: Items, *, is_collection: bool = False
+) -> Metadata:
     """Read the columns of a table that describe images.
+
+    A row is of the image whose file or id its `path` names; else of the image with its `id`.
 
     Args:
         table: CSV or Parquet with a column `id`, or `path` as in the collection's own table.
         items: the images.
-
-    Returns:
-        The columns, (n,) in the order of the items, null for items that are not listed; and their
-        types, as in `Facts.columns`.
+        is_collection: whether the images themselves are of this table.
 
     Raises:
         ConfigError: the table cannot be read, has neither column, lists an image twice, lists none
             of these images, or has a column of an unsupported type.
     """
     path = Path(table)
-    found = _read(path)
-    key = next((name for name in ("id", "path") if name in found.schema.names), None)
-    if key is None:
-        raise ConfigError(f"{path} has no column 'id' or 'path': it must say which image it is of")
-    if reserved := sorted(_REFUSED & set(found.schema.names)):
-        raise ConfigError(f"{path} has a column {reserved[0]!r}, which is taken: rename it")
-    keys = found[key].cast(pa.large_string()).combine_chunks()
-    if len(pc.unique(keys)) < len(keys):
-        counts = pc.value_counts(keys).to_pylist()
-        twice = next(count["values"] for count in counts if count["counts"] > 1)
-        raise ConfigError(f"{path} lists {twice!r} twice: give every image one row")
-    rows = NameIndex(keys).rows(items.ids.to_pylist())
+    read = read_table(path, ("path",) if is_collection else ("id", "path"))
+    notes: list[str] = []
+    if is_collection:
+        key = "id" if "id" in read.names else "path"
+        names = _names(path, read, key)
+        if {"id", "path"} <= set(read.names):  # in a data frame some may have no id
+            names = pc.coalesce(names, _names(path, read, "path"))
+        rows = _find(names.to_pylist(), items.ids.to_pylist())
+        ours: tuple[str, ...] = (*_OWN, GROUP)
+    else:
+        key, rows = _match(path, read, items)
+        ours = _OWN
+        left = {"id": "images keep their own ids", "frame_ms": "every index has its own"}
+        notes += [
+            f"column {name!r} of {path} is not read, {why}: rename it to keep it"
+            for name, why in left.items()
+            if name in read.names and name != key
+        ]
     if len(items) and not (rows >= 0).any():
-        raise ConfigError(f"{path} describes none of these images; its first is {keys[0]!s}")
-    names = [name for name in found.schema.names if name not in _OWN]
-    kinds = {name: _kind(path, found.schema.field(name)) for name in names}
+        first = read.columns[key][0] if len(read.columns) else None
+        near = near_name(key, [name for name in read.names if name != key])
+        hint = f"; {near!r} is not read" if near else ""
+        raise ConfigError(f"{path} describes none of these images; its first is {first!s}{hint}")
     at = pa.array(rows, mask=rows < 0)
-    columns = {name: found[name].take(at).cast(TYPES[kind]) for name, kind in kinds.items()}
-    for name, kind in kinds.items():
-        if kind == "float":  # NaN means missing
-            no_number = pc.fill_null(pc.is_nan(columns[name]), False)
-            columns[name] = pc.if_else(no_number, None, columns[name])
-    return pa.table(columns), kinds
+    columns = {}
+    for name in read.columns.schema.names:
+        if name in ours:
+            continue
+        column, note = _column(path, name, read)
+        values = column.values.take(at)
+        columns[name] = Column(column.kind, values, column.is_text)
+        notes += [note] if note else []
+    return Metadata(str(path), columns, rows >= 0, notes)
 
 
-def has_metadata(table: str | os.PathLike[str]) -> bool:
-    """Return whether a table of images has columns of the user."""
-    path = Path(table)
-    is_table = path.suffix.lower() in (".csv", ".parquet") and path.is_file()
-    return is_table and not set(_read(path).schema.names) <= _OWN
+# --- which image a row is of ------------------------------------------------------------
 
 
-def _read(path: Path) -> pa.Table:
+def _match(path: Path, read: Table, items: Items) -> tuple[str, Rows]:
+    """Return the column that names the images, and the row of each image, -1 if it is not listed.
+
+    Files decide before names: an `id` beside `path` may look like the path of another image.
+    """
+    ids = items.ids.to_pylist()
+    if "path" in read.names and (files := _files(path, read)) is not None:
+        wanted = [os.path.abspath(os.fsdecode(file)) for file in items.paths.to_pylist()]  # noqa: PTH100
+        rows = _find(files, wanted)
+        if (rows >= 0).any():
+            return "path", rows
+    found = {key: _rows_by(path, read, key, ids) for key in ("path", "id") if key in read.names}
+    key = next((key for key, rows in found.items() if (rows >= 0).any()), next(iter(found)))
+    _require_once(path, read, key)
+    return key, found[key]
+
+
+def _files(path: Path, read: Table) -> list[str] | None:
+    """Return the files that the paths of a table name; None if they cannot be told apart."""
+    names = _names(path, read, "path").to_pylist()
+    files = [os.path.abspath(os.path.join(path.parent, name)) for name in names if name]  # noqa: PTH100
+    return files if len(set(files)) == len(names) else None
+
+
+def _rows_by(path: Path, read: Table, key: str, wanted: list[str]) -> Rows:
+    return _find(_names(path, read, key).to_pylist(), wanted)
+
+
+def _find(names: Sequence[str | None], wanted: Sequence[str]) -> Rows:
+    """Return the first row of each wanted name, -1 if there is none."""
+    rows = {name: row for row, name in reversed(list(enumerate(names))) if name is not None}
+    return np.array([rows.get(name, -1) for name in wanted], np.int64)
+
+
+def _names(path: Path, read: Table, key: str) -> pa.Array:
     try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as pq
-
-            return pq.read_table(path)
-        from pyarrow import csv
-
-        options = csv.ConvertOptions(strings_can_be_null=True)
-        return csv.read_csv(path, convert_options=options)
-    except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"cannot read {path} ({one_line(error)}): give CSV or Parquet") from error
+        return read.columns[key].cast(pa.large_string()).combine_chunks()
+    except pa.ArrowException as error:
+        raise ConfigError(f"{path} has a column {key!r} that is not text: make it text") from error
 
 
-def _kind(path: Path, field: pa.Field) -> str:
-    kind = field.type
-    if pa.types.is_boolean(kind):
-        return "bool"
-    if pa.types.is_integer(kind):
-        return "int"
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return "float"
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_temporal, pa.types.is_null)
-    if any(is_one(kind) for is_one in tests):
-        return "string"
-    raise ConfigError(f"{path} has a column {field.name!r} of type {kind}: make it numbers or text")
+def _require_once(path: Path, read: Table, key: str) -> None:
+    counts = Counter(_names(path, read, key).to_pylist())
+    if twice := next((name for name, count in counts.items() if count > 1), None):
+        raise ConfigError(f"{path} lists {twice!r} twice: give every image one row")
+
+
+# --- what a column holds ----------------------------------------------------------------
+
+
+def _column(path: Path, name: str, read: Table) -> tuple[Column, str]:
+    """Return a column with all its rows, and a note if most of it is not text but the rest is."""
+    values = read.columns[name]
+    if not read.is_text:
+        kind, values, is_text = kind_and_values(path, name, values)
+        return Column(kind, values, is_text), ""
+    values = values.combine_chunks()
+    texts = values.to_pylist()
+    if name == GROUP:
+        return Column("string", values, True), ""
+    kind = kind_of(texts)
+    note = _why_text(path, name, texts) if kind == "string" else ""
+    return Column(kind, values, True), note
+
+
+def _why_text(path: Path, name: str, texts: list[str | None]) -> str:
+    there = [text for text in texts if text is not None]
+    for kind, what in (("decimal", "numbers"), ("date", "dates"), ("instant", "times with zones")):
+        wrong = [text for text in there if no_such([text], kind) is not None]
+        if len(wrong) < _USUAL * len(there):
+            return (
+                f"column {name!r} of {path} is kept as text: most of it are {what}, but not "
+                f"{wrong[0]!r} (row {texts.index(wrong[0]) + 1})"
+            )
+    return ""
+
+
+def merged_kind(name: str, column: Column, before: str, kept: pa.ChunkedArray, table: str) -> str:
+    """Return the kind of a column that some images keep and others get from a table.
+
+    Args:
+        before: its kind in the index.
+        kept: the values that stay.
+
+    Raises:
+        ConfigError: no kind holds both without loss.
+    """
+    choices: Iterable[str] = (before, column.kind, "float", "decimal")
+    if before == "string":
+        is_written = column.kind in ("decimal", "flag", "date", "instant")
+        choices = (column.kind, "string") if is_written else ("string",)
+    for kind in choices:
+        if kind == "string" and before != "string":
+            continue
+        if widen(kept, before, kind) is not None and column.stored_as(kind) is not None:
+            return kind
+    raise ConfigError(
+        f"column {name!r} of {table} does not fit the index: that holds {before} values, "
+        f"{column.first_not(before)} is none; correct the table, rename the column, or first "
+        "drop what is there with --drop-columns"
+    )

@@ -18,9 +18,9 @@ from PIL import Image
 from whiten.datasets.collection import video_of
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, ImageError, StoreError
+from whiten.index.conditions import Where
 from whiten.index.index import Index
 from whiten.index.rows import Match
-from whiten.index.where import Where
 from whiten.media.boxes import Box, crop
 from whiten.media.decoding import decode
 from whiten.media.reading import read_bytes

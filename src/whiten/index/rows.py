@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,33 +14,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from whiten.errors import UPGRADE, StoreError
-from whiten.index.where import Where
+from whiten.index.columns import (
+    COLLECTION,
+    COLUMNS,
+    GROUP,
+    KINDS,
+    kind_of_fields,
+    stored_fields,
+    stored_kinds,
+    stored_name,
+    widen,
+)
+from whiten.index.conditions import Where
 from whiten.media.reading import Skipped, Stamp
 from whiten.utils.arrays import Vectors
-
-# Columns of every index; the user's metadata columns follow.
-COLUMNS = {
-    "id": pa.large_string(),
-    "path": pa.large_binary(),  # paths may not be valid Unicode
-    "content_hash": pa.large_string(),
-    "stamp": pa.large_string(),  # see `write_stamp`; empty if unknown
-    "group": pa.large_string(),
-    "frame_ms": pa.int64(),
-}
-
-# Column that follows them in an index of several collections: see `whiten.index.membership`.
-COLLECTION = "whiten_collection"
-
-# Types of metadata columns, by the names that `Facts.columns` uses.
-TYPES = {
-    "string": pa.large_string(),
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "bool": pa.bool_(),
-}
-
-# Columns that a filter may name besides the metadata.
-FILTERABLE = {"id": "string", "group": "string", "frame_ms": "int"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,16 @@ class Match:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for `--json`, leaving out unknown ones."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        fields = asdict(self) | {"metadata": json_values(self.metadata)}
+        return {name: value for name, value in fields.items() if value not in (None, {})}
+
+
+def json_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata as JSON has it: infinite numbers are the texts `inf` and `-inf`."""
+    return {
+        name: str(value) if isinstance(value, float) and math.isinf(value) else value
+        for name, value in metadata.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Facts:
         name: display name of the encoder.
         dim: embedding dimension.
         sources: indexed collections, as absolute paths.
-        columns: the user's columns, name -> string, int, float or bool.
+        columns: the user's columns, name -> kind, see `whiten.index.columns`.
         skipped: images that could not be read, with the stamp of their file at that time.
         prefixes: name of a collection, which its ids begin with, by source; see `--collection`.
         divided: 0 while rows do not record their collection, else the number of sources that there
@@ -104,13 +101,13 @@ class Facts:
         return [Skipped(name, reason) for name, reason, _ in self.skipped]
 
     def schema(self) -> pa.Schema:
-        """Return the schema of the rows: `COLUMNS`, then `COLLECTION` if any, then the metadata."""
-        added = ((name, TYPES[kind]) for name, kind in self.added().items())
-        return pa.schema([*COLUMNS.items(), *added])
+        """Return the schema: `COLUMNS`, `COLLECTION` if any, and what is stored of metadata."""
+        divided = {COLLECTION: pa.int64()} if self.divided else {}
+        return pa.schema([*(COLUMNS | divided | stored_fields(self.columns)).items()])
 
     def added(self) -> dict[str, str]:
-        """Return the columns after `COLUMNS`, name -> type."""
-        return ({COLLECTION: "int"} if self.divided else {}) | self.columns
+        """Return the columns after `COLUMNS`, name -> string, int, float or bool."""
+        return ({COLLECTION: "int"} if self.divided else {}) | stored_kinds(self.columns)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,7 +117,7 @@ class Facts:
         """Read the output of `to_json`; raises KeyError, TypeError or ValueError otherwise."""
         skipped = [(str(a), str(b), str(c)) for a, b, c in facts["skipped"]]
         columns = {str(name): str(kind) for name, kind in facts["columns"].items()}
-        if unknown := sorted(set(columns.values()) - set(TYPES)):
+        if unknown := sorted(set(columns.values()) - set(KINDS)):
             raise StoreError(
                 f"the index has columns of type {', '.join(unknown)}, so it is of {UPGRADE}"
             )
@@ -224,7 +221,12 @@ def read_size(stamp: str) -> int | None:
 def matches(
     rows: pa.Table, scores: npt.NDArray[np.floating[Any]], columns: Iterable[str]
 ) -> list[Match]:
-    """Return rows and their scores as matches."""
+    """Return rows and their scores as matches.
+
+    Args:
+        columns: the user's columns, as in `Facts.columns`.
+    """
+    stored = {name: stored_name(name) for name in columns if name != GROUP}
     return [
         Match(
             row["id"],
@@ -232,19 +234,32 @@ def matches(
             float(score),
             row["group"],
             row["frame_ms"],
-            {name: row[name] for name in columns if row[name] is not None},
+            {name: row[at] for name, at in stored.items() if row[at] is not None},
         )
         for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)
     ]
 
 
 def as_of(table: pa.Table, facts: Facts) -> pa.Table:
-    """Return the rows with the current columns: the metadata may have changed since."""
+    """Return the rows with the current columns: the metadata may have changed since.
+
+    Values of a kind that widens to the current one are converted, others are missing.
+    """
+    there = dict(zip(table.schema.names, table.schema.types, strict=True))
+    columns = {
+        name: table[name] if there.get(name) == of else pa.nulls(len(table), of)
+        for name, of in (COLUMNS | ({COLLECTION: pa.int64()} if facts.divided else {})).items()
+    }
+    for name, kind in facts.columns.items():
+        if name == GROUP:
+            continue
+        stored = stored_name(name)
+        before = kind_of_fields(there, stored)
+        if before == kind:
+            values = {suffix: table[stored + suffix] for suffix in KINDS[kind]}
+        else:
+            widened = None if before is None else widen(table[stored], before, kind)
+            values = widened or {s: pa.nulls(len(table), of) for s, of in KINDS[kind].items()}
+        columns |= {stored + suffix: column for suffix, column in values.items()}
     schema = facts.schema()
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.schema.names and table.schema.field(field.name).type == field.type
-        else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+    return pa.table([columns[name] for name in schema.names], schema=schema)

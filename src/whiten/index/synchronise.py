@@ -19,8 +19,10 @@ from whiten.datasets.collection import Items
 from whiten.embedding.repeats import Repeats, may_repeat
 from whiten.errors import NoImagesError, StoreError
 from whiten.index.colours import have_profiles, ignored_profiles
+from whiten.index.columns import COLLECTION
+from whiten.index.keeping import Columns
 from whiten.index.membership import UNKNOWN, Membership, meets, owners, record
-from whiten.index.rows import COLLECTION, Backend, Block, Facts, as_of, read_size
+from whiten.index.rows import Backend, Block, Facts, as_of, read_size
 from whiten.index.sources import Source
 from whiten.media.decoding import has_foreign_colours
 from whiten.media.reading import Skipped, Unread
@@ -46,6 +48,8 @@ class Changes:
         embedded: added and updated images that the model had to embed.
         unchanged: images left alone.
         skipped: unreadable images, with the reason; their earlier rows stay.
+        dropped: metadata columns that are gone.
+        notes: what else the user should know, a line each.
     """
 
     added: int = 0
@@ -54,13 +58,15 @@ class Changes:
     embedded: int = 0
     unchanged: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def synchronise(
     backend: Backend,
     source: Source,
     facts: Facts,
-    metadata: pa.Table | None = None,
+    columns: Columns | None = None,
     *,
     joined: Membership | None = None,
     keep: bool = False,
@@ -73,7 +79,7 @@ def synchronise(
         backend: open for writing.
         source: the collection.
         facts: the new facts of the index; skipped images are added to them.
-        metadata: (n,) the user's columns, in the order of the source's items.
+        columns: the user's columns; by default none.
         joined: the collections of the index; by default it is of this one.
         keep: whether images that the collection lacks stay in the index.
         remove_missing: whether more than half of a collection may be removed.
@@ -84,7 +90,7 @@ def synchronise(
             images would be removed. Nothing is changed.
     """
     number = 0 if joined is None else joined.number
-    work = _Work(backend, source, facts, metadata, number)
+    work = _Work(backend, source, facts, columns or Columns(), number)
     is_first = backend.facts is None or not backend.facts.complete
     is_renamed = joined is not None and joined.renamed
     gone = [] if keep and not is_first and not is_renamed else work.gone()
@@ -101,6 +107,8 @@ def synchronise(
         )
     work.changes.removed = len(gone)
     work.changes.skipped = facts.skips
+    if columns is not None:
+        work.changes.dropped, work.changes.notes = columns.dropped, columns.notes
     return work.changes
 
 
@@ -127,12 +135,7 @@ class _Work:
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        source: Source,
-        facts: Facts,
-        metadata: pa.Table | None,
-        number: int,
+        self, backend: Backend, source: Source, facts: Facts, columns: Columns, number: int
     ) -> None:
         self._backend, self._source, self._facts = backend, source, facts
         known = backend.known() if backend.facts else _nothing(facts)
@@ -141,8 +144,8 @@ class _Work:
         self._is_own = owned == number if facts.divided else np.ones(len(known), bool)
         self.count = int(self._is_own.sum())
         self._staged = backend.staged(facts)
-        self._now = _columns(source, facts, metadata)
-        found = _index_in(self._now["id"], self._before["id"])
+        found = _index_in(pa.chunked_array([source.items.ids]), self._before["id"])
+        self._now = as_of(columns.of_rows(_rows(source), self._before, found), facts)
         self._is_known = found >= 0
         if facts.divided:
             self._share(found, owned, number)
@@ -326,15 +329,11 @@ def _index_in(values: pa.Array | pa.ChunkedArray, column: pa.ChunkedArray) -> Ro
     return rows
 
 
-def _columns(source: Source, facts: Facts, metadata: pa.Table | None) -> pa.Table:
-    """Return the rows that the index should have, without content hashes."""
+def _rows(source: Source) -> pa.Table:
+    """Return the rows that the index should have, without content hashes and metadata."""
     items = source.items
     table = items.table().append_column("stamp", pa.array(source.stamps(), pa.large_string()))
-    table = table.set_column(table.schema.get_field_index("path"), "path", _absolute(items.paths))
-    for name in facts.columns:
-        assert metadata is not None
-        table = table.append_column(name, metadata[name])
-    return as_of(table, facts)
+    return table.set_column(table.schema.get_field_index("path"), "path", _absolute(items.paths))
 
 
 def _absolute(paths: pa.Array) -> pa.Array:

@@ -17,7 +17,9 @@ from pydantic_core import to_json
 from whiten._version import __version__
 from whiten.errors import ConfigError, ImageError, StoreError, nearest, one_line
 from whiten.index import Index, Match
+from whiten.index.columns import GROUP
 from whiten.index.query import SearchOptions, combined
+from whiten.index.rows import json_values
 from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.guard import Guard
@@ -232,7 +234,7 @@ def create_app(
             images=await run_sync(lambda: len(live)),
             model=facts.name,
             dim=facts.dim,
-            columns=facts.columns,
+            columns={name: kind for name, kind in facts.columns.items() if name != GROUP},
             version=__version__,
             max_upload=settings.max_upload,
             max_pixels=settings.max_pixels,
@@ -272,7 +274,7 @@ def _shown(match: Match) -> dict[str, Any]:
         "id": match.id,
         "group": match.group,
         "frame_ms": match.frame_ms,
-        "metadata": match.metadata,
+        "metadata": json_values(match.metadata),
     }
 
 

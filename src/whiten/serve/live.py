@@ -14,11 +14,13 @@ import pyarrow as pa
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, StoreError, WhitenError, one_line
 from whiten.index import Index, Match
+from whiten.index.columns import FILTERABLE
+from whiten.index.conditions import Where
 from whiten.index.model import can_query
 from whiten.index.query import SearchOptions
 from whiten.index.query import search as run
-from whiten.index.rows import FILTERABLE, Facts, matches
-from whiten.index.where import Where, parse_where
+from whiten.index.rows import Facts, matches
+from whiten.index.where import parse_where
 from whiten.utils.arrays import Vectors
 
 REFRESH_SECONDS = 1.0

@@ -8,6 +8,7 @@ copied to it before the facts name it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from whiten.errors import StoreError
+from whiten.index.columns import COLLECTION, COLUMNS, stored_kinds
+from whiten.index.conditions import Logic, Missing, Text, Value, Where
 from whiten.index.databases.addresses import read_address
 from whiten.index.databases.milvus_facts import MilvusFacts
 from whiten.index.databases.milvus_server import connect, one_writer
-from whiten.index.rows import COLLECTION, COLUMNS, Block, Facts, Match, as_of, matches
-from whiten.index.where import Logic, Value, Where
+from whiten.index.rows import Block, Facts, Match, as_of, matches
 from whiten.utils.arrays import Vectors
 
 MOST = 16_384  # most rows per answer
@@ -264,7 +266,7 @@ def _fields(facts: Facts) -> dict[str, str]:
     names = {name: name for name in COLUMNS} | {"group": "group_name"}  # `group` is an SQL keyword
     if facts.divided:
         names[COLLECTION] = COLLECTION
-    for number, column in enumerate(sorted(facts.columns)):
+    for number, column in enumerate(sorted(stored_kinds(facts.columns))):
         is_name = re.fullmatch("[A-Za-z0-9_]{1,200}", column)
         names[column] = f"meta_{column}" if is_name else f"meta{number}"
     return names
@@ -330,6 +332,16 @@ def to_milvus(where: Where, fields: Mapping[str, str], negated: bool = False) ->
         return f" {operator} ".join(f"({to_milvus(term, fields, negated)})" for term in where.terms)
     field = fields[where.column]
     there = "" if where.column == "id" else f"{field} is not null"
+    if isinstance(where, Missing):
+        if not there:
+            return 'id != ""' if negated else "id in []"
+        return there if negated else f"{field} is null"
+    if isinstance(where, Text):
+        some = "" if where.test == "startswith" else "%"
+        more = "" if where.test == "endswith" else "%"
+        test = f"{field} like {_literal(some + _plain_pattern(where.value) + more)}"
+        test = f"not ({test})" if negated else test
+        return f"{there} and {test}" if there else test
     if where.operator == "in" and not where.value:  # always false
         return (there or 'id != ""') if negated else "id in []"
     operator_ = _NEGATED[where.operator] if negated else where.operator
@@ -337,11 +349,18 @@ def to_milvus(where: Where, fields: Mapping[str, str], negated: bool = False) ->
     return f"{there} and {comparison}" if there else comparison
 
 
+def _plain_pattern(text: str) -> str:
+    """Return a pattern of `like` for exactly this text."""
+    return re.sub(r"([\\%_])", r"\\\1", text)
+
+
 def _literal(value: Value | Sequence[Value]) -> str:
     if isinstance(value, str):
         for plain, escaped in _ESCAPED.items():
             value = value.replace(plain, escaped)
         return f'"{value}"'
+    if isinstance(value, float) and math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"
     if isinstance(value, int | float):
         return str(value).lower()
     return f"[{', '.join(map(_literal, value))}]"

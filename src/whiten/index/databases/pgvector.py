@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,20 @@ import numpy as np
 import pyarrow as pa
 
 from whiten.errors import ConfigError, MissingExtraError, StoreError, refuse_later
+from whiten.index.columns import COLUMNS, stored_kinds
+from whiten.index.conditions import Where
 from whiten.index.databases.addresses import read_address
-from whiten.index.rows import COLUMNS, Block, Facts, Match, matches
-from whiten.index.where import Logic, Where
+from whiten.index.rows import Block, Facts, Match, as_of, matches
 from whiten.utils.arrays import Vectors
 
 try:
     from psycopg import errors
-    from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
+    from psycopg.sql import SQL, Composed, Identifier, Literal
 except ImportError as error:
     raise MissingExtraError("an index in PostgreSQL", "pgvector") from error
 
 from whiten.index.databases.postgres import Postgres
+from whiten.index.databases.sql import LONGEST_NAME, identifier, to_sql
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -39,9 +41,8 @@ _MOST_DIMENSIONS = 16_000  # limit of pgvector
 _MOST_IN_GRAPH = 2_000  # limit of its HNSW index
 _BATCH = 500  # rows per request
 _VIEW, _WIDEST_VIEW = 200, 1000  # candidates that a search of the graph keeps; pgvector's limit
-_TAKEN = {"embedding", "key", "serial", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
+_SYSTEM = {"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
 _TYPES = {"string": 'text COLLATE "C"', "int": "bigint", "float": "float8", "bool": "boolean"}
-_OPERATORS = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 
 class PgvectorIndex:
@@ -160,11 +161,12 @@ class PgvectorIndex:
         condition, values = (SQL("true"), []) if where is None else to_sql(where)
         is_graph = self._address.index == "hnsw"
         # The graph is used for exactly this ordering only; any other is a full scan.
-        order = SQL("embedding <#> %s" if is_graph else "score DESC, id")
+        score = Identifier("-embedding <#> query")  # no column of the user's
+        order = SQL("embedding <#> %s") if is_graph else SQL("{} DESC, id").format(score)
         select = SQL(
-            "SELECT * FROM (SELECT {}, -(embedding <#> %s) AS score FROM {} WHERE {} "
-            "ORDER BY {} LIMIT %s) AS best ORDER BY score DESC, id"
-        ).format(_names(self.facts), self._rows, condition, order)
+            "SELECT * FROM (SELECT {}, -(embedding <#> %s) AS {score} FROM {} WHERE {} "
+            "ORDER BY {} LIMIT %s) AS best ORDER BY {score} DESC, id"
+        ).format(_names(self.facts), self._rows, condition, order, score=score)
         found = []
         with self._reading() as connection:
             if is_graph:
@@ -203,8 +205,8 @@ class PgvectorIndex:
         # Written first, so that rows are known to be of this model even after a kill.
         is_first = self.facts is None or not self.facts.complete
         self._settle(replace(facts, complete=False) if is_first else facts)
-        names = ["key", *facts.schema().names, "embedding"]
-        columns = [Identifier(name) for name in names]
+        names = map(identifier, facts.schema().names)
+        columns = [Identifier("key"), *names, Identifier("embedding")]
         upsert = SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT (key) DO UPDATE SET {}").format(
             self._rows,
             SQL(", ").join(columns),
@@ -212,7 +214,7 @@ class PgvectorIndex:
             SQL(", ").join(SQL("{0} = EXCLUDED.{0}").format(name) for name in columns[1:]),
         )
         for block in new:
-            records = _records(block)
+            records = _records(block, self.place)
             for start in range(0, len(records), _BATCH):
                 with self._postgres.use() as connection, connection.transaction():
                     connection.cursor().executemany(upsert, records[start : start + _BATCH])
@@ -238,7 +240,7 @@ class PgvectorIndex:
             if self.facts is None:
                 self._create(connection, facts)
             else:
-                self._alter(connection, self.facts.added(), facts.added())
+                self._alter(connection, self.facts, facts)
             if self._address.index == "hnsw":
                 graph = Identifier(f"{self._address.name}_hnsw")
                 connection.execute(
@@ -255,7 +257,7 @@ class PgvectorIndex:
             SQL("{} {}").format(Identifier(name), _raw(kinds.get(name, text))) for name in COLUMNS
         ]
         columns += [
-            SQL("{} {}").format(Identifier(name), _raw(_TYPES[kind]))
+            SQL("{} {}").format(identifier(name), _raw(_TYPES[kind]))
             for name, kind in facts.added().items()
         ]
         connection.execute(
@@ -270,18 +272,29 @@ class PgvectorIndex:
             )
         )
 
-    def _alter(
-        self, connection: Connection[Any], before: Mapping[str, str], now: Mapping[str, str]
-    ) -> None:
-        """Drop and add metadata columns; a column whose type changes loses its values."""
-        for name, kind in before.items():
-            if now.get(name) != kind:
+    def _alter(self, connection: Connection[Any], before: Facts, now: Facts) -> None:
+        """Drop and add metadata columns; a column whose kind changes keeps what `as_of` keeps."""
+        old = {n: kind for n, kind in before.columns.items() if now.columns.get(n) != kind}
+        new = {n: kind for n, kind in now.columns.items() if before.columns.get(n) != kind}
+        fields = list(stored_kinds({n: kind for n, kind in new.items() if n in old}))
+        pages = self.pages(1 << 14) if fields else ()
+        kept = [as_of(page, now).select(["id", *fields]) for page in pages]
+        changed = {*stored_kinds(old), *stored_kinds(new)}
+        for name in before.added():
+            if name in changed or name not in now.added():
                 drop = SQL("ALTER TABLE {} DROP COLUMN {}")
-                connection.execute(drop.format(self._rows, Identifier(name)))
-        for name, kind in now.items():
-            if before.get(name) != kind:
+                connection.execute(drop.format(self._rows, identifier(name)))
+        for name, kind in now.added().items():
+            if name in changed or name not in before.added():
                 add = SQL("ALTER TABLE {} ADD COLUMN {} {}")
-                connection.execute(add.format(self._rows, Identifier(name), _raw(_TYPES[kind])))
+                connection.execute(add.format(self._rows, identifier(name), _raw(_TYPES[kind])))
+        update = SQL("UPDATE {} SET {} WHERE key = %s").format(
+            self._rows, SQL(", ").join(SQL("{} = %s").format(identifier(f)) for f in fields)
+        )
+        for page in kept:  # none, if no kind changes
+            rows = page.to_pylist()
+            values = [(*list(row.values())[1:], _key(row["id"])) for row in rows]
+            connection.cursor().executemany(update, values)
 
     def _write_facts(self, connection: Connection[Any], facts: Facts) -> None:
         text = json.dumps(facts.to_json())
@@ -289,26 +302,6 @@ class PgvectorIndex:
         insert = SQL("INSERT INTO {} VALUES (%s, %s)").format(self._notes)
         connection.execute(insert, (FORMAT, text))
         self.facts, self._version = Facts.from_json(json.loads(text)), None
-
-
-def to_sql(where: Where) -> tuple[Composable, list[Any]]:
-    """Return the filter as an SQL condition and its parameters.
-
-    SQL and Arrow treat missing values in comparisons and under `not` alike.
-    """
-    if isinstance(where, Logic):
-        parts = [to_sql(term) for term in where.terms]
-        values = [value for _, some in parts for value in some]
-        if where.operator == "not":
-            return SQL("NOT ({})").format(parts[0][0]), values
-        between = SQL(f" {where.operator} ")
-        return between.join(SQL("({})").format(part) for part, _ in parts), values
-    column = Identifier(where.column)
-    if not isinstance(where.value, tuple):
-        return SQL("{} {} %s").format(column, SQL(_OPERATORS[where.operator])), [where.value]
-    if not where.value:  # always false
-        return SQL("{0} <> {0}").format(column), []
-    return SQL("{} = ANY(%s)").format(column), [list(where.value)]
 
 
 def _refuse(facts: Facts, index: str, place: str) -> None:
@@ -324,7 +317,7 @@ def _refuse(facts: Facts, index: str, place: str) -> None:
             "leave ?index=hnsw out"
         )
     for name in facts.columns:
-        if name in _TAKEN or len(name.encode()) > 63 or "\0" in name:
+        if name in _SYSTEM or len(name.encode()) > LONGEST_NAME or "\0" in name:
             raise StoreError(
                 f"{place}: a column cannot be called {name!r} in PostgreSQL: rename it in the table"
             )
@@ -337,7 +330,7 @@ def _is_table(connection: Connection[Any], table: Identifier) -> bool:
 
 
 def _names(facts: Facts) -> Composed:
-    return SQL(", ").join(Identifier(name) for name in facts.schema().names)
+    return SQL(", ").join(map(identifier, facts.schema().names))
 
 
 def _raw(kind: str) -> SQL:
@@ -348,8 +341,15 @@ def _key(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def _records(block: Block) -> list[tuple[Any, ...]]:
+def _records(block: Block, place: str) -> list[tuple[Any, ...]]:
     rows = block.rows.to_pylist()
+    for row in rows:
+        for column, value in row.items():
+            if isinstance(value, str) and "\0" in value:
+                raise StoreError(
+                    f"{place}: {column} of {row['id'][:80]!r} has a null character (NUL), which "
+                    "PostgreSQL cannot keep: take it out, or use a folder"
+                )
     return [
         (_key(row["id"]), *row.values(), vector)
         for row, vector in zip(rows, block.vectors, strict=True)

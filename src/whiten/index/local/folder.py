@@ -22,6 +22,8 @@ import pyarrow as pa
 
 from whiten.datasets.collection import Items
 from whiten.errors import ConfigError, StoreError, WhitenError
+from whiten.index.columns import lost_fields
+from whiten.index.conditions import Where
 from whiten.index.local.manifest import MANIFEST, Manifest, Part
 from whiten.index.local.segments import ROWS, VECTORS, Segment, SegmentWriter
 from whiten.index.local.snapshot import Snapshot
@@ -32,7 +34,6 @@ from whiten.index.local.storage.loss import measure
 from whiten.index.local.storage.state import Storage, save_codec
 from whiten.index.local.tuning import RECALL, Tuning, choose
 from whiten.index.rows import Block, Facts, Match
-from whiten.index.where import Where
 from whiten.media.reading import Stamp, stamp_of
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import flush, flush_folder, lock, write_atomically
@@ -195,6 +196,9 @@ class FolderIndex:
         if before is None and not writer.ids:
             return  # a first run that found nothing leaves no index
         parts = self._without([*gone, *writer.ids], generation)
+        if before is not None and (lost := lost_fields(before.facts.columns, facts.columns)):
+            # Otherwise the values would be back with the next column of this name.
+            parts = [replace(p, lost=tuple(dict.fromkeys((*p.lost, *lost)))) for p in parts]
         if writer.ids:
             name = f"{_SEGMENT}{generation:06d}"
             shutil.rmtree(self.root / name, ignore_errors=True)  # left by a killed change

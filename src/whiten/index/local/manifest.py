@@ -26,12 +26,19 @@ class Part:
         count: number of rows.
         gone: file with the mask of removed rows, packed bits; "" if there are none.
         fast: folder of the fast search; "" if there is none.
+        lost: stored columns whose values no longer count: they were dropped, or changed their kind.
     """
 
     name: str
     count: int
     gone: str = ""
     fast: str = ""
+    lost: tuple[str, ...] = ()
+
+
+def _part_to_json(part: Part) -> dict[str, Any]:
+    """Return the fields of a part; earlier versions read those without lost columns."""
+    return {name: value for name, value in asdict(part).items() if name != "lost" or value}
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Manifest:
             "format": CODED_FORMAT if is_coded else FORMAT,
             "generation": self.generation,
             "facts": self.facts.to_json(),
-            "parts": [asdict(part) for part in self.parts],
+            "parts": [_part_to_json(part) for part in self.parts],
             "tuning": None if self.tuning is None else asdict(self.tuning),
         }
 
@@ -86,6 +93,7 @@ class Manifest:
                         int(part["count"]),
                         str(part["gone"]),
                         str(part.get("fast", "")),
+                        tuple(str(name) for name in part.get("lost", ())),
                     )
                     for part in facts["parts"]
                 ),

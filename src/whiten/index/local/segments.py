@@ -9,7 +9,8 @@ once a manifest names the segment.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -86,11 +87,19 @@ class Segment:
         return found
 
     @classmethod
-    def open(cls, folder: Path, facts: Facts, count: int, coding: Coding | None) -> Segment:
+    def open(
+        cls,
+        folder: Path,
+        facts: Facts,
+        count: int,
+        coding: Coding | None,
+        lost: Sequence[str] = (),
+    ) -> Segment:
         """Open a complete segment.
 
         Args:
             coding: storage of the vectors; None for float32.
+            lost: columns whose values no longer count.
 
         Raises:
             StoreError: the segment is damaged.
@@ -100,6 +109,7 @@ class Segment:
             table = pa.ipc.open_stream(pa.memory_map(str(folder / ROWS))).read_all()
             if len(table) != count:
                 raise StoreError(problem % "its parts do not fit")
+            table = table.select([name for name in table.schema.names if name not in lost])
             vectors = codes = None
             if coding is None or coding.keeps_vectors:
                 shape = ((folder / VECTORS).stat().st_size // (4 * facts.dim), facts.dim)

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from whiten.errors import StoreError
+from whiten.index.conditions import Where, to_arrow
 from whiten.index.local.manifest import Manifest, Part
 from whiten.index.local.segments import Segment
 from whiten.index.local.tuning import Fast, open_fast
 from whiten.index.rows import Block, Match, matches
-from whiten.index.where import Where, to_arrow
 from whiten.retrieval.exact import QUERIES, Mask, Nearest, Rows
 from whiten.utils.arrays import Vectors
 from whiten.utils.names import NameIndex
@@ -47,7 +47,7 @@ class Snapshot:
         self.facts = manifest.facts
         self.coding = manifest.storage.open(root, manifest.facts.dim)
         self.segments = [
-            Segment.open(root / part.name, manifest.facts, part.count, self.coding)
+            Segment.open(root / part.name, manifest.facts, part.count, self.coding, part.lost)
             for part in manifest.parts
         ]
         self.present = [_read_gone(root, part) for part in manifest.parts]

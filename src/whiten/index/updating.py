@@ -1,0 +1,59 @@
+"""Bring an index up to date with one of its collections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from whiten.errors import WhitenError
+from whiten.index.collections import Images, describe
+from whiten.index.rows import Backend
+from whiten.index.sources import Source
+from whiten.index.synchronise import Changes, synchronise
+
+
+def update(
+    backend: Backend,
+    source: Source,
+    images: Images,
+    metadata: Any,
+    *,
+    keep: bool,
+    collection: str | None = None,
+    remove_missing: bool = False,
+    drop: Sequence[str] = (),
+    show_progress: bool = False,
+) -> Changes:
+    """Change an index to match a collection; see `Index.build` for the arguments and errors."""
+    with backend.writing():
+        before = backend.facts
+        if before is not None and not (before.complete and len(backend)):
+            if before.model != source.model:
+                backend.discard()
+            before = None  # bound to no collection
+        try:
+            facts, columns, joined = describe(
+                source,
+                images,
+                metadata,
+                before,
+                backend.place,
+                keep,
+                backend.known,
+                collection,
+                drop,
+            )
+            return synchronise(
+                backend,
+                source,
+                facts,
+                columns,
+                joined=joined,
+                keep=keep,
+                remove_missing=remove_missing,
+                show_progress=show_progress,
+            )
+        except WhitenError:
+            if before is None and not len(backend):
+                backend.discard()  # a failed first run leaves nothing
+            raise

@@ -1,0 +1,201 @@
+"""Tables of images: dialects of CSV, encodings, headers, and the ids, paths and groups in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whiten.datasets.collection import Item
+from whiten.datasets.finding import find_items
+from whiten.datasets.tables import read_table
+from whiten.errors import ConfigError
+
+ROWS = [["path", "group", "title"], ["a.jpg", "x", 'so, "he" said;\nand left'], ["ü.jpg", "", "\t"]]
+
+
+def text_of(delimiter: str = ",", end: str = "\r\n") -> str:
+    file = io.StringIO(newline="")
+    csv.writer(file, delimiter=delimiter, lineterminator=end).writerows(ROWS)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", text_of().encode()),
+        ("t.csv", text_of(end="\n").encode("utf-8-sig")),
+        ("t.csv", text_of(";").encode()),
+        ("t.csv", text_of("\t").encode()),
+        ("t.csv", text_of("|").encode()),
+        ("t.CSV", ("sep=;\r\n" + text_of(";")).encode("utf-8-sig")),
+        ("t.tsv", text_of("\t").encode()),
+        ("t.tsv", text_of(",").encode()),
+        ("t.csv", text_of().encode("utf-16")),
+        ("t.csv", text_of("\t").encode("utf-16")),
+        ("t.csv", b"\xfe\xff" + text_of().encode("utf-16-be")),
+        ("t.csv", text_of().encode("utf-32")),
+    ],
+)
+def test_forms_of_csv(tmp_path: Path, name: str, content: bytes) -> None:
+    table = tmp_path / name
+    table.write_bytes(content)
+    assert list(find_items(table)) == [
+        Item("a.jpg", str(tmp_path / "a.jpg"), "x"),
+        Item("ü.jpg", str(tmp_path / "ü.jpg"), None),
+    ]
+    read = read_table(table, ["path"]).columns
+    assert read["title"].to_pylist() == ['so, "he" said;\nand left', "\t"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path\né.jpg\n".encode("latin-1"), "byte 0xe9 is not UTF-8): it must be CSV in UTF-8"),
+        ("path\na.jpg\n".encode("utf-16-le"), "seems to be UTF-16: save it as UTF-8"),
+        (b"", "it is empty"),
+        (b"PATH,GROUP\na.jpg,x\n", "has no column 'path', only 'PATH', 'GROUP'; rename 'PATH'"),
+        (b"paths\na.jpg\n", "rename 'paths' if it is meant"),
+        (b"filename,label\na.jpg,x\n", "rename 'filename' if it is meant"),
+        (b"path, path\na.jpg,b.jpg\n", "has two columns 'path': rename one"),
+        (b"path,group\na.jpg,x,y\n", "has 3 cells in row 1 and 2 columns"),
+        (b'path,group\na.jpg,"x\nb.jpg,y\n', "line 3: unexpected end of data"),
+        (b"id,path\n1,a.jpg\n1,b.jpg\n", "lists '1' twice"),
+        (b"id,path\n,a.jpg\n", "has no id in row 1"),
+        (b"path\na\0b.jpg\n", "a path with a null character"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    table = tmp_path / "t.csv"
+    table.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        find_items(table)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_header_with_spaces_has_its_groups(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text('path, group\na.jpg, x\nb.jpg, "y, z"\nc.jpg,\n')
+    assert [item.group for item in find_items(table)] == ["x", "y, z", None]
+    table.write_text(" path , group \na.jpg,x\n")  # the cells have none
+    assert list(find_items(table)) == [Item("a.jpg", str(tmp_path / "a.jpg"), "x")]
+
+
+@pytest.mark.parametrize("near", ["Group", "groups", "label", "class_id", "GROUP", "gruop"])
+def test_a_name_like_group_is_pointed_out(tmp_path: Path, near: str) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(f"path,{near},size\na.jpg,x,1\n")
+    told: list[str] = []
+    assert find_items(table, told.append)[0].group is None
+    assert told == [
+        f"{table} has no column 'group', so that no groups are known; {near!r} is not read"
+    ]
+    table.write_text("path,size\na.jpg,1\n")
+    find_items(table, told.append)
+    assert len(told) == 1
+
+
+def test_an_id_beside_the_path_is_the_id_of_the_row(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,path,price\n017,a.jpg,5\nb.jpg,c.jpg,6\nc.jpg,a.jpg,7\n")
+    assert [(item.id, Path(item.path).name) for item in find_items(table)] == [
+        ("017", "a.jpg"),
+        ("b.jpg", "c.jpg"),
+        ("c.jpg", "a.jpg"),
+    ]
+    pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"], "id": [12, 7]}), tmp_path / "t.parquet")
+    assert [item.id for item in find_items(tmp_path / "t.parquet")] == ["12", "7"]
+
+
+def test_a_missing_label_of_a_data_frame_is_no_group(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    labels = pa.array([7.0, float("nan"), None])
+    pq.write_table(pa.table({"path": ["a", "b", "c"], "group": labels}), table)
+    assert [item.group for item in find_items(table)] == ["7", None, None]
+    categories = pa.array(["x", None, "x"]).dictionary_encode()
+    pq.write_table(pa.table({"path": ["a", "b", "c"], "group": categories}), table)
+    assert [item.group for item in find_items(table)] == ["x", None, "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (",path\n0,a\n1,b\n", ["path"]),  # the index of a data frame
+        (",path\n3,a\n7,b\n", ["Unnamed: 0", "path"]),
+        ("path,\na,\nb,\n", ["path"]),  # a comma at the end of each line
+        (",Unnamed: 0,path\n0,0,a\n1,5,b\n", ["Unnamed: 0", "path"]),
+        ("path,a,,\na,1,2,\n", ["path", "a", "Unnamed: 2"]),
+    ],
+)
+def test_columns_without_a_name(tmp_path: Path, text: str, names: list[str]) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(text)
+    assert read_table(table, ["path"]).columns.schema.names == names
+
+
+# --- whatever is in a table ---------------------------------------------------------------
+
+CELL = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    st.sampled_from(
+        ["", "NA", "nan", "NULL", "None", "00123", "1e5", "7.50", " x", '"', "\r", "ÿ"]
+    ),
+)
+HEADER = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8),
+    st.sampled_from(
+        ["", " price", "my price", "class", "id", "group", "Unnamed: 0", "a;b", "a\nb"]
+    ),
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[list[str]]:
+    """A header with `path`, and rows of any text."""
+    names = ["path", *draw(st.lists(HEADER, max_size=4))]
+    names = draw(st.permutations(names))
+    row = st.lists(CELL, min_size=len(names), max_size=len(names))
+    return [names, *draw(st.lists(row, max_size=5))]
+
+
+@settings(deadline=None)
+@given(
+    rows=tables(),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+    delimiter=st.sampled_from(",;\t"),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_any_csv_is_read_as_pythons_csv_reads_it(
+    rows: list[list[str]], encoding: str, delimiter: str, quoting: Any
+) -> None:
+    file = io.StringIO(newline="")
+    csv.writer(file, delimiter=delimiter, quoting=quoting).writerows(rows)
+    content = file.getvalue().encode(encoding)
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder, "t.csv")
+        table.write_bytes(content)
+        try:
+            read = read_table(table, ["path"])
+        except ConfigError as error:
+            assert "two columns" in str(error) or "line" in str(error)
+            stripped = [name.strip() for name in rows[0] if name.strip()]
+            assert len(set(stripped)) < len(stripped) or "\r" in file.getvalue()
+            return
+    expected = list(csv.reader(io.StringIO(file.getvalue(), newline=""), delimiter=delimiter))
+    header, body = expected[0], [row for row in expected[1:] if row]
+    assert len(read.columns) == len(body)
+    for number, name in enumerate(header):
+        cells = [row[number] or None for row in body]
+        if name.strip():
+            found = read.columns[name.strip().removeprefix("\ufeff").strip()].to_pylist()
+            spaced = [cell and cell.lstrip(" ") for cell in cells]
+            assert found in (cells, spaced)
+            assert found == cells or all(other.startswith(" ") for other in header[1:])
