@@ -358,3 +358,21 @@ def test_a_column_that_stays_text_says_why(
     assert Index.build(encoder, images, place, metadata=table).changes.notes == [
         f"column 'price' of {table} is kept as text: most of it are numbers, but not 'n/a' (row 2)"
     ]
+
+
+def test_columns_of_several_collections(
+    encoder: Encoder, images: Path, place: str, tmp_path: Path
+) -> None:
+    more = tmp_path / "more"
+    for name in IDS[:2]:
+        (more / name).parent.mkdir(parents=True, exist_ok=True)
+        (more / name).write_bytes((images / name).read_bytes() + b"\0")  # another file
+    prices = write(tmp_path / "m.csv", price=[5, 8])
+    Index.build(encoder, images, place, metadata=prices)
+    write(prices, price=["7.5", ""], whiten_collection=["x", "y"])
+    Index.build(encoder, more, place, metadata=prices, keep=True, collection="b")
+    index = Index.build(encoder, images, place)  # one of two, as every night
+    names = ["a/0.png", "a/1.png", "b/a/0.png", "b/a/1.png"]
+    assert [item.metadata.get("price") for item in index.items(names)] == [5.0, 8.0, 7.5, None]
+    assert passing(index, "price > 6") == ["a/1.png", "b/a/0.png"]
+    assert passing(index, "whiten_collection == 'y'") == ["b/a/1.png"]
