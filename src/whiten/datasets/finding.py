@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,5 +226,3 @@ def _texts(table: Path, column: pa.ChunkedArray) -> pa.Array:
         raise ConfigError(
             f"cannot read {table} ({one_line(error)}): ids, paths and groups must be text"
         ) from error
-
-

@@ -9,7 +9,6 @@ once a manifest names the segment.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
