@@ -102,7 +102,7 @@ def how_to_continue(arguments: Sequence[str]) -> str:
     is_cached = any(_option(arguments, name) for name in ("--cache", "--embeddings"))
     if (
         verb in ("embed", "search", "demo")
-        or (verb in ("evaluate", "dedup", "compact") and is_cached)
+        or (verb in ("evaluate", "dedup", "compact", "diagnose") and is_cached)
         or (verb == "dedup" and out is not None)
     ):
         return "finished work is kept, the same command continues"
