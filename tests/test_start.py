@@ -126,7 +126,7 @@ def test_few_images_are_shown_in_more_views(images: int, source: str, views: int
 def test_few_images_make_small_batches_and_epochs_of_all_views() -> None:
     names = [None] * 360
     contents = [f"c{i}" for i in range(360)]
-    few = plan_pairs(names, contents, source="views", views=8)
+    few = plan_pairs(names, contents, source="views", views=8, rounds=4)
     assert few.batch_size == 4 * 360 // 16
     assert few.batches_per_epoch == 4 * (360 // few.batch_size)
     sides = [(pair.x, pair.x_view) for batch in few.epoch(0) for pair in batch]

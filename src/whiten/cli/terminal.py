@@ -134,7 +134,7 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    if not _is_unicode(sys.stdout.encoding):
+    if not _is_unicode(getattr(sys.stdout, "encoding", None)):  # it is None if it was closed
         print(json.dumps(value, indent=2))
         return
     text = json.dumps(value, indent=2, ensure_ascii=False)

@@ -71,6 +71,7 @@ class PairPlan:
         pairs_per_epoch: maximum pairs per group in an epoch; 0 is no limit.
         seed: seed of all draws.
         opposite_views: pair an even with an odd view of an image.
+        rounds: pairs of views that an epoch takes of each image.
     """
 
     members: Ints
@@ -82,6 +83,7 @@ class PairPlan:
     pairs_per_epoch: int
     seed: int
     opposite_views: bool = False
+    rounds: int = 1
 
     @property
     def classes(self) -> int:
@@ -102,8 +104,8 @@ class PairPlan:
     def epoch(self, number: int) -> Epoch:
         """Return the batches of one epoch; incomplete batches are dropped.
 
-        Each image is used about once, or each group for `pairs_per_epoch` pairs; without groups,
-        once for every two views that it has. In a mixed plan
+        Each image is used about once, or each group for `pairs_per_epoch` pairs; without groups, in
+        `rounds` pairs of its views. In a mixed plan
         this holds for ungrouped images, and groups repeat as often as their half of the batch
         needs.
         """
@@ -115,7 +117,7 @@ class PairPlan:
         else:
             rounds = [
                 self._batches(self._pairs_of_views(rng), self.batch_size, rng)
-                for _ in range(_rounds(self.views))
+                for _ in range(self.rounds)
             ]
             batches = np.concatenate(rounds)
         return Epoch(rng.permutation(batches))
@@ -245,6 +247,7 @@ def plan_pairs(
     processes: int = 1,
     seed: int = 0,
     opposite_views: bool = False,
+    rounds: int = 1,
 ) -> PairPlan:
     """Choose the source of pairs and the size of a batch.
 
@@ -260,6 +263,7 @@ def plan_pairs(
         processes: number of processes that share a batch equally.
         seed: seed of all draws.
         opposite_views: pair an even with an odd view of an image.
+        rounds: pairs of views that an epoch takes of each image.
 
     Raises:
         ConfigError: there is nothing to pair, fewer than two classes, or too few views.
@@ -289,7 +293,7 @@ def plan_pairs(
     available = _available(bounds[: grouped + 1], pairs_per_epoch)
     supply = int(np.minimum(available, pairs_per_class).sum())
     supply += classes - grouped
-    pairs = int(available.sum()) + (classes - grouped) * _rounds(views)
+    pairs = int(available.sum()) + (classes - grouped) * rounds
     wanted = batch_size or min(_MOST_PAIRS, max(_LEAST_PAIRS, pairs // _ENOUGH_STEPS))
     size = min(wanted, supply) // processes * processes
     if size < 2 or classes < 2:
@@ -307,6 +311,7 @@ def plan_pairs(
         pairs_per_epoch,
         seed,
         opposite_views=opposite_views,
+        rounds=rounds,
     )
 
 
@@ -320,11 +325,6 @@ def enough_views(images: int, source: str, *, published: bool = False) -> int:
     if published:
         return least
     return max(least, min(_MOST_VIEWS, _ENOUGH_SIDES // images // 2 * 2))
-
-
-def _rounds(views: int) -> int:
-    """Pairs of views that an epoch takes of each image."""
-    return max(1, views // 2)
 
 
 def _available(bounds: Ints, pairs_per_epoch: int) -> Ints:

@@ -151,6 +151,8 @@ class TrainingSet:
             pairs_per_class=spec.pairs_per_class or 1,
             pairs_per_epoch=spec.pairs_per_epoch or 0,
             opposite_views=spec.view_plan.is_asymmetric,
+            # Few images are shown in more views: an epoch then takes all of them.
+            rounds=max(1, facts["views"] // 2) if spec.views is None else 1,
             processes=spec.devices * spec.nodes,
             seed=spec.seed,
         )
