@@ -29,6 +29,7 @@ def merge_spellings(items: Items, table: Path) -> Items:
     Raises:
         ConfigError: the rows of one file differ in another column.
     """
+
     def rows() -> Rows:
         every: Rows = read_table(table, ["path"]).columns.to_pylist()
         return every
