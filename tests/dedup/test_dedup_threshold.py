@@ -17,7 +17,7 @@ from scipy.stats import beta
 from command_line import Captured, fails, prints
 from helpers import TEACHER
 from whiten.datasets.collection import Item, Items
-from whiten.dedup import Collection, threshold
+from whiten.dedup import Collection, confirming
 from whiten.dedup.counting import count_pairs
 from whiten.dedup.pair_similarity import VectorSimilarity
 from whiten.dedup.threshold import calibrate
@@ -178,6 +178,6 @@ def test_copies_do_not_count_as_mistakes(
 ) -> None:
     command = ("dedup", drawings, "--student", TEACHER, "--embeddings", tmp_path / "cache")
     prints(capsys, *command, "--target-precision", 0.3)
-    monkeypatch.setattr(threshold.Pictures, "same", lambda *pair: False)
+    monkeypatch.setattr(confirming.Pictures, "same", lambda *pair: False)
     said = fails_after_progress(capsys, *command, "--target-precision", 0.3)
     assert "a precision of 0.3 cannot be shown" in said

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 
+from whiten.dedup.near_duplicates import range_search
 from whiten.dedup.pair_similarity import Doubles, PairSimilarity, Rows
 
 BINS = 20_000  # over similarities from -1 to 1
@@ -76,3 +79,45 @@ def share_of(right: Doubles, wrong: Doubles) -> Doubles:
     with np.errstate(invalid="ignore"):
         share: Doubles = np.nan_to_num(right / (right + wrong))
     return share
+
+
+def first_pure_groups(
+    similarity: PairSimilarity, labels: Rows, least: float, target: float
+) -> float | None:
+    """Return the lowest threshold from `least` whose groups have a precision of `target`.
+
+    Groups link pairs through others, and one mistake joins two whole groups: so this counts all
+    pairs of members of a group, which links at falling similarity merge one by one.
+
+    Args:
+        labels: (n,) equal for copies.
+
+    Returns:
+        A similarity; None if the groups at every threshold are worse.
+    """
+    found = list(range_search(similarity, least))
+    if not found:
+        return least
+    one, other, values = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.argsort(-values, kind="stable")
+    groups = {number: Counter([label]) for number, label in enumerate(labels.tolist())}
+    place = list(range(len(labels)))  # group of each item
+    members = {number: [number] for number in range(len(labels))}
+    right = total = 0
+    lowest: float | None = None
+    for rank, i in enumerate(order.tolist()):
+        a, b = place[int(one[i])], place[int(other[i])]
+        if a != b:
+            if len(members[a]) < len(members[b]):
+                a, b = b, a
+            total += len(members[a]) * len(members[b])
+            right += sum(groups[a][label] * count for label, count in groups[b].items())
+            for member in members[b]:
+                place[member] = a
+            members[a] += members.pop(b)
+            groups[a].update(groups.pop(b))
+        is_last = rank + 1 == len(order) or values[order[rank + 1]] < values[i]
+        if is_last and right >= target * total:
+            lowest = float(values[i])
+    # Nothing lies between the last link and `least`.
+    return least if right >= target * total else lowest

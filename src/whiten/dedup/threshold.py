@@ -1,14 +1,22 @@
 """Choose a threshold for a required precision from the user's own images.
 
 Precision is the fraction of pairs above the threshold that show the same thing. It is counted on
-pairs of images with known groups, or estimated from views of images (crops and changes of
-brightness, as in copies) against different images. All bounds are Clopper and Pearson's (1934) and
-treat pairs as independent, which pairs that share an image are not quite.
+pairs of images with known groups, or estimated from the images alone (`views`). All bounds are
+Clopper and Pearson's (1934) and treat pairs as independent, which pairs that share an image are not
+quite.
+
+What the estimate from the images alone assumes. Copies are recognised by pixels first
+(`confirming`), and everything else counts as a mistake: a copy that pixels cannot confirm lowers
+the stated precision, and a pair of different pictures whose pixels agree raises it. Where pixels
+confirm fewer copies than one image in ten (`SHARE`) would give, that many are assumed, as similar
+to their originals as views of one image are (crops and changes of brightness); with fewer in truth,
+the few pairs that are found are wrong more often than stated. Groups, which link pairs through
+others, must reach the precision too; that is counted on at most `MOST` images, and larger
+collections chain more.
 """
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,16 +25,18 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.datasets.collection import Items, video_of
+from whiten.dedup.confirming import confirmed
 from whiten.dedup.counting import (
+    BINS,
     count_pairs,
     edge,
     first_enough,
+    first_pure_groups,
     from_above,
     lower_bound,
     sample,
     share_of,
 )
-from whiten.dedup.near_duplicates import Forest, range_search
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.dedup.sources import Collection
 from whiten.embedding.embed import embed, store_folder
@@ -43,8 +53,6 @@ from whiten.views.plan import ViewPlan
 COPIES = ViewPlan(scale=(0.7, 1.0), ratio=1.1, flip=0.0, jitter=0.15, grayscale=0.0)
 CONFIDENCE = 0.95
 SHARE = 0.1  # assumed fraction of images with a near-duplicate
-ASKED = 0.9  # fraction of view pairs above the similarity from which pixels are compared
-_MOST_ASKED = 2000  # pairs
 MOST = 20_000  # images whose pairs are counted
 _FEWEST = 50
 _VIEWED = 1000  # of them, also used as views
@@ -92,8 +100,8 @@ class Calibration:
             basis = (
                 f"estimated from {self.same:,} pairs of views of one {what} and "
                 f"{self.different:,} of different {what}s, of {self.images:,} {what}s; "
-                f"{self.copies:,} pairs whose pixels agree count as copies, and one {what} in "
-                f"{round(1 / SHARE)} at least is taken to have one"
+                f"{self.copies:,} pairs whose pixels agree count as copies, others as mistakes, "
+                f"and one {what} in {round(1 / SHARE)} at least is taken to have a copy"
             )
         return (
             f"threshold {self.threshold:.4f}: precision {self.precision:.3f}, at 95 % confidence "
@@ -178,28 +186,43 @@ def _by_views(
     views = max(_VIEWS, -(-_LEAST_VIEWS // len(viewed)))
     pool, labels = _with_views(collection, rows, viewed, min(views, 8), encoder, show_progress)
     every = np.arange(len(pool))
-    own = from_above(count_pairs(pool, every, labels)[0])
-    cut = edge(int(np.flatnonzero(own >= ASKED * own[0])[-1]))
-    labels, copies = _with_copies(collection, pool.part(len(rows)), rows, labels, cut)
-    same, different = count_pairs(pool, every, labels)
-    above, false = from_above(same), from_above(different)
-    # Pairs that a search of the collection will find: true copies, and mistakes.
-    there = max(SHARE / 2 * n, copies * (n / len(rows)) ** 2)
-    hits, errors = above / above[0], false / false[0]
+    pictures = [collection.pictures[i] for i in collection.first[rows].tolist()]
+    whole = pool.part(len(rows))
+    forest = confirmed(whole, pictures)
+    place = np.searchsorted(rows, labels)  # of the item that a view shows
+    labels = forest.roots(place)
+    viewed_pairs, different = count_pairs(pool, every, labels)
+    above, false = from_above(viewed_pairs), from_above(different)
+    real, mistaken = map(from_above, count_pairs(whole, every[: len(rows)], labels[: len(rows)]))
+    copies = int(real[0])
+    # Pairs that a search of the collection will find: confirmed and assumed copies, and mistakes.
+    scale = n * (n - 1) / (len(rows) * (len(rows) - 1))
+    assumed = max(0.0, SHARE / 2 * n - copies * scale)
     pairs = n * (n - 1) / 2
+    # Of the collection itself, or with the views among them, whichever has more.
+    errors = np.maximum(false / false[0], mistaken / mistaken[0])
+    hits = (real * scale + assumed * above / above[0]) / (copies * scale + assumed)
+    there = copies * scale + assumed
     precision = share_of(there * hits, pairs * errors)
     side = (1 - CONFIDENCE) / 2  # of both rates
     low = share_of(
-        there * lower_bound(above, above[0] - above, side),
-        pairs * (1 - lower_bound(false[0] - false, false, side)),
+        copies * scale * lower_bound(real, copies - real, side)
+        + assumed * lower_bound(above, above[0] - above, side),
+        pairs * np.maximum(1 - lower_bound(false[0] - false, false, side), errors),
     )
     best = first_enough(low, target)
-    if best is None:
+    pure = (
+        None
+        if best is None
+        else first_pure_groups(whole, labels[: len(rows)], edge(best), target if copies else 0.0)
+    )
+    if best is None or pure is None:
         raise ConfigError(
             f"a precision of {target:g} cannot be shown on these {collection.what}s, at most "
             f"{low.max():.3f} at 95 % confidence: ask for less, name groups of duplicates in a "
             "CSV, or give --threshold"
         )
+    best = int(np.ceil(round((pure + 1) * (BINS / 2), 6)))
     return Calibration(
         target,
         edge(best),
@@ -212,29 +235,6 @@ def _by_views(
         copies,
         len(rows),
     )
-
-
-def _with_copies(
-    collection: Collection, whole: PairSimilarity, rows: Rows, labels: Rows, least: float
-) -> tuple[Rows, int]:
-    """Return labels shared by copies, and the number of pairs of copies.
-
-    A collection to deduplicate contains copies, which must not count as mistakes. They are
-    recognised by pixels, independently of the model.
-    """
-    pictures = [collection.pictures[i] for i in collection.first.tolist()]
-    # Compare pixels of the most similar pairs only; less similar pairs count as different.
-    found: list[tuple[float, int, int]] = []
-    for one, other, values in range_search(whole, least):
-        found += zip(values.tolist(), rows[one].tolist(), rows[other].tolist(), strict=True)
-        found = heapq.nlargest(_MOST_ASKED, found)
-    forest = Forest(len(pictures))
-    pixels = Pictures()
-    ordered = sorted((i, j) for _, i, j in found)
-    copies = [pair for pair in ordered if pixels.same(*(pictures[i] for i in pair))]
-    if copies:
-        forest.join(*np.array(copies).T)
-    return forest.roots(labels), len(copies)
 
 
 def _with_views(
