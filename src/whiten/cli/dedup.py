@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter
 
 from whiten.cli.app import Cache, Json, Model, Patterns, app
 from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
+
+if TYPE_CHECKING:
+    from whiten.dedup.turned import Also
 
 _SHOWN = 10  # groups printed if they are not written to a folder
 
@@ -25,6 +28,9 @@ def dedup(
     positives: Literal["groups", "views"] | None = None,
     out: Path | None = None,
     keep: Literal["best", "first"] = "best",
+    reference: Path | None = None,
+    also: str | None = None,
+    whiten_on: Path | None = None,
     cache: Cache = None,
     exclude: Patterns = (),
     include: Patterns = (),
@@ -44,7 +50,13 @@ def dedup(
         positives: pairs to choose the threshold by: groups (the default for a table with groups),
             or views, which are crops and brightness changes of the images themselves.
         out: folder for groups.html, groups.csv and delete.sh.
-        keep: best keeps the most pixels, then the most bytes; first keeps the first path.
+        keep: best keeps the most true pixels, of which an enlargement has no more, weighted by
+            compression, then the camera's facts; first keeps the first path.
+        reference: a folder that is compared too, whose files are never proposed for removal.
+        also: mirrored, rotated or mirrored,rotated: also find copies that are mirrored, left to
+            right or upside down, or rotated by quarter turns. Each way embeds the images again.
+        whiten_on: images to fit the whitening of fuse:whitened:URI,URI on; by default those of
+            IMAGES.
         cache: folder for embeddings, to reuse them; by default OUT/embeddings.
         exclude: leave out images whose path below the folder, or any part of it, matches this glob;
             repeatable.
@@ -62,10 +74,20 @@ def dedup(
         raise ConfigError("give one of --threshold and --target-precision")
     if threshold is not None:
         check_threshold(threshold)
-    encoder = None if model is None else load(model)
+    kinds = _kinds(also)
     kept = cache or (None if out is None else out / "embeddings")
+    if whiten_on is None and (model or "").startswith("fuse:whitened:"):
+        whiten_on = images
+    encoder = None if model is None else load(model, whiten_on=whiten_on, cache=kept)
     with open_collection(
-        images, encoder, kept, exclude=exclude, include=include, show_progress=True
+        images,
+        encoder,
+        kept,
+        reference=reference,
+        also=kinds,
+        exclude=exclude,
+        include=include,
+        show_progress=True,
     ) as collection:
         calibration = None
         if target_precision is not None:
@@ -104,3 +126,13 @@ def dedup(
     if written and found.copies:
         say(f"         sh {written[-1]} lists what it would delete; with --yes it deletes")
     list_skipped(found.skipped, found.what)
+
+
+def _kinds(text: str | None) -> list[Also]:
+    """Read `mirrored,rotated`."""
+    kinds: list[Also] = []
+    for name in (text or "").replace(",", " ").split():
+        if name not in ("mirrored", "rotated"):
+            raise ConfigError(f"--also takes mirrored, rotated or mirrored,rotated, not {name}")
+        kinds.append(cast("Also", name))
+    return kinds

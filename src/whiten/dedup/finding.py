@@ -16,12 +16,14 @@ from PIL import Image
 
 from whiten.dedup.near_duplicates import check_threshold, choose_kept, linked, lowest_similarity
 from whiten.dedup.pair_similarity import Rows
+from whiten.dedup.quality import Quality, quality_of
 from whiten.dedup.sources import Collection
 from whiten.dedup.threshold import Calibration
 from whiten.media.formats import FORMATS
 from whiten.media.reading import Skipped
 from whiten.utils.names import display_path
 from whiten.utils.progress import progress
+from whiten.utils.threads import ordered_map
 
 Keep = Literal["best", "first"]
 Kind = Literal["kept", "exact", "near"]
@@ -40,10 +42,12 @@ class Member:
         copy_of: id of the kept one that it is a copy of; its own if kept.
         similarity: similarity to that one; 1 if kept.
         width, height: size in pixels; 0 if unreadable.
+        detail, compression: see `whiten.dedup.quality.Quality`; of a video 1 and "".
         bytes: size of the file; 0 if there is none.
         content_hash: see `whiten.utils.hashing.content_hash`; "" if unreadable.
         picture: image that shows it.
         is_link: whether it is a symbolic link.
+        is_reference: whether it is in the reference folder, of which everything is kept.
     """
 
     id: str
@@ -57,6 +61,9 @@ class Member:
     content_hash: str
     picture: str
     is_link: bool
+    detail: float = 1.0
+    compression: str = ""
+    is_reference: bool = False
 
     @property
     def is_kept(self) -> bool:
@@ -147,6 +154,9 @@ def member_row(group: Group, member: Member) -> dict[str, Any]:
         "width": member.width,
         "height": member.height,
         "bytes": member.bytes,
+        "detail": member.detail,
+        "compression": member.compression,
+        "reference": "yes" if member.is_reference else "no",
     }
 
 
@@ -162,13 +172,15 @@ def deduplicate(
 
     Args:
         threshold: smallest similarity of a linked pair, see `whiten.near_duplicates`.
-        keep: `best`, the one with most pixels, then most bytes; or `first`, by path.
+        keep: `best`, the one with most true pixels, weighted by compression (see
+            `whiten.dedup.quality`), then with the camera's facts, most pixels, most bytes; or
+            `first`, by path. Files of the collection's reference are always kept, and first.
         calibration: how the threshold was chosen, for the record.
     """
     check_threshold(threshold)
     with progress(f"compare {collection.what}s", enabled=show_progress) as update:
         near = linked(collection.similarity, threshold, update)
-    files = _Files(collection, near, keep)
+    files = _Files(collection, near, keep, show_progress)
     groups = [
         _group(files, collection, rows, threshold, number)
         for number, rows in enumerate(files.groups, start=1)
@@ -189,14 +201,19 @@ def _group(
     """Return the group of some contents: `rows` of the similarity."""
     own = {row: sorted(files.members[row], key=files.rank) for row in rows.tolist()}
     ordered = np.array(sorted(own, key=lambda row: files.rank(own[row][0])))
-    kept, alike = choose_kept(collection.similarity, ordered, threshold)
+    bests = [own[row][0] for row in ordered.tolist()]
+    always = np.array([files.is_reference(file) for file in bests])
+    kept, alike = choose_kept(collection.similarity, ordered, threshold, always)
     members: list[tuple[int, bool, float, Member]] = []
     for place, row in enumerate(ordered.tolist()):
         best = own[int(ordered[kept[place]])][0]
         for file in own[row]:
-            kind: Kind = "kept" if file == best else "exact" if files.same(file, best) else "near"
-            value = 1.0 if kind == "exact" else float(alike[place])
-            member = files.member(file, kind, collection.names[best], value)
+            kind: Kind = "exact" if files.same(file, best) else "near"
+            if file == best or files.is_reference(file):
+                kind = "kept"
+            value = float(alike[place]) if kind == "near" else 1.0
+            copy_of = collection.names[file if kind == "kept" else best]
+            member = files.member(file, kind, copy_of, value)
             members.append((int(kept[place]), kind != "kept", -value, member))
     members.sort(key=lambda entry: entry[:3])
     lowest = lowest_similarity(collection.similarity, rows)
@@ -206,7 +223,9 @@ def _group(
 class _Files:
     """Size, pixels and content of the files in groups, read on demand."""
 
-    def __init__(self, collection: Collection, near: Sequence[Rows], keep: Keep) -> None:
+    def __init__(
+        self, collection: Collection, near: Sequence[Rows], keep: Keep, show_progress: bool
+    ) -> None:
         self._collection = collection
         self._keep = keep
         self.members: dict[int, list[int]] = defaultdict(list)
@@ -219,9 +238,13 @@ class _Files:
         for file in np.flatnonzero(wanted[collection.copy_of]).tolist():
             self.members[int(collection.copy_of[file])].append(file)
         self.groups = sorted([*near, *alone[:, None]], key=lambda rows: int(rows[0]))
-        self._facts = {
-            file: _look(collection, file) for own in self.members.values() for file in own
-        }
+        every = sorted(file for own in self.members.values() for file in own)
+        self._facts: dict[int, _Facts] = {}
+        with progress("look at copies", enabled=show_progress and bool(every)) as update:
+            looked = ordered_map(lambda file: _look(collection, file), every)
+            for file, facts in zip(every, looked, strict=True):
+                self._facts[file] = facts
+                update(len(self._facts), len(every))
 
     def rank(self, file: int) -> tuple[Any, ...]:
         """Return the sort key of a file; the smallest is kept.
@@ -230,10 +253,15 @@ class _Files:
         its target.
         """
         facts, path = self._facts[file], os.fsencode(self._collection.paths[file])
-        worth = (facts.bytes == 0, facts.is_link)
+        first = (facts.bytes == 0, not self.is_reference(file), facts.is_link)
         if self._keep == "first":
-            return (*worth, path)
-        return (*worth, -facts.width * facts.height, -facts.bytes, path)
+            return (*first, path)
+        quality = facts.quality
+        pixels = quality.width * quality.height
+        return (*first, -quality.worth, not quality.has_exif, -pixels, -facts.bytes, path)
+
+    def is_reference(self, file: int) -> bool:
+        return self._collection.names[file] in self._collection.reference
 
     def same(self, file: int, other: int) -> bool:
         """Return whether two files have the same content."""
@@ -249,14 +277,20 @@ class _Files:
             copy_of=copy_of,
             similarity=similarity,
             picture=collection.pictures[file],
-            **asdict(facts),
+            width=facts.quality.width,
+            height=facts.quality.height,
+            detail=facts.quality.detail,
+            compression=facts.quality.compression,
+            bytes=facts.bytes,
+            content_hash=facts.content_hash,
+            is_link=facts.is_link,
+            is_reference=self.is_reference(file),
         )
 
 
 @dataclass(frozen=True)
 class _Facts:
-    width: int
-    height: int
+    quality: Quality
     bytes: int
     content_hash: str
     is_link: bool
@@ -271,8 +305,10 @@ def _look(collection: Collection, file: int) -> _Facts:
         digest = digest or _hash_file(path)
     except (OSError, ValueError):
         pass
-    width, height = _pixels(collection.pictures[file])
-    return _Facts(width, height, size, digest, Path(path).is_symlink())
+    picture = collection.pictures[file]
+    # A frame tells the size of its video, and nothing of its compression.
+    quality = quality_of(picture) if picture == path else Quality(*_pixels(picture), fidelity=1.0)
+    return _Facts(quality, size, digest, Path(path).is_symlink())
 
 
 def _hash_file(path: str) -> str:

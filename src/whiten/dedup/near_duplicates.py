@@ -216,7 +216,10 @@ def lowest_similarity(similarity: PairSimilarity, members: Rows) -> float:
 
 
 def choose_kept(
-    similarity: PairSimilarity, members: Rows, threshold: float
+    similarity: PairSimilarity,
+    members: Rows,
+    threshold: float,
+    always: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Rows, Doubles]:
     """Choose the kept member that each member is a copy of, so that no distinct item is lost.
 
@@ -225,6 +228,7 @@ def choose_kept(
 
     Args:
         members: (m,) members of one group, in order of preference to keep.
+        always: (m,) members that are kept whatever they resemble; none by default.
 
     Returns:
         (m,) positions in `members` of the kept one, their own for kept ones; and (m,) similarities
@@ -238,6 +242,8 @@ def choose_kept(
         kept[first] = first
         values = similarity.exact(np.full(len(left), members[first]), members[left])
         is_copy = values >= threshold - TOLERANCE
+        if always is not None:
+            is_copy &= ~always[left]
         kept[left[is_copy]], alike[left[is_copy]] = first, values[is_copy]
         left = left[~is_copy]
     return kept, np.minimum(alike, 1.0)

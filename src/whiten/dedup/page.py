@@ -98,8 +98,14 @@ def _tile(member: Member) -> str:
         "near": f"{member.similarity:.4f}",
     }[member.kind]
     facts = f"{member.width} × {member.height}, {member.bytes / 1000:,.1f} kB"
+    if member.compression:
+        facts += f", {escape(member.compression)}"
+    if member.detail < 1:
+        facts += f", detail of {round(member.width * member.detail)} pixels' width"
     if member.is_link:
         facts += ", a link"
+    if member.is_reference:
+        facts += ", in the reference"
     name, path = escape(member.id), escape(display_path(member.path))
     source = data_url(member.picture, _TILE)
     picture = (

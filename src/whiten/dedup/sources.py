@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whiten.datasets.collection import Items, video_of
+from whiten.datasets.collection import Item, Items, video_of
+from whiten.datasets.finding import find_items
 from whiten.datasets.frames import find_or_extract
 from whiten.datasets.patterns import Patterns
 from whiten.datasets.svd import FRAMES_TABLE
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
+from whiten.dedup.turned import Also, TurnedSimilarity, embed_turned
 from whiten.embedding.encoder import Encoder, embed_cached
 from whiten.embedding.rows import embed_rows, require_embedded_by
 from whiten.errors import ConfigError, NoImagesError
@@ -46,6 +48,7 @@ class Collection:
         items: images or frames that these items' embeddings were made from.
         skipped: files that could not be used, with the reason.
         folder: folder of the embeddings while the collection is open.
+        reference: names of the members in the reference folder, which are never removed.
     """
 
     what: str
@@ -59,6 +62,7 @@ class Collection:
     items: Items
     skipped: list[Skipped]
     folder: Path
+    reference: frozenset[str] = frozenset()
 
     @property
     def first(self) -> Rows:
@@ -74,6 +78,8 @@ def open_collection(
     *,
     exclude: Patterns = (),
     include: Patterns = (),
+    reference: Path | None = None,
+    also: Sequence[Also] = (),
     show_progress: bool = False,
 ) -> Iterator[Collection]:
     """Embed missing items; without a cache, embeddings are deleted on exit.
@@ -83,10 +89,14 @@ def open_collection(
         encoder: embeds them; for a store None, or the store's own encoder.
         cache: folder that keeps embeddings and frames; none by default.
         exclude, include: patterns that choose among the files, see `whiten.datasets.patterns`.
+        reference: a folder whose files are compared with those of the source and never removed; for
+            videos and stores a part of the source.
+        also: also find copies that are `mirrored` (left to right or upside down) or `rotated` by
+            quarter turns; each way embeds the images again. Images only.
 
     Raises:
-        ConfigError: the encoder is missing, or differs from the store's; or the store holds frames
-            of videos.
+        ConfigError: the reference holds nothing to compare; `also` for videos or stores; the
+            encoder is missing, or differs from the store's; or the store holds frames of videos.
         NoImagesError: nothing can be read.
     """
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
@@ -98,9 +108,14 @@ def open_collection(
                     f"{source} is a store: --exclude and --include choose among the images of a "
                     "folder or a table"
                 )
+            if also:
+                raise ConfigError(
+                    f"{source} holds embeddings of upright images only: name the images and "
+                    "--model, or leave --also out"
+                )
             store = Store.open(source)
             store.say_colours()
-            yield _of_store(store, encoder, folder)
+            yield marked(_of_store(store, encoder, folder), reference)
             return
         if encoder is None:
             raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
@@ -111,11 +126,72 @@ def open_collection(
                 source, frames, exclude=exclude, include=include, progress=update
             )
         if items.frame_ms is None:
-            yield _of_images(items, encoder, folder, show_progress)
+            items = items if reference is None else with_reference(items, reference)
+            collection = _of_images(items, encoder, folder, show_progress)
+            if also:
+                assert isinstance(collection.similarity, VectorSimilarity)
+                turns = embed_turned(encoder, collection.items, also, folder, show_progress)
+                similarity = TurnedSimilarity(collection.similarity.vectors, turns)
+                collection = replace(collection, similarity=similarity)
+            yield marked(collection, reference)
         else:
+            if also:
+                raise ConfigError("--also is for images: leave it out for videos")
             is_made = (source / FRAMES_TABLE).is_file()
             table = (source if is_made else frames) / FRAMES_TABLE
-            yield _of_videos(items, skipped, table, encoder, folder, show_progress)
+            videos = _of_videos(items, skipped, table, encoder, folder, show_progress)
+            yield marked(videos, reference)
+
+
+def with_reference(items: Items, reference: Path) -> Items:
+    """Add the images of a reference folder that are not among the items.
+
+    Raises:
+        ConfigError: it is no folder.
+    """
+    if not reference.is_dir():
+        raise ConfigError(f"the reference {reference} is no folder: name a folder of images")
+    known = {_place(item.path) for item in items}
+    names = set(items.ids.to_pylist())
+    added = []
+    for item in find_items(reference):
+        if _place(item.path) in known:
+            continue
+        name = f"{reference.name}/{item.id}"
+        while name in names:
+            name = f"reference/{name}"
+        names.add(name)
+        added.append(Item(name, item.path, None))
+    return Items.of([*items, *added])
+
+
+def marked(collection: Collection, reference: Path | None) -> Collection:
+    """Mark the members in the reference folder.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if reference is None:
+        return collection
+    root = os.path.join(os.path.realpath(reference), "")
+    inside = frozenset(
+        name
+        for name, path in zip(collection.names, collection.paths, strict=True)
+        if _place(path).startswith(root)
+    )
+    if not inside:
+        raise ConfigError(
+            f"none of the {collection.what}s compared is in the reference {reference}: name a "
+            f"folder of {collection.what}s"
+            + ("" if collection.what == "image" else " inside the collection")
+        )
+    return replace(collection, reference=inside)
+
+
+def _place(path: str) -> str:
+    """Return where a file is, however its folder was named; a link is where the link is."""
+    folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100 - links stay links
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _of_images(items: Items, encoder: Encoder, cache: Path, show_progress: bool) -> Collection:

@@ -39,6 +39,7 @@ from whiten.dedup.counting import (
 )
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.dedup.sources import Collection
+from whiten.dedup.turned import TurnedSimilarity
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError
@@ -251,6 +252,8 @@ def _with_views(
     if isinstance(similarity, VectorSimilarity):
         items = collection.items.take(viewed)
         seen = _embed_views(encoder, items, numbers, collection.folder, show_progress)
+        if isinstance(similarity, TurnedSimilarity):
+            return similarity.with_views(rows, seen), labels
         whole = np.asarray(similarity.vectors[rows], np.float32)
         return VectorSimilarity(np.concatenate([whole, *seen])), labels
     assert isinstance(similarity, SetSimilarity)

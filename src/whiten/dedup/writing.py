@@ -15,6 +15,7 @@ from whiten.utils.files import write_atomically
 TABLE, PAGE, SCRIPT = "groups.csv", "groups.html", "delete.sh"
 COLUMNS = (
     "group", "id", "path", "keep", "kind", "copy_of", "similarity", "width", "height", "bytes",
+    "detail", "compression", "reference",
 )  # fmt: skip
 
 

@@ -60,6 +60,8 @@ class ViewPlan:
             never trains on whole images, and a crop that does not fit into the image is drawn
             again, as in torchvision's RandomResizedCrop; by default such a crop is cut.
         colours: replaces `jitter` and `grayscale`.
+        turns: nothing is random: views 1 to 3 are the whole image turned by quarters to the left,
+            views 4 to 7 its mirror image, turned likewise.
     """
 
     seed: int = 0
@@ -70,6 +72,7 @@ class ViewPlan:
     grayscale: float = 0.1
     whole: bool = True
     colours: Colours | None = None
+    turns: bool = False
 
     @classmethod
     def named(cls, name: str, seed: int = 0) -> ViewPlan:
@@ -92,6 +95,8 @@ class ViewPlan:
             del facts["whole"]
         if self.colours is None:
             del facts["colours"]
+        if not self.turns:
+            del facts["turns"]
         return ("" if self.whole else DRAWN) + fingerprint(facts)
 
 
@@ -103,6 +108,10 @@ PLANS: dict[str, ViewPlan] = {
     "paper-images": _PUBLISHED,
     "paper-frames": dataclasses.replace(_PUBLISHED, colours=Colours()),
 }
+
+
+# For copies that are mirrored or rotated.
+TURNS = ViewPlan(turns=True)
 
 
 def agree(one: str, other: str) -> bool:

@@ -113,6 +113,7 @@ class View:
         box: left, top, width and height as fractions of the upright image; None is the whole
             image, fitted the model's own way.
         flip: mirrored left to right.
+        quarters: quarter turns to the left, after that.
         brightness, contrast, saturation: factors, 1 changes nothing.
         hue: turn of the colour circle, in -0.5..0.5.
         order: order in which brightness, contrast, saturation and hue (0 to 3) are changed.
@@ -123,6 +124,7 @@ class View:
 
     box: tuple[float, float, float, float] | None = None
     flip: bool = False
+    quarters: int = 0
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
@@ -143,6 +145,8 @@ def plan_view(plan: ViewPlan, item_id: str, number: int, size: tuple[float, floa
     """
     if not plan.is_random(number):
         return View()
+    if plan.turns:
+        return View(flip=number >= 4, quarters=number % 4)
     u = _uniforms(plan.seed, item_id, number, 9 if plan.whole else _RANDOM_CROP + 11)
     if not plan.whole:
         box = _redrawn_crop(plan, u[:_RANDOM_CROP], size[0] / size[1])
@@ -230,6 +234,8 @@ def render(
     Args:
         picture: region of `image` that holds the picture, in pixels; by default all of it.
     """
+    if view.quarters % 2:  # the model's size is that of the turned image
+        preprocess = dataclasses.replace(preprocess, size=preprocess.size[::-1])
     height, width = preprocess.size
     left, top, right, bottom = picture or (0.0, 0.0, *image.size)
     size = (right - left, bottom - top)
@@ -244,7 +250,8 @@ def render(
     if view.flip:
         out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     # Four times as fast as `np.asarray(out)`, which copies twice.
-    return np.frombuffer(out.tobytes(), np.uint8).reshape(height, width, 3)
+    pixels = np.frombuffer(out.tobytes(), np.uint8).reshape(height, width, 3)
+    return np.rot90(pixels, view.quarters) if view.quarters else pixels
 
 
 def _recoloured(image: Image.Image, view: View) -> Image.Image:
