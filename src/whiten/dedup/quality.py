@@ -18,16 +18,18 @@ from whiten.errors import ImageError
 from whiten.media.decoding import FORMATS, decode
 from whiten.media.reading import read_bytes
 
-# Share of a step's detail, compared with the octave below it, that photographs exceed and
-# enlargements do not reach; measured on 100 photographs and their enlargements at JPEG quality 30
-# to lossless.
-_STEPS = {0.8: 0.08, 0.67: 0.10, 0.5: 0.15, 0.4: 0.18, 0.33: 0.2, 0.25: 0.25}
+# Detail beyond a part of the resolution, compared with that of the octave below it, which
+# photographs exceed and their enlargements do not reach (measured, lossless and at JPEG quality
+# 30); a power spectrum that falls as frequency⁻⁴, steeper than any photograph's, exceeds it too.
+_STEPS = {0.8: 0.08, 0.67: 0.13, 0.5: 0.17, 0.4: 0.2, 0.33: 0.22, 0.25: 0.22, 0.17: 0.22}
 _SIDE = 512  # pixels of the centre that are analysed
-_SMALLEST = 24  # pixels; below, detail cannot be told
+_SMALLEST = 96  # pixels; below, detail cannot be told
 _LUMINANCE = 57.58  # mean of JPEG's standard quantisation table, of quality 50 (ITU T.81, K.1)
 # What a compression leaves, by JPEG quality; lossless is 1.
 _QUALITIES, _LEFT = (0, 30, 50, 75, 90, 95, 100), (0.4, 0.6, 0.78, 0.93, 0.97, 0.985, 0.995)
 _UNKNOWN = 0.95  # lossy, of a quality that its header does not tell
+_REPEATED = 1.4  # differences at the edges of repeated pixels, compared with those inside
+_NOISE = 1.25  # detail that is as much as compression alone makes, is none
 _BLOCKY, _BLOCK = 1.25, 8  # differences across a JPEG's blocks, compared with those inside
 _LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
 
@@ -38,7 +40,7 @@ class Quality:
 
     Attributes:
         width, height: size in pixels as stored; 0 if unreadable.
-        detail: part of the resolution that holds detail, from 0.25; 1 unless it was enlarged.
+        detail: part of the resolution that holds detail, from 0.17; 1 unless it was enlarged.
         compression: `lossless`, `JPEG 30` with the quality of its tables, or the lossy format.
         fidelity: what compression and dropped colour have left, from 0 to 1.
         has_exif: whether it has the camera's facts.
@@ -65,6 +67,7 @@ def quality_of(path: str) -> Quality:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
             compression, left = _compression(opened, data)
+            tables = getattr(opened, "quantization", None)
             is_grey = opened.mode in ("1", "L", "LA", "I", "I;16", "F")
             has_exif = len(opened.getexif()) > 0
     except ImageError:
@@ -75,7 +78,12 @@ def quality_of(path: str) -> Quality:
     if compression == "lossless" and _blockiness(grey) > _BLOCKY:
         compression, left = "lossless, of a JPEG", 0.6
     return Quality(
-        width, height, _detail(grey), compression, left * (0.8 if is_grey else 1.0), has_exif
+        width,
+        height,
+        _detail(grey, tables),
+        compression,
+        left * (0.8 if is_grey else 1.0),
+        has_exif,
     )
 
 
@@ -99,28 +107,63 @@ def _centre(image: Image.Image) -> Image.Image:
     return image.crop((left, top, min(width, left + _SIDE), min(height, top + _SIDE)))
 
 
-def _detail(grey: npt.NDArray[np.float32]) -> float:
+def _detail(grey: npt.NDArray[np.float32], tables: dict[int, list[int]] | None) -> float:
     """Return the part of the resolution beyond which there is no more detail than in enlargements.
 
     What is lost by resizing to a part and back is the detail beyond it; natural pictures have about
-    as much in each octave.
+    as much in each octave. Compression adds some of its own: as much as in the same picture,
+    resized so and compressed with the same tables.
     """
     if min(grey.shape) < _SMALLEST:
         return 1.0
-    found = 1.0
+    found = min((1 / k for k in (2, 3, 4) if _repeats(grey, k)), default=1.0)
     for part, least in _STEPS.items():
         beyond = _lost(grey, part)
         below = _lost(grey, part / 2) - beyond
-        if below > 0 and beyond < least * below:
-            found = part
+        if below <= 0:
+            continue
+        noise = _lost(_compressed(_resized(grey, part), tables), part) if tables else 0.0
+        if beyond < max(least * below, _NOISE * noise):
+            found = min(found, part)
     return found
+
+
+def _repeats(grey: npt.NDArray[np.float32], times: int) -> bool:
+    """Return whether pixels were repeated: differences are at every `times`-th edge only."""
+    for lines in (grey, grey.T):
+        steps = np.abs(np.diff(lines, axis=1)).mean(axis=0)
+        steps = steps[: len(steps) // times * times].reshape(-1, times).mean(axis=0)
+        others = (steps.sum() - steps.max()) / (times - 1)
+        if steps.max() < _REPEATED * others or steps.max() == 0:
+            return False
+    return True
+
+
+def _resized(grey: npt.NDArray[np.float32], part: float) -> npt.NDArray[np.float32]:
+    image = Image.fromarray(grey)
+    small = image.resize(_part_of(image, part), Image.Resampling.LANCZOS)
+    return np.asarray(small.resize(image.size, Image.Resampling.BICUBIC))
+
+
+def _compressed(
+    grey: npt.NDArray[np.float32], tables: dict[int, list[int]]
+) -> npt.NDArray[np.float32]:
+    file = io.BytesIO()
+    image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+    image.save(file, "JPEG", qtables=[tables[min(tables)]])
+    with Image.open(file) as again:
+        return np.asarray(again, np.float32)
+
+
+def _part_of(image: Image.Image, part: float) -> tuple[int, int]:
+    width, height = image.size
+    return max(2, round(width * part)), max(2, round(height * part))
 
 
 def _lost(grey: npt.NDArray[np.float32], part: float) -> float:
     """Return the mean square of what resizing to a part and back changes."""
     image = Image.fromarray(grey)
-    size = tuple(max(2, round(side * part)) for side in image.size)
-    small = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    small = image.resize(_part_of(image, part), Image.Resampling.LANCZOS)
     # Whatever it was enlarged by.
     ways = (Image.Resampling.LANCZOS, Image.Resampling.BILINEAR, Image.Resampling.NEAREST)
     back = (np.asarray(small.resize(image.size, way)) for way in ways)
