@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,9 @@ def make(folder: Path, packages: list[str], *, python: str | None = None) -> Env
     mark = folder / "packages.json"
     if not (mark.is_file() and json.loads(mark.read_text()) == packages):
         shutil.rmtree(folder, ignore_errors=True)
-        _run([base, "-m", "venv", str(folder)], 120)
+        # A shim of pyenv starts a version that is not the current one only if told so.
+        chosen = {} if python is None else {"PYENV_VERSION": python.removeprefix("python")}
+        _run([base, "-m", "venv", str(folder)], 300, chosen)
         _run([str(own), "-I", "-m", "pip", "install", "--quiet", *packages], 1800)
         mark.write_text(json.dumps(packages))
     listed = json.loads(_run([str(own), "-I", "-m", "pip", "list", "--format", "json"], 120))
@@ -60,9 +63,15 @@ def make(folder: Path, packages: list[str], *, python: str | None = None) -> Env
     return Environment(own, {"python": version.strip(), **versions})
 
 
-def _run(command: list[str], limit_s: float) -> str:
+def _run(command: list[str], limit_s: float, more: dict[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            env={**os.environ, **(more or {})},
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(" ".join(str(error).split())[-300:]) from error
     if done.returncode:
