@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 
 from whiten.errors import ImageError
 from whiten.views import rendering as views
-from whiten.views.plan import Colours, ViewPlan
+from whiten.views.plan import TURNS, Colours, ViewPlan
 from whiten.views.rendering import Preprocess, View, plan_view, render, render_bytes
 
 PLAN = ViewPlan(seed=3)
@@ -111,6 +111,30 @@ def test_flips_grey_and_area_follow_their_probabilities() -> None:
     assert (view.flip, view.brightness, view.contrast, view.saturation) == (False, 1, 1, 1)
 
 
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_turned_views_are_the_turned_image(size: tuple[int, int], fit: Any) -> None:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8))
+    image = small.resize((90, 60), Image.Resampling.BICUBIC)
+    preprocess = Preprocess(size=size, fit=fit)
+    turned = [image, *(image.transpose(t) for t in (
+        Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270,
+        Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.TRANSPOSE,
+        Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSVERSE,
+    ))]  # fmt: skip
+    found = [
+        render(image, plan_view(TURNS, "a", number, image.size), preprocess) for number in range(8)
+    ]
+    wanted = [render(one, View(), preprocess) for one in turned]
+
+    def apart(one: Any, other: Any) -> float:
+        return float(np.abs(one.astype(int) - other.astype(int)).max())
+
+    for number in range(8):
+        assert apart(found[number], wanted[number]) <= 2, number
+
+
 def test_the_plan_has_a_fingerprint_of_every_field() -> None:
     changed: dict[str, Any] = {
         "seed": 4,
@@ -121,6 +145,7 @@ def test_the_plan_has_a_fingerprint_of_every_field() -> None:
         "grayscale": 0.2,
         "whole": False,
         "colours": Colours(),
+        "turns": True,
     }
     assert set(changed) == {f.name for f in dataclasses.fields(ViewPlan)}
     prints = {dataclasses.replace(PLAN, **{k: v}).fingerprint() for k, v in changed.items()}
