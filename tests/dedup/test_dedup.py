@@ -17,10 +17,10 @@ from helpers import write_image
 from whiten.datasets.finding import find_items
 from whiten.dedup import deduplicate, open_collection
 from whiten.dedup.page import MOST_GROUPS, groups_page
-from whiten.dedup.pixels import Pictures
 from whiten.dedup.writing import COLUMNS, write_results
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, NoImagesError
+from whiten.media.pixels import Pictures
 
 pytestmark = pytest.mark.usefixtures("small_pictures")
 

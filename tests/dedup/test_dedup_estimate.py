@@ -17,10 +17,10 @@ from whiten.dedup import threshold as estimate
 from whiten.dedup.confirming import confirmed
 from whiten.dedup.counting import first_pure_groups
 from whiten.dedup.pair_similarity import VectorSimilarity
-from whiten.dedup.pixels import Pictures
 from whiten.dedup.threshold import calibrate
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError
+from whiten.media.pixels import Pictures
 
 Array = npt.NDArray[Any]
 TOLERANCE = 0.01  # true precision may be lower than the stated bound by this much

@@ -13,7 +13,7 @@ import numpy as np
 from whiten.dedup.counting import count_pairs, edge, from_above
 from whiten.dedup.near_duplicates import Forest, range_search
 from whiten.dedup.pair_similarity import PairSimilarity
-from whiten.dedup.pixels import Pictures
+from whiten.media.pixels import Pictures
 
 _FIRST = 500  # pairs; the most similar are compared first, and each step has twice as many
 _PATIENCE = 200  # pairs that differ before it stops, beside as many as agreed

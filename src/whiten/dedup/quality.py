@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from whiten.errors import ImageError
-from whiten.media.decoding import FORMATS, decode
+from whiten.media.decoding import decode
+from whiten.media.formats import FORMATS
 from whiten.media.reading import read_bytes
 
 # Detail beyond a part of the resolution, compared with that of the octave below it, which

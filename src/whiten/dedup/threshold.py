@@ -44,7 +44,6 @@ from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.evaluation.video_task import count_frames
-from whiten.media.pixels import Pictures
 from whiten.utils.arrays import normalize_rows
 from whiten.utils.names import name_codes
 from whiten.utils.progress import progress

@@ -11,8 +11,8 @@ import numpy as np
 from whiten.datasets.collection import Items
 from whiten.dedup.near_duplicates import Forest, range_search
 from whiten.dedup.pair_similarity import VectorSimilarity
-from whiten.dedup.pixels import Pictures
 from whiten.errors import ImageError
+from whiten.media.pixels import Pictures
 from whiten.media.reading import read_bytes
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import content_hash
