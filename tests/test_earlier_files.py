@@ -127,6 +127,17 @@ def test_an_index_answers_as_before() -> None:
     assert_same_hits(index.search(QUERIES, 5, where="price < 10"), expected["cheap"])
 
 
+def test_an_open_index_that_becomes_an_earlier_one_keeps_its_model() -> None:
+    whiten.Index.build(TEACHER, "images", "now")
+    index = whiten.Index.open("now")
+    encoder, model = index.encoder, index.facts.model
+    shutil.rmtree("now")
+    shutil.copytree("index-int8", "now")
+    index.refresh()
+    assert index.facts.model == ANSWERS["fingerprints"][TEACHER] != model
+    assert index.encoder is encoder  # not opened again: it is known by its URI, too
+
+
 def test_an_index_is_brought_up_to_date(capsys: Captured) -> None:
     """Its images were moved since; those whose content it knows are not embedded again."""
     command = ("index", "more", "--student", "run/student", "--out", "index", "--add", "--json")
