@@ -30,11 +30,7 @@ def merge_spellings(items: Items, table: Path) -> Items:
         ConfigError: the rows of one file differ in another column.
     """
 
-    def rows() -> Rows:
-        every: Rows = read_table(table, ["path"]).columns.to_pylist()
-        return every
-
-    return _merge(items, os.fspath(table.parent), str(table), rows)
+    return _merge(items, os.fspath(table.parent), str(table), lambda: _rows(table))
 
 
 def merge_given(items: Items, rows: Callable[[], Rows]) -> Items:
@@ -99,3 +95,8 @@ def _require_equal(rows: Rows, name: str) -> None:
 
 def _is_equal(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)  # NaN
+
+
+def _rows(table: Path) -> Rows:
+    rows: Rows = read_table(table, ["path"]).columns.to_pylist()
+    return rows
