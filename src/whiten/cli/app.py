@@ -38,5 +38,5 @@ app = App(
 
 Json = Annotated[bool, Parameter("--json")]
 Cache = Annotated[Path | None, Parameter(("--cache", "--embeddings"))]
-Patterns = Annotated[tuple[str, ...], Parameter(consume_multiple=False)]
+Patterns = Annotated[tuple[str, ...], Parameter(consume_multiple=False, show_default=False)]
 Model = Annotated[str | None, Parameter(("--model", "--student"))]
