@@ -32,7 +32,9 @@ _MODELS, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
 )
 
 
-_ONE = Parameter(consume_multiple=False)
+_ONE = Parameter(consume_multiple=False, show_default=False)
+
+_MANY = Parameter(show_default=False)  # of a list, which is empty
 
 
 def _no(name: str) -> Parameter:
@@ -44,7 +46,7 @@ def _no(name: str) -> Parameter:
 class DistillSpec:
     """Options of one distillation; every field is an option of `whiten distill`."""
 
-    teachers: Annotated[list[str], _MODELS] = field(default_factory=list)
+    teachers: Annotated[list[str], _MODELS, _MANY] = field(default_factory=list)
     """URIs of the teachers, at least one."""
     student: Annotated[str, _MODELS] = "timm:efficientnet_lite0"
     """URI of the student's backbone: timm:NAME or demo:NAME."""
@@ -76,9 +78,9 @@ class DistillSpec:
     repeatable."""
     include: Annotated[list[str], _DATA, _ONE] = field(default_factory=list)
     """Take only images that match this glob; repeatable."""
-    unlabelled: Annotated[list[str], _DATA] = field(default_factory=list)
+    unlabelled: Annotated[list[str], _DATA, _MANY] = field(default_factory=list)
     """Folders or tables of other images to learn on as well, without groups: a transfer set."""
-    holdout_source: Annotated[list[str], _DATA] = field(default_factory=list)
+    holdout_source: Annotated[list[str], _DATA, _MANY] = field(default_factory=list)
     """Sources of images (shops, cameras, years) that are never trained on; the report shows what
     the student is worth on them, beside images of the sources that it has seen."""
     source_column: Annotated[str, _DATA] = SOURCE_COLUMN
