@@ -23,7 +23,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items, find_videos
 from whiten.datasets.frames import extract_frames, find_or_extract
 from whiten.embedding.embed import embed
-from whiten.errors import ConfigError, NoImagesError
+from whiten.errors import ConfigError, NoImagesError, UnreadableError
 from whiten.media.decoding import decode
 from whiten.media.reading import read_bytes
 from whiten.models.registry import open_teacher
@@ -104,6 +104,47 @@ def test_only_what_changed_is_done_again(
     (videos / "b.mp4").write_bytes(b"broken now")
     assert "b/0000.jpg" not in levels(run(fps=4, max_frames=2))
     assert not (out / "b").exists()
+
+
+def test_a_second_call_keeps_the_videos_of_the_first(tmp_path: Path) -> None:
+    plain(tmp_path / "first" / "a.mp4", 100, 1)
+    plain(tmp_path / "first" / "b.mp4", 150, 1)
+    plain(tmp_path / "second" / "c.mp4", 200, 1)
+    out = tmp_path / "frames"
+    extract_frames(find_videos(tmp_path / "first"), out)
+    found = extract_frames(find_videos(tmp_path / "second"), out)
+    assert (found.videos, levels(found.frames)) == (
+        1,
+        {"a/0000.jpg": 100, "b/0000.jpg": 150, "c/0000.jpg": 200},
+    )
+    # One file of a folder keeps the others, and a file that is gone goes.
+    extract_frames(find_videos(tmp_path / "first" / "a.mp4"), out)
+    assert len(find_items(out)) == 3
+    (tmp_path / "first" / "b.mp4").unlink()
+    extract_frames(find_videos(tmp_path / "first"), out)
+    assert sorted(levels(find_items(out))) == ["a/0000.jpg", "c/0000.jpg"]
+    # A collection that is moved away is no reason to lose its frames.
+    (tmp_path / "first").rename(tmp_path / "moved")
+    extract_frames(find_videos(tmp_path / "second"), out)
+    assert len(find_items(out)) == 2
+
+
+def test_a_video_that_cannot_be_read_now_keeps_its_frames(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "frames"
+    before = levels(extract_frames(find_videos(videos), out).frames)
+
+    def busy(*_: object, **__: object) -> None:
+        raise UnreadableError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "sample_frames", busy)
+        os.utime(videos / "b.mp4", (1, 1))
+        found = extract_frames(find_videos(videos), out)
+    assert "b" in [skip.id for skip in found.skipped]
+    assert (out / "b" / "0000.jpg").is_file()
+    assert levels(extract_frames(find_videos(videos), out).frames) == before
 
 
 def test_an_interrupted_run_goes_on(
