@@ -149,6 +149,8 @@ OUT = ("--exclude", "drafts", "--exclude", "none*")
         (("embed", "photos", "--model", TEACHER, "--out", "s", "--json"), ("embeddings", 8)),
         (("index", "photos", "--model", TEACHER, "--out", "i", "--json"), ("images", 8)),
         (("evaluate", "photos", "--model", TEACHER, "--json"), ("gallery", 8)),
+        (("dedup", "photos", "--model", TEACHER, "--threshold", "1.0", "--json"), ("count", 8)),
+        (("compact", "photos", "--model", TEACHER, "--kinds", "int8", "--json"), ("images", 8)),
     ],
     ids=lambda value: value[0] if isinstance(value[1], str) else "",
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import itertools
 import os
+import struct
 import sys
 import threading
 from pathlib import Path
@@ -13,7 +17,8 @@ import pytest
 from PIL import Image
 
 from clips import clip, sound_alone, write_video
-from whiten.errors import ConfigError, ImageError, MissingExtraError
+from whiten.datasets.finding import find_videos
+from whiten.errors import ConfigError, ImageError, MissingExtraError, UnreadableError
 from whiten.media import video
 from whiten.media.video import sample_frames
 
@@ -83,6 +88,65 @@ def test_rotation_is_applied(tmp_path: Path, rotation: int, bright: str) -> None
     assert upright.size == ((64, 48) if rotation in (0, 180) else (48, 64))
     for which in ("top left", "top right", "bottom left", "bottom right"):
         assert (corner(upright, which) > 200) == (which == bright)
+
+
+# a, b, c and d of the display matrix, which takes the pixel (x, y) to (ax + cy, bx + dy).
+_MATRICES = [
+    (a, b, c, d)
+    for a, b, c, d in itertools.product((-1, 0, 1), repeat=4)
+    if abs(a) == abs(d) != abs(b) == abs(c)
+]
+
+
+@pytest.mark.parametrize("matrix", _MATRICES)
+def test_mirrored_and_turned_videos_are_shown_as_players_show_them(
+    tmp_path: Path, matrix: tuple[int, int, int, int]
+) -> None:
+    image = grey(0)
+    image.paste((255,) * 3, (0, 0, 32, 24))
+    image.paste((128,) * 3, (32, 0, 64, 24))
+    path = write_video(tmp_path / "a.mp4", [image] * 3)
+    a, b, c, d = (value * 65536 for value in matrix)
+    data = path.read_bytes()
+    at = data.index(b"tkhd") + 44
+    made = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:at] + made + data[at + 36 :])
+    ((_, shown),) = sample_frames(path)
+    # Corners of the picture, from its middle, and where the matrix puts them.
+    for (x, y), level in {(-1, -1): 255, (1, -1): 128, (-1, 1): 0, (1, 1): 0}.items():
+        right, down = matrix[0] * x + matrix[2] * y, matrix[1] * x + matrix[3] * y
+        which = f"{'bottom' if down > 0 else 'top'} {'right' if right > 0 else 'left'}"
+        assert abs(corner(shown, which) - level) < 12
+
+
+@pytest.mark.parametrize("suffix", ["asf", "mxf", "vob", "wmv", "3g2", "f4v", "m2ts", "ts", "nut"])
+def test_containers_that_are_looked_at(tmp_path: Path, suffix: str) -> None:
+    kinds = {"wmv": "asf", "f4v": "mp4", "3g2": "mp4", "m2ts": "mpegts", "ts": "mpegts"}
+    kind = kinds.get(suffix, suffix)
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w", format=kind) as container:
+        stream = container.add_stream("libx264" if kind == "mp4" else "mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for image in ramp(30):
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode(None))
+    assert [item.id for item in find_videos(tmp_path)] == ["a"]
+    assert numbers(list(sample_frames(path, fps=25)))[:3] == [0, 1, 2]
+
+
+def test_what_passes_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", ramp(30))
+    whole = [number for number, _ in sample_frames(path)]
+
+    class Failing(io.BufferedReader):
+        def read(self, count: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda *_: Failing(io.FileIO(path)))
+        with pytest.raises(UnreadableError, match="input/output error"):
+            list(sample_frames(path))
+    assert [number for number, _ in sample_frames(path)] == whole
 
 
 def test_oblong_pixels_are_shown_as_players_show_them() -> None:

@@ -51,24 +51,24 @@ class Walk:
             NoImagesError: the root cannot be listed.
         """
         folders, links = [("", self._root)], list[tuple[str, str]]()
-        listed: set[tuple[int, int]] = set()
+        listed: set[tuple[int, int] | str] = set()
         while folders or links:
             # Links come last: a folder below the root keeps its own name.
             relative, folder = folders.pop() if folders else heapq.heappop(links)
             try:
-                status = os.stat(folder)
-                if (status.st_dev, status.st_ino) in listed:
+                identity = _identity(folder)
+                if identity in listed:
                     continue
-                listed.add((status.st_dev, status.st_ino))
+                listed.add(identity)
                 with os.scandir(folder) as scan:
                     entries = list(scan)
             except OSError as error:
                 yield self._unlisted(relative, folder, error)
                 continue
             for entry in entries:
-                name = f"{relative}/{entry.name}" if relative else entry.name
                 if entry.name.startswith(".") or entry.name.lower() in _RUBBISH:
                     continue
+                name = f"{relative}/{as_id(entry.name)}" if relative else as_id(entry.name)
                 if _is_folder(entry):
                     if self._choice.enters(name):
                         if entry.is_symlink():
@@ -76,7 +76,7 @@ class Walk:
                         else:
                             folders.append((name, entry.path))
                 elif self._is_wanted(entry, name):
-                    yield Item(as_id(name), entry.path, as_id(relative) if relative else None)
+                    yield Item(name, entry.path, relative or None)
 
     def _is_wanted(self, entry: os.DirEntry[str], name: str) -> bool:
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -85,7 +85,7 @@ class Walk:
         if (kind := unread_kind(suffix)) is not None:
             self._unread[kind] += self._choice.takes(name)
         elif entry.is_symlink() and not Path(entry.path).exists():  # once a folder, perhaps
-            self._nowhere.append(f"{as_id(name)} -> {as_utf8(str(Path(entry.path).readlink()))}")
+            self._nowhere.append(f"{name} -> {as_utf8(str(Path(entry.path).readlink()))}")
         return False
 
     def _unlisted(self, relative: str, folder: str, error: OSError) -> Item:
@@ -94,7 +94,7 @@ class Walk:
                 f"{display_path(folder)} cannot be listed "
                 f"({(error.strerror or str(error)).lower()}): give access, or name another folder"
             ) from error
-        return Item(f"{as_id(relative)}/", folder, as_id(relative))
+        return Item(f"{relative}/", folder, relative)
 
     def unread(self) -> str:
         """Return a text on the images of kinds that are not read; "" if there are none."""
@@ -110,6 +110,12 @@ class Walk:
             links = sorted(self._nowhere)
             more = "" if len(links) <= _NAMED else f" and {len(links) - _NAMED:,} more"
             yield f"{root}: links that lead nowhere: {', '.join(links[:_NAMED])}{more}"
+
+
+def _identity(folder: str) -> tuple[int, int] | str:
+    """Return what two paths of one folder share; some network mounts number no files."""
+    status = os.stat(folder)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -26,7 +26,7 @@ from whiten.embedding.opening import load
 from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError
 from whiten.evaluation.by_source import BySource, split_scores
-from whiten.evaluation.overlap import find_overlap, training_images
+from whiten.evaluation.overlap import run_of, run_overlap
 from whiten.media.reading import Skipped
 from whiten.metrics import Figure
 from whiten.report.overlap import Overlap
@@ -180,13 +180,10 @@ def evaluate(
     found = evaluate_task(
         task, searching, vectors, rows=rows, name=name, skipped=skipped, sources=sources
     )
-    training = training_images(model.uri)
-    if training is None:
+    run = run_of(model.uri)
+    if run is None:
         return found
-    place = cache / "training" if cache else None
-    overlap = find_overlap(
-        model, who, searching, training, cache=place, show_progress=show_progress
-    )
+    overlap = run_overlap(run, model, who, searching, show_progress=show_progress)
     return dataclasses.replace(found, overlap=overlap)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import content_hash
-
-_log = logging.getLogger(__name__)
 
 MOST = 20_000  # training images among which near-duplicates are looked for
 _LOOKED_AT = 5  # most similar training images per test image, whose pixels are compared
@@ -55,43 +52,48 @@ def find_overlap(
     return Overlap(len(test), int(is_equal.sum()), near)
 
 
-def training_images(model: str) -> Items | None:
-    """Find the images that the student behind a URI learned from; None if they are not known.
+def run_of(model: str) -> RunFolder | None:
+    """Return the run that made the student behind a URI; None if that is not known.
 
     Args:
         model: folder of a student in its run's folder, also as `whiten:FOLDER`.
     """
     folder = Path(model.removeprefix("whiten:"))
     run = RunFolder(folder.parent)
-    if folder.name != run.student.name or not run.config.is_file():
-        return None
+    return run if folder.name == run.student.name and run.config.is_file() else None
+
+
+def training_images(run: RunFolder) -> Items | None:
+    """Find the images that a run's student learned from; None if they have been moved."""
     try:
         images, spec = run.read_config()
         own = find_items(images, None, spec.exclude, spec.include)
         if spec.holdout_source:
             own = Apart.read(run).not_in(own)
         return with_transfer_set(own, spec.unlabelled, None, spec.exclude, spec.include)
-    except WhitenError:  # they have been moved
+    except WhitenError:
         return None
 
 
 def run_overlap(
     run: RunFolder, student: Encoder, test: Items, vectors: Vectors, *, show_progress: bool
 ) -> Overlap | None:
-    """Count a run's test images that are known from training, and log it if there are any.
+    """Count the test images that a run's student knows from training.
 
     Returns:
-        None if the training images are not where they were.
+        None if the training images cannot be read where they were.
     """
-    training = training_images(str(run.student))
+    training = training_images(run)
     if training is None:
         return None
-    overlap = find_overlap(
-        student, test, vectors, training, cache=run.embeddings, show_progress=show_progress
-    )
-    if overlap:
-        _log.warning("%s", overlap.line())
-    return overlap
+    # Kept with the other embeddings of the run, so that they are computed once.
+    cache = run.embeddings if os.access(run.embeddings, os.W_OK) else None
+    try:
+        return find_overlap(
+            student, test, vectors, training, cache=cache, show_progress=show_progress
+        )
+    except WhitenError:  # none can be read, or the cache is damaged: no reason to fail
+        return None
 
 
 def describe_overlap(overlap: Overlap | None) -> str:

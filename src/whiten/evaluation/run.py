@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from whiten.runs.folder import RunFolder
 from whiten.runs.measured import best_starts
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors
+
+_log = logging.getLogger(__name__)
 
 SAMPLED_POSITIVES = 2000
 SAMPLED_NEGATIVES = 20000
@@ -255,6 +258,8 @@ def measure_run(
         data.rows = [a.row for a in assessed]
         data.facts.append(("test images", f"{len(items):,} in {test}"))
         data.notes = [*verdicts(data.rows), describe_overlap(data.overlap)]
+        if data.overlap:
+            _log.warning("%s", data.overlap.line())
     else:
         data.notes = ["No test images were named: add --test IMAGES to see what was gained."]
     if spec.holdout_source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import numpy as np
 from whiten.datasets.patterns import Patterns
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
+from whiten.index.colours import ignored_profiles
 from whiten.index.index import Index
 from whiten.index.query import Query
 from whiten.runs.folder import RunFolder
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import fingerprint
+
+_log = logging.getLogger(__name__)
 
 
 def open_for_query(
@@ -47,6 +51,12 @@ def open_for_query(
         if place is None:
             raise ConfigError("nothing to search: add --in IMAGES, or --index FOLDER")
         index = Index.open(place, encoder)
+        if ignored_profiles(index.facts):
+            _log.warning(
+                "%s was made when colour profiles were ignored: bring it up to date with `whiten "
+                "index`, which embeds images with a profile other than sRGB again",
+                index.place,
+            )
         vectors = query.embed(index.encoder) if query.images else None
     else:
         if encoder is None or model is None:
