@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.diagnosis.copies import exact_copies, near_copies
 from whiten.diagnosis.result import Diagnosis, Difference, StudentFacts, TeacherFacts
 from whiten.diagnosis.verdict import verdict
-from whiten.distillation.held_out import CROP_VIEWS, CROPS
+from whiten.distillation.cache import Cache
+from whiten.distillation.held_out import CROP_VIEWS
 from whiten.distillation.mix import choose_mix
 from whiten.distillation.mix import sample as mix_sample
-from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.encoder import Encoder, Part
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.cost import measure_cost
@@ -27,12 +26,10 @@ from whiten.models.registry import open_teacher
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.student import backbone_as_teacher, build_student
 from whiten.runs.spec import DistillSpec
-from whiten.store.store import Store, embedded_by_all
+from whiten.store.store import embedded_by_all
 from whiten.utils.arrays import Array, Vectors, normalize_rows
-from whiten.utils.devices import best_device, resolve_precision
 from whiten.utils.names import distinct, name_codes
-from whiten.utils.progress import announce, progress
-from whiten.views.plan import ViewPlan
+from whiten.utils.progress import announce
 from whiten.whitening.choosing import Choice, choose, fit_chosen, sample_rows
 from whiten.whitening.profile import agreement, effective_rank, spectrum
 from whiten.whitening.weighting import Judge, fused, has_groups, judge_of
@@ -92,9 +89,9 @@ def diagnose(
         net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
         backbone = backbone_as_teacher(net, config)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
-        embedding = _Embedding(Path(cache or temporary), spec, show_progress)
+        embedding = Cache(Path(cache or temporary), spec, show_progress=show_progress)
         models = [*opened, *([] if backbone is None else [backbone])]
-        stores = [embedding.of(model, items, views) for model in models]
+        stores = [embedding.embed(model, items, views, model.name) for model in models]
         items, skipped = embedded_by_all(items, stores, views)
         if len(items) < 2:
             raise NoImagesError(
@@ -105,7 +102,9 @@ def diagnose(
         contents = name_codes(stores[0].content_hashes(items.by_id))
         crops = None
         if backbone is not None and not by_groups:
-            crops = embedding.crops(backbone, items.take(mix_sample(len(items), seed)))
+            judged = items.take(mix_sample(len(items), seed))
+            cut = embedding.crops(backbone, judged)
+            crops = np.stack([cut.gather(judged.ids.to_pylist(), k) for k in CROP_VIEWS], axis=1)
     features = None if backbone is None else np.stack(vectors.pop(), axis=1)
     raw = [normalize_rows(per_view[0]) for per_view in vectors]
     second = [normalize_rows(per_view[1]) for per_view in vectors] if has_views else None
@@ -148,44 +147,6 @@ def diagnose(
         ),
         skipped=skipped,
     )
-
-
-class _Embedding:
-    """Embeds as `distill` does by default, so that it finds the embeddings again."""
-
-    def __init__(self, cache: Path, spec: DistillSpec, show_progress: bool) -> None:
-        self.cache = cache
-        self.spec = spec
-        self.device = best_device()
-        self.show_progress = show_progress
-
-    def of(self, model: Model, items: Items, views: range) -> Store:
-        return self._embed(model, items, views, self.spec.view_plan, None)
-
-    def crops(self, backbone: Model, items: Items) -> Vectors:
-        """(n, c, f) features of the crops that judge a start."""
-        store = self._embed(backbone, items, CROP_VIEWS, CROPS, "crops")
-        names = items.ids.to_pylist()
-        return np.stack([store.gather(names, view) for view in CROP_VIEWS], axis=1)
-
-    def _embed(
-        self, model: Model, items: Items, views: Sequence[int], plan: ViewPlan, augment: str | None
-    ) -> Store:
-        precision = resolve_precision(self.spec.precision, self.device.type)
-        seed = 0 if augment else self.spec.view_seed
-        folder = store_folder(self.cache, model, precision=precision, seed=seed, augment=augment)
-        with progress(f"embed {model.name}", enabled=self.show_progress, unit="images") as update:
-            store = embed(
-                items,
-                model.to(self.device),
-                folder,
-                views=views,
-                plan=plan,
-                precision=precision,
-                progress=update,
-            )
-        model.to("cpu")  # frees device memory for the next one
-        return store
 
 
 def _choices(

@@ -8,8 +8,9 @@ share and the whitening.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,13 @@ class Mix:
         parts = (self.ridge.scaled((1 - self.share) ** 0.5), self.own.scaled(self.share**0.5))
         return Head.beside(parts)
 
+    def joined(self, outputs: Callable[[Head], Vectors]) -> Vectors:
+        """What `head` gives, up to its length, from the (…, d) outputs of its two parts."""
+        if self.share in (0, 1):
+            return outputs(self.own if self.share else self.ridge)
+        ridge = (1 / self.share - 1) ** 0.5 * outputs(self.ridge)
+        return np.concatenate([ridge, outputs(self.own)], axis=-1)
+
 
 def choose_mix(
     features: Vectors,
@@ -95,15 +103,29 @@ def choose_mix(
         names = None if groups is None else [groups[row] for row in held]
         judge = HeldOut.of(fused, names, has_crops=crops is not None)
         inside = [teacher[fit] for teacher in teachers]
+        # Candidates share a few maps, each of which is applied once.
+        whole = _applied(features[held, 0])
+        cut = None if crops is None else _applied(crops[fold_of == fold])
         for mix in candidates(features[fit], inside, shares, STRENGTHS, SHRINKAGES):
-            head = mix.head()
-            cut = None if crops is None else head(crops[fold_of == fold])
-            found.setdefault(mix.name, []).append(judge.precisions(head(features[held, 0]), cut))
+            precisions = judge.precisions(mix.joined(whole), cut and mix.joined(cut))
+            found.setdefault(mix.name, []).append(precisions)
     scores = {name: float(np.concatenate(each).mean()) for name, each in found.items()}
     fitted = {
         mix.name: mix for mix in candidates(features, teachers, shares, STRENGTHS, SHRINKAGES)
     }
     return fitted[max(scores, key=lambda name: scores[name])], scores
+
+
+def _applied(features: Vectors) -> Callable[[Head], Vectors]:
+    """Return a map of heads to their (…, d) outputs of these (…, f) features, kept."""
+    flat = np.ascontiguousarray(features.reshape(-1, features.shape[-1]), np.float32)
+
+    @cache
+    def outputs(head: Head) -> Vectors:
+        found = flat @ head.weight.T.astype(np.float32) + head.bias.astype(np.float32)
+        return found.reshape(*features.shape[:-1], -1)
+
+    return outputs
 
 
 def sample(count: int, seed: int) -> Rows:

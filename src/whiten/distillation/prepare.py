@@ -22,7 +22,8 @@ from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.transfer import is_own
 from whiten.distillation.apart import copies_of, describe_split, split_sources
-from whiten.distillation.held_out import CROP_VIEWS, CROPS, hold_out
+from whiten.distillation.cache import Cache
+from whiten.distillation.held_out import CROP_VIEWS, hold_out
 from whiten.distillation.mix import sample
 from whiten.distillation.pairs import enough_views, resolve_source
 from whiten.distillation.start import write_start
@@ -35,7 +36,6 @@ from whiten.distillation.training_set import (
     target_path,
 )
 from whiten.distillation.weighing import weigh_teachers
-from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.fitting import fit_whiteners, fused_fingerprint
 from whiten.errors import ConfigError, NoImagesError
 from whiten.models.registry import open_network, open_teacher
@@ -46,10 +46,9 @@ from whiten.runs.folder import RunFolder
 from whiten.runs.recipes import DECIDED, complete
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import Store, embedded_by_all
-from whiten.utils.devices import best_device, resolve_precision
 from whiten.utils.files import write_atomically
 from whiten.utils.names import distinct
-from whiten.utils.progress import announce, progress
+from whiten.utils.progress import announce
 from whiten.whitening.choosing import GROUPS, Choice
 from whiten.whitening.whitener import Whitener
 
@@ -66,7 +65,7 @@ def prepare(
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
     views = spec.views or enough_views(len(items), source, published=spec.recipe == "paper")
-    cache = _Cache(embeddings, draft, show_progress)
+    cache = Cache(embeddings, draft, show_progress=show_progress)
     # Open all before the first one embeds for hours.
     opened = open_network if spec.teachers_online else open_teacher
     teachers: list[Model] = [opened(uri) for uri in spec.teachers]
@@ -124,12 +123,14 @@ def prepare(
     items = items.take(np.argsort(held, kind="stable"))  # held-out ones last
     if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or held.any():
         backbone = backbone_as_teacher(net, config)
-        store = cache.embed(backbone, items, range(teacher_views.stop), "student features")
+        store = cache.embed(backbone, items, teacher_views, "student features")
         write_targets(store, items.by_id, teacher_views, None, features_path(run))
         if source in ("views", "frames") and (spec.start == "ridge" or held.any()):
             trained = len(items) - int(held.sum())
             judged = np.append(sample(trained, spec.seed), np.arange(trained, len(items)))
-            cache.write_crops(backbone, items.take(judged), crops_path(run))
+            own = items.take(judged)
+            crops = cache.crops(backbone, own)
+            write_targets(crops, own.by_id, CROP_VIEWS, None, crops_path(run))
     if not spec.teachers_online:
         _write_targets(run, spec, stores, items, views, whiteners)
     rotation, measured = write_start(run, spec, net, items, int(held.sum()), source)
@@ -172,58 +173,6 @@ def _held_out(
     held = np.zeros(len(items), bool)
     held[own] = hold_out(groups, contents.filter(pa.array(own)), spec.held_out, spec.seed)
     return held
-
-
-class _Cache:
-    """Embeds the images that are missing in a run's cached embeddings."""
-
-    def __init__(self, folder: Path, spec: DistillSpec, show_progress: bool) -> None:
-        self.folder = folder
-        self.spec = spec
-        self.show_progress = show_progress
-        self.device = best_device()
-        wanted = "32" if spec.precision == "16" else spec.precision
-        self.precision = resolve_precision(wanted, self.device.type)
-
-    def embed(self, teacher: Model, items: Items, views: range, label: str) -> Store:
-        spec = self.spec
-        folder = store_folder(
-            self.folder,
-            teacher,
-            precision=self.precision,
-            seed=spec.view_seed,
-            augment=spec.augment,
-        )
-        with progress(f"embed {label}", enabled=self.show_progress, unit="images") as update:
-            store = embed(
-                items,
-                teacher.to(self.device),
-                folder,
-                views=views,
-                plan=spec.view_plan,
-                precision=self.precision,
-                workers=spec.workers,
-                progress=update,
-            )
-        teacher.to("cpu")  # frees device memory for the next one
-        return store
-
-    def write_crops(self, backbone: Model, items: Items, path: Path) -> None:
-        """Write (images, crops, f) features of the crops that students are measured by."""
-        folder = store_folder(self.folder, backbone, precision=self.precision, augment="crops")
-        label = "embed crops of the images that measure the student"
-        with progress(label, enabled=self.show_progress, unit="images") as update:
-            store = embed(
-                items,
-                backbone.to(self.device),
-                folder,
-                views=CROP_VIEWS,
-                plan=CROPS,
-                precision=self.precision,
-                workers=self.spec.workers,
-                progress=update,
-            )
-        write_targets(store, items.by_id, CROP_VIEWS, None, path)
 
 
 def _describe(

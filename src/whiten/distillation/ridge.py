@@ -19,7 +19,7 @@ _BLOCK = 8192  # images that are read at once
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """A linear map of features: `features @ weight.T + bias`, (dim, f) and (dim,)."""
 

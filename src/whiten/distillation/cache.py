@@ -1,0 +1,68 @@
+"""A run's cached embeddings: only what is missing is embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from whiten.datasets.collection import Items
+from whiten.distillation.held_out import CROP_VIEWS, CROPS
+from whiten.embedding.embed import embed, store_folder
+from whiten.models.stored_model import Model
+from whiten.runs.spec import DistillSpec
+from whiten.store.store import Store
+from whiten.utils.devices import best_device, resolve_precision
+from whiten.utils.progress import progress
+from whiten.views.plan import ViewPlan
+
+
+class Cache:
+    """Embeds images, in the views of a run and in crops, and keeps the stores in a folder."""
+
+    def __init__(self, folder: Path, spec: DistillSpec, *, show_progress: bool) -> None:
+        self._folder = folder
+        self._spec = spec
+        self._show_progress = show_progress
+        self._device = best_device()
+        wanted = "32" if spec.precision == "16" else spec.precision
+        self._precision = resolve_precision(wanted, self._device.type)
+
+    def embed(self, model: Model, items: Items, views: Sequence[int], label: str) -> Store:
+        """Return the store of a model, with these views of the items."""
+        spec = self._spec
+        return self._embed(
+            model, items, views, label, spec.view_plan, seed=spec.view_seed, augment=spec.augment
+        )
+
+    def crops(self, backbone: Model, items: Items) -> Store:
+        """Return the store of the crops, `CROP_VIEWS`, that students are measured by."""
+        label = "crops of the images that measure the student"
+        return self._embed(backbone, items, CROP_VIEWS, label, CROPS, seed=0, augment="crops")
+
+    def _embed(
+        self,
+        model: Model,
+        items: Items,
+        views: Sequence[int],
+        label: str,
+        plan: ViewPlan,
+        *,
+        seed: int,
+        augment: str | None,
+    ) -> Store:
+        folder = store_folder(
+            self._folder, model, precision=self._precision, seed=seed, augment=augment
+        )
+        with progress(f"embed {label}", enabled=self._show_progress, unit="images") as update:
+            store = embed(
+                items,
+                model.to(self._device),
+                folder,
+                views=views,
+                plan=plan,
+                precision=self._precision,
+                workers=self._spec.workers,
+                progress=update,
+            )
+        model.to("cpu")  # frees device memory for the next one
+        return store
