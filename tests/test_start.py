@@ -237,15 +237,19 @@ def test_batch_statistics_stay_as_they_are_unless_they_may_move(
     assert not torch.allclose(means["moving"], means["frozen"])
 
 
-@pytest.mark.parametrize("frozen", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "options",
+    [{"backbone_lr": 0.0}, {"backbone_lr": 1.0}, {"lr": 3.0, "clip": 0.0, "epochs": 4}],
+    ids=["frozen", "whole", "started again"],
+)
 def test_a_resumed_run_keeps_the_same_best(
     shared_images: Path,
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    frozen: float,
+    options: dict[str, Any],
 ) -> None:
-    whole = run(shared_images, tmp_path / "whole", cache, backbone_lr=frozen)
+    whole = run(shared_images, tmp_path / "whole", cache, **options)
     with monkeypatch.context() as patch:
         steps = whole.steps
 
@@ -256,11 +260,16 @@ def test_a_resumed_run_keeps_the_same_best(
 
         patch.setattr(training, "learning_rate", fails)
         with pytest.raises(KeyboardInterrupt):
-            run(shared_images, tmp_path / "cut", cache, backbone_lr=frozen)
-    resumed = run(shared_images, tmp_path / "cut", cache, backbone_lr=frozen, resume=True)
+            run(shared_images, tmp_path / "cut", cache, **options)
+    resumed = run(shared_images, tmp_path / "cut", cache, **options, resume=True)
     assert resumed.gain == whole.gain
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(resumed)[name], value)
+    for key in ("loss", "lr"):
+        both = [
+            [record[key] for record in RunFolder(r.out).read_metrics()] for r in (whole, resumed)
+        ]
+        np.testing.assert_allclose(both[1], both[0], rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -296,14 +305,14 @@ def test_training_stops_when_nothing_is_gained(
 def test_a_learning_rate_that_is_too_high_is_lowered(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
-    """Training goes on from the best student, slower, and a resumed run does the same."""
     options = {"epochs": 8, "lr": 3.0, "clip": 0.0}
     result = run(shared_images, tmp_path / "run", cache, **options)
     lr = [record["lr"] for record in RunFolder(result.out).read_metrics() if "held_out" in record]
     steps = [record["step"] for record in RunFolder(result.out).read_metrics()]
-    total = 8 * (len(steps) // len(lr))
-    per_epoch = total // 8
-    planned = [learning_rate(per_epoch * (k + 1) - 1, total, spec(**options)) for k in range(8)]
+    per_epoch = len(steps) // len(lr)
+    planned = [
+        learning_rate(per_epoch * (k + 1) - 1, 8 * per_epoch, spec(**options)) for k in range(8)
+    ]
     np.testing.assert_allclose(lr[2:4], np.array(planned[2:4]) / 3)
     np.testing.assert_allclose(lr[4:6], np.array(planned[4:6]) / 9)
 

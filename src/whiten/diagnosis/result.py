@@ -36,7 +36,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What a teacher is worth on these images.
+    """Measurements of a teacher on these images.
 
     Attributes:
         name, uri: of the teacher.
@@ -90,7 +90,7 @@ class StudentFacts:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What teachers are worth on a collection of images.
+    """Measurements of teachers on a collection of images.
 
     Attributes:
         images: number of images of the collection.
