@@ -159,6 +159,51 @@ def test_columns_of_each_collection_are_kept(
     }
 
 
+def test_a_new_name_keeps_what_is_known_of_its_images(
+    encoder: Encoder, tmp_path: Path, place: str
+) -> None:
+    first, second = card(tmp_path / "first", 100), write_groups(tmp_path / "second", {"x": 2})
+    table = tmp_path / "m.csv"
+    table.write_text("id,price,group\nDSC0001.png,1,north\nDSC0002.png,2,\n")
+    Index.build(encoder, first, place, metadata=table)
+    table.write_text("id,price,group\nx/0.png,5,south\nx/1.png,6,\n")
+    Index.build(encoder, second, place, keep=True, metadata=table)
+    write_image(second / "DSC0001.png", 300)  # now it meets, and must have a name
+    table.write_text("id,price\nDSC0001.png,7.5\nx/1.png,8\n")
+    Index.build(encoder, second, place, keep=True, collection="b", metadata=table)
+    index = Index.build(encoder, first, place, keep=True, collection="a")
+    known = {one.id: (one.metadata.get("price"), one.group) for one in index.items(index.ids())}
+    assert known == {
+        "a/DSC0001.png": (1, "north"),
+        "a/DSC0002.png": (2, None),
+        "b/DSC0001.png": (7.5, None),
+        "b/x/0.png": (5, "south"),
+        "b/x/1.png": (8, None),
+    }
+
+
+def test_unreadable_images_of_several_collections(
+    encoder: Encoder, cards: tuple[Path, Path], place: str
+) -> None:
+    """They are listed while they are there, under the name that they have."""
+    first, second = cards
+    for folder in cards:
+        (folder / f"{folder.name}.png").write_bytes(b"no image, and long enough to be one")
+
+    def skipped(folder: Path, **options: str) -> list[str]:
+        built = Index.build(encoder, folder, place, keep=bool(options), **options)  # type: ignore[arg-type]
+        return [skip.id for skip in built.skipped]
+
+    assert skipped(first) == ["first.png"]
+    assert skipped(second, collection="b") == ["first.png", "b/second.png"]
+    assert skipped(second, collection="c") == ["first.png", "c/second.png"]
+    (first / "first.png").unlink()
+    assert skipped(second) == ["first.png", "c/second.png"]
+    assert skipped(first) == ["c/second.png"]
+    (second / "second.png").unlink()
+    assert skipped(second) == []
+
+
 # --- first runs that fail ---------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
 from whiten.index.colours import converted
 from whiten.index.keeping import Columns, columns_after
-from whiten.index.membership import Membership, join, named
+from whiten.index.membership import Membership, Numbers, join, named
 from whiten.index.metadata import Metadata, read_metadata
 from whiten.index.rows import Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
@@ -110,11 +110,16 @@ def describe(
     joined = join(origin, name, before, place, keep)
     given = _metadata(images, metadata, source.items)
     source.items = named(source.items, joined.prefix)
+
+    def rows_so_far() -> tuple[pa.Table, Numbers]:
+        assert before is not None  # only an index has columns
+        rows = known()
+        return rows, joined.find(source.items.ids, rows, before)
+
     columns = columns_after(
         given,
-        source.items,
         {} if before is None else before.columns,
-        known,
+        rows_so_far,
         keep=keep or joined.divided > 0,
         drop=drop,
     )

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from whiten.datasets.collection import Items
 from whiten.errors import ConfigError, nearest
 from whiten.index.columns import GROUP, KINDS, stored_name
 from whiten.index.metadata import Metadata, merged_kind
@@ -67,9 +66,8 @@ class Columns:
 
 def columns_after(
     metadata: Metadata | None,
-    items: Items,
     before: dict[str, str],
-    known: Callable[[], pa.Table],
+    known: Callable[[], tuple[pa.Table, Rows]],
     *,
     keep: bool,
     drop: Sequence[str] = (),
@@ -80,10 +78,10 @@ def columns_after(
     images that it does not list keep their values.
 
     Args:
-        metadata: the columns of a table, in the order of the items; None without a table.
-        items: the images of the collection.
+        metadata: the columns that a table gives to the images; None without a table.
         before: the columns of the index.
-        known: returns the rows of the index.
+        known: returns the rows of the index, and (n,) where the images are among them, -1 for new
+            images.
         keep: whether images that the collection lacks stay in the index.
         drop: columns to drop.
 
@@ -112,7 +110,7 @@ def columns_after(
         kind = column.kind
         if name in left and name != GROUP:
             if staying is None:
-                staying = _staying(known(), items, metadata.listed, keep)
+                staying = _staying(*known(), metadata.listed, keep)
             kept = staying[stored_name(name)]
             if kept.null_count < len(kept):
                 kind = merged_kind(name, column, left[name], kept, metadata.table)
@@ -131,9 +129,9 @@ def _stored(name: str) -> str:
     return name if name == GROUP else stored_name(name)
 
 
-def _staying(known: pa.Table, items: Items, listed: npt.NDArray[np.bool_], keep: bool) -> pa.Table:
+def _staying(known: pa.Table, found: Rows, listed: npt.NDArray[np.bool_], keep: bool) -> pa.Table:
     """Return the rows of the index whose values stay: of images that the table does not list."""
-    rows = items.by_id.rows(known["id"].to_pylist())
-    is_listed = np.zeros(len(rows), bool)
-    is_listed[rows >= 0] = listed[rows[rows >= 0]]
-    return known.filter(pa.array(~is_listed & (keep | (rows >= 0))))
+    stays = np.full(len(known), keep)
+    stays[found[found >= 0]] = True
+    stays[found[(found >= 0) & listed]] = False
+    return known.filter(pa.array(stays))

@@ -32,19 +32,44 @@ class Membership:
     Attributes:
         sources, prefixes, divided: as in `Facts`.
         number: position of the indexed collection among the sources.
-        renamed: whether its ids begin with another name than before.
+        former: name that its ids began with before, "" for none; None if it stays the same.
     """
 
     sources: list[str]
     prefixes: dict[str, str]
     divided: int
     number: int
-    renamed: bool
+    former: str | None = None
 
     @property
     def prefix(self) -> str:
         """Name that the ids begin with; "" for none."""
         return self.prefixes.get(self.sources[self.number], "") if self.sources else ""
+
+    def find(self, ids: pa.Array, known: pa.Table, before: Facts) -> Numbers:
+        """Return the row of each image in the index so far, (n,), -1 for new images.
+
+        Images of a renamed collection are found by their former ids.
+
+        Args:
+            ids: (n,) ids of this collection.
+            known: the rows of the index.
+            before: the facts of the index.
+        """
+        if self.former is None:
+            return index_in(ids, known["id"])
+        rows = index_in(_prefixed(_without(ids, self.prefix), self.former), known["id"])
+        rows[owners(known, before)[rows] != self.number] = -1
+        return rows
+
+    def owns(self, name: str) -> bool:
+        """Return whether an id of the index so far can only be of this collection, by its name."""
+        names = [self.prefixes.get(source, "") for source in self.sources] or [""]
+        if self.former is not None:
+            names[self.number] = self.former
+        first = name.partition("/")[0]
+        mine = names[self.number]
+        return (first if first in names else "") == mine and names.count(mine) == 1
 
 
 def join(
@@ -88,7 +113,8 @@ def join(
     if len(sources) > 1 and before is not None:
         divided = before.divided or max(1, len(before.sources))
     renamed = before is not None and prefixes.get(mine, "") != earlier
-    return Membership([] if sources == [""] else sources, prefixes, divided, number, renamed)
+    former = earlier if renamed else None
+    return Membership([] if sources == [""] else sources, prefixes, divided, number, former)
 
 
 def _moved(sources: list[str], origin: str, place: str) -> int:
@@ -98,8 +124,8 @@ def _moved(sources: list[str], origin: str, place: str) -> int:
         return missing[0] if missing else 0
     if len(sources) > 1:
         raise StoreError(
-            f"{place} is of {len(sources)} collections, and {origin} is none of them: add it with "
-            "--add, or take images out with --remove"
+            f"{place} is of {len(sources)} collections, and {origin or 'this one, without a name,'}"
+            " is none of them: add it with --add, or take images out with --remove"
         )
     raise StoreError(
         f"{place} is of {sources[0]}, not of {origin}: add these images with --add, or name "
@@ -111,9 +137,25 @@ def named(items: Items, prefix: str) -> Items:
     """Return the images with ids that begin with a name."""
     if not prefix:
         return items
-    kind = items.ids.type
-    ids = pc.binary_join_element_wise(pa.scalar(prefix, kind), items.ids, pa.scalar("/", kind))
-    return Items(ids, items.paths, items.groups, items.frame_ms)
+    return Items(_prefixed(items.ids, prefix), items.paths, items.groups, items.frame_ms)
+
+
+def _prefixed(ids: pa.Array, prefix: str) -> pa.Array:
+    if not prefix:
+        return ids
+    kind = ids.type
+    return pc.binary_join_element_wise(pa.scalar(prefix, kind), ids, pa.scalar("/", kind))
+
+
+def _without(ids: pa.Array, prefix: str) -> pa.Array:
+    return pc.utf8_slice_codeunits(ids, len(prefix) + 1) if prefix else ids
+
+
+def index_in(values: pa.Array | pa.ChunkedArray, column: pa.ChunkedArray) -> Numbers:
+    """Return the first position of each value in a column; -1 for null and missing values."""
+    found = pc.index_in(values, value_set=column, skip_nulls=True).fill_null(-1)
+    rows: Numbers = found.to_numpy(zero_copy_only=False).astype(np.int64)
+    return rows
 
 
 def owners(rows: pa.Table, facts: Facts) -> Numbers:

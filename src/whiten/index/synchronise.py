@@ -21,7 +21,7 @@ from whiten.errors import NoImagesError, StoreError
 from whiten.index.colours import have_profiles, ignored_profiles
 from whiten.index.columns import COLLECTION
 from whiten.index.keeping import Columns
-from whiten.index.membership import UNKNOWN, Membership, meets, owners, record
+from whiten.index.membership import UNKNOWN, Membership, index_in, meets, owners, record
 from whiten.index.rows import Backend, Block, Facts, as_of, read_size
 from whiten.index.sources import Source
 from whiten.media.decoding import has_foreign_colours
@@ -89,14 +89,14 @@ def synchronise(
         StoreError: an id stands for an image of another collection, or more than half of the
             images would be removed. Nothing is changed.
     """
-    number = 0 if joined is None else joined.number
-    work = _Work(backend, source, facts, columns or Columns(), number)
+    joined = joined or Membership(facts.sources, facts.prefixes, facts.divided, 0)
+    work = _Work(backend, source, facts, columns or Columns(), joined)
     is_first = backend.facts is None or not backend.facts.complete
-    is_renamed = joined is not None and joined.renamed
+    is_renamed = joined.former is not None
     gone = [] if keep and not is_first and not is_renamed else work.gone()
     if not (remove_missing or is_first or is_renamed):
         _refuse_to_empty(backend.place, source.items, gone, work.count)
-    facts.skipped[:] = work.skipped_before(keep or facts.divided > 0)
+    facts.skipped[:] = work.skipped_before(keep and not is_renamed)
     if len(work.touched) or gone or backend.facts != facts:
         backend.write(facts, gone, work.blocks(show_progress))
     if not len(backend):
@@ -135,20 +135,23 @@ class _Work:
     """
 
     def __init__(
-        self, backend: Backend, source: Source, facts: Facts, columns: Columns, number: int
+        self, backend: Backend, source: Source, facts: Facts, columns: Columns, joined: Membership
     ) -> None:
         self._backend, self._source, self._facts = backend, source, facts
+        self._joined = joined
         known = backend.known() if backend.facts else _nothing(facts)
         owned = owners(known, backend.facts or facts)
         self._before = as_of(known, facts)
-        self._is_own = owned == number if facts.divided else np.ones(len(known), bool)
+        self._is_own = owned == joined.number if facts.divided else np.ones(len(known), bool)
         self.count = int(self._is_own.sum())
         self._staged = backend.staged(facts)
-        found = _index_in(pa.chunked_array([source.items.ids]), self._before["id"])
-        self._now = as_of(columns.of_rows(_rows(source), self._before, found), facts)
+        ids = source.items.ids
+        described = joined.find(ids, known, backend.facts or facts)
+        self._now = as_of(columns.of_rows(_rows(source), self._before, described), facts)
+        found = index_in(ids, known["id"])
         self._is_known = found >= 0
         if facts.divided:
-            self._share(found, owned, number)
+            self._share(found, owned, joined.number)
         is_same = self._is_known.copy()
         is_same[is_same] = _equal(
             self._now.filter(pa.array(is_same)), self._before.take(pa.array(found[is_same]))
@@ -214,7 +217,7 @@ class _Work:
 
         Images in a folder that cannot be listed may still be there.
         """
-        rows = _index_in(self._before["id"], self._now["id"])
+        rows = index_in(self._before["id"], self._now["id"])
         is_gone = (rows < 0) & self._is_own
         ids = self._source.items.ids
         for folder in ids.filter(pc.ends_with(ids, "/")).to_pylist():
@@ -224,14 +227,18 @@ class _Work:
         return gone
 
     def skipped_before(self, keep: bool) -> list[tuple[str, str, str]]:
-        """Return the images skipped last time and not touched since."""
+        """Return the images skipped last time and not touched since.
+
+        Args:
+            keep: whether images that the collection lacks stay in the index.
+        """
         old = self._backend.facts.skipped if self._backend.facts else []
         rows = self._source.items.by_id.rows([name for name, _, _ in old])
         touched = set(self.touched.tolist())
         return [
             skip
             for skip, row in zip(old, rows.tolist(), strict=True)
-            if (keep if row < 0 else row not in touched)
+            if ((keep or not self._joined.owns(skip[0])) if row < 0 else row not in touched)
         ]
 
     def blocks(self, show_progress: bool) -> Iterator[Block]:
@@ -307,10 +314,10 @@ class _Work:
         vectors = np.empty((len(digests), self._facts.dim), np.float32)
         is_there = np.zeros(len(digests), bool)
         for block in self._staged:
-            at = _index_in(digests, block.rows["content_hash"])
+            at = index_in(digests, block.rows["content_hash"])
             here = at >= 0
             vectors[here], is_there[here] = block.vectors[at[here]], True
-        at = _index_in(digests, self._before["content_hash"])
+        at = index_in(digests, self._before["content_hash"])
         left = np.flatnonzero((at >= 0) & ~is_there)
         if self._has_old_colours:
             left = left[[not has_foreign_colours(os.fsdecode(paths[row])) for row in left]]
@@ -320,13 +327,6 @@ class _Work:
             same = pc.equal(block.rows["content_hash"], digests.take(pa.array(left))).to_numpy()
             vectors[left[same]], is_there[left[same]] = block.vectors[same], True
         return vectors, is_there
-
-
-def _index_in(values: pa.Array | pa.ChunkedArray, column: pa.ChunkedArray) -> Rows:
-    """Return the first position of each value in a column; -1 for null and missing values."""
-    found = pc.index_in(values, value_set=column, skip_nulls=True).fill_null(-1)
-    rows: Rows = found.to_numpy(zero_copy_only=False).astype(np.int64)
-    return rows
 
 
 def _rows(source: Source) -> pa.Table:
