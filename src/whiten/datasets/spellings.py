@@ -65,7 +65,7 @@ def _merge(items: Items, folder: str, name: str, rows: Callable[[], Rows]) -> It
 def _real(path: str, real_folder: Any) -> str:
     """Return the path with links resolved; looks up each folder once."""
     folder, name = os.path.split(path)
-    if name in ("", os.curdir, os.pardir) or Path(path).is_symlink():
+    if name in ("", os.curdir, os.pardir) or os.path.islink(path):  # noqa: PTH114 - a Path is slow
         return os.path.realpath(path)
     return os.path.join(real_folder(folder), name)
 
