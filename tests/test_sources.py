@@ -50,6 +50,21 @@ def test_a_table_and_a_folder_with_a_table(folder: Path) -> None:
         assert found.are_of(["(no shop)"]).tolist() == [n == "a/2.png" for n in names(folder)]
 
 
+@pytest.mark.parametrize("start", ["", "./", "../photos/"])
+@pytest.mark.parametrize(("name", "delimiter"), [("t.csv", ";"), ("t.tsv", "\t"), ("t.CSV", "|")])
+def test_tables_are_read_as_everywhere(folder: Path, name: str, delimiter: str, start: str) -> None:
+    rows = [["id", " shop ", "path"], ["7", "north", f"{start}a/0.png"]]
+    rows.append(["8", '"south, west"', f"{start}b/0.png"])
+    lines = [delimiter.join(row) for row in rows]
+    (folder / name).write_text("\r\n".join(lines), encoding="utf-16")
+    known = read_sources(folder, find_items(folder), "shop")
+    assert known.known == ["north", "south, west", "(no shop)"]
+    assert (known.of_image["a/0.png"], known.of_image["b/0.png"]) == ("north", "south, west")
+    table = folder / name
+    found = read_sources(table, find_items(table), "shop").of_image
+    assert found == {"7": "north", "8": "south, west"}
+
+
 def test_images_that_a_folders_table_does_not_list_have_no_source(folder: Path) -> None:
     write_csv(folder / "photos.csv", names(folder)[:2], SHOPS[:2])
     found = read_sources(folder, find_items(folder), "shop")
@@ -87,7 +102,7 @@ def test_tables_of_a_folder_that_do_not_serve(folder: Path) -> None:
     with pytest.raises(ConfigError, match="has no table that names the sources of its images"):
         read_sources(folder, items, "shop")
     write_csv(folder / "one.csv", ["elsewhere.png"], ["north"])
-    with pytest.raises(ConfigError, match=r"one\.csv lists none of these images"):
+    with pytest.raises(ConfigError, match=r"one\.csv describes none of these images"):
         read_sources(folder, items, "shop")
     write_csv(folder / "one.csv", ["a/0.png"] * 2, ["north", "south"])
     with pytest.raises(ConfigError, match=r"lists 'a/0\.png' twice"):

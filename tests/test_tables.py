@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from whiten.datasets.collection import Item
@@ -173,6 +173,7 @@ def tables(draw: st.DrawFn) -> list[list[str]]:
     delimiter=st.sampled_from(",;\t"),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
+@example([["path", ""], ["a", ""]], "utf-8", "\t", csv.QUOTE_MINIMAL)
 def test_any_csv_is_read_as_pythons_csv_reads_it(
     rows: list[list[str]], encoding: str, delimiter: str, quoting: Any
 ) -> None:

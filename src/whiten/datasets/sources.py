@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from whiten.datasets.collection import Items
-from whiten.errors import ConfigError, nearest, one_line
-from whiten.utils.names import NameIndex
+from whiten.datasets.matching import find_rows
+from whiten.datasets.tables import is_table, read_names, read_table
+from whiten.errors import ConfigError, nearest
 
 _KEYS = ("id", "path")  # columns that say which image a row is of
-_SUFFIXES = (".csv", ".parquet")
 _SHOWN = 20  # most names in an error
 
 
@@ -77,10 +75,15 @@ def read_sources(source: str | os.PathLike[str], items: Items, column: str) -> S
             an image twice or none of these.
     """
     root = Path(source)
-    table, read = _only_table(root, column) if root.is_dir() else (root, _read_table(root))
-    _require_column(table, read.schema.names, column)
-    rows = _rows(table, read, items)
-    texts = _texts(read[column])
+    table = _only_table(root, column) if root.is_dir() else root
+    if not is_table(table):
+        raise ConfigError(
+            f"{table} has no columns: name a table that lists the images and their sources"
+        )
+    read = read_table(table, _KEYS, (*_KEYS, column))
+    _require_column(table, read.names, column)
+    _, rows = find_rows(table, read, items, is_collection=not root.is_dir())
+    texts = _texts(read.columns[column])
     found = Sources(column, table, {})
     for name, row in zip(items.ids.to_pylist(), rows.tolist(), strict=True):
         found.of_image[name] = (texts[row] if row >= 0 else None) or found.missing
@@ -92,11 +95,7 @@ def without_sources(
 ) -> Items:
     """Return the images that are not of these sources; all, if no table has the column."""
     root = Path(source)
-    if root.is_dir():
-        has = any(column in _headers(table) for table in _tables(root))
-    else:
-        has = column in _headers(root)
-    if not has:
+    if not any(_has(table, column) for table in (_tables(root) if root.is_dir() else [root])):
         return items
     sources = read_sources(root, items, column)
     return items.take(~sources.are_of([name for name in names if name in sources.known]))
@@ -113,9 +112,9 @@ def _require_column(table: Path, names: Sequence[str], column: str) -> None:
         )
 
 
-def _only_table(folder: Path, column: str) -> tuple[Path, pa.Table]:
+def _only_table(folder: Path, column: str) -> Path:
     """Return the one table directly in a folder that lists images and has the column."""
-    tables = {table: _headers(table) for table in _tables(folder)}
+    tables = {table: _names(table) for table in _tables(folder)}
     tables = {table: names for table, names in tables.items() if not set(_KEYS).isdisjoint(names)}
     if not tables:
         raise ConfigError(
@@ -129,7 +128,7 @@ def _only_table(folder: Path, column: str) -> tuple[Path, pa.Table]:
             f"{both} in {folder} each have a column {column!r}: leave one of them in the folder"
         )
     if fitting:
-        return fitting[0], _read_table(fitting[0])
+        return fitting[0]
     if len(tables) == 1:
         [(table, names)] = tables.items()
         _require_column(table, names, column)
@@ -152,26 +151,6 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
 
 
-def _rows(table: Path, read: pa.Table, items: Items) -> npt.NDArray[np.int64]:
-    """Return the row of each image, -1 for those that the table does not list."""
-    rows = np.full(len(items), -1, np.int64)
-    for key in _KEYS:
-        if key not in read.schema.names:
-            continue
-        keys = read[key].cast(pa.large_string()).combine_chunks()
-        known = keys.drop_null()
-        counts = pc.value_counts(known)
-        if len(counts) < len(known):
-            twice = next(c["values"] for c in counts.to_pylist() if c["counts"] > 1)
-            if key == "path":  # an id may be anything, until it is known that it names images
-                raise ConfigError(f"{table} lists {twice!r} twice: list every image once")
-            continue
-        rows = NameIndex(pc.fill_null(keys, "")).rows(items.ids.to_pylist())
-        if (rows >= 0).any():
-            return rows
-    raise ConfigError(f"{table} lists none of these images: the first is {items[0].id!r}")
-
-
 def _texts(column: pa.ChunkedArray) -> list[str | None]:
     """Return cells as text: years that a missing value made 2019.0 as 2019, blanks as None."""
     texts = []
@@ -186,45 +165,19 @@ def _texts(column: pa.ChunkedArray) -> list[str | None]:
 
 
 def _tables(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _is_table(path))
+    return sorted(
+        path for path in folder.iterdir() if is_table(path) and not path.name.startswith(".")
+    )
 
 
-def _is_table(path: Path) -> bool:
-    is_hidden = path.name.startswith(".")
-    return path.suffix.lower() in _SUFFIXES and path.is_file() and not is_hidden
+def _has(path: Path, column: str) -> bool:
+    """Return whether a path is a readable table that has a column."""
+    return is_table(path) and column in _names(path)
 
 
-def _headers(path: Path) -> list[str]:
-    """Return a table's column names; none of what is no table, or no readable one."""
+def _names(path: Path) -> list[str]:
+    """Return a table's column names; none of an unreadable one."""
     try:
-        return _read_table(path, headers_only=True).schema.names if _is_table(path) else []
+        return read_names(path, _KEYS)
     except ConfigError:
         return []
-
-
-def _read_table(path: Path, *, headers_only: bool = False) -> pa.Table:
-    if not _is_table(path):
-        raise ConfigError(
-            f"{path} has no columns: name a CSV or Parquet that lists the images and their sources"
-        )
-    try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as pq
-
-            with pq.ParquetFile(path) as parquet:
-                if headers_only:
-                    return parquet.schema_arrow.empty_table()
-                return parquet.read()
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            names = [name.strip() for name in next(reader, [])]
-            rows = [] if headers_only else [row for row in reader if row]
-    except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
-        raise ConfigError(
-            f"cannot read {path} ({one_line(error)}): it must be CSV in UTF-8, or Parquet"
-        ) from error
-    columns = {
-        name: pa.array([row[n] if n < len(row) else None for row in rows], pa.large_string())
-        for n, name in enumerate(names)
-    }
-    return pa.table(columns)

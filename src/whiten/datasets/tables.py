@@ -12,6 +12,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from whiten.errors import ConfigError, one_line
 
 _CHUNK = 65_536  # rows held as Python texts at once
-_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the first whose header has a key
+_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the likely ones first
 _SUFFIXES = (*_DELIMITERS, ".parquet")
 _BOMS = {  # UTF-32 first: its mark starts like that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -66,11 +67,41 @@ def read_table(path: Path, keys: Sequence[str], wanted: Sequence[str] | None = N
         ConfigError: the table cannot be read, has no key, two columns of one name, or a row with
             more cells than columns.
     """
-    try:
-        if path.suffix.lower() == ".parquet":
+    with _readable(path):
+        if _is_parquet(path):
             return _read_parquet(path, keys, wanted)
         return _read_csv(path, keys, wanted)
-    except (OSError, UnicodeError, csv.Error, pa.ArrowException, NotImplementedError) as error:
+
+
+def read_names(path: Path, keys: Sequence[str]) -> list[str]:
+    """Return the column names of a table, without reading its rows.
+
+    Args:
+        keys: columns of which the table may have one, by which its delimiter is found.
+
+    Raises:
+        ConfigError: the table cannot be read.
+    """
+    with _readable(path):
+        if _is_parquet(path):
+            import pyarrow.parquet as pq
+
+            return _named(pq.read_schema(path).names)
+        delimiter, skipped = _dialect(path, keys)
+        with _open(path) as file:
+            return _named(next(_rows(file, delimiter, skipped), []))
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say what a table must be, if it cannot be read."""
+    try:
+        yield
+    except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
         raise ConfigError(
             f"cannot read {path} ({_reason(error)}): it must be CSV in UTF-8, or Parquet"
         ) from error
@@ -193,9 +224,9 @@ def _dialect(path: Path, keys: Sequence[str]) -> tuple[str, bool]:
         for delimiter in choices:
             file.seek(0)
             headers[delimiter] = _named(next(_rows(file, delimiter, False), []))
-            if not set(keys).isdisjoint(headers[delimiter]):
-                return delimiter, False
-    return max(choices, key=lambda delimiter: len(headers[delimiter])), False
+    fitting = [one for one in choices if not set(keys).isdisjoint(headers[one])]
+    # Of several, as for `path` and a tab, the one that divides the header the most.
+    return max(fitting or choices, key=lambda delimiter: len(headers[delimiter])), False
 
 
 def _rows(

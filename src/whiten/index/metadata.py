@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from whiten.datasets.collection import Items
-from whiten.datasets.tables import Table, near_name, read_table
+from whiten.datasets.matching import find_rows
+from whiten.datasets.tables import Table, read_table
 from whiten.errors import ConfigError
 from whiten.index.columns import GROUP, kind_of, no_such, read_texts, widen
 from whiten.index.typed import kind_and_values
@@ -22,8 +21,6 @@ from whiten.index.typed import kind_and_values
 # Columns that every table of images has, and that an index has itself.
 _OWN = ("id", "path", "frame_ms")
 _USUAL = 0.5  # fraction of numbers or dates above which a column of text is pointed out
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def read_metadata(
 ) -> Metadata:
     """Read the columns of a table that describe images.
 
-    A row is of the image whose file or id its `path` names; else of the image with its `id`.
+    See `find_rows` for which image a row is of.
 
     Args:
         table: CSV or Parquet with a column `id`, or `path` as in the collection's own table.
@@ -90,15 +87,9 @@ def read_metadata(
     path = Path(table)
     read = read_table(path, ("path",) if is_collection else ("id", "path"))
     notes: list[str] = []
-    if is_collection:
-        key = "id" if "id" in read.names else "path"
-        names = _names(path, read, key)
-        if {"id", "path"} <= set(read.names):  # in a data frame some may have no id
-            names = pc.coalesce(names, _names(path, read, "path"))
-        rows = _find(names.to_pylist(), items.ids.to_pylist())
-        ours: tuple[str, ...] = (*_OWN, GROUP)
-    else:
-        key, rows = _match(path, read, items)
+    key, rows = find_rows(path, read, items, is_collection=is_collection)
+    ours: tuple[str, ...] = (*_OWN, GROUP)
+    if not is_collection:
         ours = _OWN
         left = {"id": "images keep their own ids", "frame_ms": "every index has its own"}
         notes += [
@@ -106,11 +97,6 @@ def read_metadata(
             for name, why in left.items()
             if name in read.names and name != key
         ]
-    if len(items) and not (rows >= 0).any():
-        first = read.columns[key][0] if len(read.columns) else None
-        near = near_name(key, [name for name in read.names if name != key])
-        hint = f"; {near!r} is not read" if near else ""
-        raise ConfigError(f"{path} describes none of these images; its first is {first!s}{hint}")
     at = pa.array(rows, mask=rows < 0)
     columns = {}
     for name in read.columns.schema.names:
@@ -121,56 +107,6 @@ def read_metadata(
         columns[name] = Column(column.kind, values, column.is_text)
         notes += [note] if note else []
     return Metadata(str(path), columns, rows >= 0, notes)
-
-
-# --- which image a row is of ------------------------------------------------------------
-
-
-def _match(path: Path, read: Table, items: Items) -> tuple[str, Rows]:
-    """Return the column that names the images, and the row of each image, -1 if it is not listed.
-
-    Files decide before names: an `id` beside `path` may look like the path of another image.
-    """
-    ids = items.ids.to_pylist()
-    if "path" in read.names and (files := _files(path, read)) is not None:
-        wanted = [os.path.abspath(os.fsdecode(file)) for file in items.paths.to_pylist()]  # noqa: PTH100
-        rows = _find(files, wanted)
-        if (rows >= 0).any():
-            return "path", rows
-    found = {key: _rows_by(path, read, key, ids) for key in ("path", "id") if key in read.names}
-    key = next((key for key, rows in found.items() if (rows >= 0).any()), next(iter(found)))
-    _require_once(path, read, key)
-    return key, found[key]
-
-
-def _files(path: Path, read: Table) -> list[str] | None:
-    """Return the files that the paths of a table name; None if they cannot be told apart."""
-    names = _names(path, read, "path").to_pylist()
-    files = [os.path.abspath(os.path.join(path.parent, name)) for name in names if name]  # noqa: PTH100
-    return files if len(set(files)) == len(names) else None
-
-
-def _rows_by(path: Path, read: Table, key: str, wanted: list[str]) -> Rows:
-    return _find(_names(path, read, key).to_pylist(), wanted)
-
-
-def _find(names: Sequence[str | None], wanted: Sequence[str]) -> Rows:
-    """Return the first row of each wanted name, -1 if there is none."""
-    rows = {name: row for row, name in reversed(list(enumerate(names))) if name is not None}
-    return np.array([rows.get(name, -1) for name in wanted], np.int64)
-
-
-def _names(path: Path, read: Table, key: str) -> pa.Array:
-    try:
-        return read.columns[key].cast(pa.large_string()).combine_chunks()
-    except pa.ArrowException as error:
-        raise ConfigError(f"{path} has a column {key!r} that is not text: make it text") from error
-
-
-def _require_once(path: Path, read: Table, key: str) -> None:
-    counts = Counter(_names(path, read, key).to_pylist())
-    if twice := next((name for name, count in counts.items() if count > 1), None):
-        raise ConfigError(f"{path} lists {twice!r} twice: give every image one row")
 
 
 # --- what a column holds ----------------------------------------------------------------
