@@ -34,7 +34,7 @@ _MODELS, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
 
 _ONE = Parameter(consume_multiple=False, show_default=False)
 
-_MANY = Parameter(show_default=False)  # of a list, which is empty
+_MANY = Parameter(consume_multiple=True, show_default=False)  # of a list, which is empty
 
 
 def _no(name: str) -> Parameter:
