@@ -1,4 +1,4 @@
-"""What several test files share: one thread, small folders of images, and a database."""
+"""What several test files share: one thread, small folders of images, and places of indexes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import write_factory, write_groups
+from helpers import TEACHER, write_factory, write_groups
 from postgres import Server
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
@@ -91,6 +93,24 @@ def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_factory(tmp_path / "code")
     monkeypatch.syspath_prepend(tmp_path / "code")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def encoder(colour_teachers: None) -> Encoder:
+    """A model that costs nothing."""
+    return load(TEACHER)
+
+
+@pytest.fixture(params=["folder", pytest.param("milvus", marks=pytest.mark.slow), "pgvector"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A place of an index, of each kind."""
+    if request.param == "folder":
+        yield str(tmp_path / "index")
+    elif request.param == "milvus":
+        yield f"milvus:{tmp_path / 'index.db'}#photos"
+    else:
+        yield f"pgvector:{request.getfixturevalue('postgres').new_schema()}#photos"
+    gc.collect()  # a database is let go of with the last index that uses it
 
 
 @pytest.fixture(scope="session")

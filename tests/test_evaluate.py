@@ -14,7 +14,6 @@ from helpers import TEACHER, write_groups, write_image
 from whiten.datasets.collection import Item
 from whiten.datasets.task import Task, folder_task
 from whiten.embedding.encoder import Encoder, Part
-from whiten.embedding.opening import load
 from whiten.errors import ConfigError
 from whiten.evaluation.cost import measure_cost
 from whiten.evaluation.evaluate import evaluate, evaluate_task, score_revisited
@@ -227,11 +226,6 @@ def test_top_k_equals_a_stable_sort(ties: bool, k: int) -> None:
 
 
 # --- the whole way ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def encoder(colour_teachers: None) -> Encoder:
-    return load(TEACHER)
 
 
 def test_evaluate_a_folder(encoder: Encoder, tmp_path: Path) -> None:

@@ -138,23 +138,6 @@ def test_a_parquet_table(tmp_path: Path) -> None:
     assert find_items(alone)[0].group is None
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"image,group\na.jpg,x\n", "no column 'path'"),
-        (b"path\na.jpg\nb.jpg\na.jpg\n", "lists 'a.jpg' twice"),
-        (b"group,path\nx,a.jpg\ny\n", "no path in row 2"),
-        (b"path,group\n,x\n", "no path in row 1"),
-        (b"path\ncaf\xe9.jpg\n", "CSV in UTF-8"),
-    ],
-)
-def test_a_wrong_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    table = tmp_path / "list.csv"
-    table.write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
-        find_items(table)
-
-
 def test_a_wrong_parquet_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no column 'path'"):
         find_items(write_parquet(tmp_path / "a.parquet", file=["a.jpg"]))

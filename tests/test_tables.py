@@ -70,6 +70,9 @@ def test_forms_of_csv(tmp_path: Path, name: str, content: bytes) -> None:
         (b'path,group\na.jpg,"x\nb.jpg,y\n', "line 3: unexpected end of data"),
         (b"id,path\n1,a.jpg\n1,b.jpg\n", "lists '1' twice"),
         (b"id,path\n,a.jpg\n", "has no id in row 1"),
+        (b"path\na.jpg\nb.jpg\na.jpg\n", "lists 'a.jpg' twice"),
+        (b"group,path\nx,a.jpg\ny\n", "has no path in row 2"),
+        (b"path,group\n,x\n", "has no path in row 1"),
         (b"path\na\0b.jpg\n", "a path with a null character"),
     ],
 )

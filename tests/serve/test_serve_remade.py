@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,22 +20,6 @@ from whiten.serve import create_app, live
 from whiten.whitening.whitener import Whitener
 
 OTHER = f"{TEACHER}?seed=1"
-
-
-@pytest.fixture
-def encoder(colour_teachers: None) -> Encoder:
-    return load(TEACHER)
-
-
-@pytest.fixture(params=["folder", pytest.param("milvus", marks=pytest.mark.slow), "pgvector"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "folder":
-        yield str(tmp_path / "made")
-    elif request.param == "milvus":
-        yield f"milvus:{tmp_path / 'index.db'}#photos"
-    else:
-        yield f"pgvector:{request.getfixturevalue('postgres').new_schema()}#photos"
-    gc.collect()
 
 
 def delete(place: str) -> None:
