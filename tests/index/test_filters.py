@@ -170,6 +170,8 @@ def test_ten_thousand_filters(tmp_path: Path) -> None:
         ("`my title` in ['a', None]", "ask for missing values with `my title` is None"),
         ("count is NULL", "or by `is None`"),
         ("count == null", "ask for missing values with count is None"),
+        ("`my title`.isna()", "ask for missing values with name is None"),
+        ("not count.notnull()", "ask for missing values with name is not None"),
         ("count = 3", "cannot read the filter"),
         ("(count < 3) & (count > 1)", "join comparisons with `and` and `or`, not & and |"),
         ("count < 3 & count > 1", "join comparisons with `and` and `or`, not & and |"),

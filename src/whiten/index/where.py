@@ -33,6 +33,9 @@ _TESTS: dict[str, Test] = {
     "endswith": "endswith",
     "contains": "contains",
 }
+_OF_PANDAS = dict.fromkeys(("isna", "isnull"), "name is None") | dict.fromkeys(
+    ("notna", "notnull"), "name is not None"
+)
 _LEAST, _LARGEST = -(2**63), 2**63 - 1
 _MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _ACCEPTED: dict[str, tuple[type, ...]] = {
@@ -187,6 +190,8 @@ class _Reader:
     def _call(self, node: ast.Call) -> Where:
         """Read `name.startswith('a')`, also with `.str` in between as in pandas."""
         called = node.func
+        if isinstance(called, ast.Attribute) and called.attr in _OF_PANDAS:
+            raise self._wrong(f": ask for missing values with {_OF_PANDAS[called.attr]}")
         if not isinstance(called, ast.Attribute) or called.attr not in _TESTS:
             raise self._wrong(
                 f" has {self._shown(node)!r}: tests of text are startswith, endswith and contains, "
