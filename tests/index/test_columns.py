@@ -301,6 +301,56 @@ def test_what_does_not_fit_is_refused(
     assert shown(Index.build(encoder, images, place, metadata=table, keep=True), "x")[0] is None
 
 
+CHANGED = [  # cells, what one of them becomes, the kinds of the column, and how many rows change
+    (["7.50", "8", "9"], "n/a", ("decimal", "string"), 1),
+    (["2024-01-03", "2024-01-04", "2024-01-05T10:00"], "soon", ("date", "string"), 1),
+    (["2024-01-03T10:00Z", "2024-01-04T10:00Z", ""], "2024-01-03", ("instant", "string"), 1),
+    (["TRUE", "false", "True"], "maybe", ("flag", "string"), 1),
+    (["7.50", "n/a", "9"], "8", ("string", "decimal"), 1),
+    (["2024-01-03", "soon", ""], "2024-01-04", ("string", "date"), 1),
+    (["1", "2", "3"], "2.50", ("int", "decimal"), 1),
+    (["1", "9007199254740993", "3"], "2.5", ("int", "float"), 1),
+    (["1", "2", "3"], "x", ("int", "string"), 3),
+    (["1", "2.50", "3"], "2", ("decimal", "int"), 3),
+]
+
+
+@pytest.mark.parametrize(("cells", "cell", "kinds", "changed"), CHANGED)
+def test_one_cell_that_changes_the_kind_of_a_column(
+    encoder: Encoder,
+    images: Path,
+    place: str,
+    tmp_path: Path,
+    cells: list[str],
+    cell: str,
+    kinds: tuple[str, str],
+    changed: int,
+) -> None:
+    """The others keep their values, though their rows are not written again."""
+    built = Index.build(encoder, images, place, metadata=write(tmp_path / "m.csv", x=cells))
+    assert built.facts.columns == {"x": kinds[0]}
+    now = [cells[0], cell, cells[2]]
+    built = Index.build(encoder, images, place, metadata=write(tmp_path / "m.csv", x=now))
+    assert (built.facts.columns, built.changes.updated) == ({"x": kinds[1]}, changed)
+    values = shown(Index.open(place), "x")
+    number = {"int": int, "float": float}.get(kinds[1], str)
+    assert values == [*(number(text) if text else None for text in now), None, None, None]
+
+
+def test_values_of_removed_rows_decide_nothing(
+    encoder: Encoder, images: Path, place: str, tmp_path: Path
+) -> None:
+    table = write(tmp_path / "m.csv", x=["7.50", "n/a", "9"])
+    index = Index.build(encoder, images, place, metadata=table)
+    index.remove(IDS[1])
+    (images / IDS[1]).unlink()
+    built = Index.build(encoder, images, place, metadata=write(table, x=["7.50", "", "9"]))
+    assert built.facts.columns == {"x": "decimal"}
+    kept = [item.metadata.get("x") for item in Index.open(place).items([IDS[0], IDS[2]])]
+    assert kept == ["7.50", "9"]
+    assert passing(built, "x > 8") == [IDS[2]]
+
+
 # --- ids, paths and groups --------------------------------------------------------------
 
 

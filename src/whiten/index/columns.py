@@ -165,11 +165,20 @@ def read_texts(texts: Sequence[str | None], kind: str) -> dict[str, pa.Array]:
 # --- changing the kind ------------------------------------------------------------------
 
 
-def widen(column: pa.Array | pa.ChunkedArray, before: str, now: str) -> dict[str, pa.Array] | None:
-    """Convert a column to another kind; None if a value would be lost or change its meaning.
+# Changes of kind that keep values; besides, whatever is stored as text may become any other text.
+_WIDER = {("int", "float"), ("int", "decimal"), ("float", "decimal"), ("bool", "flag")}
 
-    Whole numbers become float or decimal, float decimal, bool flag; text becomes what all of it
-    is, and what is stored as it was written becomes text.
+
+def _keeps_values(before: str, now: str) -> bool:
+    is_text = KINDS[before][""] == KINDS[now][""] == _TEXT
+    return before == now or is_text or (before, now) in _WIDER
+
+
+def convert(column: pa.Array | pa.ChunkedArray, before: str, now: str) -> dict[str, pa.Array]:
+    """Convert a column to another kind; values that it would lose or change become missing.
+
+    Whole numbers become float or decimal, float decimal, bool flag; text becomes what it is, and
+    what is stored as it was written becomes text.
 
     Args:
         column: (n,) the values.
@@ -177,24 +186,25 @@ def widen(column: pa.Array | pa.ChunkedArray, before: str, now: str) -> dict[str
     Returns:
         What is stored of the column, by suffix.
     """
-    if column.null_count == len(column):
+    if not _keeps_values(before, now):
         return {suffix: pa.nulls(len(column), of) for suffix, of in KINDS[now].items()}
-    if before == "int" and now == "float":
-        largest = max(abs(value) for value in pc.min_max(column).as_py().values())
-        return {"": column.cast(pa.float64())} if largest <= _MOST_DIGITS else None
-    if KINDS[before] == KINDS[now] and len(KINDS[now]) == 1:
+    if before == now and len(KINDS[now]) == 1:
         return {"": column}
-    if KINDS[before][""] == _TEXT:
-        texts = column.to_pylist()
-    elif (before, now) in (("int", "decimal"), ("float", "decimal")):
-        texts = [None if value is None else repr(value) for value in column.to_pylist()]
-    elif (before, now) == ("bool", "flag"):
-        texts = [None if value is None else str(value).lower() for value in column.to_pylist()]
-    else:
-        return None
-    if before != now and (KINDS[now][""] != _TEXT or no_such(texts, now) is not None):
-        return None
-    return read_texts(texts, now)
+    if (before, now) == ("int", "float"):
+        is_exact = pc.and_(
+            pc.less_equal(column, _MOST_DIGITS), pc.greater_equal(column, -_MOST_DIGITS)
+        )
+        return {"": pc.if_else(is_exact, column, None).cast(pa.float64())}
+    write: Callable[[object], str] = {"bool": lambda value: str(value).lower()}.get(before, str)
+    is_one = _IS_ONE[now]
+    texts = [None if value is None else write(value) for value in column.to_pylist()]
+    return read_texts([text if text is None or is_one(text) else None for text in texts], now)
+
+
+def widen(column: pa.Array | pa.ChunkedArray, before: str, now: str) -> dict[str, pa.Array] | None:
+    """Convert a column to another kind; None if a value would be lost or change its meaning."""
+    converted = convert(column, before, now)
+    return converted if converted[""].null_count == column.null_count else None
 
 
 def kind_of_fields(there: Mapping[str, pa.DataType], stored: str) -> str | None:
@@ -205,20 +215,11 @@ def kind_of_fields(there: Mapping[str, pa.DataType], stored: str) -> str | None:
     return None
 
 
-# Changes of kind that `widen` may make, of columns that keep their values.
-_WIDER = {
-    "int": ("float", "decimal"),
-    "float": ("decimal",),
-    "bool": ("flag",),
-    "string": ("decimal", "flag", "date", "instant"),
-}
-
-
 def lost_fields(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return what is stored of columns that are dropped, or whose kind changes with its values."""
     lost = {
         name: kind
         for name, kind in before.items()
-        if now.get(name) != kind and now.get(name) not in _WIDER.get(kind, ())
+        if name not in now or not _keeps_values(kind, now[name])
     }
     return list(stored_fields(lost))

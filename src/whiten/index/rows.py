@@ -19,11 +19,11 @@ from whiten.index.columns import (
     COLUMNS,
     GROUP,
     KINDS,
+    convert,
     kind_of_fields,
     stored_fields,
     stored_kinds,
     stored_name,
-    widen,
 )
 from whiten.index.conditions import Where
 from whiten.media.reading import Skipped, Stamp
@@ -243,7 +243,7 @@ def matches(
 def as_of(table: pa.Table, facts: Facts) -> pa.Table:
     """Return the rows with the current columns: the metadata may have changed since.
 
-    Values of a kind that widens to the current one are converted, others are missing.
+    Values are converted to the current kind, see `convert`.
     """
     there = dict(zip(table.schema.names, table.schema.types, strict=True))
     columns = {
@@ -258,8 +258,8 @@ def as_of(table: pa.Table, facts: Facts) -> pa.Table:
         if before == kind:
             values = {suffix: table[stored + suffix] for suffix in KINDS[kind]}
         else:
-            widened = None if before is None else widen(table[stored], before, kind)
-            values = widened or {s: pa.nulls(len(table), of) for s, of in KINDS[kind].items()}
+            no_values = {suffix: pa.nulls(len(table), of) for suffix, of in KINDS[kind].items()}
+            values = no_values if before is None else convert(table[stored], before, kind)
         columns |= {stored + suffix: column for suffix, column in values.items()}
     schema = facts.schema()
     return pa.table([columns[name] for name in schema.names], schema=schema)
