@@ -337,6 +337,17 @@ def test_one_cell_that_changes_the_kind_of_a_column(
     assert values == [*(number(text) if text else None for text in now), None, None, None]
 
 
+def test_values_that_a_table_takes_away_do_not_return(
+    encoder: Encoder, images: Path, place: str, tmp_path: Path
+) -> None:
+    for cells in (["TRUE", "false", "x"], ["2024-01-03", "", ""], ["7.50", "", ""]):
+        table = write(tmp_path / "m.csv", x=cells)
+        Index.build(encoder, images, place, metadata=table)
+    table.write_text(f"id,x\n{IDS[0]},word\n")
+    built = Index.build(encoder, images, place, metadata=table)
+    assert shown(built, "x") == ["word", *[None] * 5]
+
+
 def test_values_of_removed_rows_decide_nothing(
     encoder: Encoder, images: Path, place: str, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from whiten.errors import UPGRADE, StoreError
 from whiten.index.columns import (
@@ -263,3 +264,18 @@ def as_of(table: pa.Table, facts: Facts) -> pa.Table:
         columns |= {stored + suffix: column for suffix, column in values.items()}
     schema = facts.schema()
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def lose_values(before: pa.Table, now: pa.Table, facts: Facts) -> npt.NDArray[np.bool_]:
+    """Return which rows, (n,), had a value that their column's current kind cannot hold.
+
+    Args:
+        before: the rows as they are stored.
+        now: `as_of` of them.
+    """
+    lost = np.zeros(len(now), bool)
+    for name in map(stored_name, facts.columns):
+        if name in before.schema.names and name in now.schema.names:
+            is_lost = pc.and_(before[name].is_valid(), now[name].is_null())
+            lost |= is_lost.to_numpy(zero_copy_only=False)
+    return lost

@@ -22,7 +22,7 @@ from whiten.index.colours import have_profiles, ignored_profiles
 from whiten.index.columns import COLLECTION
 from whiten.index.keeping import Columns
 from whiten.index.membership import UNKNOWN, Membership, index_in, meets, owners, record
-from whiten.index.rows import Backend, Block, Facts, as_of, read_size
+from whiten.index.rows import Backend, Block, Facts, as_of, lose_values, read_size
 from whiten.index.sources import Source
 from whiten.media.decoding import has_foreign_colours
 from whiten.media.reading import Skipped, Unread
@@ -156,6 +156,8 @@ class _Work:
         is_same[is_same] = _equal(
             self._now.filter(pa.array(is_same)), self._before.take(pa.array(found[is_same]))
         )
+        # Otherwise the value would be back as soon as the kind is another one.
+        is_same[is_same] = ~lose_values(known, self._before, facts)[found[is_same]]
         self._has_old_colours = backend.facts is not None and ignored_profiles(backend.facts)
         if backend.facts is not None and set(facts.converted) - set(backend.facts.converted):
             is_same &= ~have_profiles(source.items, is_same, backend.place)
