@@ -66,6 +66,14 @@ def test_both_and_tables_and_videos(tmp_path: Path) -> None:
     assert [v.id for v in find_videos(tmp_path, exclude=["b.*"])] == ["films/a"]
 
 
+@pytest.mark.parametrize("pattern", ["x", "x/*", "/data/x", "**/x/*.jpg"])
+def test_patterns_are_compared_with_the_paths_of_a_table(tmp_path: Path, pattern: str) -> None:
+    rows = ["1,x/a.jpg", "2,./x/b.jpg", "3,/data/x/c.jpg", "4,y//../x/d.jpg", "5,y/x.jpg"]
+    (tmp_path / "list.csv").write_text("id,path\n" + "\n".join(rows))
+    left = {"x": "5", "x/*": "35", "/data/x": "1245", "**/x/*.jpg": "5"}[pattern]
+    assert "".join(ids(tmp_path / "list.csv", exclude=[pattern])) == left
+
+
 def test_a_pattern_that_matches_nothing_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,6 +124,22 @@ def test_what_looks_like_an_image_and_is_not_read_is_counted(
         find_items(tmp_path)
 
 
+def test_kinds_that_are_not_read_are_named_where_patterns_leave_no_other(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nef", "b.jpg")
+    with pytest.raises(NoImagesError, match="no image that is read, but 1 RAW"):
+        ids(tmp_path, exclude=["*.jpg"])
+
+
+def test_videos_beside_images_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.jpg", "x/b.mp4", "x/c.MOV", "y/d.mkv")
+    ids(tmp_path, exclude=["y"])
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path}: not read: 2 videos; take frames")
+    caplog.clear()
+    assert len(find_videos(tmp_path)) == 3
+    assert not caplog.records
+
+
 def test_links_that_lead_nowhere_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,6 +175,7 @@ OUT = ("--exclude", "drafts", "--exclude", "none*")
         (("evaluate", "photos", "--model", TEACHER, "--json"), ("gallery", 8)),
         (("dedup", "photos", "--model", TEACHER, "--threshold", "1.0", "--json"), ("count", 8)),
         (("compact", "photos", "--model", TEACHER, "--kinds", "int8", "--json"), ("images", 8)),
+        (("diagnose", "photos", "--teachers", TEACHER, "--json"), ("images", 8)),
     ],
     ids=lambda value: value[0] if isinstance(value[1], str) else "",
 )

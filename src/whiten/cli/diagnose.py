@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Json, app
+from whiten.cli.app import Cache, Json, Patterns, app
 from whiten.cli.terminal import list_skipped, print_json, say
 
 
@@ -19,6 +19,8 @@ def diagnose(
     sample: int = 2048,
     out: Path | None = None,
     cache: Cache = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     as_json: Json = False,
 ) -> None:
     """Tell what teachers are worth on these images, in minutes, before a distillation.
@@ -31,6 +33,9 @@ def diagnose(
         sample: most images that are embedded, drawn at random in whole groups; 0 is all.
         out: write a page with plots to this file.
         cache: folder for embeddings; whiten distill with the same folder uses them again.
+        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
+            repeatable.
+        include: take only images that match this glob; repeatable.
         as_json: print JSON.
     """
     from whiten.diagnosis.diagnose import diagnose as run
@@ -43,6 +48,8 @@ def diagnose(
         size=size,
         sample=sample,
         cache=cache,
+        exclude=exclude,
+        include=include,
         show_progress=True,
     )
     if out is not None:

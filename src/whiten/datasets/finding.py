@@ -70,8 +70,7 @@ def find_items(
             or repeated id, or several paths of one file whose rows differ.
     """
     choice = Choice(exclude, include)
-    items = choice.of(_find(Path(source), tell, choice))
-    return _chosen(items, source, choice)
+    return _chosen(_find(Path(source), tell, choice), source, choice)
 
 
 def _chosen(items: Items, source: str | os.PathLike[str], choice: Choice) -> Items:
@@ -93,20 +92,20 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
         items = training_frames(root)
         if tell is not None:
             tell(describe_training(items))
-        return items
+        return _below(root, items, choice)
     if root.is_dir() and (table := landmark_list(root)) is not None:
         items = read_landmarks(table, landmark_images(root))
         if tell is not None:
             tell(describe_landmarks(items))
-        return items
+        return _below(root, items, choice)
     if root.is_dir():
         walk = Walk(root, SUFFIXES, choice)
         items = _logged(walk)
         if not items:
-            if choice:
-                return items
             if unread := walk.unread():
                 raise NoImagesError(f"{root} holds no image that is read, but {unread}")
+            if choice:
+                return items
             if holds(root, VIDEO_SUFFIXES):
                 raise NoImagesError(
                     f"{root} holds videos and no images: take frames of them first with "
@@ -117,10 +116,7 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
                 "name a folder of images, or a CSV or Parquet with columns path,group"
             )
     elif is_table(root):
-        items = _read_table(root, tell)
-        if not items:
-            raise NoImagesError(f"{root} has no rows: list one image path per row")
-        items = items.sorted()
+        items = _read_table(root, tell, choice).sorted()
         if (name := items.first_twice()) is not None:
             raise ConfigError(f"{root} lists {name!r} twice: list every image once")
         if root.name != FRAMES_TABLE:
@@ -130,6 +126,14 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
     else:
         raise NoImagesError(f"{root} does not exist: name a folder of images or a table of paths")
     return items.sorted()
+
+
+def _below(root: Path, items: Items, choice: Choice) -> Items:
+    """Return the items that patterns choose by the path below a folder."""
+    start = os.fsencode(os.path.join(root, ""))
+    return choice.of(
+        items, (as_id(os.fsdecode(p.removeprefix(start))) for p in items.paths.to_pylist())
+    )
 
 
 def _logged(walk: Walk) -> Items:
@@ -163,7 +167,7 @@ def find_videos(
                 "folder of videos, or a CSV or Parquet with columns path,group"
             )
     else:
-        videos = choice.of(find_items(root))
+        videos = _find(root, None, choice)
     videos = _chosen(videos, source, choice)
     if is_svd(root):  # names are unique across its folders
         videos = Items.of(Item(os.path.basename(v.id), v.path) for v in videos)
@@ -192,11 +196,13 @@ def _stem(name: str) -> str:
     return stem if suffix.lower() in VIDEO_SUFFIXES and not stem.endswith("/") else name
 
 
-def _read_table(table: Path, tell: Callable[[str], None] | None) -> Items:
+def _read_table(table: Path, tell: Callable[[str], None] | None, choice: Choice) -> Items:
     read = read_table(table, ("path",), _TABLE_COLUMNS)
     if "group" not in read.names and (near := near_name("group", read.names)) and tell is not None:
         tell(f"{table} has no column 'group', so that no groups are known; {near!r} is not read")
     columns = read.columns
+    if not len(columns):
+        raise NoImagesError(f"{table} has no rows: list one image path per row")
     paths = _texts(table, columns["path"])
     ids = _texts(table, columns["id"]) if "id" in read.names else paths
     for name, column in (("path", paths), ("id", ids)):
@@ -213,7 +219,9 @@ def _read_table(table: Path, tell: Callable[[str], None] | None) -> Items:
     if times is None or not pa.types.is_integer(times.type):
         times = None
     files = [os.fsencode(os.path.join(table.parent, path)) for path in paths.to_pylist()]
-    return Items(ids, pa.array(files, pa.large_binary()), groups, times and times.combine_chunks())
+    times = times and times.combine_chunks()
+    items = Items(ids, pa.array(files, pa.large_binary()), groups, times)
+    return choice.of(items, paths.to_pylist())
 
 
 def _texts(table: Path, column: pa.ChunkedArray) -> pa.Array:

@@ -7,7 +7,8 @@ name of the image or of any folder on its way. A folder that matches stands for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -45,11 +46,11 @@ class Choice:
         is_in = not self._include or self._match(self._include, name)
         return is_in and not is_out
 
-    def of(self, items: Items) -> Items:
-        """Return the chosen items, by id."""
+    def of(self, items: Items, paths: Iterable[str]) -> Items:
+        """Return the chosen items, by the path of each."""
         if not self:
             return items
-        return items.take(np.array([self.takes(item.id) for item in items], bool))
+        return items.take(np.array([self.takes(posixpath.normpath(p)) for p in paths], bool))
 
     def unmatched(self) -> Iterator[str]:
         """Yield the patterns that no image or folder matched so far, with their options."""
@@ -61,7 +62,7 @@ class Choice:
     def _match(self, patterns: dict[str, list[str]], name: str) -> bool:
         if not patterns:
             return False
-        parts = name.split("/")
+        parts = name.lstrip("/").split("/")
         found = [text for text, pattern in patterns.items() if _covers(pattern, parts)]
         self._matched.update(found)
         return bool(found)

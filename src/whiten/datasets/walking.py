@@ -12,6 +12,7 @@ from whiten.datasets.collection import Item
 from whiten.datasets.patterns import Choice
 from whiten.errors import NoImagesError
 from whiten.media.formats import describe_unread, unread_kind
+from whiten.media.video import VIDEO_SUFFIXES
 from whiten.utils.names import as_utf8, display_path
 
 # Folders that systems fill with thumbnails and deleted files; hidden ones are left out anyway.
@@ -42,6 +43,7 @@ class Walk:
         self._suffixes = suffixes
         self._choice = choice
         self._unread: Counter[str] = Counter()
+        self._videos = 0
         self._nowhere: list[str] = []
 
     def __iter__(self) -> Iterator[Item]:
@@ -84,6 +86,8 @@ class Walk:
             return self._choice.takes(name)
         if (kind := unread_kind(suffix)) is not None:
             self._unread[kind] += self._choice.takes(name)
+        elif suffix in VIDEO_SUFFIXES:
+            self._videos += self._choice.takes(name)
         elif entry.is_symlink() and not Path(entry.path).exists():  # once a folder, perhaps
             self._nowhere.append(f"{name} -> {as_utf8(str(Path(entry.path).readlink()))}")
         return False
@@ -106,6 +110,11 @@ class Walk:
         root = as_utf8(self._root)
         if unread := self.unread():
             yield f"{root}: not read: {unread}"
+        if self._videos:
+            yield (
+                f"{root}: not read: {self._videos:,} video{'' if self._videos == 1 else 's'}; take "
+                f"frames with `whiten frames {root} --out FRAMES`, and name FRAMES"
+            )
         if self._nowhere:
             links = sorted(self._nowhere)
             more = "" if len(links) <= _NAMED else f" and {len(links) - _NAMED:,} more"

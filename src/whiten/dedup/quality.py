@@ -26,11 +26,13 @@ _STEPS = {0.8: 0.08, 0.67: 0.13, 0.5: 0.17, 0.4: 0.2, 0.33: 0.22, 0.25: 0.22, 0.
 _SIDE = 512  # pixels of the centre that are analysed
 _SMALLEST = 96  # pixels; below, detail cannot be told
 _LUMINANCE = 57.58  # mean of JPEG's standard quantisation table, of quality 50 (ITU T.81, K.1)
-# What a compression leaves, by JPEG quality; lossless is 1.
+# Fidelity by JPEG quality; lossless is 1.
 _QUALITIES, _LEFT = (0, 30, 50, 75, 90, 95, 100), (0.4, 0.6, 0.78, 0.93, 0.97, 0.985, 0.995)
 _UNKNOWN = 0.95  # lossy, of a quality that its header does not tell
 _REPEATED = 1.4  # differences at the edges of repeated pixels, compared with those inside
-_NOISE = 1.25  # detail that is as much as compression alone makes, is none
+_NOISE = 1.25  # detail below this multiple of what compression alone makes counts as none
+# Of an enlargement and its original. Detail is told in steps, the upper end of each.
+_RESAMPLED = 0.8
 _BLOCKY, _BLOCK = 1.25, 8  # differences across a JPEG's blocks, compared with those inside
 _LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
 
@@ -57,7 +59,8 @@ class Quality:
     @property
     def worth(self) -> float:
         """True pixels, weighted by fidelity."""
-        return self.width * self.height * self.detail**2 * self.fidelity
+        resampled = _RESAMPLED if self.detail < 1 else 1.0
+        return self.width * self.height * self.detail**2 * self.fidelity * resampled
 
 
 def quality_of(path: str) -> Quality:

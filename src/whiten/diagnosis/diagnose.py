@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from whiten.datasets.finding import find_items
+from whiten.datasets.patterns import Patterns
 from whiten.diagnosis.copies import exact_copies, near_copies
 from whiten.diagnosis.result import Diagnosis, Difference, StudentFacts, TeacherFacts
 from whiten.diagnosis.verdict import verdict
@@ -45,6 +46,8 @@ def diagnose(
     size: int | None = None,
     sample: int = SAMPLE,
     cache: str | os.PathLike[str] | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
     seed: int = 0,
     show_progress: bool = False,
 ) -> Diagnosis:
@@ -62,6 +65,7 @@ def diagnose(
         sample: most images that are embedded, drawn at random in whole groups; 0 is all.
         cache: folder for the embeddings, which `distill` with the same cache uses again; none by
             default.
+        exclude, include: patterns that choose among the images, see `whiten.datasets.patterns`.
         seed: seed of the sample and the folds.
         show_progress: show progress on stderr.
 
@@ -77,7 +81,7 @@ def diagnose(
     )
     if sample < 0:
         raise ConfigError(f"sample must be at least 0, not {sample}")
-    found = find_items(images, announce if show_progress else None)
+    found = find_items(images, announce if show_progress else None, exclude, include)
     items = found.take(sample_rows(len(found), found.groups, seed, sample or len(found)))
     by_groups = has_groups(items.groups)
     opened: list[Model] = [open_teacher(uri) for uri in spec.teachers]

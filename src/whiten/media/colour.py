@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 VERSION = 1
-"""Of the conversion; embeddings of version 0 ignored profiles."""
+"""Version of the conversion; embeddings of version 0 ignored profiles."""
 
 _SAME = 2  # levels: a profile that changes no colour by more is sRGB
 _KEPT = 32  # transforms; all images of a camera share one

@@ -44,7 +44,6 @@ _UPRIGHT = {
 _ON_SIDE = frozenset([5, 6, 7, 8])
 _FROM_RIGHT = frozenset([2, 3, 6, 7])  # orientations whose first column becomes the last one
 _FROM_BOTTOM = frozenset([3, 4, 7, 8])
-"""Left, top, right and bottom, in pixels."""
 
 _JPEG = ("JPEG", "MPO")  # the latter holds several pictures; the first is used
 
