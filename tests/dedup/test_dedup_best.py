@@ -65,6 +65,21 @@ def test_an_enlargement_is_worth_less(
     assert large.worth < original.worth
 
 
+@pytest.mark.parametrize("scale", [1.4, 1.6, 2.3, 3.7])
+@pytest.mark.parametrize("quality", [None, 60])
+def test_pixels_repeated_at_a_fraction_are_told(
+    tmp_path: Path, scale: float, quality: int | None
+) -> None:
+    file = str(tmp_path / ("a.jpg" if quality else "a.png"))
+    enlarged(photograph(), scale, NEAREST).save(file, **({"quality": quality} if quality else {}))
+    assert quality_of(file).detail == pytest.approx(1 / scale, abs=0.02)
+
+
+def test_the_blocks_of_a_poor_jpeg_are_no_repeated_pixels(tmp_path: Path) -> None:
+    photograph().save(tmp_path / "a.jpg", quality=15)
+    assert quality_of(f"{tmp_path}/a.jpg").detail >= 0.5
+
+
 # name of the one to keep -> of the one to remove
 PAIRS: dict[str, Callable[[Path, Image.Image], tuple[str, str]]] = {}
 
@@ -106,6 +121,13 @@ def whole_and_crop(folder: Path, image: Image.Image) -> tuple[str, str]:
 def whole_and_enlarged_crop(folder: Path, image: Image.Image) -> tuple[str, str]:
     image.save(folder / "b.png")
     enlarged(image.crop((10, 8, 310, 232)), 2, BICUBIC).save(folder / "a.png")
+    return "b.png", "a.png"
+
+
+@pair
+def lossless_and_lossless_enlargement(folder: Path, image: Image.Image) -> tuple[str, str]:
+    image.save(folder / "b.png")
+    enlarged(image, 4, NEAREST).save(folder / "a.png")
     return "b.png", "a.png"
 
 

@@ -29,10 +29,11 @@ _LUMINANCE = 57.58  # mean of JPEG's standard quantisation table, of quality 50 
 # Fidelity by JPEG quality; lossless is 1.
 _QUALITIES, _LEFT = (0, 30, 50, 75, 90, 95, 100), (0.4, 0.6, 0.78, 0.93, 0.97, 0.985, 0.995)
 _UNKNOWN = 0.95  # lossy, of a quality that its header does not tell
-_REPEATED = 1.4  # differences at the edges of repeated pixels, compared with those inside
+_REPEATED = 1.3  # differences between repeated pixels and inside them, as a ratio
+_PARTS = np.linspace(0.15, 0.8, 1301)  # of the lines, that repetition may have started from
 _NOISE = 1.25  # detail below this multiple of what compression alone makes counts as none
-# Of an enlargement and its original. Detail is told in steps, the upper end of each.
-_RESAMPLED = 0.8
+# Weight of an enlargement, so that its original wins; `detail` is the upper end of a step.
+_RESAMPLED = 0.7
 _BLOCKY, _BLOCK = 1.25, 8  # differences across a JPEG's blocks, compared with those inside
 _LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
 
@@ -78,13 +79,14 @@ def quality_of(path: str) -> Quality:
         return Quality()
     except Exception:  # decoders raise almost anything on damaged files
         return Quality(*image.size, fidelity=_UNKNOWN)
-    grey = np.asarray(_centre(image.convert("L")), np.float32)
+    whole = image.convert("L")
+    grey = np.asarray(_centre(whole), np.float32)
     if compression == "lossless" and _blockiness(grey) > _BLOCKY:
         compression, left = "lossless, of a JPEG", 0.6
     return Quality(
         width,
         height,
-        _detail(grey, tables),
+        min(_detail(grey, tables), _part_not_repeated(whole)),
         compression,
         left * (0.8 if is_grey else 1.0),
         has_exif,
@@ -120,7 +122,7 @@ def _detail(grey: npt.NDArray[np.float32], tables: dict[int, list[int]] | None) 
     """
     if min(grey.shape) < _SMALLEST:
         return 1.0
-    found = min((1 / k for k in (2, 3, 4) if _repeats(grey, k)), default=1.0)
+    found = 1.0
     for part, least in _STEPS.items():
         beyond = _lost(grey, part)
         below = _lost(grey, part / 2) - beyond
@@ -132,15 +134,29 @@ def _detail(grey: npt.NDArray[np.float32], tables: dict[int, list[int]] | None) 
     return found
 
 
-def _repeats(grey: npt.NDArray[np.float32], times: int) -> bool:
-    """Return whether pixels were repeated: differences are at every `times`-th edge only."""
-    for lines in (grey, grey.T):
-        steps = np.abs(np.diff(lines, axis=1)).mean(axis=0)
-        steps = steps[: len(steps) // times * times].reshape(-1, times).mean(axis=0)
-        others = (steps.sum() - steps.max()) / (times - 1)
-        if steps.max() < _REPEATED * others or steps.max() == 0:
-            return False
-    return True
+def _part_not_repeated(image: Image.Image) -> float:
+    """Return the part of a grey image's lines that is left without repeated ones; 1 if none are.
+
+    An enlargement by the nearest pixel takes its line x from line floor((x + 1/2) part), and
+    differs from the line before only where that changes.
+    """
+    found = []
+    for lines in (np.asarray(image), np.asarray(image).T):
+        some = lines[:: max(1, len(lines) // _SMALLEST), :_SIDE].astype(np.float32)
+        steps = np.abs(np.diff(some, axis=1)).mean(axis=0)
+        if len(steps) < _SMALLEST or not steps.any():
+            return 1.0
+        at_edge = np.diff(np.floor((np.arange(len(steps) + 1) + 0.5) * _PARTS[:, None])) > 0
+        in_block = np.arange(1, len(steps) + 1) % _BLOCK != 0  # a JPEG differs between its blocks
+        steps, at_edge = steps[in_block], at_edge[:, in_block]
+        spread = at_edge.std(axis=1)
+        covariance = at_edge @ (steps - steps.mean()) / len(steps)
+        best = int((covariance / spread).argmax())
+        across, inside = steps[at_edge[best]].mean(), steps[~at_edge[best]].mean()
+        if across < _REPEATED * inside:
+            return 1.0
+        found.append(float(_PARTS[best]))
+    return round(max(found), 2)
 
 
 def _resized(grey: npt.NDArray[np.float32], part: float) -> npt.NDArray[np.float32]:
