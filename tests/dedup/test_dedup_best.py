@@ -239,6 +239,15 @@ def test_a_reference_of_nothing_is_refused(archive: Path, capsys: Captured) -> N
     assert "empty" in fails(capsys, *command, "empty")
 
 
+@pytest.mark.parametrize("source", ["inbox", "."])
+def test_patterns_choose_in_the_reference_too(archive: Path, source: str, capsys: Captured) -> None:
+    command = ("dedup", source, "--model", TEACHER, "--threshold", 0.9, "--csv", "groups.csv")
+    prints(capsys, *command, "--reference", "archive", "--exclude", "smaller.*")
+    with (archive / "groups.csv").open(newline="") as file:
+        held = [row["path"] for row in csv.DictReader(file) if row["reference"] == "yes"]
+    assert held == [str(archive / "archive" / "small.jpg")]
+
+
 def test_a_reference_of_a_store_is_a_part_of_it(archive: Path, capsys: Captured) -> None:
     prints(capsys, "embed", "archive", "--teacher", TEACHER, "--out", "store")
     with open_collection(Path("store"), None, None, reference=Path("archive")) as collection:

@@ -88,7 +88,8 @@ def open_collection(
         source: a folder or table of images or of videos, or a store.
         encoder: embeds them; for a store None, or the store's own encoder.
         cache: folder that keeps embeddings and frames; none by default.
-        exclude, include: patterns that choose among the files, see `whiten.datasets.patterns`.
+        exclude, include: patterns that choose among the files, also of the reference, see
+            `whiten.datasets.patterns`.
         reference: a folder whose files are compared with those of the source and never removed; for
             videos and stores a part of the source.
         also: also find copies that are `mirrored` (left to right or upside down) or `rotated` by
@@ -126,7 +127,9 @@ def open_collection(
                 source, frames, exclude=exclude, include=include, progress=update
             )
         if items.frame_ms is None:
-            items = items if reference is None else with_reference(items, reference)
+            items = (
+                items if reference is None else with_reference(items, reference, exclude, include)
+            )
             collection = _of_images(items, encoder, folder, show_progress)
             if also:
                 assert isinstance(collection.similarity, VectorSimilarity)
@@ -143,7 +146,7 @@ def open_collection(
             yield marked(videos, reference)
 
 
-def with_reference(items: Items, reference: Path) -> Items:
+def with_reference(items: Items, reference: Path, exclude: Patterns, include: Patterns) -> Items:
     """Add the images of a reference folder that are not among the items.
 
     Raises:
@@ -154,7 +157,7 @@ def with_reference(items: Items, reference: Path) -> Items:
     known = {_place(item.path) for item in items}
     names = set(items.ids.to_pylist())
     added = []
-    for item in find_items(reference):
+    for item in find_items(reference, None, exclude, include):
         if _place(item.path) in known:
             continue
         name = f"{reference.name}/{item.id}"
