@@ -19,9 +19,9 @@ from whiten.media.decoding import decode
 from whiten.media.formats import FORMATS
 from whiten.media.reading import read_bytes
 
-# Detail beyond a part of the resolution, compared with that of the octave below it, which
-# photographs exceed and their enlargements do not reach (measured, lossless and at JPEG quality
-# 30); a power spectrum that falls as frequency⁻⁴, steeper than any photograph's, exceeds it too.
+# Least detail beyond a part of the resolution, relative to the octave below it. Photographs exceed
+# it, and their enlargements stay below (measured, lossless and at JPEG quality 30). A power
+# spectrum that falls as frequency⁻⁴, steeper than any photograph's, exceeds it too.
 _STEPS = {0.8: 0.08, 0.67: 0.13, 0.5: 0.17, 0.4: 0.2, 0.33: 0.22, 0.25: 0.22, 0.17: 0.22}
 _SIDE = 512  # pixels of the centre that are analysed
 _SMALLEST = 96  # pixels; below, detail cannot be told
@@ -29,8 +29,8 @@ _LUMINANCE = 57.58  # mean of JPEG's standard quantisation table, of quality 50 
 # Fidelity by JPEG quality; lossless is 1.
 _QUALITIES, _LEFT = (0, 30, 50, 75, 90, 95, 100), (0.4, 0.6, 0.78, 0.93, 0.97, 0.985, 0.995)
 _UNKNOWN = 0.95  # lossy, of a quality that its header does not tell
-_REPEATED = 1.3  # differences between repeated pixels and inside them, as a ratio
-_PARTS = np.linspace(0.15, 0.8, 1301)  # of the lines, that repetition may have started from
+_REPEATED = 1.3  # least ratio of differences between runs of repeated pixels to those inside them
+_PARTS = np.linspace(0.15, 0.8, 1301)  # candidates: lines before an enlargement per line after it
 _NOISE = 1.25  # detail below this multiple of what compression alone makes counts as none
 # Weight of an enlargement, so that its original wins; `detail` is the upper end of a step.
 _RESAMPLED = 0.7
