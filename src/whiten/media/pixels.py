@@ -15,7 +15,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import map_coordinates
 
 from whiten.errors import ImageError
 from whiten.media.decoding import decode_scaled
@@ -74,6 +73,8 @@ def _prepare(path: str) -> tuple[Floats, ...]:
 
 def _discs(image: Image.Image) -> Floats:
     """Return central discs of each scale, (scales, channels × rings, angles), of mean 0, norm 1."""
+    from scipy.ndimage import map_coordinates  # exported students are evaluated without it
+
     pixels = np.asarray(image, np.float32)
     middle = (np.array(pixels.shape[:2], np.float32) - 1) / 2
     angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
