@@ -81,7 +81,9 @@ def test_other_floats(kind: int, tmp_path: Path) -> None:
     nodes = [("Cast", ["image"], ["float"], {"to": FLOAT}), MEAN, PROJECT]
     nodes[1] = ("ReduceMean", ["float"], *MEAN[2:])
     path = save(tmp_path / "g.onnx", nodes, outputs=["embedding"], kind=kind)
-    check(embed(f"onnx:{path}?{PLAIN}"), colours() @ WEIGHT, atol=2e-3)
+    found = embed(f"onnx:{path}?{PLAIN}")
+    assert found.dtype == np.float32
+    assert_allclose(found, normalize_rows(colours() @ WEIGHT), atol=2e-3)
 
 
 def test_a_half_output(tmp_path: Path) -> None:
@@ -90,7 +92,9 @@ def test_a_half_output(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     onnx.save(model, path)
-    check(embed(f"onnx:{path}?{PLAIN}"), colours() @ WEIGHT, atol=2e-3)
+    found = embed(f"onnx:{path}?{PLAIN}")
+    assert found.dtype == np.float32
+    assert_allclose(found, normalize_rows(colours() @ WEIGHT), atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64])
@@ -205,7 +209,9 @@ def test_pooling_what_is_pooled_is_refused(tmp_path: Path) -> None:
 def test_axes_of_one_are_no_tokens(tmp_path: Path) -> None:
     kept = ("ReduceMean", ["image"], ["colour"], {"axes": [2, 3], "keepdims": 1})
     path = save(tmp_path / "g.onnx", [kept], outputs=["colour"])
-    check(embed(f"onnx:{path}?{PLAIN}"), colours())
+    found = embed(f"onnx:{path}?{PLAIN}")
+    assert found.shape == (2, 3)
+    assert_allclose(found, normalize_rows(colours()), atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "dim"), [("output", 1000), ("y", 1001), ("logits", 5)])
@@ -290,10 +296,41 @@ def test_the_same_network_elsewhere(tmp_path: Path) -> None:
     inner = beside(tmp_path / "c" / "g.onnx", location="inner/w.bin")
     assert prints(inner) == first
     (tmp_path / "d").mkdir()
-    linked = tmp_path / "d" / "g.onnx"
-    linked.write_bytes((tmp_path / "a" / "g.onnx").read_bytes())
-    (tmp_path / "d" / "g.onnx.data").symlink_to(tmp_path / "a" / "g.onnx.data")  # as a hub's cache
+    linked = link(tmp_path / "a" / "g.onnx", tmp_path / "d")
     assert prints(linked) == first
+
+
+def link(path: Path, folder: Path) -> Path:
+    """Link a graph and its weights into a folder, as the cache of a hub does."""
+    for file in (path, path.with_name("g.onnx.data")):
+        (folder / file.name).symlink_to(file)
+    return folder / path.name
+
+
+def test_large_weights_behind_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime opens them itself, and follows no link out of the folder."""
+    monkeypatch.setattr(onnx_graph, "_AT_ONCE", 0)
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    snapshot.mkdir()
+    path = link(beside(blobs / "g.onnx"), snapshot)
+    expected = normalize_rows(colours() @ WEIGHT + np.arange(6))
+    assert_allclose(embed(f"onnx:{path}?{PLAIN}"), expected, atol=1e-5)
+    assert open_network(f"onnx:{path}").count_macs() == WEIGHT.size
+    assert prints(path) == prints(blobs / "g.onnx")
+
+
+def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = beside(tmp_path / "g.onnx", one=False)
+    opened: list[str] = []
+    genuine = Path.open
+
+    def counting(self: Path, *args: Any, **options: Any) -> Any:
+        opened.append(self.name)
+        return genuine(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", counting)
+    onnx_graph.read_graph(path)
+    assert sorted(opened) == sorted(file.name for file in tmp_path.iterdir())
 
 
 def test_missing_and_cut_weights_are_named(tmp_path: Path) -> None:
@@ -306,11 +343,25 @@ def test_missing_and_cut_weights_are_named(tmp_path: Path) -> None:
     data.unlink()
     with pytest.raises(TeacherError, match=r"has weights in g\.onnx\.data, which is not there"):
         prints(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("location", "../g.onnx.data", "outside of its folder"),
+        ("offset", "first", r"does not say where in g\.onnx\.data its weights are"),
+        ("length", "1e3", r"does not say where in g\.onnx\.data its weights are"),
+        ("offset", "-1", "is cut short"),
+    ],
+)
+def test_weights_that_are_misnamed(key: str, value: str, message: str, tmp_path: Path) -> None:
+    path = beside(tmp_path / "g.onnx")
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
-        tensor.external_data[0].value = "../g.onnx.data"
+        for entry in tensor.external_data:
+            entry.value = value if entry.key == key else entry.value
     onnx.save(model, path)
-    with pytest.raises(TeacherError, match="outside of its folder") as caught:
+    with pytest.raises(TeacherError, match=message) as caught:
         prints(path)
     assert "\n" not in str(caught.value)
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whiten.errors import MissingExtraError, TeacherError
-from whiten.models.runtimes import import_openvino
+from whiten.errors import TeacherError
+from whiten.models.runtimes import import_onnx, import_openvino
 from whiten.models.student import StudentNet
 from whiten.models.teacher import first_line
 from whiten.views.rendering import Preprocess
@@ -97,17 +97,7 @@ class _Scoped(nn.Module):
 
 
 def onnx_libraries() -> tuple[Any, Any]:
-    """Import `onnx` and `onnxruntime`.
-
-    Raises:
-        MissingExtraError: they are not installed.
-    """
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("exporting", "onnx") from None
-    return onnx, onnxruntime
+    return import_onnx("exporting")
 
 
 def trace_onnx(deployed: Deployed, size: tuple[int, int]) -> Any:

@@ -91,7 +91,7 @@ RUNTIMES: dict[str, Callable[[Path, str], Run]] = {
 def session_options(ort: Any) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads()
-    options.log_severity_level = 3  # hide its notes on unused tensors
+    options.log_severity_level = 4  # its errors are raised, too; hide notes on unused tensors
     # By default its threads spin for a millisecond, on cores that the next batch is decoded on:
     # then embedding from files takes 1.3 to 1.5 times as long.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
@@ -119,6 +119,20 @@ def fixed_batch(session: Any) -> int:
     """Return the only batch size that an ONNX Runtime graph takes; 0 if it takes any."""
     shape = session.get_inputs()[0].shape  # empty if even the number of axes is open
     return shape[0] if shape and isinstance(shape[0], int) else 0
+
+
+def import_onnx(purpose: str) -> tuple[Any, Any]:
+    """Import `onnx` and `onnxruntime`.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError(purpose, "onnx") from None
+    return onnx, onnxruntime
 
 
 def import_openvino() -> Any:

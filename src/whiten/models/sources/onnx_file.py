@@ -16,10 +16,10 @@ from whiten.models.sources.onnx_ends import (
     read_input,
 )
 from whiten.models.sources.onnx_graph import (
+    Graph,
     count_macs,
     count_params,
     cut,
-    external_folder,
     fold_subtractions,
     libraries,
     open_session,
@@ -73,11 +73,11 @@ def open_uri(uri: TeacherURI) -> Teacher:
         if options[name] not in allowed:
             raise ConfigError(f"{name}={options[name]!r} must be one of {', '.join(allowed)}")
     path = Path(uri.target)
-    model, weights = read_graph(path)
-    if (recorded := _recorded(model, path)) is not None:
-        return _open_recorded(uri, path, model, weights, recorded)
-    output = choose_output(model.graph, options["output"], path)
-    takes = read_input(model.graph, output, path)
+    graph = read_graph(path)
+    if (recorded := _recorded(graph)) is not None:
+        return _open_recorded(uri, graph, recorded)
+    output = choose_output(graph.model.graph, options["output"], path)
+    takes = read_input(graph.model.graph, output, path)
     if takes.is_pixels:
         if told := [name for name, _ in uri.options if name in _AS_PIXELS]:
             raise ConfigError(
@@ -102,9 +102,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
         for layout in layouts
     ]
     return _open(
-        path,
-        model,
-        weights,
+        graph,
         uri=str(uri),
         name=path.stem,
         output=output,
@@ -115,29 +113,27 @@ def open_uri(uri: TeacherURI) -> Teacher:
     )
 
 
-def _recorded(model: Any, path: Path) -> dict[str, str] | None:
+def _recorded(graph: Graph) -> dict[str, str] | None:
     """Return the metadata of a graph that `whiten export` wrote; None for others.
 
     Raises:
         TeacherError: the graph is of a later version.
     """
-    facts = {entry.key: entry.value for entry in model.metadata_props}
+    facts = {entry.key: entry.value for entry in graph.model.metadata_props}
     if "whiten.preprocess" not in facts:
         return None
-    form = facts.get("whiten.format", "")
-    refuse_later(path, "export", int(form) if form.isdecimal() else form, 1, error=TeacherError)
-    if facts.get("whiten.format") != "1":
+    stated = facts.get("whiten.format", "none")
+    refuse_later(graph.path, "export", stated, 1, error=TeacherError)
+    if stated != "1":
         raise TeacherError(
-            f"{path} has export format {facts.get('whiten.format')}, this version reads 1: export "
-            "it again"
+            f"{graph.path} has export format {stated}, this version reads 1: export it again"
         )
     return facts
 
 
-def _open_recorded(
-    uri: TeacherURI, path: Path, model: Any, weights: str, facts: dict[str, str]
-) -> Teacher:
+def _open_recorded(uri: TeacherURI, graph: Graph, facts: dict[str, str]) -> Teacher:
     """Open an exported student that is separated from its folder."""
+    path = graph.path
     told = [name for name, _ in uri.options if name not in ("output", "licence")]
     if told:
         raise ConfigError(
@@ -156,12 +152,10 @@ def _open_recorded(
         ) from error
     options = dict(uri.options)
     return _open(
-        path,
-        model,
-        weights,
+        graph,
         uri=str(uri),
         name=path.stem,
-        output=choose_output(model.graph, options.get("output", ""), path),
+        output=choose_output(graph.model.graph, options.get("output", ""), path),
         is_chosen=True,  # whatever its dimension
         pool="",
         preprocess=[preprocess],
@@ -194,14 +188,12 @@ def open_graph(
         TeacherError: the file is no ONNX graph, lacks the tensor, needs other inputs than images,
             or the tensor is not one embedding per image.
     """
-    model, weights = read_graph(path)
+    graph = read_graph(path)
     return _open(
-        path,
-        model,
-        weights,
+        graph,
         uri=uri,
         name=name,
-        output=choose_output(model.graph, output, path),
+        output=choose_output(graph.model.graph, output, path),
         is_chosen=True,
         pool="",
         preprocess=[preprocess],
@@ -210,9 +202,7 @@ def open_graph(
 
 
 def _open(
-    path: Path,
-    model: Any,
-    weights: str,
+    graph: Graph,
     *,
     uri: str,
     name: str,
@@ -228,45 +218,45 @@ def _open(
         is_chosen: whether the user named the output, which then is an embedding.
     """
     _, ort = libraries()
-    takes = read_input(model.graph, output, path)
-    params = count_params(model.graph)
-    others = other_outputs(model.graph, output)
-    folder = external_folder(model, path)
-    cut(model.graph, output)
-    fold_subtractions(model.graph)
+    path, network = graph.path, graph.model.graph
+    takes = read_input(network, output, path)
+    params = count_params(network)
+    others = other_outputs(network, output)
+    cut(network, output)
+    fold_subtractions(network)
     try:
-        session = open_session(model, session_options(ort), ort.get_available_providers(), folder)
+        session = open_session(graph, session_options(ort), ort.get_available_providers())
     except Exception as error:  # its errors have no common base
         raise TeacherError(
             f"{path} cannot be opened ({one_line(error)}): upgrade onnxruntime, or export it again"
         ) from error
-    seen, shape = _probe(session, output, takes, preprocess, uri)
-    if not pool and pools_of(shape):
+    seen, probe = _probe(session, output, takes, preprocess, uri)
+    if not pool and (pools := pools_of(probe.shape)):
         raise TeacherError(
-            f"{uri} returned {describe(shape)}, not one embedding: add "
-            f"?pool={'|'.join(pools_of(shape))}{others}"
+            f"{uri} returned {describe(probe.shape)}, not one embedding: add "
+            f"?pool={'|'.join(pools)}{others}"
+        )
+    dim = pool_array(probe, pool, seen.layout, uri).shape[1]
+    if not is_chosen and is_scores(output, dim):
+        raise TeacherError(
+            f"{path} ends in {dim} class scores ({output!r}), not an embedding: name the features "
+            f"with ?output=TENSOR, or ?output={output} if it is one{others}"
         )
     cast = takes.feed(seen)
 
     def forward(images: Arrays) -> Arrays:
         return pool_array(run_session(session, output, cast(images)), pool, seen.layout, uri)
 
-    dim = forward(takes.blank(seen, 1)).shape[1]
-    if not is_chosen and is_scores(output, dim):
-        raise TeacherError(
-            f"{path} ends in {dim} class scores ({output!r}), not an embedding: name the features "
-            f"with ?output=TENSOR, or ?output={output} if it is one{others}"
-        )
     count = fixed_batch(session) or 1
     return ArrayTeacher(
         uri=uri,
         name=name,
         dim=dim,
         preprocess=seen,
-        weights_hash=weights,
+        weights_hash=graph.weights_hash,
         forward=forward,
         licence=licence,
-        macs_counter=lambda: count_macs(model, output, cast(takes.blank(seen, count)), folder),
+        macs_counter=lambda: count_macs(graph, output, cast(takes.blank(seen, count))),
         params=params,
         readout=f"{output};pool={pool}" if pool else output,
         takes_pixels=takes.is_pixels,
@@ -275,23 +265,23 @@ def _open(
 
 def _probe(
     session: Any, output: str, takes: ImageInput, given: list[Preprocess], uri: str
-) -> tuple[Preprocess, tuple[int, ...]]:
-    """Run two blank images; return the first preprocessing that works, and the output's shape."""
+) -> tuple[Preprocess, Arrays]:
+    """Run two blank images; return the first preprocessing that works, and its output."""
     problem: Exception | None = None
     for preprocess in given:
         try:
             images = takes.feed(preprocess)(takes.blank(preprocess, 2))
-            shape = run_session(session, output, images).shape
+            out = run_session(session, output, images)
         except WhitenError:
             raise
         except Exception as error:  # the runtime raises almost anything
             problem = problem or error
             continue
-        if shape[:1] != (2,):
+        if out.shape[:1] != (2,):
             raise TeacherError(
-                f"{uri} returned the shape {shape} for 2 images, not one embedding per image"
+                f"{uri} returned the shape {out.shape} for 2 images, not one embedding per image"
             )
-        return preprocess, shape
+        return preprocess, out
     assert problem is not None
     height, width = given[0].size
     way = ": try another ?size=" if 0 in takes.shape[1:] else ": export it again"

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from whiten.errors import MissingExtraError, TeacherError
-from whiten.models.runtimes import Arrays
-from whiten.utils.hashing import hash_file
+from whiten.errors import TeacherError
+from whiten.models.runtimes import Arrays, import_onnx
+from whiten.utils.hashing import content_hash
 
 _AT_ONCE = 1 << 30  # a serialised graph is limited to 2 GiB: larger weights stay in their files
 
 
 def libraries() -> tuple[Any, Any]:
-    """Import `onnx` and `onnxruntime`.
+    return import_onnx("reading an ONNX model")
 
-    Raises:
-        MissingExtraError: they are not installed.
+
+class Graph(NamedTuple):
+    """A graph on disk.
+
+    Attributes:
+        path: its file.
+        model: its content, a `ModelProto`.
+        weights_hash: the same wherever its files are and whatever those of its weights are called.
+        folder: folder of the weights that were left in their files; "" if all were read.
     """
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("reading an ONNX model", "onnx") from None
-    return onnx, onnxruntime
+
+    path: Path
+    model: Any
+    weights_hash: str
+    folder: str = ""
 
 
-def read_graph(path: Path) -> tuple[Any, str]:
-    """Read a graph with its weights, wherever they are stored.
+def read_graph(path: Path) -> Graph:
+    """Read a graph with its weights, wherever they are stored, and every file once.
 
-    Returns:
-        The model, and a hash that is the same wherever its files are and whatever those of its
-        weights are called. Weights of more than 1 GiB in other files are hashed and not read.
+    Weights of more than 1 GiB in other files are hashed and left there.
 
     Raises:
         TeacherError: the file is missing or no graph, or one that holds its weights is missing,
@@ -46,12 +51,13 @@ def read_graph(path: Path) -> tuple[Any, str]:
     if not path.is_file():
         raise TeacherError(f"{path} does not exist: write onnx:PATH/TO/model.onnx")
     try:
-        model = onnx.load(path, load_external_data=False)
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's errors have no common base
         raise TeacherError(f"{path} is not an ONNX model: export it again") from error
     stored = [tensor for tensor in _tensors(model) if tensor.data_location == _EXTERNAL]
     if not stored:
-        return model, hash_file(path)
+        return Graph(path, model, content_hash(data))
     parts = [_Part(tensor, path) for tensor in stored]
     bare = type(model)()
     bare.CopyFrom(model)
@@ -61,13 +67,17 @@ def read_graph(path: Path) -> tuple[Any, str]:
     is_small = sum(part.length for part in parts) <= _AT_ONCE
     for part in parts:
         digest.update(f"{part.length}|".encode())
+        read = []
         for piece in part.pieces():
             digest.update(piece)
+            if is_small:
+                read.append(piece)
         if is_small:
-            part.tensor.raw_data = b"".join(part.pieces())
+            part.tensor.raw_data = b"".join(read)
             part.tensor.ClearField("external_data")
             part.tensor.ClearField("data_location")
-    return model, digest.hexdigest()
+    folder = "" if is_small else _name_real_files(parts)
+    return Graph(path, model, digest.hexdigest(), folder)
 
 
 _EXTERNAL = 1  # TensorProto.EXTERNAL
@@ -86,14 +96,19 @@ class _Part:
             )
         self.tensor = tensor
         self.path = graph.parent / inner
-        self.offset = int(facts.get("offset", 0))
         if not self.path.is_file():
             raise TeacherError(
                 f"{graph} has weights in {location}, which is not there: copy {self.path.name} to "
                 f"{self.path.parent}"
             )
         size = self.path.stat().st_size
-        self.length = int(facts["length"]) if "length" in facts else size - self.offset
+        try:
+            self.offset = int(facts.get("offset", 0))
+            self.length = int(facts.get("length", size - self.offset))
+        except ValueError as error:
+            raise TeacherError(
+                f"{graph} does not say where in {location} its weights are: export it again"
+            ) from error
         if self.length < 0 or self.offset < 0 or self.offset + self.length > size:
             raise TeacherError(f"{self.path} is cut short, {graph} needs more of it: copy it again")
 
@@ -106,10 +121,18 @@ class _Part:
                 yield piece
 
 
-def external_folder(model: Any, path: Path) -> str:
-    """Return the folder of weights that were left in their files; "" if there are none."""
-    is_left = any(tensor.data_location == _EXTERNAL for tensor in _tensors(model))
-    return str(path.parent.absolute()) if is_left else ""
+def _name_real_files(parts: list[_Part]) -> str:
+    """Let tensors name files that are no links, below the returned folder.
+
+    ONNX Runtime refuses links that lead out of its folder, as those in the cache of a hub do.
+    """
+    files = [part.path.resolve() for part in parts]
+    folder = os.path.commonpath([file.parent for file in files])
+    for part, file in zip(parts, files, strict=True):
+        for entry in part.tensor.external_data:
+            if entry.key == "location":
+                entry.value = file.relative_to(folder).as_posix()
+    return folder
 
 
 def _tensors(model: Any) -> Iterator[Any]:
@@ -226,7 +249,7 @@ def count_params(graph: Any) -> int:
     return sum(math.prod(tensor.dims) for tensor in graph.initializer)
 
 
-def count_macs(model: Any, output: str, blank: Arrays, folder: str) -> int:
+def count_macs(graph: Graph, output: str, blank: Arrays) -> int:
     """Count multiply-accumulates per image, over the Conv, Gemm and MatMul nodes of `output`.
 
     Shapes come from a run on blank images: shape inference fails on graphs that compute sizes
@@ -234,9 +257,9 @@ def count_macs(model: Any, output: str, blank: Arrays, folder: str) -> int:
 
     Args:
         blank: (n, …) input of one batch.
-        folder: see `external_folder`.
     """
     onnx, ort = libraries()
+    model = graph.model
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     needed = needed_for(model.graph, output)
     products = [
@@ -254,7 +277,7 @@ def count_macs(model: Any, output: str, blank: Arrays, folder: str) -> int:
         probe.graph.output.append(onnx.ValueInfoProto(name=name))
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = open_session(probe, options, ["CPUExecutionProvider"], folder)
+    session = open_session(graph._replace(model=probe), options, ["CPUExecutionProvider"])
     arrays = session.run(sorted(seen), {session.get_inputs()[0].name: np.ascontiguousarray(blank)})
     shapes = weights | {n: list(a.shape) for n, a in zip(sorted(seen), arrays, strict=True)}
     total = 0
@@ -266,15 +289,11 @@ def count_macs(model: Any, output: str, blank: Arrays, folder: str) -> int:
     return total // len(blank)
 
 
-def open_session(model: Any, options: Any, providers: list[str], folder: str) -> Any:
-    """Open a graph with ONNX Runtime.
-
-    Args:
-        folder: folder of weights that are in their own files, or "".
-    """
+def open_session(graph: Graph, options: Any, providers: list[str]) -> Any:
+    """Open a graph with ONNX Runtime."""
     _, ort = libraries()
-    if folder:
+    if graph.folder:
         options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", folder
+            "session.model_external_initializers_file_folder_path", graph.folder
         )
-    return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    return ort.InferenceSession(graph.model.SerializeToString(), options, providers=providers)
