@@ -55,12 +55,14 @@ def test_an_index_with_columns_of_a_later_kind(colour_teachers: None, tmp_path: 
 
 def test_a_student_without_the_files_of_today(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"format": 3}))
-    refusal(TeacherError, lambda: load_student(tmp_path))
+    message = refusal(TeacherError, lambda: load_student(tmp_path))
+    assert f"{tmp_path} has student format 3, this version reads 1 and 2" in message
 
 
 def test_an_export(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text(json.dumps({"format": 2}))
-    refusal(TeacherError, lambda: read_manifest(tmp_path))
+    message = refusal(TeacherError, lambda: read_manifest(tmp_path))
+    assert f"{tmp_path} has export format 2, this version reads 1" in message
 
 
 def test_a_whitener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +71,7 @@ def test_a_whitener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(files, "_HEADER", "whiten.3")
         fitted.save(path)
-    refusal(StoreError, lambda: Whitener.load(path))
+    assert str(path) in refusal(StoreError, lambda: Whitener.load(path))
 
 
 def test_a_run(tmp_path: Path) -> None:
