@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -98,10 +99,15 @@ def test_several_images_in_one_container(encoder: Encoder, tmp_path: Path) -> No
     pandas = pytest.importorskip("pandas")
     given.append(pandas.Series([str(path) for path in paths], index=[7, 8, 9]))
     given.append(pandas.DataFrame({"path": [str(path) for path in paths], "price": 1}))
+    names = pa.chunked_array([[str(path) for path in paths]])
+    given += [names, names.combine_chunks(), pa.table({"path": names, "price": [1, 2, 3]})]
     for images in given:
         np.testing.assert_allclose(encoder.embed(images), expected, atol=1e-6)
-    with pytest.raises(ConfigError, match="needs a column 'path'"):
-        encoder.embed(pandas.DataFrame({"file": ["a"]}))
+    one = np.array(str(paths[0]))  # of no axes
+    np.testing.assert_allclose(encoder.embed(one), expected[:1], atol=1e-6)
+    for table in (pandas.DataFrame({"file": ["a"]}), pa.table({"file": ["a"]})):
+        with pytest.raises(ConfigError, match="needs a column 'path'"):
+            encoder.embed(table)
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,15 @@ def listed(images: Iterable[Embeddable] | Embeddable) -> Sequence[Embeddable]:
     if _is_one(given):
         return [_taken(given)]
     if hasattr(given, "columns"):  # a data frame, whose own items are its columns
-        if "path" not in given.columns:
+        if "path" not in getattr(given, "column_names", given.columns):
             raise ConfigError("a table of images needs a column 'path'")
         given = given["path"]
+    if hasattr(given, "to_pylist"):  # an Arrow column
+        given = given.to_pylist()
     if _is_tensor(given) or (isinstance(given, np.ndarray) and given.dtype.kind not in "OUS"):
         return list(given) if given.ndim == 4 else [given]
+    if isinstance(given, np.ndarray):
+        given = np.atleast_1d(given)
     if not isinstance(given, Iterable):
         return [given]  # refused by name where it is read
     return [_taken(image) for image in given]
