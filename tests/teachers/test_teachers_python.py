@@ -13,6 +13,7 @@ from whiten.errors import ConfigError, TeacherError
 from whiten.models.registry import open_teacher
 
 FACTORIES = '''
+import functools
 import torch
 from torch import nn
 from whiten.models.teacher import Teacher
@@ -38,6 +39,8 @@ def wide(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linea
 def number(): return 3
 def swapped(): return Preprocess(), Mean(1)
 def broken(): raise ValueError("no luck\\nat all")
+@functools.cache
+def kept(name="x"): return teacher()
 constant = 1
 '''
 
@@ -73,6 +76,15 @@ def test_python_tuple_and_teacher(factories: str) -> None:
     own = open_teacher(f"{factories}teacher")
     assert open_teacher(f"{factories}wide").dim == 128
     assert (own.name, own.weights_hash, own.uri) == ("mine", "0" * 32, f"{factories}teacher")
+
+
+def test_a_teacher_that_the_factory_keeps(factories: str) -> None:
+    """Opening it leaves the factory's own as it is: the next time it is the same model."""
+    first = open_teacher(f"{factories}kept")
+    prints = {open_teacher(f"{factories}kept").fingerprint() for _ in range(3)}
+    assert prints == {first.fingerprint()}
+    assert open_teacher(f"{factories}kept?name=y").fingerprint() != first.fingerprint()
+    assert first.uri == f"{factories}kept"
 
 
 def test_python_weights_make_the_identity(factories: str) -> None:

@@ -13,7 +13,8 @@ from whiten.errors import ConfigError, MissingExtraError, TeacherError, nearest
 from whiten.models.sources.hub import hub_access, seeded
 from whiten.models.teacher import UNKNOWN_LICENCE, Teacher, first_line, positive_int, probe_dim
 from whiten.models.uri import TeacherURI
-from whiten.models.weights import hash_state, load_into, load_state_dict
+from whiten.models.weights import hash_state, load_into, load_state_dict, refuse_lone_state
+from whiten.utils.hashing import fingerprint
 from whiten.views.rendering import RESAMPLING, Preprocess
 
 # The text tower is discarded. Where its weights are not needed to load the others, this replaces
@@ -42,6 +43,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     options = uri.take(
         size=(positive_int, None), weights=(str, ""), state=(str, ""), pretrained=(bool, True)
     )
+    refuse_lone_state(uri)
     is_published = options["pretrained"] and not options["weights"]
     architecture, _, tag = uri.target.partition("/")
     recipe = _find_recipe(open_clip, uri, architecture, tag, is_published)
@@ -67,6 +69,8 @@ def open_uri(uri: TeacherURI) -> Teacher:
     if options["weights"]:
         _load(model, options["weights"], options["state"])
     visual = model.visual.eval()
+    config = open_clip.get_model_config(architecture)
+    config.pop("text_cfg", None)
     preprocess = read_preprocess(open_clip.get_model_preprocess_cfg(model))
 
     def forward(images: Tensor) -> Tensor:
@@ -84,7 +88,10 @@ def open_uri(uri: TeacherURI) -> Teacher:
         licence=UNKNOWN_LICENCE,  # open_clip states no licences for its weights
         module=visual,
         # Neither the activation nor the heads of attention are seen in the weights.
-        details=(f"architecture={architecture}", f"quick_gelu={settings['force_quick_gelu']}"),
+        details=(
+            f"tower={fingerprint(config)}",
+            f"quick_gelu={settings['force_quick_gelu']}",
+        ),
     )
 
 

@@ -45,9 +45,9 @@ def open_uri(uri: TeacherURI) -> Teacher:
     made = _call(uri, factory, dict(uri.options))
     details = (f"source={source}", f"options={sorted(uri.options)}", f"factory={name}")
     if isinstance(made, Teacher):
-        made.uri = str(uri)
-        made.details = (*made.details, *details)
-        return made
+        mine = object.__new__(type(made))  # the factory may keep its own and return it again
+        mine.__dict__.update(vars(made), uri=str(uri), details=(*made.details, *details))
+        return mine
     match made:
         case nn.Module() as module:
             preprocess = Preprocess()
