@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from teacher_helpers import random_state
-from whiten.errors import TeacherError
+from whiten.errors import ConfigError, TeacherError
 from whiten.models.registry import open_network
 from whiten.models.weights import load_state_dict
 
@@ -37,6 +37,7 @@ def under(prefix: str, state: State) -> State:
     return {f"{prefix}{name}": value for name, value in state.items()}
 
 
+X = torch.ones(3, 4)
 HEAD = {"head.0.weight": torch.ones(8, 4), "head.0.bias": torch.ones(8)}
 LAYOUTS: dict[str, Callable[[State], Any]] = {
     "plain": lambda s: s,
@@ -63,6 +64,10 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
     "encoder": lambda s: under("encoder.", s) | under("projector.", HEAD),
     "Lightning of a wrapper": lambda s: {"state_dict": under("net.module.backbone.", s)},
     "student alone": lambda s: {"student": under("module.backbone.", s) | HEAD},
+    "SwAV": lambda s: under("module.", s | under("projection_", HEAD) | {"prototypes.weight": X}),
+    "with a projector": lambda s: s | {"projector.0.weight": X, "predictor.0.weight": X},
+    "a list": lambda s: [s, {"epoch": 3}],
+    "a tuple": lambda s: ("test_resnet", {"model": s}),
     "averaged": lambda s: under("module.", s) | {"n_averaged": torch.tensor(3)},
     "equal twice": lambda s: {"state_dict": s, "state_dict_ema": dict(s)},
     "of a hub": lambda s: {"state_dict": under("base_encoder.", s), "queue": torch.ones(4, 9)},
@@ -152,6 +157,13 @@ def test_a_missing_or_foreign_part_is_refused_as_ever(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "w.pth")
     with pytest.raises(TeacherError, match="holds no state dict"):
         open_network(f"timm:{ARCHITECTURE}?weights={tmp_path / 'w.pth'}")
+
+
+@pytest.mark.parametrize("scheme", [f"timm:{ARCHITECTURE}", "torchvision:resnet18"])
+def test_a_choice_without_a_file_is_refused(scheme: str) -> None:
+    """Also of open_clip, see its own tests."""
+    with pytest.raises(ConfigError, match=r"state=.ema. of .*: add &weights=FILE, or leave it out"):
+        open_network(f"{scheme}?pretrained=0&state=ema")
 
 
 def test_torchvision_takes_them_too(tmp_path: Path) -> None:

@@ -162,6 +162,24 @@ def test_a_second_input(tmp_path: Path) -> None:
     assert teacher.count_macs() == WEIGHT.size
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("size=-5", "must be of type whole number above 0"),
+        ("crop=2", "must be of type number above 0 and up to 1"),
+        ("crop=0", "must be of type number above 0 and up to 1"),
+        ("std=1,0,1", "must be of type three numbers above 0 with commas"),
+        ("mean=1,2", "must be of type three numbers with commas"),
+        ("mean=nan,0,0", "must be of type three numbers with commas"),
+        ("white=0", "must be of type number above 0"),
+    ],
+)
+def test_numbers_without_meaning_are_refused(option: str, message: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "g.onnx", [MEAN, PROJECT], outputs=["embedding"])
+    with pytest.raises(ConfigError, match=f"{message}$"):
+        open_network(f"onnx:{path}?{option}")
+
+
 # --- outputs ----------------------------------------------------------------------------
 
 

@@ -94,6 +94,12 @@ def test_openclip_identity(tmp_path: Path) -> None:
     other = open_teacher(f"openclip:whiten-tiny?weights={tmp_path / 'b.pt'}")
     assert first.fingerprint() == open_teacher(first.uri).fingerprint()
     assert first.weights_hash != other.weights_hash
+    file = tmp_path / "whiten-tiny.json"  # other heads, and the same shapes of weights
+    vision = TOWERS["vision_cfg"]
+    for vision_cfg, is_same in ((vision | {"head_width": 16}, False), (vision, True)):
+        file.write_text(json.dumps(TOWERS | {"vision_cfg": vision_cfg}))
+        open_clip.add_model_config(tmp_path)
+        assert (open_teacher(first.uri).fingerprint() == first.fingerprint()) is is_same
     random = open_teacher("openclip:whiten-tiny?pretrained=0")
     assert random.weights_hash == open_teacher(random.uri).weights_hash
 
@@ -155,6 +161,7 @@ def test_openclip_leaves_logging_alone(
         ("ViT-B-32", r"ViT-B-32/WEIGHTS with one of openai"),
         ("whiten-tiny", r"openclip:whiten-tiny\?weights=FILE"),
         ("ViT-B-32/openai?pool=avg", "has no option 'pool'"),
+        ("ViT-B-32?pretrained=0&state=ema", "add &weights=FILE, or leave it out"),
     ],
 )
 def test_openclip_wrong_name_or_option(target: str, message: str) -> None:

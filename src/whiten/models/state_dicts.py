@@ -43,7 +43,8 @@ def choose_state(
     """Return the tensors of a checkpoint that fit a network best.
 
     Args:
-        loaded: content of the file: nested mappings, with tensors somewhere.
+        loaded: content of the file: nested mappings, with tensors somewhere; a list or tuple is
+            taken as a mapping by position.
         wanted: the network's own state dict.
         source: the file, for messages.
         choice: part of a label, such as `teacher`; needed if a file holds several.
@@ -57,6 +58,8 @@ def choose_state(
         TeacherError: the file holds no tensors, several sets of weights that fit alike, or not the
             chosen one.
     """
+    if isinstance(loaded, list | tuple):
+        loaded = {str(position): entry for position, entry in enumerate(loaded)}
     candidates = _candidates(loaded, wanted)
     if not candidates:
         raise TeacherError(f"{source} holds no state dict: save the model's state_dict()")

@@ -5,6 +5,7 @@ Torch is imported on demand: models of ONNX Runtime and OpenVINO run without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -291,3 +292,15 @@ def positive_int(text: str) -> int:
     if (value := int(text)) < 1:
         raise ValueError(text)
     return value
+
+
+def positive_number(text: str) -> float:
+    """Parse an option that is above 0 and finite."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError(text)
+    return value
+
+
+# Errors show these names.
+positive_int.__name__ = "whole number above 0"
+positive_number.__name__ = "number above 0"

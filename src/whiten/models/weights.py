@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whiten.errors import DAMAGED, TeacherError, one_line
+from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line
 from whiten.models.state_dicts import choose_state
+from whiten.models.teacher import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-from whiten.models.teacher import first_line
+    from whiten.models.uri import TeacherURI
 
 
 def hash_state(state: Mapping[str, Tensor]) -> str:
@@ -44,6 +45,20 @@ def load_state_dict(
             the network's, or several.
     """
     return choose_state(_read(Path(path)), wanted or {}, str(path), choice)
+
+
+def refuse_lone_state(uri: TeacherURI) -> None:
+    """Refuse `state` without `weights`: it would be ignored.
+
+    Raises:
+        ConfigError: see above.
+    """
+    options = dict(uri.options)
+    if options.get("state") and not options.get("weights"):
+        raise ConfigError(
+            f"state={options['state']!r} of {uri} chooses among the weights in a file: add "
+            "&weights=FILE, or leave it out"
+        )
 
 
 def _read(path: Path) -> Any:
@@ -81,11 +96,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+# Of SwAV; of Barlow Twins, VICReg and SimCLR; of BYOL and SimSiam.
+_TRAINING_HEADS = ("projection_head.", "prototypes.", "projector.", "predictor.")
+
+
 def load_into(
     module: nn.Module, state: Mapping[str, Tensor], source: str, *, ignore: tuple[str, ...] = ()
 ) -> None:
     """Load weights strictly, except for keys that begin with one of `ignore` (a classifier head).
 
+    The heads of self-supervised training are left out too.
     Step counters of batch norm may be missing, as in files from before PyTorch 0.4.1: no embedding
     depends on them.
 
@@ -93,7 +113,7 @@ def load_into(
         TeacherError: keys or shapes do not match; the first ones are named.
     """
     own = module.state_dict()
-    extra = [k for k in state if k not in own and not k.startswith(ignore)]
+    extra = [k for k in state if k not in own and not k.startswith((*ignore, *_TRAINING_HEADS))]
     missing = [k for k in own if k not in state and not k.endswith(".num_batches_tracked")]
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     for problem, keys in (("lacks", missing), ("has unknown", extra), ("misshapes", wrong)):

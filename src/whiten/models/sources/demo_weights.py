@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from whiten.errors import ConfigError, TeacherError, nearest
-from whiten.models.teacher import Teacher
+from whiten.models.teacher import Teacher, positive_int
 from whiten.models.uri import TeacherURI
 from whiten.models.weights import hash_state, load_state_dict
 from whiten.views.rendering import Preprocess
@@ -98,7 +98,7 @@ def list_names() -> list[str]:
 def open_uri(uri: TeacherURI) -> Teacher:
     """Open a network; options: `size` (input side; open-nsfw: 224), `fit` (crop or squash)."""
     network = find_network(uri.target)
-    options = uri.take(size=(int, network.preprocess.size[0]), fit=(str, "crop"))
+    options = uri.take(size=(positive_int, network.preprocess.size[0]), fit=(str, "crop"))
     preprocess = network.preprocess.resized(options["size"]).fitted(options["fit"])
     if not network.architecture:
         from whiten.models.sources.onnx_file import open_graph

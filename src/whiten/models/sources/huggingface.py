@@ -35,8 +35,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     is never run.
 
     Options: `size` (input side in pixels) and `pool` (`cls` is the class token, `avg` the average
-        of
-    the patches, `pooler` the model's pooled output).
+    of the patches, `pooler` the model's pooled output).
 
     Raises:
         ConfigError: an option is unknown, or the model lacks this pooling.

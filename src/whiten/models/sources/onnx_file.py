@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from whiten.models.sources.onnx_graph import (
     open_session,
     read_graph,
 )
-from whiten.models.teacher import UNKNOWN_LICENCE, ArrayTeacher, Teacher
+from whiten.models.teacher import (
+    UNKNOWN_LICENCE,
+    ArrayTeacher,
+    Teacher,
+    positive_int,
+    positive_number,
+)
 from whiten.models.uri import TeacherURI
 from whiten.utils.validation import check_types
 from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -52,13 +59,13 @@ def open_uri(uri: TeacherURI) -> Teacher:
     options = uri.take(
         output=(str, ""),
         pool=(str, ""),
-        size=(int, 0),
+        size=(positive_int, 0),
         fit=(str, "crop"),
-        crop=(float, 1.0),
+        crop=(_fraction, 1.0),
         interpolation=(str, "bicubic"),
         mean=(_triple, IMAGENET_MEAN),
-        std=(_triple, IMAGENET_STD),
-        white=(float, 1.0),
+        std=(_divisors, IMAGENET_STD),
+        white=(positive_number, 1.0),
         channels=(str, "rgb"),
         layout=(str, ""),
         licence=(str, UNKNOWN_LICENCE),
@@ -165,9 +172,27 @@ def _open_recorded(uri: TeacherURI, graph: Graph, facts: dict[str, str]) -> Teac
 
 def _triple(text: str) -> tuple[float, float, float]:
     values = tuple(float(part) for part in text.split(","))
-    if len(values) != 3:
+    if len(values) != 3 or not all(map(math.isfinite, values)):
         raise ValueError(text)
     return values
+
+
+def _divisors(text: str) -> tuple[float, float, float]:
+    if min(values := _triple(text)) <= 0:
+        raise ValueError(text)
+    return values
+
+
+def _fraction(text: str) -> float:
+    if (value := positive_number(text)) > 1:
+        raise ValueError(text)
+    return value
+
+
+# Errors show these names.
+_triple.__name__ = "three numbers with commas"
+_divisors.__name__ = "three numbers above 0 with commas"
+_fraction.__name__ = "number above 0 and up to 1"
 
 
 # --- the network ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from whiten.errors import ConfigError, TeacherError, nearest
 from whiten.models.sources.hub import hub_access, seeded
 from whiten.models.teacher import UNKNOWN_LICENCE, Teacher, first_line, positive_int, probe_dim
 from whiten.models.uri import TeacherURI
-from whiten.models.weights import hash_state, load_into, load_state_dict
+from whiten.models.weights import hash_state, load_into, load_state_dict, refuse_lone_state
 from whiten.views.rendering import RESAMPLING, Preprocess
 
 POOLS = ("model", "avg", "gem")
@@ -47,6 +47,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
         fit=(str, ""),
         pool=(str, "model"),
     )
+    refuse_lone_state(uri)
     pool = options["pool"]
     if pool not in POOLS:
         raise ConfigError(f"pool={pool!r} of {uri} must be one of {', '.join(POOLS)}")

@@ -15,7 +15,7 @@ from whiten.errors import ConfigError, TeacherError, nearest
 from whiten.models.sources.hub import hub_access, seeded
 from whiten.models.teacher import UNKNOWN_LICENCE, Teacher, first_line, positive_int, probe_dim
 from whiten.models.uri import TeacherURI
-from whiten.models.weights import hash_state, load_into, load_state_dict
+from whiten.models.weights import hash_state, load_into, load_state_dict, refuse_lone_state
 from whiten.views.rendering import Preprocess
 
 UNSTATED_LICENCE = "unstated; torchvision's code is BSD-3-Clause"
@@ -52,6 +52,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
     options = uri.take(
         size=(positive_int, None), weights=(str, ""), state=(str, ""), pretrained=(str, "1")
     )
+    refuse_lone_state(uri)
     name, file = uri.target, options["weights"]
     if name not in list_names():
         hint = nearest(name, list_names()) or ": torchvision.models.list_models() lists them"

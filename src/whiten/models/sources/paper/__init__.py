@@ -7,12 +7,11 @@ published.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from whiten.errors import ConfigError, nearest
 from whiten.models.sources.paper.catalogue import AUTHORS_FOLDER, PUBLISHED, Published
-from whiten.models.teacher import Teacher, exact, positive_int
+from whiten.models.teacher import Teacher, exact, positive_int, positive_number
 from whiten.models.uri import TeacherURI
 from whiten.models.weights import hash_state
 from whiten.views.rendering import Preprocess
@@ -75,7 +74,7 @@ def _options(name: str, published: Published) -> dict[str, Any]:
     known: dict[str, Any] = {
         "weights": (str, ""),
         "size": (positive_int, published.size),
-        "p": (_power, published.power),
+        "p": (positive_number, published.power),
         "fit": (str, "crop"),
     }
     if published.has_head:
@@ -83,16 +82,6 @@ def _options(name: str, published: Published) -> dict[str, Any]:
     if name == "resnet101_dolg":
         known["branch"] = (str, "global")
     return known
-
-
-def _power(text: str) -> float:
-    """Parse an option that is a power: above 0 and finite."""
-    if not 0 < (value := float(text)) < math.inf:
-        raise ValueError(text)
-    return value
-
-
-_power.__name__ = "number above 0"
 
 
 def _preprocess(published: Published, size: int) -> Preprocess:
