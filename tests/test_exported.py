@@ -149,7 +149,7 @@ def test_a_lone_file_that_lies_or_normalises_is_refused(exported: Path, tmp_path
     for change, message in (
         ({"whiten.preprocess": "{"}, "is damaged, what it says of its input cannot be read"),
         ({"whiten.preprocess": '{"size": 3}'}, "is damaged, what it says of its input"),
-        ({"whiten.format": "2"}, "has export format 2"),
+        ({"whiten.format": "2"}, "has export format 2, this version reads 1: it is of a later"),
         ({"whiten.input": "pixels"}, "normalises pixels itself: name the folder"),
     ):
         onnx.helper.set_model_props(graph, known | change)

@@ -93,7 +93,7 @@ def refuse_later(
     if isinstance(number, int) and number > known[-1]:
         reads = " and ".join(map(str, known))
         raise error(
-            f"{place} has {what} format {found!r}, this version reads {reads}: it is of {UPGRADE}"
+            f"{place} has {what} format {number}, this version reads {reads}: it is of {UPGRADE}"
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import weakref
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ class Repeats:
 
     def __init__(self, dim: int) -> None:
         self._file = tempfile.TemporaryFile(prefix="whiten-")  # noqa: SIM115 - closed with this
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, _close, self._file)
         self._dim = dim
         self._slots: dict[str, int] = {}
 
@@ -37,6 +39,12 @@ class Repeats:
         """Return the (dim,) float32 embedding of a content; raises KeyError if it is not kept."""
         self._file.seek(4 * self._dim * self._slots[digest])
         return np.frombuffer(self._file.read(4 * self._dim), np.float32)
+
+
+def _close(file: IO[bytes]) -> None:
+    """Close a file whose content nobody needs: on a full disk, what is still to be written fails."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def may_repeat(sizes: Sequence[int | None]) -> npt.NDArray[np.bool_]:
