@@ -19,6 +19,7 @@ from whiten.embedding.opening import load
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that import ONNX Runtime themselves
 
 ImageFolder = Callable[..., Path]
 

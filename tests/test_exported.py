@@ -286,5 +286,25 @@ def test_openvino_tells_nobody(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_onnx_runtime_comes_without_telemetry(exported: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from whiten.models.exported import Exported; from PIL import Image; "
+        "print(Exported(sys.argv[1], format='onnx').embed(Image.new('RGB', (32, 32))).shape)"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(SOURCE)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exported)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == f"(1, {DIM})\n", done.stderr
+    assert list(home.iterdir()) == []
+
+
 def test_a_drawn_image_is_no_file(exported: Path) -> None:
     assert Exported(exported).embed(draw(3)).shape == (1, DIM)

@@ -192,9 +192,9 @@ def to_fp16(model: Any) -> Any:
 
     Pooling stays in fp32: it takes powers, which overflow in fp16.
     """
+    onnx, _ = onnx_libraries()
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    onnx, _ = onnx_libraries()
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     with _quiet():

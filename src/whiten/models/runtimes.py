@@ -27,10 +27,7 @@ CPU_BATCH = 4  # images per batch; more do not fit into the CPU's caches
 
 def open_onnx(path: Path, precision: str) -> Run:
     """Open a graph with ONNX Runtime; its first output is the embedding."""
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise MissingExtraError("running an exported ONNX model", "onnx") from None
+    ort = import_onnxruntime("running an exported ONNX model")
     session = ort.InferenceSession(
         str(path), session_options(ort), providers=ort.get_available_providers()
     )
@@ -127,12 +124,26 @@ def import_onnx(purpose: str) -> tuple[Any, Any]:
     Raises:
         MissingExtraError: they are not installed.
     """
+    ort = import_onnxruntime(purpose)
     try:
         import onnx
+    except ImportError:
+        raise MissingExtraError(purpose, "onnx") from None
+    return onnx, ort
+
+
+def import_onnxruntime(purpose: str) -> Any:
+    """Import ONNX Runtime without telemetry, which would write to the home folder and the network.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
+    try:
         import onnxruntime
     except ImportError:
         raise MissingExtraError(purpose, "onnx") from None
-    return onnx, onnxruntime
+    return onnxruntime
 
 
 def import_openvino() -> Any:
