@@ -217,7 +217,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, keep: int) -> None:
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     path = make_store(tmp_path / "s").shards[0].path
     rewrite(path, format="2")
-    with pytest.raises(StoreError, match="store format '2', this version reads 1"):
+    with pytest.raises(StoreError, match="store format 2, this version reads 1"):
         Store.open(tmp_path / "s")
     rewrite(path, format="1", dim=7)
     with pytest.raises(StoreError, match="6 dimensions, its header says 7"):
