@@ -48,8 +48,8 @@ def test_from_landmarks_to_revisited_oxford_with_distractors(
     settings = {(one["queries"], one["distractors"]): one for one in found["settings"]}
     assert set(settings) == {(q, n) for q in ("cropped", "uncropped") for n in (0, DISTRACTORS)}
     among = settings["cropped", DISTRACTORS]
-    # Measured with three seeds: 0.78 to 0.83, 0.58 to 0.60, and 0.26 to 0.27; at a single scale 0.79
-    # to 0.92, 0.70 to 0.74, and 0.50 to 0.55. Chance is 0.03 to 0.05.
+    # Measured with three seeds: 0.78 to 0.83, 0.58 to 0.60, 0.26 to 0.27; at a single scale 0.79 to
+    # 0.92, 0.70 to 0.74, 0.50 to 0.55. Chance is 0.03 to 0.05.
     for setup, least in (("easy", 0.65), ("medium", 0.45), ("hard", 0.2)):
         random = chance(Path("revisited"), setup)
         assert random < 0.1 and among[setup]["map"]["low"] > 2 * random

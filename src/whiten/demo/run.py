@@ -113,7 +113,6 @@ def run_demo(
             train,
             plan.teachers,
             student=plan.student,
-            pool="avg",  # the backbone's own pooling, so that the start is a fair baseline
             out=folder.root,
             cache=cache,
             resume=True,

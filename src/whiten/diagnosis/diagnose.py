@@ -90,7 +90,7 @@ def diagnose(
     backbone = None
     if student is not None:
         torch.manual_seed(seed)
-        net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+        net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
         backbone = backbone_as_teacher(net, config)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         embedding = Cache(Path(cache or temporary), spec, show_progress=show_progress)

@@ -181,7 +181,7 @@ def _training_precision(spec: DistillSpec, device: str) -> str:
     precision = resolve_precision(spec.precision, device)
     if spec.precision == "auto" and precision == "bf16" and device == "cpu":
         net, _ = build_student(
-            spec.student, dim=spec.dim, pool=spec.pool, size=spec.size, pretrained=False
+            spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size, pretrained=False
         )
         return "bf16" if computes_faster_in_bf16(net, device) else "32"
     return precision

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.distillation.held_out import FEWEST, HeldOut
-from whiten.distillation.ridge import Head, Ridge, whitening
+from whiten.distillation.ridge import Head, Ridge, whitenings
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import name_codes
 
-STRENGTHS = (0.1, 0.3, 1.0)
+STRENGTHS = (0.03, 0.1, 0.3)
 SHARES = (1.0, 0.7, 0.5, 0.3)  # of the student's own features
-SHRINKAGES = (1.0, 10.0, 100.0)  # of their whitening
+SHRINKAGES = (0.1, 1.0, 10.0)  # of their whitening
 STRENGTH, SHARE = 0.3, 0.5  # without a choice, of the features as they come
 FEW = 4 * FEWEST  # images that are too few to choose on
 SAMPLE = 2048  # images that a choice looks at
@@ -145,12 +145,13 @@ def candidates(
     f = features.shape[2]
     whole = features[:: -(-len(features) // SAMPLE), 0]
     owns = {"features": Head(np.eye(f), np.zeros(f))}
-    owns |= {f"features whitened ({c:g})": whitening(whole, f, c) for c in shrinkages}
+    heads = whitenings(whole, f, shrinkages)
+    owns |= {f"features whitened ({c:g})": head for c, head in heads.items()}
     ridge = Ridge(features, teachers)
     # Alone it keeps the teachers' own lengths, which the gallery of a compatible student has.
-    heads = {strength: ridge.head(strength, to_unit=max(shares) > 0) for strength in strengths}
+    ridges = {strength: ridge.head(strength, to_unit=max(shares) > 0) for strength in strengths}
     for share in shares:
         for strength in strengths if share < 1 else strengths[:1]:
             for name, own in owns.items() if share else [("", owns["features"])]:
                 parts = [f"ridge {strength:g}"] * (share < 1) + [f"{share:g} {name}"] * (share > 0)
-                yield Mix(" and ".join(parts), share, own, heads[strength])
+                yield Mix(" and ".join(parts), share, own, ridges[strength])

@@ -70,7 +70,7 @@ def prepare(
     opened = open_network if spec.teachers_online else open_teacher
     teachers: list[Model] = [opened(uri) for uri in spec.teachers]
     torch.manual_seed(spec.seed)
-    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
     if config.dim != spec.dim:
         raise ConfigError(
             f"{spec.student} has {config.dim} dimensions, dim={spec.dim} does not fit: "

@@ -103,18 +103,22 @@ def _blocks(features: Vectors, targets: Sequence[Vectors]) -> Iterator[tuple[Flo
             forget(mapped[part])
 
 
-def whitening(features: Vectors, dim: int, shrinkage: float) -> Head:
-    """Principal axes of (n, f) features, whitened as far as the shrinkage says; inf is centring.
+def whitenings(features: Vectors, dim: int, shrinkages: Sequence[float]) -> dict[float, Head]:
+    """Principal axes of (n, f) features, whitened as far as each shrinkage says; inf is centring.
 
     The output has length 1 in the root mean square.
     """
     rank = min(dim, features.shape[1], len(features) - 1)
     if rank < 1:
-        return Head(np.zeros((0, features.shape[1])), np.zeros(0))
+        return dict.fromkeys(shrinkages, Head(np.zeros((0, features.shape[1])), np.zeros(0)))
+    fitted = Whitener(rank, shrinkage=float("inf")).fit(features)
+    heads = {}
     with warnings.catch_warnings():
         # Many axes for few images are no surprise: held-out images decide.
         warnings.filterwarnings("ignore", "whitening .* dimensions on", UserWarning)
-        axes = Whitener(rank, shrinkage=shrinkage).fit(features)
-    head = Head(axes.projection_, -axes.projection_ @ axes.mean_)
-    square = float((head(features) ** 2).sum(axis=1).mean())
-    return head.scaled(1 / np.sqrt(square)) if square else head
+        for shrinkage in shrinkages:
+            axes = fitted.with_settings(shrinkage=shrinkage)
+            head = Head(axes.projection_, -axes.projection_ @ axes.mean_)
+            square = float((head(features) ** 2).sum(axis=1).mean())
+            heads[shrinkage] = head.scaled(1 / np.sqrt(square)) if square else head
+    return heads

@@ -12,7 +12,7 @@ from whiten.datasets.collection import Items
 from whiten.distillation.best import Best
 from whiten.distillation.held_out import HeldOut
 from whiten.distillation.mix import SAMPLE, SHRINKAGES, Mix, choose_mix
-from whiten.distillation.ridge import Head, whitening
+from whiten.distillation.ridge import Head, whitenings
 from whiten.distillation.targets import Own, open_targets, write_fused_targets
 from whiten.distillation.training_set import (
     crops_path,
@@ -126,7 +126,8 @@ def _start(
         return space.mix.name
     else:
         name = "principal axes"
-        write_head(net, whitening(features[:: _step(len(features)), 0], spec.dim, float("inf")))
+        fit, centring = features[:: _step(len(features)), 0], float("inf")
+        write_head(net, whitenings(fit, spec.dim, [centring])[centring])
     is_turned = spec.compatible or name == "principal axes"
     if is_turned and features is not None and space.rotation is not None:
         rows = slice(None, len(features), _step(len(features)))
@@ -156,8 +157,7 @@ def _to_beat(
     """Scores of the features as they come, and whitened."""
     fit, held = features[: trained : _step(trained), 0], features[trained:, 0]
     scores = {AS_IT_IS: held_out.score(held, crops)}
-    for shrinkage in SHRINKAGES:
-        head = whitening(fit, dim, shrinkage)
+    for shrinkage, head in whitenings(fit, dim, SHRINKAGES).items():
         cut = None if crops is None else head(crops)
         scores[f"{WHITENED} ({shrinkage:g})"] = held_out.score(head(held), cut)
     return scores

@@ -45,7 +45,7 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     spec = data.spec
     state = run.load_checkpoint()
     net, config = build_student(
-        spec.student, dim=spec.dim, pool=spec.pool, size=spec.size, pretrained=False
+        spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size, pretrained=False
     )
     net.load_state_dict(state["model"])
     average = {k: v.clone() for k, v in state["ema"].items()}

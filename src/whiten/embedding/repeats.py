@@ -42,7 +42,7 @@ class Repeats:
 
 
 def _close(file: IO[bytes]) -> None:
-    """Close a file whose content nobody needs: on a full disk, what is still to be written fails."""
+    """Close a file whose content nobody needs; on a full disk its last part cannot be written."""
     with contextlib.suppress(OSError):
         file.close()
 

@@ -329,8 +329,9 @@ def run_encoders(
 
 
 def start_features(spec: DistillSpec) -> Teacher:
-    """Return the student's pooled backbone features before training."""
-    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    """Return the features of the student's backbone before training, pooled as it is published."""
+    pool = "avg" if spec.pooling == "stages" else spec.pooling
+    net, config = build_student(spec.student, dim=spec.dim, pool=pool, size=spec.size)
     return backbone_as_teacher(net, config).on_best_device()
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +81,18 @@ class _Scoped(nn.Module):
         self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
         self.dtype = torch.float32
 
-    def forward(self, images: Tensor) -> Tensor:
-        if self.dtype == torch.float32:
-            found: Tensor = self.backbone.forward_features(images)
-            return found
-        halved: Tensor = self.backbone.forward_features(images.to(self.dtype))
-        return halved.float()
+    def forward(self, images: Tensor, indices: Sequence[int] | None = None) -> Any:
+        """Compute the last maps, and with `indices` also the maps of these stages."""
+        given = images if self.dtype == torch.float32 else images.to(self.dtype)
+        if indices is None:
+            return self.backbone.forward_features(given)
+        return self.backbone.forward_intermediates(given, indices=indices)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        found: Tensor = self(images)
-        return found
+    def forward_features(self, images: Tensor) -> Any:
+        return self(images)
+
+    def forward_intermediates(self, images: Tensor, *, indices: Sequence[int]) -> Any:
+        return self(images, indices)
 
 
 # --- ONNX -------------------------------------------------------------------------------

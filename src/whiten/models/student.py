@@ -2,6 +2,8 @@
 
 Features are pooled, L2-normalised and projected; the caller L2-normalises again. This is the
 classic retrieval head (Radenović et al., TPAMI 2019), whose projection can be a whitening.
+`stages` pools every stage of a convolutional backbone: early ones know colours, textures and shapes
+that the last one has forgotten for its classes, and cost nothing, since they are computed anyway.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line, refuse_later
+from whiten.models.readout import Pool
 from whiten.models.teacher import Teacher
 from whiten.models.uri import TeacherURI, parse_uri
 from whiten.models.weights import hash_state
@@ -27,7 +30,8 @@ from whiten.utils.validation import check_types
 from whiten.views.rendering import Preprocess
 
 FORMAT = 2  # format 1 had no checksum
-Pool = Literal["auto", "gem", "gem-fixed", "avg"]
+_STAGES = 4  # the last ones; earlier ones see few pixels
+_LEAST = 1e-12  # variance, below which a map is constant
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class StudentConfig:
 
     Attributes:
         architecture: timm name of the backbone.
-        pool: auto, gem, gem-fixed or avg; see `StudentNet`.
+        pool: auto, gem, gem-fixed, avg or stages; see `StudentNet`.
         dim: embedding dimension.
         preprocess: preprocessing of the input.
         backbone: URI of the backbone's weights.
@@ -64,7 +68,9 @@ class StudentNet(nn.Module):
         backbone: a timm model without classifier.
         pool: `gem` is generalised-mean pooling with a learnable power (Radenović et al., TPAMI
             2019, eq. 2), `gem-fixed` keeps the power at 3, `avg` is the average. `auto` is `gem`
-            for feature maps and `avg` for transformer tokens, which may be negative.
+            for feature maps and `avg` for transformer tokens, which may be negative. `stages` is
+            the average of the last maps, beside mean and standard deviation of the maps of the last
+            four stages; of a transformer the average of the tokens.
         dim: embedding dimension.
         preprocess: sets the size of the blank image that determines the number of features.
     """
@@ -72,29 +78,35 @@ class StudentNet(nn.Module):
     def __init__(self, backbone: nn.Module, pool: Pool, dim: int, preprocess: Preprocess) -> None:
         super().__init__()
         self.backbone = backbone
+        self.stages: list[int] = []
         blank = torch.zeros(1, 3, *preprocess.size)
         with torch.no_grad():
-            feature_map = self._feature_map(blank, backbone.eval())
-        is_tokens = feature_map.ndim == 3
+            maps = self._maps(blank, backbone.eval())
+            is_tokens = maps[-1].ndim == 3
+            if pool == "stages" and not is_tokens:
+                self.stages = _stages(backbone)
+                maps = self._maps(blank, backbone)
         if is_tokens and pool in ("gem", "gem-fixed"):
             raise ConfigError(f"pool={pool} needs feature maps; a transformer takes pool=avg")
         self.is_gem = pool in ("gem", "gem-fixed") or (pool == "auto" and not is_tokens)
         if self.is_gem:
             self.power = nn.Parameter(torch.tensor(3.0), requires_grad=pool != "gem-fixed")
-        self.projection = nn.Linear(feature_map.shape[1 if not is_tokens else 2], dim)
+        widths = [2 * stage.shape[1] for stage in maps[:-1]]
+        self.projection = nn.Linear(sum(widths) + maps[-1].shape[2 if is_tokens else 1], dim)
 
     def features(self, images: Tensor) -> Tensor:
         """Compute (n, 3, h, w) normalised input -> (n, f) pooled features, L2-normalised."""
-        maps = self._feature_map(images, self.backbone)
-        if maps.dtype != torch.float64:  # powers overflow in half precision
-            maps = maps.float()
-        if maps.ndim == 3:
-            pooled = maps.mean(dim=1)
+        *stages, last = (_widened(maps) for maps in self._maps(images, self.backbone))
+        if last.ndim == 3:
+            pooled = last.mean(dim=1)
         elif self.is_gem:
-            pooled = maps.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
+            pooled = last.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
         else:
-            pooled = maps.mean(dim=(2, 3))
-        return F.normalize(pooled, dim=1)
+            pooled = last.mean(dim=(2, 3))
+        parts = [statistic for maps in stages for statistic in _mean_and_deviation(maps)]
+        # Each part weighs the same, whatever its scale.
+        joined = torch.cat([F.normalize(part, dim=1) for part in (*parts, pooled)], dim=1)
+        return F.normalize(joined, dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed (n, 3, h, w) normalised input -> (n, dim), not normalised."""
@@ -102,15 +114,18 @@ class StudentNet(nn.Module):
         projected: Tensor = self.projection(features)
         return projected
 
-    @staticmethod
-    def _feature_map(images: Tensor, backbone: Any) -> Tensor:
-        """Compute the last features: (n, f, h, w) or (n, tokens, f)."""
-        out: Tensor = backbone.forward_features(images)
-        if out.ndim == 4 and out.shape[1] != backbone.num_features == out.shape[3]:
-            return out.permute(0, 3, 1, 2)  # Swin and its relatives are channels-last
-        if out.ndim == 3:
-            return out[:, getattr(backbone, "num_prefix_tokens", 0) :]
-        return out
+    def _maps(self, images: Tensor, backbone: Any) -> list[Tensor]:
+        """Compute the maps of the stages, if pooled, and the last ones.
+
+        Each is (n, c, h, w); the last ones of a transformer are (n, tokens, c).
+        """
+        if self.stages:
+            last, stages = backbone.forward_intermediates(images, indices=self.stages)
+            return [*stages, _channels_first(last, backbone)]
+        last = _channels_first(backbone.forward_features(images), backbone)
+        if last.ndim == 3:
+            last = last[:, getattr(backbone, "num_prefix_tokens", 0) :]
+        return [last]
 
     @torch.no_grad()
     def turn_projection(self, features: np.ndarray, targets: np.ndarray) -> None:
@@ -129,6 +144,34 @@ class StudentNet(nn.Module):
         rotation = (left @ right).float()
         self.projection.weight.copy_(rotation @ self.projection.weight)
         self.projection.bias.copy_(rotation @ self.projection.bias)
+
+
+def _stages(backbone: Any) -> list[int]:
+    """Return the numbers of the stages whose maps are pooled.
+
+    The last stage is left out where its maps are the last ones.
+    """
+    widths = [stage["num_chs"] for stage in backbone.feature_info]
+    count = len(widths) - (widths[-1] == backbone.num_features)
+    return list(range(max(0, len(widths) - _STAGES), count))
+
+
+def _channels_first(maps: Tensor, backbone: Any) -> Tensor:
+    if maps.ndim == 4 and maps.shape[1] != backbone.num_features == maps.shape[3]:
+        return maps.permute(0, 3, 1, 2)  # Swin and its relatives are channels-last
+    return maps
+
+
+def _widened(maps: Tensor) -> Tensor:
+    """Return float32 of half precision, in which powers overflow."""
+    return maps if maps.dtype == torch.float64 else maps.float()
+
+
+def _mean_and_deviation(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute (n, c, h, w) -> (n, c) means and standard deviations."""
+    mean = maps.mean(dim=(2, 3), keepdim=True)
+    variance = (maps - mean).square().mean(dim=(2, 3))
+    return mean.flatten(1), variance.clamp(min=_LEAST).sqrt()
 
 
 def build_student(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from whiten.errors import ConfigError, nearest
+from whiten.models.readout import Pool
 from whiten.models.uri import parse_uri
 from whiten.utils.validation import check_types
 from whiten.views.plan import ViewPlan
@@ -31,7 +32,6 @@ _MODELS, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
     )
 )
 
-
 _ONE = Parameter(consume_multiple=False, show_default=False)
 
 _MANY = Parameter(consume_multiple=True, show_default=False)  # of a list, which is empty
@@ -50,13 +50,15 @@ class DistillSpec:
     """URIs of the teachers, at least one."""
     student: Annotated[str, _MODELS] = "timm:efficientnet_lite0"
     """URI of the student's backbone: timm:NAME or demo:NAME."""
-    dim: Annotated[int, _MODELS] = 768
+    dim: Annotated[int, _MODELS] = 1024
     """Dimension of the student's embedding."""
     size: Annotated[int | None, _MODELS] = None
     """Input side of the student in pixels; by default the backbone's own."""
-    pool: Annotated[Literal["auto", "gem", "gem-fixed", "avg"], _MODELS] = "auto"
-    """Pooling: GeM with a learnable or a fixed power, or the average; auto is gem for feature maps
-    and avg for transformers."""
+    pool: Annotated[Pool | None, _MODELS] = None
+    """Pooling: GeM with a learnable or a fixed power, the average, or the average beside mean and
+    deviation of every stage of a convolutional backbone; auto is gem for feature maps and avg for
+    transformers. By default stages for a pretrained backbone, else auto, as with the recipe
+    paper."""
     whiten: Annotated[bool, _MODELS, _no("whiten")] = True
     """Whiten the teachers; without it they are only L2-normalised."""
     whiten_dim: Annotated[int | Literal["auto"], _MODELS] = "auto"
@@ -283,6 +285,18 @@ class DistillSpec:
                 "should have no weight"
             )
         return [number * count / sum(numbers) for number in numbers]
+
+    @property
+    def pooling(self) -> Pool:
+        """Pooling of the student: what earlier stages know is worth keeping once they are trained.
+
+        A finished student keeps its own.
+        """
+        if self.pool is not None:
+            return self.pool
+        uri = parse_uri(self.student)
+        is_given = self.recipe == "paper" or uri.is_untrained or uri.scheme == "whiten"
+        return "auto" if is_given else "stages"
 
     @property
     def view_plan(self) -> ViewPlan:
