@@ -21,7 +21,8 @@ from side_by_side import Comparison, Report, arguments, take_turns
 
 from whiten.compact import default_kinds, fit, measure_costs
 from whiten.compact.running import open_embedded
-from whiten.demo.run import FULL, extract_images
+from whiten.demo.drawings import FULL
+from whiten.demo.images import extract_drawings
 from whiten.embedding.opening import load
 from whiten.errors import WhitenError
 from whiten.index.local.storage.coded import searchable
@@ -62,12 +63,14 @@ def compare(images: Path, model: str, cache: Path, rounds: int) -> Comparison:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of `whiten demo`")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/demo/drawings"), help="of `whiten demo`"
+    )
     options = parser.parse_args()
     report = Report("compact embeddings", numpy=np.__version__)
     with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
         root = Path(folder)
-        extract_images(root / "images", 80 if options.quick else None)
+        extract_drawings(root / "images", 80 if options.quick else None)
         student = options.run / "groups" / "student"
         model = str(student) if (student / "config.json").is_file() else FULL.student
         rounds = 1 if options.quick else 5

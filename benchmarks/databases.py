@@ -27,7 +27,8 @@ from side_by_side import Comparison, Report, arguments, take_turns
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from postgres import Server
-from whiten.demo.run import FULL, extract_images
+from whiten.demo.drawings import FULL
+from whiten.demo.images import extract_drawings
 from whiten.embedding.opening import load
 from whiten.index import Index
 from whiten.index.places import open_place
@@ -144,7 +145,9 @@ def main() -> None:
     parser.add_argument("--pgvector", help="a PostgreSQL server")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of `whiten demo`")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/demo/drawings"), help="of `whiten demo`"
+    )
     options = parser.parse_args()
     count, dim, rounds = (1000, 32, 2) if options.quick else (options.count, options.dim, 20)
     report = Report("an index in databases", count=count, dim=dim)
@@ -167,7 +170,7 @@ def main() -> None:
         stack.callback(gc.collect)  # connections end with the last index that uses them
         for comparison in compare(places(f"bench{os.getpid()}"), count, dim, rounds):
             report.add(comparison)
-        extract_images(folder / "images", 40 if options.quick else None)
+        extract_drawings(folder / "images", 40 if options.quick else None)
         student = options.run / "groups" / "student"
         model = str(student) if (student / "config.json").is_file() else FULL.student
         report.add(on_drawings(places(f"drawings{os.getpid()}"), folder / "images" / "test", model))

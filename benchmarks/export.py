@@ -29,7 +29,7 @@ from side_by_side import Action, Comparison, Report, arguments, take_turns
 from torchvision import transforms
 
 from whiten.datasets.finding import find_items
-from whiten.demo.run import extract_images
+from whiten.demo.images import extract_drawings
 from whiten.embedding.embed import embed
 from whiten.export import export, speed
 from whiten.export.exporting import INT8_FLOOR, INT8_LOSS
@@ -267,7 +267,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="whiten-export-") as root:
         folder = Path(root)
         images = folder / "images"
-        extract_images(images, 12 if options.quick else None)
+        extract_drawings(images, 12 if options.quick else None)
         trained = options.demo and options.demo / "groups" / "student"
         first = trained or new_student(LITE, 256, folder / "lite0")
         second = new_student(RESNET, 512, folder / "resnet18")

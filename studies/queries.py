@@ -1,7 +1,7 @@
 """What α-query expansion and score normalisation give on the demo's images.
 
     whiten demo --out runs/demo
-    python studies/queries.py --demo runs/demo --out studies/results/queries.json
+    python studies/queries.py --demo runs/demo/drawings --out studies/results/queries.json
 
 Every image searches all others of its split. Expansion is measured by mAP over a grid of (n, α),
 score normalisation by µAP of each query's first 100 results over a grid of (top, β); its background
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo/drawings"))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
     rows = []

@@ -34,7 +34,7 @@ from whiten.distillation.distill import distill
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load, load_fusions
 from whiten.embedding.rows import embed_rows
-from whiten.evaluation.run import run_encoders
+from whiten.evaluation.run_encoders import run_encoders
 from whiten.metrics import bootstrap_interval
 from whiten.runs.folder import RunFolder
 

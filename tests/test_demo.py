@@ -9,7 +9,7 @@ import pytest
 
 import whiten
 from whiten.cli import main
-from whiten.demo.run import extract_images
+from whiten.demo.images import extract_drawings
 
 NAMES = [
     "mobilenetv2",
@@ -79,7 +79,7 @@ def test_the_asymmetric_row_is_what_evaluate_finds(demo: Path) -> None:
 
 
 def test_train_and_test_groups_are_disjoint(tmp_path: Path) -> None:
-    extract_images(tmp_path)
+    extract_drawings(tmp_path)
     groups = {
         split: {path.name for path in (tmp_path / split).iterdir()} for split in ("train", "test")
     }

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from documents import commands, run
-from whiten.demo.run import extract_images
+from whiten.demo.images import extract_drawings
 
 PAGE = (Path(__file__).parent.parent / "docs" / "quickstart.md").read_text()
 
 
 @pytest.mark.slow
 def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
-    extract_images(tmp_path / "emoji", groups=12)
+    extract_drawings(tmp_path / "emoji", groups=12)
     (tmp_path / "emoji" / "train").rename(tmp_path / "photos")
     (tmp_path / "emoji" / "test").rename(tmp_path / "labelled")
     shutil.copy(next((tmp_path / "photos").rglob("*.webp")), tmp_path / "query.jpg")

@@ -10,7 +10,7 @@ import pytest
 from clips import near_duplicates, segments, write_lines, write_video
 from documents import blocks, commands, run
 from miniature import write_distractors, write_gldv2, write_revisited
-from whiten.demo.run import extract_images
+from whiten.demo.images import extract_drawings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -30,7 +30,7 @@ def write_clips(root: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reader's working folder, with the folders and files that the README speaks of."""
     root = tmp_path_factory.mktemp("reader")
-    extract_images(root / "emoji", groups=20)
+    extract_drawings(root / "emoji", groups=20)
     (root / "emoji" / "train").rename(root / "photos")
     (root / "emoji" / "test").rename(root / "holdout")
     write_clips(root)

@@ -16,7 +16,8 @@ from whiten.distillation import prepare
 from whiten.distillation.distill import distill
 from whiten.errors import ConfigError, RunError
 from whiten.evaluation import run as reporting
-from whiten.evaluation.run import START, START_WHITENED, measure_run
+from whiten.evaluation.run import measure_run
+from whiten.evaluation.run_encoders import START, START_WHITENED
 from whiten.models.student import load_student
 from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder

@@ -163,20 +163,39 @@ def demo(
     quick: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Distil three real networks on the bundled images and report the results.
+    """Distil three real networks on the bundled photographs and drawings and report the results.
 
     Args:
         out: the demo's folder.
         quick: a version of a few seconds, whose metrics mean nothing.
         as_json: print JSON.
     """
-    from whiten.demo.run import conclusions, next_commands, run_demo
+    from whiten.demo.drawings import conclusions
+    from whiten.demo.run import next_commands, run_demo
+    from whiten.evaluation.run import unseen_verdict
     from whiten.report.table import format_table
 
-    rows, page = run_demo(out, quick=quick)
+    found = run_demo(out, quick=quick)
+    rows, compared = found.photos.rows, found.photos.seen_unseen
+    assert compared is not None
     if as_json:
-        print_json({"report": str(page), "rows": [asdict(row) for row in rows]})
+        print_json(
+            {
+                "photos": {
+                    "report": str(found.photos_page),
+                    "rows": [asdict(row) for row in rows],
+                    "seen_unseen": compared.to_json(),
+                },
+                "drawings": {
+                    "report": str(found.drawings_page),
+                    "rows": [asdict(row) for row in found.drawings],
+                },
+            }
+        )
         return
-    print(format_table(rows), *conclusions(rows), f"report   {page}", "", "next:", sep="\n")
+    print("Photographs of groceries, without labels", format_table(rows), "", sep="\n")
+    print(*compared.lines(), unseen_verdict(compared), f"report   {found.photos_page}", sep="\n")
+    print("", "Drawings of emoji by four design teams", format_table(found.drawings), sep="\n")
+    print(*conclusions(found.drawings), f"report   {found.drawings_page}", "", "next:", sep="\n")
     for command in next_commands(out):
         print(f"  {command}")

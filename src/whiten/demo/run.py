@@ -1,261 +1,76 @@
-"""The demo: real weights, real images, every step.
-
-Three networks of different families, tasks and input conventions teach one EfficientNet-Lite0 at
-64 px. First without labels, on the backbone's frozen features, from raw and from whitened teachers
-with equal budget; then with groups as positive pairs, training the whole network, which can also
-query a gallery of its teachers. Train and test groups are disjoint, and the settings below were
-chosen on the validation split.
-"""
+"""The demo: real weights, real images, every step. First photographs, then drawings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from whiten.datasets.finding import find_items
-from whiten.distillation.distill import distill
-from whiten.embedding.encoder import Encoder, Part
-from whiten.embedding.opening import load, load_fusions
+from whiten.demo import drawings, photos
 from whiten.errors import RunError
-from whiten.evaluation.run import (
-    GALLERY,
-    START,
-    START_WHITENED,
-    Assessed,
-    assess,
-    assess_asymmetric,
-    read_choices,
-    retrieval_grids,
-    teacher_pictures,
-    verdicts,
-)
-from whiten.report.run_page import ReportData, write_report
-from whiten.report.table import Kind, Row
-from whiten.runs.folder import RunFolder
-from whiten.utils.files import write_atomically
+from whiten.report.run_page import ReportData
+from whiten.report.table import Row
 
-LABEL_FREE_RAW = "student, label-free, raw teachers"
-LABEL_FREE = "student, label-free"
-GROUPS = "student, groups"
-
-_MARK = "demo.json"  # marks the folder of a demo, and records its plan
+_MARK = "demo.json"  # marks the folder of a demo, and records its size
 
 
 @dataclass(frozen=True)
-class DemoPlan:
-    """Sizes of the demo; `QUICK` is for tests."""
+class Demo:
+    """What the demo found.
 
-    teachers: list[str]
-    student: str
-    groups: int | None
-    label_free: dict[str, Any]
-    grouped: dict[str, Any]
+    Attributes:
+        photos: the tables of the photographs.
+        photos_page, drawings_page: the reports.
+        drawings: rows of the table of the drawings.
+    """
 
-
-FULL = DemoPlan(
-    teachers=[
-        "demo:efficientnet-lite2?size=128&fit=squash",
-        "demo:mobilenetv2?size=128&fit=squash",
-        "demo:open-nsfw?fit=squash",
-    ],
-    student="demo:efficientnet-lite0?size=64&fit=squash",
-    groups=None,
-    label_free={"dim": 256, "backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
-    grouped={"dim": 256, "compatible": True, "lr": 2e-3, "epochs": 4, "batch_size": 128},
-)
-
-QUICK = DemoPlan(
-    teachers=["demo:mobilenetv2?size=64&fit=squash", "demo:efficientnet-lite2?size=64&fit=squash"],
-    student="demo:efficientnet-lite0?size=32&fit=squash",
-    groups=24,
-    label_free={"dim": 256, "backbone_lr": 0.0, "epochs": 2, "batch_size": 32, "whiten_dim": 16},
-    grouped={
-        "compatible": True,
-        "dim": 32,
-        "backbone_lr": 0.1,
-        "epochs": 1,
-        "batch_size": 16,
-        "whiten_dim": 16,
-    },
-)
+    photos: ReportData
+    photos_page: Path
+    drawings: list[Row]
+    drawings_page: Path
 
 
-def run_demo(
-    out: Path, *, quick: bool = False, show_progress: bool = True
-) -> tuple[list[Row], Path]:
+def run_demo(out: Path, *, quick: bool = False, show_progress: bool = True) -> Demo:
     """Run the demo, or continue an interrupted one.
 
     Args:
         out: a new or empty folder, or the folder of an earlier demo.
         quick: a version of a few seconds on little data; its numbers mean nothing.
 
-    Returns:
-        Rows of the result table, also in `results.json`, and the path of the report.
-
     Raises:
         RunError: the folder holds something else.
     """
-    plan = QUICK if quick else FULL
     _claim(out, quick)
-    extract_images(out / "images", plan.groups)
-    train, test = out / "images" / "train", find_items(out / "images" / "test")
-    cache = out / "embeddings"
-
-    def run(name: str, **options: Any) -> RunFolder:
-        folder = RunFolder(out / name)
-        distill(
-            train,
-            plan.teachers,
-            student=plan.student,
-            out=folder.root,
-            cache=cache,
-            resume=True,
-            show_progress=show_progress,
-            **options,
-        )
-        return folder
-
-    label_free_raw = run("label-free-raw", pairs="views", whiten=False, **plan.label_free)
-    label_free = run("label-free", pairs="views", **plan.label_free)
-    grouped = run("groups", pairs="groups", **plan.grouped)
-
-    fusions = load_fusions(label_free.root)
-    raw, whitened = fusions["raw"], fusions["whitened"]
-    assessed = [
-        assess(encoder, kind, name, test, cache, show_progress)
-        for encoder, kind, name in _encoders(plan, train, cache, raw, whitened)
-    ]
-    for folder, name in (
-        (label_free_raw, LABEL_FREE_RAW),
-        (label_free, LABEL_FREE),
-        (grouped, GROUPS),
-    ):
-        student = load(folder.student)
-        assessed.append(assess(student, "student", name, test, cache, show_progress))
-    teachers = [part.teacher for part in raw.parts]
-    fused = load_fusions(grouped.root, teachers)["compatible"]
-    gallery = assess(fused, "fusion-whitened", GALLERY, test, cache, show_progress)
-    assessed += [gallery, assess_asymmetric(assessed[-1], gallery)]
-    rows = [one.row for one in assessed]
-    write_atomically(
-        out / "results.json", json.dumps([asdict(row) for row in rows], indent=2).encode()
+    photographed = photos.demonstrate_photos(
+        out / "photos", photos.QUICK if quick else photos.FULL, show_progress=show_progress
     )
-    data = _report(rows, assessed, whitened, out, plan)
-    data.similarities, data.spectra = teacher_pictures(whitened, test, cache)
-    data.whitening_choices = read_choices(grouped)
-    data.runs = {
-        "label-free, raw teachers": label_free_raw.read_metrics(),
-        "label-free": label_free.read_metrics(),
-        "groups": grouped.read_metrics(),
-    }
-    return rows, write_report(data, out)
-
-
-def _encoders(
-    plan: DemoPlan, train: Path, cache: Path, raw: Encoder, whitened: Encoder
-) -> Iterator[tuple[Encoder, Kind, str]]:
-    for part in raw.parts:
-        yield Encoder(part.teacher.name, [Part(part.teacher)]), "teacher", part.teacher.name
-    yield raw, "fusion-raw", "raw fusion"
-    yield whitened, "fusion-whitened", "whitened fusion"
-    yield load(plan.student), "student", START
-    # No training: the initial features, whitened on the training images.
-    start = load(
-        f"fuse:whitened:{plan.student}",
-        whiten_on=train,
-        whiten_dim=plan.label_free.get("whiten_dim", 256),
-        cache=cache,
+    drawn = drawings.demonstrate_drawings(
+        out / "drawings", drawings.QUICK if quick else drawings.FULL, show_progress=show_progress
     )
-    yield start, "student", START_WHITENED
-
-
-def _report(
-    rows: list[Row], assessed: list[Assessed], whitened: Encoder, out: Path, plan: DemoPlan
-) -> ReportData:
-    train = find_items(out / "images" / "train")
-    test = find_items(out / "images" / "test")
-    return ReportData(
-        title="whiten demo: three networks into one",
-        facts=[
-            ("training images", f"{len(train):,}, {len({i.group for i in train}):,} emoji"),
-            ("test images", f"{len(test):,}, {len({i.group for i in test}):,} other emoji"),
-            (
-                "protocol",
-                "each test image queries all others; the same emoji in other styles is right",
-            ),
-            ("teachers", ", ".join(plan.teachers)),
-            ("student", f"{plan.student}, 256 dimensions"),
-        ],
-        rows=rows,
-        retrievals={
-            one.row.name: retrieval_grids(one)
-            for one in assessed
-            if one.row.name in ("whitened fusion", LABEL_FREE, GROUPS)
-        },
-        notes=conclusions(rows),
-        commands=next_commands(out),
-    )
-
-
-def conclusions(rows: list[Row]) -> list[str]:
-    """Summarise the demo in sentences."""
-    score = {row.name: f"{100 * row.map:.1f}" for row in rows}
-    label_free = (
-        f"Without labels the student learns {score[LABEL_FREE]} from whitened teachers and "
-        f"{score[LABEL_FREE_RAW]} from raw ones; its start has {score[START]}, and "
-        f"{score[START_WHITENED]} when its features are whitened."
-    )
-    return [*verdicts(rows), label_free]
+    return Demo(*photographed, *drawn)
 
 
 def next_commands(out: Path) -> list[str]:
-    """List commands for the user's own images."""
-    teachers = "demo:efficientnet-lite2 demo:mobilenetv2"
-    query = next(iter(find_items(out / "images" / "test"))).path
-    student, test = out / "groups" / "student", out / "images" / "test"
+    """List commands for the demo's images and for the user's own."""
+    images = out / "photos" / "images"
+    query = next(iter(find_items(images / "test.csv"))).path
+    student = out / "photos" / "run" / "student"
     return [
-        f"whiten search {query} --model {student} --in {test}",
+        f"whiten search {query} --model {student} --in {images / 'test.csv'}",
         "whiten teachers",
-        f"whiten distill YOUR_IMAGES --teachers {teachers} "
+        "whiten distill YOUR_IMAGES --teachers demo:efficientnet-lite2 demo:mobilenetv2 "
         "--student demo:efficientnet-lite0 --out runs/mine",
         "whiten search QUERY.jpg --model runs/mine/student --in YOUR_IMAGES",
     ]
 
 
-def extract_images(folder: Path, groups: int | None = None) -> None:
-    """Write the bundled images as `SPLIT/GROUP/VENDOR.webp`, for train and test.
-
-    Args:
-        groups: the number of groups per split; None takes all.
-    """
-    if (folder / "complete").exists():
-        return
-    with resources.as_file(resources.files("whiten") / "demo" / "data" / "emoji.parquet") as path:
-        table = pq.read_table(path, columns=["group", "vendor", "split", "image"])
-    taken: dict[str, set[str]] = {"train": set(), "test": set()}
-    for row in table.to_pylist():
-        names = taken.get(row["split"])
-        if names is None or (groups and row["group"] not in names and len(names) >= groups):
-            continue
-        names.add(row["group"])
-        target = folder / row["split"] / row["group"] / f"{row['vendor']}.webp"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(row["image"])
-    (folder / "complete").touch()
-
-
 def _claim(out: Path, quick: bool) -> None:
     mark = out / _MARK
-    kind = {"quick": quick}
+    kind = {"quick": quick, "parts": ["photos", "drawings"]}
     if mark.exists():
         if json.loads(mark.read_text()) != kind:
-            raise RunError(f"{out} holds a demo of the other size: name another --out")
+            raise RunError(f"{out} holds a demo of another size or version: name another --out")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} holds something else than a demo: name another --out")

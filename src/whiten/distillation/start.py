@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 
 from whiten.datasets.collection import Items
 from whiten.distillation.best import Best
@@ -27,6 +28,7 @@ from whiten.runs.folder import RunFolder
 from whiten.runs.measured import AS_IT_IS, WHITENED
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import write_atomically
 from whiten.whitening.whitener import Whitener
 
 TARGET_SHARE = 0.3  # of the student's own features in the targets
@@ -123,6 +125,7 @@ def _start(
         name = "random"
     elif space.mix is not None and space.rotation is not None:
         write_head(net, space.mix.head().then(space.rotation))
+        write_atomically(run.start, save(net.projection.state_dict()))
         return space.mix.name
     else:
         name = "principal axes"

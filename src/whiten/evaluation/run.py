@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from whiten.datasets.patterns import Patterns
 from whiten.datasets.sources import without_sources
 from whiten.datasets.task import folder_task
 from whiten.embedding.encoder import Encoder, Part
-from whiten.embedding.opening import fit_on, load, load_fusions
+from whiten.embedding.opening import load_fusions
 from whiten.embedding.rows import embed_rows
 from whiten.evaluation.cost import Cost, measure_cost
 from whiten.evaluation.evaluate import Evaluation, evaluate_task
 from whiten.evaluation.overlap import describe_overlap, run_overlap
+from whiten.evaluation.run_encoders import START, START_WHITENED, run_encoders, training_images
 from whiten.evaluation.seen_unseen import Measured, measure_seen_unseen
-from whiten.models.student import backbone_as_teacher, build_student, load_student
-from whiten.models.teacher import Teacher
+from whiten.models.student import load_student
 from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report
 from whiten.report.seen_unseen import SeenUnseen
 from whiten.report.table import Kind, Row
@@ -31,7 +31,6 @@ from whiten.retrieval.exact import exact_search
 from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.runs.measured import best_starts
-from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors
 
 _log = logging.getLogger(__name__)
@@ -39,10 +38,6 @@ _log = logging.getLogger(__name__)
 SAMPLED_POSITIVES = 2000
 SAMPLED_NEGATIVES = 20000
 HITS_SHOWN = 8
-
-# Rows for a student before training: the baseline of a distillation.
-START = "student's start"
-START_WHITENED = "student's start, whitened"
 
 # Rows for asymmetric search: the teachers' gallery, and a student that queries it.
 GALLERY = "fused gallery"
@@ -233,7 +228,7 @@ def measure_run(
     if spec.holdout_source:
         data.facts.append(("unseen sources", training.get("unseen sources", "")))
     # Without a test set, the figures use the training images.
-    items = _training_images(run) if test is None else find_items(test, None, exclude, include)
+    items = training_images(run) if test is None else find_items(test, None, exclude, include)
     # Each teacher is opened once for the whole report.
     is_measured = test is not None or bool(spec.holdout_source)
     fusions = load_fusions(run.root) if spec.whiten or is_measured else {}
@@ -273,13 +268,6 @@ def measure_run(
     return data
 
 
-def _training_images(run: RunFolder) -> Items:
-    """Return a run's own images, without those of held-out sources."""
-    images, spec = run.read_config()
-    items = find_items(images, None, spec.exclude, spec.include)
-    return Apart.read(run).not_in(items) if spec.holdout_source else items
-
-
 def _seen_and_unseen(
     run: RunFolder, found: Items | None, test: Path | None
 ) -> tuple[Measured, Measured]:
@@ -308,31 +296,6 @@ def read_choices(run: RunFolder) -> dict[str, tuple[np.ndarray, np.ndarray, int]
             chosen = choice["shrinkages"].index(choice["shrinkage"])
             curves[name] = (np.array(choice["shrinkages"]), np.array(scores), chosen)
     return curves
-
-
-def run_encoders(
-    run: RunFolder, fusions: Mapping[str, Encoder]
-) -> Iterator[tuple[Encoder, Kind, str]]:
-    """Yield the encoders to compare: the teachers, their fusions, and the initial student."""
-    _, spec = run.read_config()
-    raw = fusions["raw"]
-    for part in raw.parts:
-        yield Encoder(part.teacher.name, [part]), "teacher", part.teacher.name
-    yield raw, "fusion-raw", "raw fusion"
-    if spec.whiten:
-        yield fusions["whitened"], "fusion-whitened", "whitened fusion"
-    start = start_features(spec)
-    yield Encoder(START, [Part(start)]), "student", START
-    whitener = fit_on(start, _training_images(run), dim=spec.dim, cache=run.embeddings)
-    yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
-    yield load(run.student), "student", "student"
-
-
-def start_features(spec: DistillSpec) -> Teacher:
-    """Return the features of the student's backbone before training, pooled as it is published."""
-    pool = "avg" if spec.pooling == "stages" else spec.pooling
-    net, config = build_student(spec.student, dim=spec.dim, pool=pool, size=spec.size)
-    return backbone_as_teacher(net, config).on_best_device()
 
 
 def unseen_verdict(found: SeenUnseen) -> str:

@@ -6,6 +6,7 @@
 - whiteners/: one per teacher
 - checkpoints/: last.ckpt, to resume from
 - apart.parquet: with held-out sources, the images that never train
+- start.safetensors: the projection of a start in closed form
 - targets/: removed when training ends
 - student/: the model, for `whiten.load`
 - report.html: the results
@@ -68,6 +69,11 @@ class RunFolder:
     def apart(self) -> Path:
         """Path of the images that never train; the file is missing without held-out sources."""
         return self.root / "apart.parquet"
+
+    @property
+    def start(self) -> Path:
+        """Path of the projection of a start in closed form; the file is missing without one."""
+        return self.root / "start.safetensors"
 
     @property
     def is_finished(self) -> bool:
