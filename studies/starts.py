@@ -75,7 +75,8 @@ def main() -> None:
 
     rows = [
         (fitted.name, scores[fitted.name], true_map(fitted.head()(held)))
-        for fitted in candidates(features, targets, SHARES, STRENGTHS, SHRINKAGES)
+        for fitted in candidates(features, targets, SHARES, STRENGTHS, SHRINKAGES, spec.dim)
+        if fitted.name in scores
     ]
     for name, score, value in sorted(rows, key=lambda row: -row[1]):
         print(f"{name:48} {score:.3f} {value:5.1f}{'  chosen' if name == mix.name else ''}")

@@ -19,7 +19,7 @@ from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.held_out import ENOUGH, FEWEST, HeldOut, hold_out
 from whiten.distillation.mix import choose_mix
 from whiten.distillation.pairs import enough_views, plan_pairs
-from whiten.distillation.ridge import Head, Ridge, whitening
+from whiten.distillation.ridge import Head, Ridge, whitenings
 from whiten.distillation.training import learning_rate
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.run import report_run
@@ -52,7 +52,7 @@ def test_to_unit_gives_a_length_of_one() -> None:
     features, targets = (RNG.normal(size=(60, 1, d)).astype(np.float32) for d in (5, 3))
     for head in (
         Ridge(features, [targets]).head(0.3, to_unit=True),
-        whitening(features[:, 0], 4, 1.0),
+        whitenings(features[:, 0], 4, [1.0])[1.0],
     ):
         assert (head(features[:, 0]) ** 2).sum(axis=1).mean() == pytest.approx(1, rel=1e-4)
 
@@ -110,9 +110,23 @@ def test_crops_count_beside_the_teachers_neighbours() -> None:
 def test_the_mix_with_the_best_score_is_taken() -> None:
     features = RNG.normal(size=(200, 1, 8)).astype(np.float32)
     teachers = normalize_rows(features[:, 0] @ RNG.normal(size=(8, 12)))[:, None]
-    mix, scores = choose_mix(features, [teachers.astype(np.float32)], None, spec())
+    groups = [f"g{number}" for number in np.argmax(teachers[:, 0], axis=1)]
+    mix, scores = choose_mix(features, [teachers.astype(np.float32)], groups, spec())
     assert scores[mix.name] == max(scores.values())
-    assert mix.share < 1  # the teachers are linear in the features
+    assert mix.share < 1  # the teachers are linear in the features, and know the groups
+
+
+def test_without_groups_the_mix_is_fixed_and_only_measured() -> None:
+    features = RNG.normal(size=(200, 1, 8)).astype(np.float32)
+    teachers = [RNG.normal(size=(200, 1, 12)).astype(np.float32)]
+    mix, scores = choose_mix(features, teachers, None, spec())
+    assert (mix.name, scores) == ("ridge 0.1 and 0.7 features whitened (0.3)", {})
+    crops = np.repeat(features, 2, axis=1)
+    measured, scores = choose_mix(features, teachers, None, spec(), crops)
+    assert measured.name == mix.name
+    assert {mix.name, "1 features", "1 features whitened (0.3)"} < scores.keys()
+    few, scores = choose_mix(features[:50], [teachers[0][:50]], None, spec(), crops[:50])
+    assert (few.name, scores) == ("ridge 0.1 and 0.7 features", {})
 
 
 @pytest.mark.parametrize(

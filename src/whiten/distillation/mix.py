@@ -2,8 +2,9 @@
 
 A ridge regression takes the backbone's features to the fused teachers, without any training. The
 features themselves, as they come or whitened, stand beside it with a share of their own, so that
-the student keeps what it knew of images unlike these. Folds choose the strength of the ridge, the
-share and the whitening.
+the student keeps what it knew of images unlike these. With groups, folds choose the strength of the
+ridge, the share and the whitening. Without them nothing that can be measured orders these as true
+mAP does (docs/recipes.md), so they are fixed.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import name_codes
 
 STRENGTHS = (0.03, 0.1, 0.3)
-SHARES = (1.0, 0.7, 0.5, 0.3)  # of the student's own features
-SHRINKAGES = (0.1, 1.0, 10.0)  # of their whitening
-STRENGTH, SHARE = 0.3, 0.5  # without a choice, of the features as they come
-FEW = 4 * FEWEST  # images that are too few to choose on
+SHARES = (1.0, 0.7, 0.3)  # of the student's own features
+SHRINKAGES = (None, 0.1, 0.3, 1.0, 10.0)  # of their whitening; None leaves them as they come
+STRENGTH, SHARE, SHRINKAGE = 0.1, 0.7, 0.3  # without groups
+FEW = 4 * FEWEST  # images that are too few to choose on, or to whiten by
 SAMPLE = 2048  # images that a choice looks at
 _FOLDS = 4
 
@@ -72,7 +73,8 @@ def choose_mix(
 ) -> tuple[Mix, dict[str, float]]:
     """Return the mix whose closed form retrieves best on images that it was not fitted on.
 
-    Every image of a sample is held out once, by folds, and judged as `HeldOut` does.
+    Every image of a sample is held out once, by folds, and judged as `HeldOut` does. Without groups
+    the mix is fixed, and folds only measure it beside the features by themselves.
 
     Args:
         features: (n, views, f) to fit on.
@@ -80,17 +82,25 @@ def choose_mix(
         groups: group of each image, if groups say what images should find.
         spec: says what is given, and whether the student must stand in the teachers' gallery,
             where its own features have no place.
-        crops: (s, c, f) features of the crops of the `sample` of the images.
+        crops: (s, c, f) features of the crops of the `sample` of the images; without groups they
+            are measured, too, and without either nothing is.
 
     Returns:
-        The mix, and the score of each candidate; empty with too few images to choose on.
+        The mix, and the score of each candidate; empty if nothing is measured.
     """
-    shares: tuple[float, ...] = SHARES
+    shares: tuple[float, ...] = SHARES if groups is not None else (SHARE,)
     if spec.compatible or spec.start_weight is not None:
         shares = (spec.start_weight or 0.0,)
-    if len(features) < FEW:
-        shares = shares if len(shares) == 1 else (SHARE,)
-        return next(candidates(features, teachers, shares, (STRENGTH,), ())), {}
+    is_few = len(features) < FEW
+    if groups is None or is_few:
+        share = (SHARE,) if len(shares) > 1 else shares
+        shrinkage = None if is_few else SHRINKAGE
+        usual = next(candidates(features, teachers, share, (STRENGTH,), (shrinkage,), spec.dim))
+        if is_few or crops is None:
+            return usual, {}
+    strengths: tuple[float, ...] = STRENGTHS
+    if groups is None:
+        shares, strengths = tuple(dict.fromkeys((1.0, *shares))), (STRENGTH,)
     rows = sample(len(features), spec.seed)
     fold_of = np.arange(len(rows)) % _FOLDS
     if groups is not None:
@@ -106,12 +116,15 @@ def choose_mix(
         # Candidates share a few maps, each of which is applied once.
         whole = _applied(features[held, 0])
         cut = None if crops is None else _applied(crops[fold_of == fold])
-        for mix in candidates(features[fit], inside, shares, STRENGTHS, SHRINKAGES):
+        for mix in candidates(features[fit], inside, shares, strengths, SHRINKAGES, spec.dim):
             precisions = judge.precisions(mix.joined(whole), cut and mix.joined(cut))
             found.setdefault(mix.name, []).append(precisions)
     scores = {name: float(np.concatenate(each).mean()) for name, each in found.items()}
+    if groups is None:
+        return usual, scores
     fitted = {
-        mix.name: mix for mix in candidates(features, teachers, shares, STRENGTHS, SHRINKAGES)
+        mix.name: mix
+        for mix in candidates(features, teachers, shares, strengths, SHRINKAGES, spec.dim)
     }
     return fitted[max(scores, key=lambda name: scores[name])], scores
 
@@ -139,19 +152,24 @@ def candidates(
     teachers: Sequence[Vectors],
     shares: Sequence[float],
     strengths: Sequence[float],
-    shrinkages: Sequence[float],
+    shrinkages: Sequence[float | None],
+    dim: int,
 ) -> Iterator[Mix]:
-    """Yield the mixes, fitted on (n, views, f) features and (n, views, d_k) of each teacher."""
+    """Yield the mixes, fitted on (n, views, f) features and (n, views, d_k) of each teacher.
+
+    Args:
+        dim: axes that a whitening keeps; more would be noise.
+    """
     f = features.shape[2]
     whole = features[:: -(-len(features) // SAMPLE), 0]
-    owns = {"features": Head(np.eye(f), np.zeros(f))}
-    heads = whitenings(whole, f, shrinkages)
+    owns = {"features": Head(np.eye(f), np.zeros(f))} if None in shrinkages else {}
+    heads = whitenings(whole, dim, [c for c in shrinkages if c is not None])
     owns |= {f"features whitened ({c:g})": head for c, head in heads.items()}
     ridge = Ridge(features, teachers)
     # Alone it keeps the teachers' own lengths, which the gallery of a compatible student has.
     ridges = {strength: ridge.head(strength, to_unit=max(shares) > 0) for strength in strengths}
     for share in shares:
         for strength in strengths if share < 1 else strengths[:1]:
-            for name, own in owns.items() if share else [("", owns["features"])]:
+            for name, own in owns.items() if share else [("", next(iter(owns.values())))]:
                 parts = [f"ridge {strength:g}"] * (share < 1) + [f"{share:g} {name}"] * (share > 0)
                 yield Mix(" and ".join(parts), share, own, ridges[strength])

@@ -24,7 +24,6 @@ from whiten.datasets.transfer import is_own
 from whiten.distillation.apart import copies_of, describe_split, split_sources
 from whiten.distillation.cache import Cache
 from whiten.distillation.held_out import CROP_VIEWS, hold_out
-from whiten.distillation.mix import sample
 from whiten.distillation.pairs import enough_views, resolve_source
 from whiten.distillation.start import write_start
 from whiten.distillation.targets import open_targets, write_targets
@@ -125,12 +124,10 @@ def prepare(
         backbone = backbone_as_teacher(net, config)
         store = cache.embed(backbone, items, teacher_views, "student features")
         write_targets(store, items.by_id, teacher_views, None, features_path(run))
-        if source in ("views", "frames") and (spec.start == "ridge" or held.any()):
-            trained = len(items) - int(held.sum())
-            judged = np.append(sample(trained, spec.seed), np.arange(trained, len(items)))
-            own = items.take(judged)
-            crops = cache.crops(backbone, own)
-            write_targets(crops, own.by_id, CROP_VIEWS, None, crops_path(run))
+        if source in ("views", "frames") and held.any():
+            apart = items.take(np.arange(len(items) - int(held.sum()), len(items)))
+            crops = cache.crops(backbone, apart)
+            write_targets(crops, apart.by_id, CROP_VIEWS, None, crops_path(run))
     if not spec.teachers_online:
         _write_targets(run, spec, stores, items, views, whiteners)
     rotation, measured = write_start(run, spec, net, items, int(held.sum()), source)

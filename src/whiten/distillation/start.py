@@ -53,21 +53,20 @@ def write_start(
     space = _Space(None, None, {})
     if not spec.teachers_online:
         groups = items.groups[:trained] if source in ("groups", "mixed") else None
-        space = _write_space(run, spec, features, trained, groups, crops)
+        space = _write_space(run, spec, features, trained, groups)
     name = _start(run, spec, net, None if features is None else features[:trained], space)
     state = {key: value.clone() for key, value in net.state_dict().items()}
     measured: dict[str, Any] = {"start": name, "scores": {}, "tried": space.tried}
     best = None
     if held and features is not None:
         held_out = open_held_out(run, spec, items, trained, source)
-        held_crops = None if crops is None else crops[-held:]
         found = _project(net, features[trained:, 0])
-        cut = None if held_crops is None else _project(net, held_crops)
+        cut = None if crops is None else _project(net, crops)
         precisions = held_out.precisions(found, cut)
         own = precisions.tolist()
         best = Best(state, step=0, precisions=own, start=own)
         measured["criterion"] = held_out.criterion
-        rivals = _to_beat(held_out, features, trained, held_crops, spec.dim)
+        rivals = _to_beat(held_out, features, trained, crops, spec.dim)
         measured["scores"] = {**rivals, name: best.score}
     run.save_checkpoint(
         {
@@ -96,7 +95,6 @@ def _write_space(
     features: Vectors | None,
     trained: int,
     groups: Any,
-    crops: Vectors | None,
 ) -> _Space:
     teachers = [target_path(run, number) for number in range(len(spec.teachers))]
     tried: dict[str, float] = {}
@@ -104,8 +102,7 @@ def _write_space(
     if spec.start == "ridge" and not is_trained(spec) and features is not None:
         targets = [open_targets(path)[:trained] for path in teachers]
         names = None if groups is None else groups.to_pylist()
-        own_crops = None if crops is None else crops[: min(trained, SAMPLE)]
-        mix, tried = choose_mix(features[:trained], targets, names, spec, own_crops)
+        mix, tried = choose_mix(features[:trained], targets, names, spec)
         if mix.share:
             share = TARGET_SHARE if spec.start_weight is None else spec.start_weight
             own = Own(features, mix.own, share, mix.head())
@@ -160,7 +157,7 @@ def _to_beat(
     """Scores of the features as they come, and whitened."""
     fit, held = features[: trained : _step(trained), 0], features[trained:, 0]
     scores = {AS_IT_IS: held_out.score(held, crops)}
-    for shrinkage, head in whitenings(fit, dim, SHRINKAGES).items():
+    for shrinkage, head in whitenings(fit, dim, [c for c in SHRINKAGES if c is not None]).items():
         cut = None if crops is None else head(crops)
         scores[f"{WHITENED} ({shrinkage:g})"] = held_out.score(head(held), cut)
     return scores

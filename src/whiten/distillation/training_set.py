@@ -72,7 +72,7 @@ def features_path(run: RunFolder) -> Path:
 
 
 def crops_path(run: RunFolder) -> Path:
-    """The student's features of crops: of the sample that a start is chosen on, then held out."""
+    """Path of the student's features of crops of the held-out images."""
     return run.targets / "student-crops.npy"
 
 
@@ -190,7 +190,7 @@ class TrainingSet:
         whole, path = np.array(self._features[self.trained :, 0]), crops_path(self.run)
         if not path.exists():
             return whole, None
-        return whole, np.array(open_targets(path)[self.trained - len(self.items) :])
+        return whole, np.array(open_targets(path))
 
     @property
     def teacher_names(self) -> list[str]:
