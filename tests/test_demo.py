@@ -1,10 +1,15 @@
-"""The quick demo, whole: every row, every file, and a second call that finds it done."""
+"""The quick demo, whole: every row, every file, and a second call that finds it done.
+
+Fixtures name the folder of a part: of the photographs, or of the drawings.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import whiten
@@ -33,9 +38,44 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture
+def drawings(demo: Path) -> Path:
+    return demo / "drawings"
+
+
+@pytest.fixture
+def photos(demo: Path) -> Path:
+    return demo / "photos"
+
+
 @pytest.mark.slow
-def test_results_hold_every_row_with_every_figure(demo: Path) -> None:
-    rows = json.loads((demo / "results.json").read_text())
+def test_photographs_show_the_closed_form_seen_and_unseen(photos: Path) -> None:
+    found = json.loads((photos / "results.json").read_text())
+    names = [*NAMES[:6], "student, closed form", "student"]
+    assert [row["name"] for row in found["rows"]] == names
+    assert [row["name"] for row in found["seen_unseen"]["rows"]] == names
+    for row in found["seen_unseen"]["rows"]:
+        assert 0 < row["seen"]["low"] < row["seen"]["value"] < 1
+        assert 0 < row["unseen"]["low"] < row["unseen"]["value"] < 1
+    assert "35 images of produce" in found["seen_unseen"]["unseen"]
+    page = (photos / "report.html").read_text()
+    assert "Seen and unseen sources" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_the_student_never_saw_produce_or_the_test_products(photos: Path) -> None:
+    [store] = (photos / "run" / "embeddings").glob("mobilenetv2-*")
+    stored = pq.ParquetDataset([*store.glob("*.parquet")]).read(["id"])
+    kinds = {name.split("/")[0] for name in stored["id"].to_pylist()}
+    with (photos / "images" / "train.csv").open() as file:
+        sources = {row["group"]: row["source"] for row in csv.DictReader(file)}
+    assert kinds == {group for group, source in sources.items() if source == "packages"}
+
+
+@pytest.mark.slow
+def test_results_hold_every_row_with_every_figure(drawings: Path) -> None:
+    rows = json.loads((drawings / "results.json").read_text())
     assert [row["name"] for row in rows] == NAMES
     kinds = ["teacher"] * 2 + ["fusion-raw", "fusion-whitened"] + ["student"] * 5
     kinds += ["fusion-whitened", "asymmetric"]
@@ -55,25 +95,25 @@ def test_results_hold_every_row_with_every_figure(demo: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_report_stands_alone(demo: Path) -> None:
-    page = (demo / "report.html").read_text()
+def test_the_report_stands_alone(drawings: Path) -> None:
+    page = (drawings / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert 'src="data:image/png;base64,' in page
-    figures = {path.name for path in (demo / "figures").iterdir()}
+    figures = {path.name for path in (drawings / "figures").iterdir()}
     assert {"results.png", "similarities.png", "spectra.png", "wins.png", "loss.png"} <= figures
     assert {"accuracy_latency.png"} <= figures
     assert sum(name.startswith("retrievals_") for name in figures) == 3
 
 
 @pytest.mark.slow
-def test_the_asymmetric_row_is_what_evaluate_finds(demo: Path) -> None:
-    row = json.loads((demo / "results.json").read_text())[-1]
-    student, gallery = demo / "groups", f"fuse:compatible:{demo / 'groups'}"
+def test_the_asymmetric_row_is_what_evaluate_finds(drawings: Path) -> None:
+    row = json.loads((drawings / "results.json").read_text())[-1]
+    student, gallery = drawings / "groups", f"fuse:compatible:{drawings / 'groups'}"
     found = whiten.evaluate(
         student,
-        demo / "images" / "test",
+        drawings / "images" / "test",
         gallery_encoder=gallery,
-        cache=demo / "embeddings",
+        cache=drawings / "embeddings",
     )
     assert found.figures["map"].value == pytest.approx(row["map"], abs=1e-3)
 
@@ -93,18 +133,22 @@ def test_train_and_test_groups_are_disjoint(tmp_path: Path) -> None:
 def test_a_second_call_computes_nothing_again(
     demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stamp = (demo / "groups" / "student" / "model.safetensors").stat().st_mtime_ns
+    students = [
+        demo / name / "student" / "model.safetensors" for name in ("photos/run", "drawings/groups")
+    ]
+    stamps = [path.stat().st_mtime_ns for path in students]
     main(["demo", "--quick", "--out", str(demo)])
     out = capsys.readouterr().out
-    assert (demo / "groups" / "student" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert [path.stat().st_mtime_ns for path in students] == stamps
+    assert "student, closed form" in out
     assert "student, groups" in out
     assert "whiten search" in out
 
 
 @pytest.mark.slow
-def test_the_demo_s_student_searches(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    query = next((demo / "images" / "test").rglob("*.webp"))
-    student = str(demo / "groups" / "student")
+def test_the_demo_s_student_searches(drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = next((drawings / "images" / "test").rglob("*.webp"))
+    student = str(drawings / "groups" / "student")
     main(
         [
             "search",
@@ -112,7 +156,7 @@ def test_the_demo_s_student_searches(demo: Path, capsys: pytest.CaptureFixture[s
             "--student",
             student,
             "--in",
-            str(demo / "images" / "test"),
+            str(drawings / "images" / "test"),
             "--json",
         ]
     )
