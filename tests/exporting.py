@@ -16,7 +16,7 @@ DIM = 8
 def write_student(folder: Path, *, dim: int = DIM, seed: int = 0) -> Path:
     """A student of random weights, whose batch statistics are those of noise."""
     torch.manual_seed(seed)
-    net, config = build_student(STUDENT, dim=dim)
+    net, config = build_student(STUDENT, dim=dim, pool="stages")
     net.train()
     with torch.no_grad():
         for _ in range(5):

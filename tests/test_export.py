@@ -90,7 +90,9 @@ def test_embeddings_are_those_of_torch(done: Exports, student: Path, shared_imag
         # Through the verbs' way in, too; and each alone, as the batch is dynamic.
         uri = f"{variant.format}:{done.folder}?precision={variant.precision}"
         np.testing.assert_array_equal(whiten.load(uri).embed(files), found)
-        np.testing.assert_allclose(model.embed(files[7]), found[7:8], atol=1e-5)
+        np.testing.assert_allclose(
+            model.embed(files[7]), found[7:8], atol=EXACT[variant.precision], err_msg=uri
+        )
         assert whiten.load(uri).parts[0].teacher.fingerprint() == model.fingerprint()
 
 
