@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,6 @@ from whiten.errors import ConfigError, TeacherError
 
 Arrays = npt.NDArray[Any]
 
-Pool = Literal["auto", "gem", "gem-fixed", "avg", "stages"]  # of a student
 TOKEN_POOLS = ("cls", "mean", "gem", "max")
 MAP_POOLS = ("mean", "gem", "max")
 _GEM_POWER, _GEM_LEAST = 3.0, 1e-6  # Radenović et al., TPAMI 2019, eq. 2

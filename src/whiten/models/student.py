@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line, refuse_later
-from whiten.models.readout import Pool
 from whiten.models.teacher import Teacher
-from whiten.models.uri import TeacherURI, parse_uri
+from whiten.models.uri import Pool, TeacherURI, parse_uri
 from whiten.models.weights import hash_state
 from whiten.utils.files import replacing
 from whiten.utils.hashing import fingerprint

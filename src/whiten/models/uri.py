@@ -6,10 +6,12 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, quote
 
 from whiten.errors import ConfigError, nearest
+
+Pool = Literal["auto", "gem", "gem-fixed", "avg", "stages"]  # of a student, see `StudentNet`
 
 # Every scheme, with its target and an example: the only list, shared by errors, the `teachers` verb
 # and the documentation.

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from whiten.errors import ConfigError, nearest
-from whiten.models.readout import Pool
-from whiten.models.uri import parse_uri
+from whiten.models.uri import Pool, parse_uri
 from whiten.utils.validation import check_types
 from whiten.views.plan import ViewPlan
 
