@@ -20,7 +20,7 @@ from whiten.errors import ConfigError, NoImagesError, TeacherError
 from whiten.export import images, speed
 from whiten.export.building import choose
 from whiten.export.card import export_card
-from whiten.export.graphs import BACKBONE, Deployed, fold_sizes, to_fp16, trace_onnx
+from whiten.export.graphs import to_fp16
 from whiten.export.images import draw_images, sample_images, split
 from whiten.export.parity import Parity, Truth, compare, find_truth, reason_to_refuse
 from whiten.export.quantisation import quantise
@@ -28,6 +28,7 @@ from whiten.export.table import remarks_on
 from whiten.models.exported import Variant
 from whiten.models.student import load_student
 from whiten.models.teacher import ArrayTeacher, Teacher
+from whiten.models.tracing import BACKBONE, Deployed, fold_sizes, trace_onnx
 from whiten.utils import files as folders
 from whiten.views.rendering import Preprocess
 
@@ -167,10 +168,7 @@ def test_sizes_that_are_known_are_folded() -> None:
             out: torch.Tensor = self.net(x)
             return out
 
-        def example(self, count: int, size: tuple[int, int]) -> torch.Tensor:
-            return torch.zeros(count, 3, *size)
-
-    model = trace_onnx(Small().eval(), (33, 30))  # type: ignore[arg-type]
+    model = trace_onnx(Small().eval(), torch.zeros(2, 3, 33, 30))
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"Shape", "Gather", "ConstantOfShape", "Slice"}, kinds
     session = onnxruntime.InferenceSession(model.SerializeToString())
@@ -208,7 +206,8 @@ def test_pixels_are_normalised_in_the_graph(tmp_path: Path) -> None:
 
 def test_only_the_backbone_is_rounded(tmp_path: Path) -> None:
     net, config = load_student(write_student(tmp_path / "student"))
-    graph = trace_onnx(Deployed(net, config.preprocess, False), config.preprocess.size)
+    deployed = Deployed(net, config.preprocess, False)
+    graph = trace_onnx(deployed, deployed.example(2, config.preprocess.size))
     outside = [n.name for n in graph.graph.node if not n.name.startswith(BACKBONE)]
     assert any("projection" in name for name in outside)
     inputs = list(np.random.default_rng(0).standard_normal((20, 3, 64, 64)).astype(np.float32))
@@ -239,7 +238,7 @@ def test_what_cannot_be_traced_is_one_line(tmp_path: Path) -> None:
     deployed = Deployed(net, config.preprocess, False)
     deployed.forward = lambda images: images.unknown()  # type: ignore[method-assign]
     with pytest.raises(TeacherError, match=r"cannot be traced .*: choose a convolutional backbone"):
-        trace_onnx(deployed, config.preprocess.size)
+        trace_onnx(deployed, deployed.example(2, config.preprocess.size))
 
 
 # --- what was asked, speed, table, folder ---------------------------------------------------

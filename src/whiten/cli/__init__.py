@@ -24,6 +24,7 @@ from whiten.cli import (  # noqa: F401 - they add their verbs
 )
 from whiten.cli.app import app
 from whiten.cli.terminal import one_line_endings, show_warning
+from whiten.models.choice import choice_restored
 from whiten.utils.memory import keep_freed_memory
 
 
@@ -32,5 +33,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = show_warning
     keep_freed_memory()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    with one_line_endings(tokens):
+    with one_line_endings(tokens), choice_restored():
         app(tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter
 
@@ -40,3 +40,5 @@ Json = Annotated[bool, Parameter("--json")]
 Cache = Annotated[Path | None, Parameter(("--cache", "--embeddings"))]
 Patterns = Annotated[tuple[str, ...], Parameter(consume_multiple=False, show_default=False)]
 Model = Annotated[str | None, Parameter(("--model", "--student"))]
+Runtime = Literal["auto", "torch", "onnx", "openvino"]
+Device = Annotated[str, Parameter("--device")]

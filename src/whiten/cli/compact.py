@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Json, Model, Patterns, app
+from whiten.cli.app import Cache, Device, Json, Model, Patterns, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
+from whiten.models.choice import choose
 
 
 @app.command
@@ -22,6 +23,8 @@ def compact(
     exclude: Patterns = (),
     include: Patterns = (),
     plot: Path | None = None,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure what embeddings lose when they are stored in fewer bytes.
@@ -38,12 +41,16 @@ def compact(
             repeatable.
         include: take only images that match this glob; repeatable.
         plot: draw the table into this PNG.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
+        device: auto, cpu, cuda or mps.
         as_json: print JSON.
     """
     from whiten.compact.running import costs_of, open_embedded, write_index
     from whiten.embedding.opening import load
     from whiten.index.local.storage.kinds import parse_storage
 
+    choose(runtime, device)
     for kind in kinds or []:
         parse_storage(kind)  # before anything is embedded
     if out is not None and len(kinds or []) != 1:
@@ -60,7 +67,8 @@ def compact(
         if out is not None and kinds:
             index = write_index(source, images, kinds[0], out, **chosen, show_progress=True)
             written = {"out": index.place, "count": len(index), "storage": index.storage}
-        print_json(found.to_json() | written) if as_json else print(*found.lines(), sep="\n")
+        facts = found.to_json() | written | {"runtime": encoder and encoder.runtime}
+        print_json(facts) if as_json else print(*found.lines(), sep="\n")
         if written and not as_json:
             print(f"{written['out']}: {written['count']:,} images stored as {written['storage']}")
         for remark in found.remarks:

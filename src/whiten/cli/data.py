@@ -8,9 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, Patterns, app
+from whiten.cli.app import Device, Json, Patterns, Runtime, app
 from whiten.cli.terminal import list_duplicates, list_skipped, print_json, say
 from whiten.errors import ConfigError
+from whiten.models.choice import choose
 
 
 @app.command
@@ -27,6 +28,8 @@ def embed(
     exclude: Patterns = (),
     include: Patterns = (),
     workers: int | None = None,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Embed images into a store; run it again to continue or to extend the store.
@@ -44,15 +47,19 @@ def embed(
             repeatable.
         include: take only images that match this glob; repeatable.
         workers: threads that decode images; by default one per core.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
+        device: auto, cpu, cuda or mps.
         as_json: print the summary as JSON.
     """
     from whiten.datasets.frames import find_or_extract
     from whiten.embedding.embed import embed as embed_items
     from whiten.embedding.embed import summarize
-    from whiten.models.registry import open_teacher
+    from whiten.models.opening import open_model, runtime_of
     from whiten.utils.progress import progress
     from whiten.views.plan import ViewPlan
 
+    choose(runtime, device)
     if precision not in ("auto", "32", "bf16"):
         raise ConfigError(f"precision must be auto, 32 or bf16, not {precision!r}")
     for name, value in (("views", views), ("workers", workers)):
@@ -69,7 +76,7 @@ def embed(
             progress=update,
             tell=say,
         )
-    opened = open_teacher(model).on_best_device()
+    opened = open_model(model)
     with progress(f"embed {opened.name}", unit="images") as update:
         store = embed_items(
             items,
@@ -86,7 +93,7 @@ def embed(
     summary = summarize(store, items)
     summary.skipped.extend(no_videos)
     if as_json:
-        print_json({"store": str(out), **asdict(summary)})
+        print_json({"store": str(out), **asdict(summary), "runtime": runtime_of(opened)})
         return
     print(f"{out}: {summary.embeddings:,} embeddings of {summary.dim} dimensions")
     list_duplicates(summary.duplicates)

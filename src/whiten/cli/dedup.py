@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Cache, Json, Model, Patterns, app
+from whiten.cli.app import Cache, Device, Json, Model, Patterns, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
+from whiten.models.choice import choose
 
 if TYPE_CHECKING:
     from whiten.dedup.turned import Also
@@ -35,6 +36,8 @@ def dedup(
     exclude: Patterns = (),
     include: Patterns = (),
     csv: Annotated[Path | None, Parameter("--csv")] = None,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Group near-duplicates of images or videos, and write a script that deletes the copies.
@@ -62,6 +65,9 @@ def dedup(
             repeatable.
         include: take only images that match this glob; repeatable.
         csv: write the table of groups to this file.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
+        device: auto, cpu, cuda or mps.
         as_json: print JSON.
     """
     from whiten.dedup import deduplicate, open_collection
@@ -70,6 +76,7 @@ def dedup(
     from whiten.dedup.writing import write_results, write_table
     from whiten.embedding.opening import load
 
+    choose(runtime, device)
     if (threshold is None) == (target_precision is None):
         raise ConfigError("give one of --threshold and --target-precision")
     if threshold is not None:
@@ -108,7 +115,7 @@ def dedup(
     if csv is not None:
         write_table(found, csv)
     if as_json:
-        print_json(found.to_json())
+        print_json(found.to_json() | {"runtime": encoder and encoder.runtime})
     else:
         print(*found.lines(), sep="\n")
         if calibration is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Json, Patterns, app
+from whiten.cli.app import Cache, Json, Patterns, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
+from whiten.models.choice import choose
 
 
 @app.command
@@ -21,6 +22,7 @@ def diagnose(
     cache: Cache = None,
     exclude: Patterns = (),
     include: Patterns = (),
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Tell what teachers are worth on these images, in minutes, before a distillation.
@@ -36,11 +38,14 @@ def diagnose(
         exclude: leave out images whose path below the folder, or any part of it, matches this glob;
             repeatable.
         include: take only images that match this glob; repeatable.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
         as_json: print JSON.
     """
     from whiten.diagnosis.diagnose import diagnose as run
     from whiten.diagnosis.page import write_page
 
+    choose(runtime)
     found = run(
         images,
         teachers,

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 import torch
 
 from whiten._version import __version__
+from whiten.models.choice import describe_auto
 from whiten.utils.devices import best_device, computes_bf16
 
 # Extra -> its purpose, and the modules that it installs.
 EXTRAS = {
-    "onnx": ("onnx: models, and export", ("onnx", "onnxruntime")),
     "openvino": ("export to OpenVINO", ("openvino",)),
     "openclip": ("openclip: models", ("open_clip",)),
     "hf": ("hf: models", ("transformers",)),
     "video": ("videos", ("av",)),
     "fast": ("JPEG files in less time", ("simplejpeg",)),
 }
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pyarrow", "lightning-fabric", "pillow")
+LIBRARIES = (
+    *("torch", "torchvision", "timm", "onnx", "onnxruntime"),
+    *("numpy", "pyarrow", "lightning-fabric", "pillow"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def diagnose() -> Diagnosis:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **{name: _version(name) for name in LIBRARIES},
         "device": _describe(device),
+        "runtime": describe_auto(),
         "cores": str(cores),
         "torch threads": str(torch.get_num_threads()),
         "bf16": "native" if computes_bf16(device.type) else "not native, training runs in float32",

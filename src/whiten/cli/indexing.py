@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, Model, Patterns, app
+from whiten.cli.app import Device, Json, Model, Patterns, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
+from whiten.models.choice import choose
 
 
 @app.command
@@ -31,6 +32,8 @@ def index(
     exclude: Patterns = (),
     include: Patterns = (),
     drop_columns: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Build an index, or bring it up to date: only new and changed images are embedded.
@@ -57,10 +60,14 @@ def index(
             repeatable.
         include: take only images that match this glob; repeatable.
         drop_columns: columns of the index to drop.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
+        device: auto, cpu, cuda or mps.
         as_json: print JSON.
     """
     from dataclasses import asdict
 
+    choose(runtime, device)
     from whiten.index import Index
     from whiten.index.collections import is_store
 
@@ -99,7 +106,7 @@ def index(
         how = None if tuning is None else asdict(tuning)
         facts = {"place": changed.place, "images": len(changed), **asdict(changed.changes)}
         kept = {"storage": changed.storage, "loss": None if loss is None else asdict(loss)}
-        print_json(facts | {"search": how} | kept)
+        print_json(facts | {"search": how} | kept | {"runtime": changed.runtime})
         return
     done = changed.changes
     print(
@@ -137,6 +144,8 @@ def search(
     background: Path | None = None,
     exclude: Patterns = (),
     include: Patterns = (),
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     as_json: Json = False,
     paths_only: bool = False,
     open_page: Annotated[bool, Parameter("--open")] = False,
@@ -165,6 +174,9 @@ def search(
         exclude: with --in, leave out images whose path below the folder, or any part of it,
             matches this glob; repeatable.
         include: with --in, take only images that match this glob; repeatable.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
+        device: auto, cpu, cuda or mps.
         as_json: print JSON.
         paths_only: print only paths, one per line.
         open_page: write a page of the hits and open it in the browser.
@@ -175,6 +187,7 @@ def search(
     from whiten.index.query import search as run
     from whiten.media.boxes import Box
 
+    choose(runtime, device)
     query = Query(
         tuple(queries or ()), tuple(ids or ()), None if box is None else Box.parse(box), combine
     )

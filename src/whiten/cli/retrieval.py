@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Cache, Json, Patterns, app
+from whiten.cli.app import Cache, Device, Json, Patterns, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
+from whiten.models.choice import choose
 
 
 @app.command
@@ -35,6 +36,8 @@ def evaluate(
     cache: Cache = None,
     exclude: Patterns = (),
     include: Patterns = (),
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Evaluate retrieval: images of a group should find each other; or run a benchmark.
@@ -65,6 +68,9 @@ def evaluate(
         exclude: leave out images whose path below a folder, or any part of it, matches this glob;
             repeatable.
         include: take only images that match this glob; repeatable.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
+        device: auto, cpu, cuda or mps.
         as_json: print JSON.
     """
     from whiten.embedding.opening import load
@@ -72,6 +78,7 @@ def evaluate(
     from whiten.evaluation.page import write_evaluation
     from whiten.evaluation.protocols import PROTOCOLS, Options, Outcome, find_protocol
 
+    choose(runtime, device)
     options = Options(
         multi_scale, distractors, similarity, omit_normalisation, report, exclude, include
     )
@@ -102,7 +109,7 @@ def evaluate(
     else:
         outcome = PROTOCOLS[name](encoder, images, options, cache, True)
     if as_json:
-        print_json(outcome.to_json())
+        print_json(outcome.to_json() | {"runtime": encoder.runtime})
         return
     print(*outcome.lines(), sep="\n")
     for remark in outcome.remarks:

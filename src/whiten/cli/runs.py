@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
-from whiten.cli.app import Cache, Json, Patterns, app, whole_numbers
+from whiten.cli.app import Cache, Json, Patterns, Runtime, app, whole_numbers
 from whiten.cli.terminal import list_skipped, print_json
 from whiten.errors import ConfigError, one_line
+from whiten.models.choice import choose
 from whiten.runs.spec import DistillSpec
 
 
@@ -60,6 +61,7 @@ def distill(
     overwrite: bool = False,
     cache: Cache = None,
     test: Path | None = None,
+    runtime: Runtime = "auto",
     as_json: Json = False,
 ) -> None:
     """Distil teachers into a student, and report the results.
@@ -72,6 +74,8 @@ def distill(
         overwrite: delete the run in OUT first.
         cache: folder for the teachers' embeddings, to share them between runs.
         test: grouped images that training does not see, for the table in the report.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
         as_json: print JSON.
     """
     from whiten.distillation.distill import distill as run
@@ -79,6 +83,7 @@ def distill(
     from whiten.report.run_page import write_report
     from whiten.report.table import format_table
 
+    choose(runtime)
     if images is None and not resume:
         raise ConfigError("name the images: whiten distill IMAGES --teachers URI --out RUN")
     result = run(images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache)

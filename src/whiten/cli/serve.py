@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Model, app
+from whiten.cli.app import Device, Model, Runtime, app
 from whiten.cli.terminal import say
+from whiten.models.choice import choose
 
 _POOLS = 2  # of memory; with more, memory grows over thousands of requests
 
@@ -29,6 +30,8 @@ def serve(
     max_pixels: float = 50.0,
     waiting: int = 64,
     timeout: float = 30.0,
+    runtime: Runtime = "auto",
+    device: Device = "auto",
 ) -> None:
     """Serve an index: a search page for people, and an interface for programs.
 
@@ -49,12 +52,16 @@ def serve(
         max_pixels: maximum size of an uploaded image in millions of pixels.
         waiting: maximum number of requests that wait for the model.
         timeout: maximum time per request in seconds.
+        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
+            and ONNX Runtime on a CPU.
+        device: auto, cpu, cuda or mps.
     """
     from whiten.serve import Settings, create_app
     from whiten.serve.running import is_loopback, listen, run, url_of
     from whiten.serve.settings import allowed_names, read_token
     from whiten.utils.memory import share_pools
 
+    choose(runtime, device)
     settings = Settings(
         roots=root,
         hosts=allowed_names(host, allow_host),

@@ -56,7 +56,8 @@ class _Notes(logging.Handler):
 
 
 def _tell_logged() -> None:
-    for name in ("whiten.datasets", "whiten.store", "whiten.index", "whiten.evaluation"):
+    for package in ("datasets", "store", "models", "index", "evaluation"):
+        name = f"whiten.{package}"
         logging.getLogger(name).handlers[:] = [_Notes()]
 
 

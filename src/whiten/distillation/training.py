@@ -29,10 +29,11 @@ from whiten.distillation.training_set import TrainingSet
 from whiten.errors import RunError
 from whiten.models.card import model_card
 from whiten.models.student import StudentNet, build_student, freeze_unused, save_student
+from whiten.models.student_graph import finish_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors
-from whiten.utils.progress import progress
+from whiten.utils.progress import announce, progress
 from whiten.utils.threads import ordered_map
 from whiten.views.rendering import Preprocess
 
@@ -147,6 +148,8 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
             net.load_state_dict(average)
         config = data.describe(config, step, best)
         save_student(net, config, run.student, model_card(config))
+        if reason := finish_student(run.student):
+            announce(f"the student runs in torch alone: {reason}")
         data.remove()
     fabric.barrier()
 

@@ -25,7 +25,7 @@ from whiten.distillation.targets import open_targets
 from whiten.errors import RunError, one_line
 from whiten.media.reading import read_bytes
 from whiten.models.registry import open_network
-from whiten.models.student import StudentConfig
+from whiten.models.student_folder import StudentConfig
 from whiten.models.teacher import Teacher
 from whiten.runs.folder import RunFolder
 from whiten.runs.measured import best_starts

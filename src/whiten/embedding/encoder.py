@@ -21,6 +21,7 @@ from whiten.models.inputs import (
     listed,
     require_errors,
 )
+from whiten.models.opening import runtime_of
 from whiten.models.stored_model import Model, StoredModel
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors, normalize_rows
@@ -75,6 +76,11 @@ class Encoder:
         self.batch_size: int | None = None
         width = sum(part.dim for part in parts)
         self.dim = width if rotation is None else len(rotation.projection_)
+
+    @property
+    def runtime(self) -> str:
+        """What computes: torch, onnx, openvino or torchscript; several are joined by +."""
+        return "+".join(sorted({runtime_of(part.teacher) for part in self.parts}))
 
     def fingerprint(self) -> str:
         """Fingerprint; changes with any model, preprocessing, whitening, rotation or weight."""

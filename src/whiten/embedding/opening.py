@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder, Part, embed_cached
 from whiten.embedding.fitting import fit_whitener
 from whiten.errors import ConfigError, WhiteningError
-from whiten.models.registry import open_teacher
+from whiten.models.opening import open_model
 from whiten.models.stored_model import Model
 from whiten.models.uri import parse_uri
 from whiten.runs.folder import RunFolder
@@ -27,6 +27,7 @@ def load(
     device: str | None = None,
     batch_size: int | None = None,
     *,
+    runtime: str | None = None,
     whitener: str | os.PathLike[str] | None = None,
     whiten_on: str | os.PathLike[str] | None = None,
     whiten_dim: int = 256,
@@ -41,8 +42,10 @@ def load(
             `fuse:raw:RUN` or `fuse:whitened:RUN` for the teachers of a run, with its whiteners;
             `fuse:compatible:RUN` likewise, but rotated and cut to the dimension of a student that
             was distilled with `compatible` and can query this gallery.
-        device: cpu, cuda or mps for torch models; by default the fastest.
+        device: auto, cpu, cuda or mps; by default the fastest.
         batch_size: images per batch; by default chosen by device.
+        runtime: auto, torch, onnx or openvino, see `open_model`; by default auto, which on a CPU
+            runs students without torch.
         whitener: file written by `Whitener.save`, for the embeddings of a single model.
         whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`.
         whiten_dim: number of axes that this whitening keeps.
@@ -50,28 +53,30 @@ def load(
         cache: folder that keeps embeddings of `whiten_on`; none by default.
 
     Raises:
-        ConfigError, TeacherError: the model is unknown or cannot be loaded.
+        ConfigError, TeacherError: the model, runtime or device is unknown, or cannot be loaded.
         WhiteningError: the whitener cannot be read, or was fitted on another model.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     encoder = _load(
         os.fspath(model),
+        partial(open_model, runtime=runtime, device=device),
         whitener=whitener,
         whiten_on=whiten_on,
         whiten_dim=whiten_dim,
         shrinkage=shrinkage,
         cache=cache,
     )
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     encoder.batch_size = batch_size
-    for part in encoder.parts:
-        place = part.teacher.on_best_device if device is None else partial(part.teacher.to, device)
-        place()
     return encoder
+
+
+Open = Callable[[str], Model]
 
 
 def _load(
     text: str,
+    open_one: Open,
     *,
     whitener: str | os.PathLike[str] | None,
     whiten_on: str | os.PathLike[str] | None,
@@ -85,17 +90,17 @@ def _load(
                 f"a whitener is for a single model, not for {text}: write fuse:whitened:RUN, or "
                 "fuse:whitened:URI,URI with images to fit on"
             )
-        return _load_fused(text, whiten_on, whiten_dim, shrinkage, cache)
+        return _load_fused(text, open_one, whiten_on, whiten_dim, shrinkage, cache)
     if whiten_on is not None:
         raise ConfigError(f"whitening {text} is written fuse:whitened:{text}")
     run = RunFolder(Path(text))
     if run.config.is_file():
         text = f"whiten:{run.student}"
     if whitener is None:
-        teacher = open_teacher(text)
+        teacher = open_one(text)
         return Encoder(teacher.name, [Part(teacher)], _lasting(text))
     fitted = Whitener.load(whitener)  # refused before the model is opened
-    teacher = open_teacher(text)
+    teacher = open_one(text)
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
     return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
 
@@ -138,17 +143,18 @@ def load_fusions(
     run = RunFolder(Path(root))
     _, spec = run.read_config()
     if teachers is None:
-        teachers = [teacher.on_best_device() for teacher in _open_teachers(run, spec)]
+        teachers = _open_teachers(run, spec, open_model)
     fusions = {"raw": _raw(teachers, _lasting(f"fuse:raw:{root}"))}
     if spec.whiten:
         fusions["whitened"] = _whitened(run, teachers)
     if spec.compatible and run.rotation.is_file():
-        fusions["compatible"] = _compatible(run, teachers)
+        fusions["compatible"] = _compatible(run, open_model, teachers)
     return fusions
 
 
 def _load_fused(
     text: str,
+    open_one: Open,
     whiten_on: str | os.PathLike[str] | None,
     whiten_dim: int,
     shrinkage: float,
@@ -162,20 +168,18 @@ def _load_fused(
         )
     run = RunFolder(Path(rest))
     if kind == "compatible":
-        return _compatible(run)
+        return _compatible(run, open_one)
     spec = run.read_config()[1] if run.config.is_file() else None
     if spec is None:
-        teachers = [open_teacher(uri) for uri in split_uris(rest)]
+        teachers = [open_one(uri) for uri in split_uris(rest)]
     else:
-        teachers = _open_teachers(run, spec)
+        teachers = _open_teachers(run, spec, open_one)
     if kind == "raw":
         return _raw(teachers, _lasting(text))
     if spec is not None and spec.whiten:
         return _whitened(run, teachers)
     if whiten_on is None:
         raise ConfigError(f"{text} must know what to fit its whitening on: add --whiten-on IMAGES")
-    for teacher in teachers:
-        teacher.on_best_device()
     parts = [
         Part(teacher, fit_on(teacher, whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache))
         for teacher in teachers
@@ -183,9 +187,9 @@ def _load_fused(
     return Encoder(f"{_names(teachers)}, whitened", parts)
 
 
-def _open_teachers(run: RunFolder, spec: DistillSpec) -> list[Model]:
+def _open_teachers(run: RunFolder, spec: DistillSpec, open_one: Open) -> list[Model]:
     """Open the teachers of a run, with the fingerprints that its student and galleries know."""
-    teachers = [open_teacher(uri) for uri in spec.teachers]
+    teachers = [open_one(uri) for uri in spec.teachers]
     known = run.read_teachers()
     for teacher, recorded in zip(teachers, known, strict=False):
         if recorded != teacher.fingerprint() and teacher.made(teacher.uri, recorded):
@@ -208,7 +212,7 @@ def _whitened(run: RunFolder, teachers: Sequence[Model]) -> Encoder:
     return Encoder(name, parts, uri, weights=run.read_weights())
 
 
-def _compatible(run: RunFolder, teachers: Sequence[Model] | None = None) -> Encoder:
+def _compatible(run: RunFolder, open_one: Open, teachers: Sequence[Model] | None = None) -> Encoder:
     """Return the encoder that the run's student was made compatible with."""
     if not run.config.is_file():
         raise ConfigError(
@@ -222,7 +226,7 @@ def _compatible(run: RunFolder, teachers: Sequence[Model] | None = None) -> Enco
             "--compatible, to the end"
         )
     rotation = Whitener.load(run.rotation)
-    parts = [Part(teacher) for teacher in teachers or _open_teachers(run, spec)]
+    parts = [Part(teacher) for teacher in teachers or _open_teachers(run, spec, open_one)]
     for number, part in enumerate(parts if spec.whiten else []):
         part.whitener = Whitener.load(run.whitener(number))
         _require_fitted_on(part.teacher, part.whitener, str(run.whitener(number)))

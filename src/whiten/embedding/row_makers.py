@@ -13,6 +13,7 @@ from whiten.datasets.collection import Item
 from whiten.embedding.repeats import Repeats
 from whiten.errors import ImageError, StoreError
 from whiten.media.reading import Skipped, Unread, read_bytes, skipped_for, stamp_of
+from whiten.models.opening import for_many
 from whiten.models.stored_model import StoredModel
 from whiten.models.teacher import Teacher
 from whiten.store.shards import Row, Seen
@@ -98,6 +99,16 @@ class Computed:
         self.batch_size = BATCH if teacher.device_type == "cpu" else 8 * BATCH
         if render is not None:
             self.batch_size = 1  # sizes may differ
+
+    def expect(self, images: int) -> None:
+        """Choose the runtime for this number of images.
+
+        The graph of a model computes in float32, and takes images of one size.
+        """
+        if self._bf16 or self._render is not None:
+            self._teacher = self._teacher.in_torch()
+        else:
+            self._teacher = for_many(self._teacher, images)
 
     def prepare(self, task: Task, data: bytes) -> Pixels:
         if self._render is not None:

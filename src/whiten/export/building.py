@@ -12,18 +12,12 @@ from typing import Any
 import torch
 
 from whiten.errors import ConfigError, nearest
-from whiten.export.graphs import (
-    Deployed,
-    to_fp16,
-    trace_onnx,
-    write_onnx,
-    write_openvino,
-    write_torchscript,
-)
+from whiten.export.graphs import to_fp16, write_onnx, write_openvino, write_torchscript
 from whiten.export.images import Pixels
 from whiten.export.quantisation import quantise
 from whiten.models.exported import FORMAT, PRECISIONS, SUFFIXES, Manifest, Variant
 from whiten.models.student import load_student
+from whiten.models.tracing import Deployed, trace_onnx
 from whiten.utils.hashing import hash_file
 
 OFFERED = {
@@ -139,7 +133,7 @@ class Builder:
 
     @cached_property
     def _fp32(self) -> Any:
-        return trace_onnx(self._deployed, self._manifest.preprocess.size)
+        return trace_onnx(self._deployed, self._deployed.example(2, self._manifest.preprocess.size))
 
     @cached_property
     def _int8(self) -> Any:

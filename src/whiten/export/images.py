@@ -15,6 +15,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.errors import ImageError, NoImagesError
 from whiten.media.reading import Skipped, skipped_for
 from whiten.models.inputs import show
+from whiten.models.teacher import drawn_pixels
 from whiten.utils.threads import ordered_map
 from whiten.views.rendering import Preprocess
 
@@ -106,16 +107,10 @@ def _show(preprocess: Preprocess, item: Item) -> Pixels | ImageError:
 
 
 def draw_images(preprocess: Preprocess, count: int = 64) -> Sample:
-    """Make synthetic images, smooth blobs of colour, for when the user gives none.
+    """Make synthetic images for when the user gives none.
 
     They test whether the graph computes the same as the student, not how well it retrieves.
     """
-    from PIL import Image
-
-    blobs = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), np.uint8)
-    size = preprocess.size[::-1]
-    shown = [
-        np.asarray(Image.fromarray(blob).resize(size, Image.Resampling.BICUBIC)) for blob in blobs
-    ]
+    pixels = drawn_pixels(preprocess, count)
     items = [Item(f"drawn {number}", "") for number in range(count)]
-    return Sample(items, np.stack(shown), np.stack(shown)[:0], is_drawn=True)
+    return Sample(items, pixels, pixels[:0], is_drawn=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from whiten.export.graphs import BACKBONE, INPUT, onnx_libraries
+from whiten.models.tracing import BACKBONE, INPUT, onnx_libraries
 
 # Operators with int8 instructions on CPUs, and those between them: converting to fp32 and back
 # costs more than it gains.

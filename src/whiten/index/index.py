@@ -35,6 +35,7 @@ class Index:
 
     Attributes:
         changes: result of the last `build`, `add` or `remove`.
+        runtime: what computed the embeddings of the last `build`; None if none did.
     """
 
     def __init__(self, backend: Backend, encoder: Encoder | None = None) -> None:
@@ -42,6 +43,7 @@ class Index:
         self._encoder = encoder
         self._is_given = encoder is not None
         self._checked = ""  # the model that the encoder is known to query
+        self.runtime: str | None = None
         self.changes = Changes()
 
     # --- opening ------------------------------------------------------------------------
@@ -158,6 +160,7 @@ class Index:
             drop=drop_columns,
             show_progress=show_progress,
         )
+        index.runtime = source.runtime
         if isinstance(index._backend, FolderIndex):
             with index._backend.writing():
                 if storage is not None:

@@ -57,6 +57,10 @@ class Source(Protocol):
     name: str
     dim: int
 
+    @property
+    def runtime(self) -> str | None:
+        """What computes the embeddings; None if they are stored."""
+
     def made(self, index: Facts) -> bool:
         """Return whether the vectors of an index were made by this source's encoder."""
 
@@ -81,6 +85,10 @@ class ImageSource:
         self.uri = encoder.uri
         self.name = encoder.name
         self.dim = encoder.dim
+
+    @property
+    def runtime(self) -> str:
+        return self.encoder.runtime
 
     def made(self, index: Facts) -> bool:
         return self.encoder.made(index.uri, index.model)
@@ -138,6 +146,10 @@ class StoreSource:
             tables.append(table.filter(pc.equal(table["view"], 0)))
         self._rows = pa.concat_tables(tables).sort_by("id")
         self.items = Items.from_table(self._rows)
+
+    @property
+    def runtime(self) -> None:
+        return None
 
     def made(self, index: Facts) -> bool:
         return index.model == self.model

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from whiten.models.student import StudentConfig
+from whiten.models.student_folder import StudentConfig
 
 
-def model_card(config: StudentConfig) -> str:
-    """Return Markdown with the student's properties, origin and use."""
+def model_card(config: StudentConfig, runtime: str = "") -> str:
+    """Return Markdown with the student's properties, origin and use.
+
+    Args:
+        runtime: what it computes in, in a sentence.
+    """
     teachers = "\n".join(
         f"| `{t['uri']}` | {t['licence']} | `{t['fingerprint'][:12]}` |" for t in config.teachers
     )
@@ -34,7 +38,7 @@ embeddings = student.embed(["photo.jpg"])  # (1, {config.dim}) float32, rows L2-
 - Input: {width}x{height} px, {config.preprocess.fit}, {config.preprocess.interpolation}
 - Backbone: `{config.backbone}` ({config.backbone_licence})
 - Compare embeddings by their dot product.
-{gallery}
+{f"- {runtime}{chr(10)}" if runtime else ""}{gallery}
 ## Teachers
 
 | model | licence of its weights | fingerprint |

@@ -293,6 +293,7 @@ def open_variant(root: Path, manifest: Manifest, variant: Variant, uri: str = ""
         licence=manifest.licence,
         params=manifest.params,
         takes_pixels=manifest.input == "pixels",
+        runtime=variant.format,
         compatible_with=_galleries(manifest, variant),
     )
 

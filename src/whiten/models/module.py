@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from whiten.errors import ConfigError
 from whiten.media.decoding import upright_rgb
-from whiten.models.student import StudentConfig, StudentNet, load_student
+from whiten.models.student import StudentNet, load_student
+from whiten.models.student_folder import StudentConfig
 from whiten.views.rendering import View, render
 
 

@@ -42,6 +42,7 @@ def see_own_size(
         TeacherError: the network takes only its own input size.
         WhiteningError: the whitening was fitted on another model.
     """
+    teacher = teacher.in_torch()  # its graph has a fixed size
     if teacher.preprocess.layout != "nchw" or teacher.takes_pixels:
         raise TeacherError(
             f"{teacher.uri} does not take channels-first images: images of several sizes need a "
@@ -53,10 +54,12 @@ def see_own_size(
     if whitener is not None:
         readout += f";whitening={whitener.fingerprint()}"
     # A torch `Teacher`, whatever the given one computes with: torch resizes the scales.
-    facts = {entry.name: getattr(teacher, entry.name) for entry in dataclasses.fields(Teacher)}
+    own = [entry.name for entry in dataclasses.fields(Teacher) if entry.init]
+    facts = {name: getattr(teacher, name) for name in own}
     facts["forward"] = partial(_describe, teacher, tuple(scales), whitener)
     facts["dim"] = teacher.dim if whitener is None else len(whitener.projection_)
     seeing = Teacher(**facts | {"readout": readout})
+    seeing.traced = seeing  # graphs have a fixed size
     for height, width in _PROBES:
         seeing.embed(np.zeros((1, height, width, 3), np.uint8))
     return seeing

@@ -23,7 +23,8 @@ from whiten.errors import ConfigError, TeacherError, WhiteningError, one_line
 from whiten.models.card import model_card
 from whiten.models.sources.paper.catalogue import PUBLISHED
 from whiten.models.sources.paper.checkpoints import entries, require_shapes, some, take_tensors
-from whiten.models.student import StudentConfig, StudentNet, save_student
+from whiten.models.student import StudentNet, save_student
+from whiten.models.student_folder import StudentConfig
 from whiten.models.torch_file import read_torch_file
 from whiten.views.rendering import Preprocess
 from whiten.whitening.whitener import Whitener

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import MissingExtraError, TeacherError
+from whiten.errors import ConfigError, MissingExtraError, TeacherError
 
 Arrays = npt.NDArray[Any]
 Run = Callable[[Arrays], Arrays]
@@ -28,18 +28,48 @@ CPU_BATCH = 4  # images per batch; more do not fit into the CPU's caches
 def open_onnx(path: Path, precision: str) -> Run:
     """Open a graph with ONNX Runtime; its first output is the embedding."""
     ort = import_onnxruntime("running an exported ONNX model")
-    session = ort.InferenceSession(
-        str(path), session_options(ort), providers=ort.get_available_providers()
-    )
-    output = session.get_outputs()[0].name
-    return lambda inputs: run_session(session, output, inputs)
+    return _run_onnx(ort, str(path), ort.get_available_providers())
 
 
 def open_openvino(path: Path, precision: str) -> Run:
     """Open an OpenVINO model on the CPU."""
+    return _run_openvino(str(path), precision)
+
+
+def run_graph(graph: bytes, runtime: str, device: str = "cpu") -> Run:
+    """Run an fp32 ONNX graph in memory.
+
+    Args:
+        runtime: onnx or openvino.
+        device: cpu, or for onnx cuda.
+
+    Raises:
+        ConfigError: ONNX Runtime cannot compute on this device.
+        MissingExtraError: the runtime is not installed.
+    """
+    if runtime == "openvino":
+        return _run_openvino(graph, "fp32")
+    ort = import_onnxruntime("running a model as an ONNX graph")
+    if device == "cpu":
+        return _run_onnx(ort, graph, ["CPUExecutionProvider"])
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise ConfigError(
+            "this ONNX Runtime has no CUDA: pip install onnxruntime-gpu, or leave out --runtime"
+        )
+    return _run_onnx(ort, graph, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+def _run_onnx(ort: Any, graph: str | bytes, providers: list[str]) -> Run:
+    session = ort.InferenceSession(graph, session_options(ort), providers=providers)
+    output = session.get_outputs()[0].name
+    return lambda inputs: run_session(session, output, inputs)
+
+
+def _run_openvino(graph: str | bytes, precision: str) -> Run:
     ov = import_openvino()
-    compiled = ov.Core().compile_model(
-        str(path),
+    core = ov.Core()
+    compiled = core.compile_model(
+        core.read_model(graph),
         "CPU",
         {
             # Otherwise some CPUs compute in bf16 whatever the file holds.

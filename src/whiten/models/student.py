@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +18,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whiten.errors import DAMAGED, ConfigError, TeacherError, one_line, refuse_later
+from whiten.errors import ConfigError, TeacherError, one_line
+from whiten.models.student_folder import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    StudentConfig,
+    StudentFiles,
+    facts_of,
+    read_student,
+    student_name,
+)
 from whiten.models.teacher import Teacher
 from whiten.models.uri import Pool, TeacherURI, parse_uri
 from whiten.models.weights import hash_state
 from whiten.utils.files import replacing
-from whiten.utils.hashing import fingerprint
-from whiten.utils.validation import check_types
 from whiten.views.rendering import Preprocess
 
-FORMAT = 2  # format 1 had no checksum
 _STAGES = 4  # the last ones; earlier ones see few pixels
 _LEAST = 1e-12  # variance, below which a map is constant
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """Everything needed to rebuild the network, and its origin.
-
-    Attributes:
-        architecture: timm name of the backbone.
-        pool: auto, gem, gem-fixed, avg or stages; see `StudentNet`.
-        dim: embedding dimension.
-        preprocess: preprocessing of the input.
-        backbone: URI of the backbone's weights.
-        backbone_licence: licence of those weights.
-        teachers: uri, fingerprint and licence of each teacher.
-        training: summary of the run.
-        compatible_with: fingerprint of the encoder of a gallery that it can query besides its own.
-    """
-
-    architecture: str
-    pool: Pool
-    dim: int
-    preprocess: Preprocess
-    backbone: str = ""
-    backbone_licence: str = "unknown"
-    teachers: list[dict[str, str]] = field(default_factory=list)
-    training: dict[str, Any] = field(default_factory=dict)
-    compatible_with: str | None = None
 
 
 class StudentNet(nn.Module):
@@ -268,24 +247,17 @@ def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str
     from safetensors.torch import save_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    facts = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(config)}))
-    facts["checksum"] = _checksum(facts, state)
     try:
-        with replacing(folder, "config.json", "a student") as new:
-            save_file(state, new / "model.safetensors")
-            text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
-            (new / "config.json").write_text(text, "utf-8")
-            (new / "README.md").write_text(card, "utf-8", errors="backslashreplace")
+        with replacing(folder, CONFIG, "a student") as new:
+            save_file(state, new / WEIGHTS)
+            text = json.dumps(facts_of(config, hash_state(state)), indent=2, sort_keys=True) + "\n"
+            (new / CONFIG).write_text(text, "utf-8")
+            (new / CARD).write_text(card, "utf-8", errors="backslashreplace")
     except (OSError, SafetensorError) as error:
         raise TeacherError(
             f"cannot write {folder} ({one_line(error)}): make room or give access and run again "
             "(distill: with --resume)"
         ) from error
-
-
-def _checksum(facts: dict[str, Any], state: dict[str, Tensor]) -> str:
-    """Return the checksum of the student: it detects flipped bits, which embed slightly wrong."""
-    return fingerprint([facts, hash_state(state)])
 
 
 def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
@@ -294,42 +266,30 @@ def load_student(folder: Path) -> tuple[StudentNet, StudentConfig]:
     Raises:
         TeacherError: the folder is missing, incomplete, damaged or of a later format.
     """
-    import timm
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    files = read_student(folder)
+    return build_network(files), files.config
 
-    try:
-        facts = json.loads((folder / "config.json").read_text("utf-8"))
-        refuse_later(folder, "student", facts["format"], 1, FORMAT, error=TeacherError)
-        state = load_file(folder / "model.safetensors")
-        if facts["format"] not in (1, FORMAT):
-            raise ValueError(f"its format is {facts['format']!r}")
-        if facts["format"] > 1 and facts.pop("checksum") != _checksum(facts, state):
-            raise ValueError("its content does not have the checksum it was saved with")
-        del facts["format"]
-        preprocess = Preprocess.from_mapping(facts.pop("preprocess"))
-        config = StudentConfig(preprocess=preprocess, **facts)
-        check_types(config.preprocess)
-        check_types(config)
-    except FileNotFoundError as error:
-        raise TeacherError(
-            f"{folder} is not a student folder, it lacks {Path(error.filename).name}: "
-            "name RUN/student of a finished run"
-        ) from error
-    except (*DAMAGED, SafetensorError, ConfigError) as error:
-        raise TeacherError(
-            f"{folder} is damaged ({one_line(error)}): distil again or restore it"
-        ) from error
+
+def build_network(files: StudentFiles) -> StudentNet:
+    """Build the network of a student's files.
+
+    Raises:
+        TeacherError: weights and configuration do not fit.
+    """
+    import timm
+    from safetensors.torch import load
+
+    config = files.config
     try:
         backbone = timm.create_model(config.architecture, num_classes=0, **_sized(config))
         net = _assemble(backbone, config)
-        net.load_state_dict(state)
+        net.load_state_dict(load(files.weights))
     except Exception as error:  # timm and torch raise many kinds on a mismatched config
         raise TeacherError(
-            f"{folder}: weights and config do not fit ({one_line(error)}): distil again or restore "
-            "it"
+            f"{files.folder}: weights and config do not fit ({one_line(error)}): distil again or "
+            "restore it"
         ) from error
-    return net, config
+    return net
 
 
 def _sized(config: StudentConfig) -> dict[str, Any]:
@@ -359,21 +319,15 @@ def as_teacher(net: StudentNet, config: StudentConfig, uri: str) -> Teacher:
     """Return the whole student as an embedding model."""
     return Teacher(
         uri=uri,
-        name=_name(Path(uri.partition(":")[2])),
+        name=student_name(Path(uri.partition(":")[2])),
         dim=config.dim,
         preprocess=config.preprocess,
         weights_hash=hash_state(net.state_dict()),
         forward=net,
-        licence=_joint_licence(config),
+        licence=config.licence,
         module=net,
-        compatible_with=(config.compatible_with,) if config.compatible_with else (),
+        compatible_with=config.galleries,
     )
-
-
-def _name(folder: Path) -> str:
-    """Return the name of the run that made the student, or the folder's own."""
-    own = folder.resolve()
-    return own.parent.name if own.name == "student" else own.name
 
 
 def backbone_as_teacher(net: StudentNet, config: StudentConfig) -> Teacher:
@@ -390,8 +344,3 @@ def backbone_as_teacher(net: StudentNet, config: StudentConfig) -> Teacher:
         module=net,
         params=sum(v.numel() for v in net.backbone.parameters()),
     )
-
-
-def _joint_licence(config: StudentConfig) -> str:
-    licences = {config.backbone_licence, *(t.get("licence", "unknown") for t in config.teachers)}
-    return " + ".join(sorted(licences))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,14 +91,20 @@ class Teacher(Identity):
         readout: output that serves as embedding if the user chose one (a pooling, a tensor); "" is
             the network's own.
         takes_pixels: whether `forward` takes (n, h, w, 3) uint8 RGB and normalises it itself.
+        runtime: what computes: torch, onnx, openvino or torchscript.
+        twin: opens the same model in torch, if this is a graph that was traced from it.
+        traced: the model that embeds many images; itself if it shall not be traced.
     """
 
     forward: Callable[[Any], Any]
     module: nn.Module | None = None
-    macs_counter: Callable[[], int] | None = None
+    macs_counter: Callable[[], int | None] | None = None
     device: torch.device | None = None
     readout: str = ""
     takes_pixels: bool = False
+    runtime: str = "torch"
+    twin: Callable[[], Teacher] | None = None
+    traced: Teacher | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.module is not None:
@@ -129,6 +135,15 @@ class Teacher(Identity):
     def on_best_device(self) -> Teacher:
         """Return the teacher on the fastest device, if it is a torch module; else itself."""
         return self if self.module is None else self.to(best_device())
+
+    def in_torch(self) -> Teacher:
+        """Return the model in torch, for what its traced graph cannot do; else itself."""
+        if self.twin is None:
+            return self
+        same = {entry.name: getattr(self, entry.name) for entry in fields(Identity)}
+        twin = replace(self.twin(), **same, readout=self.readout)
+        self.twin = lambda: twin
+        return twin
 
     def embed(
         self, pixels: npt.NDArray[np.uint8], *, bf16: bool = False
@@ -197,7 +212,7 @@ class ArrayTeacher(Teacher):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the URI: sessions of runtimes cannot be."""
-        return _open_again, (self.uri, self.fingerprint())
+        return _open_again, (self.uri, self.fingerprint(), self.runtime)
 
     def forward_tensor(self, inputs: Tensor) -> Tensor:
         import torch
@@ -214,10 +229,11 @@ class ArrayTeacher(Teacher):
         return unit
 
 
-def _open_again(uri: str, made: str) -> Teacher:
-    from whiten.models.registry import open_network
+def _open_again(uri: str, made: str, runtime: str) -> Teacher:
+    from whiten.models.opening import open_model
+    from whiten.models.stored_model import require_network
 
-    teacher = open_network(uri)
+    teacher = require_network(open_model(uri, runtime=runtime))
     if made not in (teacher.fingerprint(), teacher.earlier_fingerprint()):
         raise TeacherError(f"{uri} is another model now than when it was opened: open it again")
     return teacher
@@ -275,6 +291,17 @@ def probe_arrays(
             f"{uri} returned {shape}{what}, not one embedding per image: pool it to (n, d)"
         )
     return int(out.shape[1])
+
+
+def drawn_pixels(preprocess: Preprocess, count: int) -> npt.NDArray[np.uint8]:
+    """Draw images, smooth blobs of colour, to compare two runtimes: (count, h, w, 3) uint8."""
+    from PIL import Image
+
+    blobs = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), np.uint8)
+    size = preprocess.size[::-1]
+    return np.stack(
+        [np.asarray(Image.fromarray(b).resize(size, Image.Resampling.BICUBIC)) for b in blobs]
+    )
 
 
 def exact(number: float) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 from typing import TYPE_CHECKING, Any
 
 from whiten.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def best_device() -> torch.device:
@@ -19,6 +24,44 @@ def best_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def may_have_gpu() -> bool:
+    """Return whether torch may find a GPU; tells without importing torch, which takes seconds.
+
+    False is certain. Otherwise `best_device` asks torch.
+    """
+    if "torch" in sys.modules:
+        return best_device().type != "cpu"
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if sys.platform != "linux":
+        return True
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    # Drivers of NVIDIA, of NVIDIA below WSL and on Jetson, and of AMD.
+    devices = ("nvidia0", "nvidiactl", "nvidia-uvm", "dxg", "nvhost-gpu", "nvmap", "kfd")
+    return any(os.path.exists(f"/dev/{name}") for name in devices)  # noqa: PTH110 - imports less
+
+
+def require_device(name: str) -> None:
+    """Refuse a device that this machine lacks.
+
+    Raises:
+        ConfigError: it is unknown, or torch does not find it.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and not number.isdecimal()):
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
+    if kind in ("auto", "cpu"):
+        return
+    import torch
+
+    has = torch.backends.mps.is_available()
+    if kind == "cuda":
+        has = torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
+    if not has:
+        raise ConfigError(f"torch finds no device {name} on this machine: use cpu or auto")
 
 
 def computes_bf16(device_type: str) -> bool:

@@ -285,6 +285,7 @@ def _open(
         params=params,
         readout=f"{output};pool={pool}" if pool else output,
         takes_pixels=takes.is_pixels,
+        runtime="onnx",
     )
 
 
