@@ -9,9 +9,10 @@ from whiten.datasets.collection import Items
 from whiten.distillation.held_out import CROP_VIEWS, CROPS
 from whiten.embedding.embed import embed, store_folder
 from whiten.models.stored_model import Model
+from whiten.models.teacher import Teacher
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import Store
-from whiten.utils.devices import best_device, resolve_precision
+from whiten.utils.devices import best_device, computes_faster_in_bf16, resolve_precision
 from whiten.utils.progress import progress
 from whiten.views.plan import ViewPlan
 
@@ -50,9 +51,16 @@ class Cache:
         seed: int,
         augment: str | None,
     ) -> Store:
-        folder = store_folder(
-            self._folder, model, precision=self._precision, seed=seed, augment=augment
-        )
+        folders = {
+            precision: store_folder(
+                self._folder, model, precision=precision, seed=seed, augment=augment
+            )
+            for precision in dict.fromkeys(("32", self._precision))
+        }
+        precision = self._precision
+        if self._is_faster_in_32(model) and not folders[precision].exists():
+            precision = "32"
+        folder = folders[precision]
         with progress(f"embed {label}", enabled=self._show_progress, unit="images") as update:
             store = embed(
                 items,
@@ -60,9 +68,21 @@ class Cache:
                 folder,
                 views=views,
                 plan=plan,
-                precision=self._precision,
+                precision=precision,
                 workers=self._spec.workers,
                 progress=update,
             )
         model.to("cpu")  # frees device memory for the next one
         return store
+
+    def _is_faster_in_32(self, model: Model) -> bool:
+        """Return whether the user leaves the precision open and the model gains nothing from bf16.
+
+        The graph that embeds on a CPU computes in float32.
+        """
+        return (
+            self._spec.precision == "auto"
+            and isinstance(model, Teacher)
+            and model.module is not None
+            and not computes_faster_in_bf16(model.module, self._device.type)
+        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +13,7 @@ from whiten.errors import ConfigError, nearest
 from whiten.export.graphs import to_fp16, write_onnx, write_openvino, write_torchscript
 from whiten.export.images import Pixels
 from whiten.export.quantisation import quantise
-from whiten.models.exported import FORMAT, PRECISIONS, SUFFIXES, Manifest, Variant
+from whiten.models.exported import PRECISIONS, SUFFIXES, Manifest, Variant, file_metadata
 from whiten.models.student import load_student
 from whiten.models.tracing import Deployed, trace_onnx
 from whiten.utils.hashing import hash_file
@@ -86,7 +84,7 @@ class Builder:
     def write(self, folder: Path, name: str, precision: str) -> Variant:
         """Write the student's files in a format and a precision."""
         path = folder / f"student-{precision}{SUFFIXES[name]}"
-        metadata = self._metadata(precision)
+        metadata = file_metadata(self._manifest, precision)
         if name == "torchscript":
             shape = self._manifest.preprocess.size
             files = write_torchscript(self._computing_in(precision), shape, path, metadata)
@@ -102,20 +100,6 @@ class Builder:
         hashes = {file.name: hash_file(file) for file in files}
         size = sum(file.stat().st_size for file in files)
         return Variant(name, precision, hashes, size)
-
-    def _metadata(self, precision: str) -> dict[str, str]:
-        """Return the metadata that a file records for when it is moved alone; all as text."""
-        known = self._manifest
-        return {
-            "format": str(FORMAT),
-            "name": known.name,
-            "dim": str(known.dim),
-            "precision": precision,
-            "input": known.input,
-            "preprocess": json.dumps(dataclasses.asdict(known.preprocess)),
-            "licence": known.licence,
-            "source_fingerprint": known.source_fingerprint,
-        }
 
     def _computing_in(self, precision: str) -> Deployed:
         halves = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,9 +9,15 @@ from typing import Any
 import torch
 
 from whiten.models.runtimes import import_openvino
-from whiten.models.tracing import BACKBONE, Deployed, onnx_libraries, quiet, traceable
-
-METADATA = "whiten"  # the key in each format
+from whiten.models.tracing import (
+    BACKBONE,
+    METADATA,
+    Deployed,
+    onnx_libraries,
+    quiet,
+    record_metadata,
+    traceable,
+)
 
 
 def to_fp16(model: Any) -> Any:
@@ -37,7 +43,7 @@ def to_fp16(model: Any) -> Any:
 
 def write_onnx(model: Any, path: Path, metadata: Mapping[str, str]) -> list[Path]:
     onnx, _ = onnx_libraries()
-    onnx.helper.set_model_props(model, {f"{METADATA}.{k}": v for k, v in metadata.items()})
+    record_metadata(model, metadata)
     onnx.save(model, path)
     return [path]
 

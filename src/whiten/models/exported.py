@@ -233,6 +233,20 @@ def manifest_text(manifest: Manifest) -> str:
     return json.dumps(facts | {"checksum": fingerprint(facts)}, indent=2, sort_keys=True) + "\n"
 
 
+def file_metadata(manifest: Manifest, precision: str) -> dict[str, str]:
+    """Return the metadata that a file records for when it is moved alone; all as text."""
+    return {
+        "format": str(FORMAT),
+        "name": manifest.name,
+        "dim": str(manifest.dim),
+        "precision": precision,
+        "input": manifest.input,
+        "preprocess": json.dumps(dataclasses.asdict(manifest.preprocess)),
+        "licence": manifest.licence,
+        "source_fingerprint": manifest.source_fingerprint,
+    }
+
+
 def choose_variant(
     manifest: Manifest, root: Path, wanted_format: str | None, precision: str | None
 ) -> Variant:

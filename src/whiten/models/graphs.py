@@ -65,10 +65,7 @@ def _trace(teacher: Teacher) -> bytes:
     blank = np.zeros((2, *teacher.preprocess.size, 3), np.uint8)
     shown = blank if teacher.takes_pixels else teacher.preprocess.normalize(blank)
     example = torch.from_numpy(np.ascontiguousarray(shown)).to(teacher.device)
-    try:
-        graph: bytes = trace_onnx(Network().eval(), example).SerializeToString()
-    except TeacherError as error:
-        raise UntraceableError(one_line(error)) from error
+    graph: bytes = trace_onnx(Network().eval(), example).SerializeToString()
     return graph
 
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from whiten.errors import MissingExtraError, TeacherError, one_line
+from whiten.errors import MissingExtraError, one_line
 from whiten.models.card import model_card
+from whiten.models.exported import Manifest, file_metadata
 from whiten.models.graphs import UntraceableError, open_graph, require_parity
 from whiten.models.student_folder import CARD, WEIGHTS, StudentFiles, read_student, student_name
 from whiten.models.teacher import ArrayTeacher, Teacher
@@ -98,25 +99,19 @@ def _read_graph(files: StudentFiles) -> StudentGraph | None:
         UntraceableError: tracing these weights failed before.
     """
     made_from = _source(files)
-    try:
+    with contextlib.suppress(OSError):
         model = (files.folder / GRAPH).read_bytes()
-    except OSError:
-        try:
-            reason, source = (files.folder / REASON).read_text("utf-8").splitlines()
-        except (OSError, ValueError):
-            return None
+        size = len(model) - len(_seal(b"", made_from, 0, 0))
+        numbers = model[-_NUMBERS:]
+        if size > 0 and numbers.isdigit():
+            params, macs = int(numbers[:_DIGITS]), int(numbers[_DIGITS:])
+            if model[size:] == _seal(memoryview(model)[:size], made_from, params, macs):
+                return StudentGraph(model, params, macs)
+    with contextlib.suppress(OSError, ValueError):
+        reason, source = (files.folder / REASON).read_text("utf-8").splitlines()
         if source == made_from:
-            raise UntraceableError(reason) from None
-        return None
-    numbers = model[-_NUMBERS:]
-    if not numbers.isdigit():
-        return None
-    params, macs = int(numbers[:_DIGITS]), int(numbers[_DIGITS:])
-    size = len(model) - len(_seal(b"", made_from, 0, 0))
-    graph = memoryview(model)[: max(size, 0)]
-    if model[max(size, 0) :] != _seal(graph, made_from, params, macs):
-        return None
-    return StudentGraph(model, params, macs)
+            raise UntraceableError(reason)
+    return None
 
 
 def _source(files: StudentFiles) -> str:
@@ -173,13 +168,13 @@ def add_graph(files: StudentFiles) -> StudentGraph:
 
     Raises:
         UntraceableError: it cannot be traced, or its embeddings differ. The folder records this.
+        TeacherError: its weights and configuration do not fit.
     """
     try:
         graph = _trace(files)
-    except TeacherError as error:
-        reason = one_line(error)
-        _write(files.folder, REASON, f"{reason}\n{_source(files)}\n".encode())
-        raise UntraceableError(reason) from error
+    except UntraceableError as error:
+        _write(files.folder, REASON, f"{one_line(error)}\n{_source(files)}\n".encode())
+        raise
     _write(files.folder, GRAPH, graph.model)
     return graph
 
@@ -205,16 +200,28 @@ def finish_student(folder: Path) -> str:
 
 def _trace(files: StudentFiles) -> StudentGraph:
     from whiten.models.student import as_teacher, build_network
-    from whiten.models.tracing import Deployed, trace_onnx
+    from whiten.models.tracing import Deployed, record_metadata, trace_onnx
 
     config = files.config
     uri = f"whiten:{files.folder}"
     teacher = as_teacher(build_network(files), config, uri)
     if teacher.weights_hash != files.weights_hash:
-        raise TeacherError("torch holds its weights in other types than its file")
+        raise UntraceableError("torch holds its weights in other types than its file")
     deployed = Deployed(build_network(files), config.preprocess, False)  # it wraps the backbone
-    traced = trace_onnx(deployed, deployed.example(2, config.preprocess.size)).SerializeToString()
+    model = trace_onnx(deployed, deployed.example(2, config.preprocess.size))
     params, macs = teacher.params or 0, teacher.count_macs() or 0
+    known = Manifest(
+        name=config.architecture,  # equal weights give equal bytes, in any folder
+        dim=config.dim,
+        preprocess=config.preprocess,
+        input="normalised",
+        licence=config.licence,
+        params=params,
+        source_fingerprint=teacher.fingerprint(),
+        variants=[],
+    )
+    record_metadata(model, file_metadata(known, "fp32"))
+    traced: bytes = model.SerializeToString()
     graph = StudentGraph(traced + _seal(traced, _source(files), params, macs), params, macs)
     require_parity(teacher, _as_teacher(files, graph, uri, "onnx", "cpu"))
     return graph

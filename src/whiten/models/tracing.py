@@ -6,7 +6,7 @@ import contextlib
 import io
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whiten.errors import TeacherError
+from whiten.models.graphs import UntraceableError
 from whiten.models.runtimes import import_onnx
 from whiten.models.student import StudentNet
 from whiten.models.teacher import first_line
@@ -23,6 +23,7 @@ from whiten.views.rendering import Preprocess
 
 OPSET = 17
 INPUT, OUTPUT = "images", "embeddings"
+METADATA = "whiten"  # the key in each format
 BACKBONE = "/net/backbone/"  # prefix of the backbone's nodes in the graph
 
 
@@ -108,7 +109,7 @@ def trace_onnx(module: nn.Module, example: Tensor) -> Any:
         example: (2, …) input.
 
     Raises:
-        TeacherError: the network cannot be traced.
+        UntraceableError: the network cannot be traced.
     """
     onnx, _ = onnx_libraries()
     with traceable(), tempfile.TemporaryDirectory(prefix="whiten-") as folder:
@@ -124,6 +125,12 @@ def trace_onnx(module: nn.Module, example: Tensor) -> Any:
             dynamic_axes={INPUT: {0: "n"}, OUTPUT: {0: "n"}},
         )
         return fold_sizes(onnx.load(path))
+
+
+def record_metadata(model: Any, metadata: Mapping[str, str]) -> None:
+    """Write metadata into an ONNX model."""
+    onnx, _ = onnx_libraries()
+    onnx.helper.set_model_props(model, {f"{METADATA}.{k}": v for k, v in metadata.items()})
 
 
 def fold_sizes(model: Any) -> Any:
@@ -200,7 +207,7 @@ def traceable() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise TeacherError(
+        raise UntraceableError(
             f"this model cannot be traced ({first_line(error)}): choose a convolutional backbone"
         ) from error
 
