@@ -67,6 +67,9 @@ def test_leaves_a_complete_run_folder_and_a_working_student(
     config = json.loads((result.student / "config.json").read_text())
     assert [t["name"] for t in config["teachers"]] == ["test_efficientnet", "test_resnet"]
     assert all(t["licence"] and t["fingerprint"] for t in config["teachers"])
+    there = {path.name for path in result.student.iterdir()}
+    assert there == {"README.md", "config.json", "model.onnx", "model.safetensors"}
+    assert "- Runs without torch too: `model.onnx`" in (result.student / "README.md").read_text()
     student = whiten.load(result.student)
     paths = sorted(shared_images.rglob("*.png"))
     embeddings = student.embed(paths)

@@ -143,4 +143,5 @@ def test_doctor(capsys: Captured) -> None:
     assert "torch" in out and "device" in out
     found = json.loads(prints(capsys, "doctor", "--json")[0])
     assert found["facts"]["torch"]
+    assert found["facts"]["runtime"].startswith("auto is ")
     assert isinstance(found["advice"], list)
