@@ -161,9 +161,10 @@ def candidates(
         dim: axes that a whitening keeps; more would be noise.
     """
     f = features.shape[2]
-    whole = features[:: -(-len(features) // SAMPLE), 0]
+    # All views: few images alone span few axes.
+    seen = features[:: -(-len(features) // SAMPLE)].reshape(-1, f)
     owns = {"features": Head(np.eye(f), np.zeros(f))} if None in shrinkages else {}
-    heads = whitenings(whole, dim, [c for c in shrinkages if c is not None])
+    heads = whitenings(seen, dim, [c for c in shrinkages if c is not None])
     owns |= {f"features whitened ({c:g})": head for c, head in heads.items()}
     ridge = Ridge(features, teachers)
     # Alone it keeps the teachers' own lengths, which the gallery of a compatible student has.

@@ -116,7 +116,8 @@ def write_fused_targets(
             yield -output  # the mean is then 0
 
     width = next(blocks())[1].shape[1]
-    rotation = Whitener(min(dim, width, items - 1), shrinkage=float("inf")).fit(samples())
+    rank = items - 1 if own is None else items * views
+    rotation = Whitener(min(dim, width, rank), shrinkage=float("inf")).fit(samples())
     with _creating(path, (items, views, dim)) as out:
         for part, block in blocks():
             fused = normalize_rows(rotation.transform(block))
