@@ -11,7 +11,7 @@ from whiten.embedding.embed import embed, store_folder
 from whiten.models.stored_model import Model
 from whiten.models.teacher import Teacher
 from whiten.runs.spec import DistillSpec
-from whiten.store.store import Store
+from whiten.store.store import Store, stored_origin
 from whiten.utils.devices import best_device, computes_faster_in_bf16, resolve_precision
 from whiten.utils.progress import progress
 from whiten.views.plan import ViewPlan
@@ -35,6 +35,32 @@ class Cache:
             model, items, views, label, spec.view_plan, seed=spec.view_seed, augment=spec.augment
         )
 
+    def missing(self, model: Model, items: Items, views: Sequence[int]) -> int:
+        """Return the number of views of the items that are not stored yet."""
+        spec = self._spec
+        folder, _ = self._place_of(model, seed=spec.view_seed, augment=spec.augment)
+        if stored_origin(folder) is None:
+            return len(items) * len(views)
+        store = Store.open(folder)
+        missing = ~store.has(items.by_id, views)
+        missing[items.by_id.rows([skip.id for skip in store.skipped_of(items.by_id)])] = False
+        return int(missing.sum())
+
+    def try_out(self, model: Model, items: Items, folder: Path) -> None:
+        """Embed a random view of each item as a run does, into a folder of no further use."""
+        spec = self._spec
+        _, precision = self._place_of(model, seed=spec.view_seed, augment=spec.augment)
+        embed(
+            items,
+            model.to(self._device),
+            folder,
+            views=(1,),
+            plan=spec.view_plan,
+            precision=precision,
+            workers=spec.workers,
+        )
+        model.to("cpu")
+
     def crops(self, backbone: Model, items: Items) -> Store:
         """Return the store of the crops, `CROP_VIEWS`, that students are measured by."""
         label = "crops of the images that measure the student"
@@ -51,16 +77,7 @@ class Cache:
         seed: int,
         augment: str | None,
     ) -> Store:
-        folders = {
-            precision: store_folder(
-                self._folder, model, precision=precision, seed=seed, augment=augment
-            )
-            for precision in dict.fromkeys(("32", self._precision))
-        }
-        precision = self._precision
-        if self._is_faster_in_32(model) and not folders[precision].exists():
-            precision = "32"
-        folder = folders[precision]
+        folder, precision = self._place_of(model, seed=seed, augment=augment)
         with progress(f"embed {label}", enabled=self._show_progress, unit="images") as update:
             store = embed(
                 items,
@@ -74,6 +91,19 @@ class Cache:
             )
         model.to("cpu")  # frees device memory for the next one
         return store
+
+    def _place_of(self, model: Model, *, seed: int, augment: str | None) -> tuple[Path, str]:
+        """Return the folder of a model's store, and the precision to embed in."""
+        folders = {
+            precision: store_folder(
+                self._folder, model, precision=precision, seed=seed, augment=augment
+            )
+            for precision in dict.fromkeys(("32", self._precision))
+        }
+        precision = self._precision
+        if self._is_faster_in_32(model) and not folders[precision].exists():
+            precision = "32"
+        return folders[precision], precision
 
     def _is_faster_in_32(self, model: Model) -> bool:
         """Return whether the user leaves the precision open and the model gains nothing from bf16.

@@ -16,6 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from whiten.distillation import deadline
+from whiten.distillation.deadline import Deadline
 from whiten.distillation.prepare import prepare
 from whiten.distillation.training import train
 from whiten.errors import ConfigError
@@ -102,12 +104,13 @@ def distill(
             "several nodes are started with torchrun: torchrun --nnodes N --nproc-per-node M "
             "-m whiten.cli distill … --nodes N --devices M"
         )
+    began = deadline.clock()
     is_finished = resume and run.is_finished
     # Under torchrun or SLURM all processes get here, and rank 0 works for all.
     if int(os.environ.get("RANK", "0")) == 0:
-        run.begin(str(images), spec, resume=resume, overwrite=overwrite)
+        spec = run.begin(str(images), spec, resume=resume, overwrite=overwrite)
     if not is_finished:
-        _launch(run, str(images), spec, Path(cache or run.embeddings), show_progress)
+        _launch(run, str(images), spec, Path(cache or run.embeddings), began, show_progress)
     records = run.read_metrics()
     _, config = load_student(run.student)
     return DistillResult(
@@ -122,18 +125,24 @@ def distill(
 
 
 def _launch(
-    run: RunFolder, images: str, spec: DistillSpec, embeddings: Path, show_progress: bool
+    run: RunFolder,
+    images: str,
+    spec: DistillSpec,
+    embeddings: Path,
+    began: float,
+    show_progress: bool,
 ) -> None:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    def prepare_run() -> None:
-        prepare(run, images, spec, embeddings, show_progress=show_progress)
+    def prepare_run() -> DistillSpec:
+        until = Deadline.of(spec, began)
+        return prepare(run, images, spec, embeddings, until, show_progress=show_progress)
 
     processes = spec.devices * spec.nodes
     is_launched = _is_launched() and processes > 1
     if not is_launched:
-        prepare_run()
+        spec = prepare_run()
     strategy: Any = "auto"
     if processes > 1:
         strategy = DDPStrategy(
@@ -154,16 +163,18 @@ def _launch(
         if fabric.is_global_zero:
             prepare_run()
         fabric.barrier()
-        train(fabric, run, spec, show_progress)
+        if spec.budget is not None:  # rank 0 has planned
+            _, spec = run.read_config()
+        train(fabric, run, spec, began, show_progress)
     elif processes > 1:
         try:  # plain values: the launcher refuses frozen dataclasses
-            fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), show_progress)
+            fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), began, show_progress)
         except BaseException:  # an interrupt may have reached only this process
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
     else:
-        train(fabric, run, spec, show_progress)
+        train(fabric, run, spec, began, show_progress)
 
 
 def _is_launched() -> bool:
@@ -171,8 +182,10 @@ def _is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
 
 
-def _train_spawned(fabric: Any, root: str, options: dict[str, Any], show_progress: bool) -> None:
-    train(fabric, RunFolder(Path(root)), DistillSpec.from_mapping(options), show_progress)
+def _train_spawned(
+    fabric: Any, root: str, options: dict[str, Any], began: float, show_progress: bool
+) -> None:
+    train(fabric, RunFolder(Path(root)), DistillSpec.from_mapping(options), began, show_progress)
 
 
 def _training_precision(spec: DistillSpec, device: str) -> str:

@@ -28,7 +28,7 @@ MIXED_FROM = 0.1
 LABELLED_SHARE = 0.5
 # Few images are shown in more views, and in smaller batches, so that an epoch has enough steps.
 _ENOUGH_SIDES, _MOST_VIEWS = 4096, 8
-_ENOUGH_STEPS, _LEAST_PAIRS, _MOST_PAIRS = 16, 16, 128
+_ENOUGH_STEPS, _LEAST_PAIRS, MOST_PAIRS = 16, 16, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +294,7 @@ def plan_pairs(
     supply = int(np.minimum(available, pairs_per_class).sum())
     supply += classes - grouped
     pairs = int(available.sum()) + (classes - grouped) * rounds
-    wanted = batch_size or min(_MOST_PAIRS, max(_LEAST_PAIRS, pairs // _ENOUGH_STEPS))
+    wanted = batch_size or min(MOST_PAIRS, max(_LEAST_PAIRS, pairs // _ENOUGH_STEPS))
     size = min(wanted, supply) // processes * processes
     if size < 2 or classes < 2:
         raise ConfigError(

@@ -23,10 +23,13 @@ from whiten.datasets.finding import find_items
 from whiten.datasets.transfer import is_own
 from whiten.distillation.apart import copies_of, describe_split, split_sources
 from whiten.distillation.cache import Cache
+from whiten.distillation.deadline import Deadline
 from whiten.distillation.held_out import CROP_VIEWS, hold_out
 from whiten.distillation.pairs import enough_views, resolve_source
+from whiten.distillation.planning import describe
 from whiten.distillation.start import write_start
 from whiten.distillation.targets import open_targets, write_targets
+from whiten.distillation.timing import plan_run
 from whiten.distillation.training_set import (
     crops_path,
     facts_path,
@@ -53,21 +56,38 @@ from whiten.whitening.whitener import Whitener
 
 
 def prepare(
-    run: RunFolder, images: str, spec: DistillSpec, embeddings: Path, *, show_progress: bool
-) -> None:
-    """Embed missing images, fit the whiteners, write targets and the checkpoint of step 0."""
+    run: RunFolder,
+    images: str,
+    spec: DistillSpec,
+    embeddings: Path,
+    deadline: Deadline,
+    *,
+    show_progress: bool,
+) -> DistillSpec:
+    """Embed missing images, fit the whiteners, write targets and the checkpoint of step 0.
+
+    Returns:
+        The options; with a budget, those that it left open are filled in, here and in the run's
+        configuration.
+    """
     if facts_path(run).exists() and run.checkpoint.exists():
-        return
+        return spec
     tell = announce if show_progress else None
     found = find_items(images, tell, spec.exclude, spec.include)
     items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
-    views = spec.views or enough_views(len(items), source, published=spec.recipe == "paper")
     cache = Cache(embeddings, draft, show_progress=show_progress)
     # Open all before the first one embeds for hours.
     opened = open_network if spec.teachers_online else open_teacher
     teachers: list[Model] = [opened(uri) for uri in spec.teachers]
+    if spec.budget is not None and None in (spec.views, spec.rounds, spec.epochs):
+        spec = plan_run(spec, draft, items, source, teachers, cache, deadline.spent)
+        run.write_config(images, spec)
+        if show_progress:
+            announce(describe(spec))
+    planned = spec
+    views = spec.views or enough_views(len(items), source, published=spec.recipe == "paper")
     torch.manual_seed(spec.seed)
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
     if config.dim != spec.dim:
@@ -158,6 +178,7 @@ def prepare(
     }
     # Written last: its presence means that all parts are complete.
     write_atomically(facts_path(run), json.dumps(facts).encode())
+    return planned
 
 
 def _held_out(

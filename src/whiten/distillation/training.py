@@ -6,6 +6,7 @@ function of the options and the step number, so that a resumed run follows the s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -14,34 +15,42 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from whiten.distillation.best import Best
-from whiten.distillation.held_out import CROP_VIEWS
+from whiten.distillation.deadline import Deadline
+from whiten.distillation.measuring import held_precisions
+from whiten.distillation.micro_batches import MicroBatches, fitting_size, free_memory
 from whiten.distillation.objective import Batch, objective
 from whiten.distillation.pairs import Pair
 from whiten.distillation.training_set import TrainingSet
 from whiten.errors import RunError
 from whiten.models.card import model_card
-from whiten.models.student import StudentNet, build_student, freeze_unused, save_student
+from whiten.models.student import (
+    StudentConfig,
+    StudentNet,
+    build_student,
+    freeze_unused,
+    save_student,
+)
 from whiten.models.student_graph import finish_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
-from whiten.utils.arrays import Vectors
 from whiten.utils.progress import announce, progress
 from whiten.utils.threads import ordered_map
 from whiten.views.rendering import Preprocess
 
-_AT_ONCE = 64  # held-out images per forward pass
 
+def train(
+    fabric: Any, run: RunFolder, spec: DistillSpec, began: float, show_progress: bool
+) -> None:
+    """Train from the last checkpoint to the end and write the student.
 
-def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -> None:
-    """Train from the last checkpoint to the end and write the student."""
+    Args:
+        began: `deadline.clock` at the begin of this start of the run.
+    """
     data = TrainingSet.open(run, spec)
     spec = data.spec
     state = run.load_checkpoint()
@@ -69,11 +78,15 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     pace = 1.0 if best is None else best.pace
 
     batches_per_epoch = data.plan.batches_per_epoch
+    assert spec.epochs is not None
     total = spec.epochs * batches_per_epoch
+    stop = total if spec.stop_step is None else min(total, spec.stop_step)
     step = int(state["step"])
+    until = Deadline.of(spec, began - state.get("spent", 0.0))
     if fabric.is_global_zero:
         run.truncate_metrics(step)
     names = data.teacher_names
+    micro = state.get("micro_batch") or _micro_batch(net, data, config, fabric)
 
     def checkpoint() -> None:
         if fabric.is_global_zero:
@@ -84,6 +97,8 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
                     "optimizer": optimizer.state_dict(),
                     "ema": _cpu(average),
                     "best": None if best is None else vars(best),
+                    "spent": until.spent,
+                    "micro_batch": micro,
                 }
             )
 
@@ -91,19 +106,25 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
     set_training(model, is_moving)
     with progress("distil", enabled=visible) as update, run.metrics.open("a") as log:
         # A run that was killed after it had stopped early does not go on.
-        is_over = best is not None and best.is_over(step, batches_per_epoch)
+        is_over = step >= stop or (best is not None and best.is_over(step, batches_per_epoch))
         left = () if is_over else _batches(data, config.preprocess, spec, fabric, start=step)
         began, first = time.monotonic(), step
+        epoch_began = until.spent
         for batch, inputs in left:
             torch.manual_seed(_step_seed(spec.seed, step))  # for drop-path and similar
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, total, spec) * pace * group["lr_scale"]
-            student_x, student_y = model(inputs).float().chunk(2)
+            parts = None if micro is None else MicroBatches(fabric, model, inputs, micro)
+            embeddings = model(inputs).float() if parts is None else parts.embed()
+            student_x, student_y = embeddings.chunk(2)
             loss, value, wins = _loss(data, batch, student_x, student_y, spec, fabric, step)
             if not math.isfinite(value):
                 raise RunError(_nan_message(run, data, batch, step))
             wrapped.zero_grad()
-            fabric.backward(loss)
+            if parts is None:
+                fabric.backward(loss)
+            else:
+                parts.backward(loss, embeddings)
             if spec.clip > 0:
                 fabric.clip_gradients(model, wrapped, max_norm=spec.clip, error_if_nonfinite=False)
             wrapped.step()
@@ -138,8 +159,14 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
                 optimizer.state.clear()
             if step % spec.checkpoint_every == 0 or is_epoch:
                 checkpoint()
-            is_over = best is not None and best.is_over(step, batches_per_epoch)
-            if is_epoch and fabric.broadcast(is_over):
+            is_over = is_epoch and best is not None and best.is_over(step, batches_per_epoch)
+            # Only whole epochs are measured, so none is begun that would not end in time.
+            whole = until.spent - epoch_began if is_epoch and best is not None else 0.0
+            is_over = is_over or not until.leaves(whole)
+            if is_epoch or until.seconds is not None:
+                is_over = fabric.broadcast(is_over)
+            epoch_began = until.spent if is_epoch else epoch_began
+            if is_over or step == stop:
                 break
     if fabric.is_global_zero:
         if best is not None:
@@ -150,52 +177,11 @@ def train(fabric: Any, run: RunFolder, spec: DistillSpec, show_progress: bool) -
         save_student(net, config, run.student, model_card(config))
         if reason := finish_student(run.student):
             announce(f"the student runs in torch alone: {reason}")
+        if spec.budget is not None:  # so that its configuration alone repeats the run
+            images, planned = run.read_config()
+            run.write_config(images, dataclasses.replace(planned, stop_step=step))
         data.remove()
     fabric.barrier()
-
-
-# --- held-out images --------------------------------------------------------------------
-
-
-@torch.no_grad()
-def held_precisions(
-    net: StudentNet,
-    average: dict[str, Tensor],
-    data: TrainingSet,
-    preprocess: Preprocess,
-    fabric: Any,
-) -> npt.NDArray[np.float64]:
-    """Measure the student, by the moving average of its weights if there is one, image by image."""
-    assert data.held_out is not None
-    weights = average or net.state_dict()
-    if data.spec.backbone_lr == 0:
-        whole, crops = (
-            None if features is None else _project(features, weights, fabric.device)
-            for features in data.held_features()
-        )
-        assert whole is not None
-        return data.held_out.precisions(whole, crops)
-    net.eval()
-    numbers = (0, *CROP_VIEWS) if data.held_out.has_crops else (0,)
-    sides = [(item, n) for item in range(data.trained, len(data.items)) for n in numbers]
-    rendered = ordered_map(
-        lambda side: data.render_crop(side, preprocess),
-        sides,
-        workers=data.workers,
-        ahead=_AT_ONCE,
-    )
-    blocks = []
-    while block := list(islice(rendered, _AT_ONCE)):
-        pixels = torch.from_numpy(preprocess.normalize(np.stack(block))).to(fabric.device)
-        blocks.append(functional_call(net, weights, (pixels,)).float().cpu().numpy())
-    found = np.concatenate(blocks).reshape(-1, len(numbers), blocks[0].shape[1])
-    return data.held_out.precisions(found[:, 0], found[:, 1:] if len(numbers) > 1 else None)
-
-
-def _project(features: Vectors, weights: dict[str, Tensor], device: torch.device) -> Vectors:
-    inputs = torch.from_numpy(features).to(device)
-    projected = F.linear(inputs, weights["projection.weight"], weights["projection.bias"])
-    return np.asarray(projected.cpu())
 
 
 def set_training(model: nn.Module, is_moving: bool) -> None:
@@ -205,6 +191,23 @@ def set_training(model: nn.Module, is_moving: bool) -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+def _micro_batch(
+    net: StudentNet, data: TrainingSet, config: StudentConfig, fabric: Any
+) -> int | None:
+    """Return the images per forward pass; None is the whole batch."""
+    spec = data.spec
+    if spec.backbone_lr == 0:  # cached features are small
+        return None
+    views = 2 * data.plan.batch_size // fabric.world_size
+    size = spec.micro_batch
+    if size == "auto":
+        free = free_memory(fabric.device)
+        if fabric.device.type == "cpu":  # which the processes share
+            free //= spec.devices
+        size = fabric.broadcast(fitting_size(net, config.preprocess.size[0], views, free))
+    return size if isinstance(size, int) and size < views else None
 
 
 # --- one step ---------------------------------------------------------------------------
@@ -344,9 +347,12 @@ def _batches(
     share = data.plan.batch_size // fabric.world_size
     mine = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
+    assert spec.epochs is not None
+    epochs = spec.epochs
+
     def pairs() -> Iterator[list[Pair]]:
         size = data.plan.batches_per_epoch
-        for epoch in range(start // size, spec.epochs):
+        for epoch in range(start // size, epochs):
             skip = start % size if epoch == start // size else 0
             batches = data.plan.epoch(epoch)
             yield from (batches[number] for number in range(skip, len(batches)))

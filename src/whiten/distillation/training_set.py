@@ -142,17 +142,19 @@ class TrainingSet:
         spec = dataclasses.replace(spec, **facts["options"])
         trained = slice(len(items) - facts.get("held_out", 0))
         groups = items.videos if facts["source"] == "frames" else items.groups
+        shown = max(1, facts["views"] // 2) if spec.views is None else 1
         plan = plan_pairs(
             groups[trained],
             contents[trained],
             source=facts["source"],
-            views=facts["views"],
+            # The start in closed form pairs nothing.
+            views=facts["views"] if spec.epochs else max(2, facts["views"] // 2 * 2),
             batch_size=spec.batch_size,
             pairs_per_class=spec.pairs_per_class or 1,
             pairs_per_epoch=spec.pairs_per_epoch or 0,
             opposite_views=spec.view_plan.is_asymmetric,
             # Few images are shown in more views: an epoch then takes all of them.
-            rounds=max(1, facts["views"] // 2) if spec.views is None else 1,
+            rounds=spec.rounds or shown,
             processes=spec.devices * spec.nodes,
             seed=spec.seed,
         )

@@ -26,7 +26,7 @@ import yaml
 
 from whiten._version import __version__
 from whiten.errors import DAMAGED, UPGRADE, ConfigError, RunError, one_line
-from whiten.runs.spec import DistillSpec
+from whiten.runs.spec import EPOCHS, PLANNED, DistillSpec
 from whiten.utils.files import partial_of, renaming, write_atomically
 from whiten.utils.hashing import content_hash
 
@@ -152,15 +152,20 @@ class RunFolder:
                 continue
         return []
 
-    def begin(self, images: str, spec: DistillSpec, *, resume: bool, overwrite: bool) -> None:
+    def begin(
+        self, images: str, spec: DistillSpec, *, resume: bool, overwrite: bool
+    ) -> DistillSpec:
         """Create the folder for a new run, or check that a run can be resumed in it.
+
+        Returns:
+            The options, with what an earlier start of the run has planned.
 
         Raises:
             RunError: the folder is occupied, or options differ from the run's own.
         """
         if resume and self.checkpoint.exists():
             saved_images, saved = self.read_config()
-            changed = [k for k, v in saved.to_mapping().items() if v != spec.to_mapping()[k]]
+            changed = _changed(saved, spec)
             if changed or saved_images != images:
                 name = changed[0] if changed else "images"
                 raise RunError(
@@ -169,7 +174,7 @@ class RunFolder:
                 )
             if self.is_finished:  # and perhaps killed while it tidied up
                 shutil.rmtree(self.targets, ignore_errors=True)
-            return
+            return saved
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"{self.root} is a file: name another --out")
         # Before the first checkpoint only embeddings exist, which suit any options.
@@ -184,6 +189,22 @@ class RunFolder:
                 raise RunError(f"{self.root} is not a run, so --overwrite will not delete it")
             self._clear()
         self.root.mkdir(parents=True, exist_ok=True)
+        spec = self._planned(images, spec)
+        self.write_config(images, spec)
+        return spec
+
+    def _planned(self, images: str, spec: DistillSpec) -> DistillSpec:
+        """Return the options with the plan of a start that was killed before its checkpoint."""
+        if spec.budget is None or not self.config.exists():
+            return spec
+        try:
+            saved_images, saved = self.read_config()
+        except RunError:  # it is about to be replaced
+            return spec
+        return saved if saved_images == images and not _changed(saved, spec) else spec
+
+    def write_config(self, images: str, spec: DistillSpec) -> None:
+        """Write the options, all that `read_config` reads."""
         config = {"images": images, "version": __version__, **spec.to_mapping()}
         write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
 
@@ -280,6 +301,19 @@ class RunFolder:
                 if _is_step(record):
                     records.append(record)
         return records
+
+
+def _changed(saved: DistillSpec, given: DistillSpec) -> list[str]:
+    """Return the options of a run that differ from given ones; what it planned does not."""
+    wanted = given.to_mapping()
+    open_ = [name for name in PLANNED if wanted[name] is None]
+    if saved.budget is None:  # versions before 0.2 recorded the default
+        open_ = ["epochs"] if saved.epochs == EPOCHS and wanted["epochs"] is None else []
+    return [
+        name
+        for name, value in saved.to_mapping().items()
+        if value != wanted[name] and name not in open_
+    ]
 
 
 def _is_later(version: str) -> bool:

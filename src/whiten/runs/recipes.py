@@ -11,7 +11,7 @@ from typing import Any
 
 from whiten.errors import ConfigError
 from whiten.models.uri import parse_uri
-from whiten.runs.spec import TERMS, DistillSpec
+from whiten.runs.spec import EPOCHS, TERMS, DistillSpec
 
 _COMMON: dict[str, Any] = {
     **dict.fromkeys(TERMS, 0.0),
@@ -19,6 +19,7 @@ _COMMON: dict[str, Any] = {
     "temperature": 0.05,
     "label_temperature": 0.1,
     "start": "ridge",
+    "epochs": EPOCHS,
     "held_out": 0.1,
     "batch_statistics": "frozen",
     "whiten_images": 0,

@@ -11,18 +11,23 @@ from cyclopts import Group, Parameter
 
 from whiten.errors import ConfigError, nearest
 from whiten.models.uri import Pool, parse_uri
+from whiten.runs.budget import parse_time
 from whiten.utils.validation import check_types
 from whiten.views.plan import ViewPlan
 
 # Terms of the objective: each is an option that holds its weight.
 TERMS = ("kl", "labels", "relational", "align", "queue")
 SOURCE_COLUMN = "source"
+EPOCHS = 20
+# Options that a budget chooses where the user leaves them open, and the run then records.
+PLANNED = ("size", "views", "rounds", "epochs", "stop_step", "micro_batch")
 _PARALLEL = ("devices", "nodes", "workers")
 
-_MODELS, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
+_MODELS, _TIME, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
     Parameter(group=Group.create_ordered(name))
     for name in (
         "Teachers, student and whitening",
+        "Time",
         "Data",
         "Objective",
         "Optimisation",
@@ -73,6 +78,19 @@ class DistillSpec:
     compatible: Annotated[bool, _MODELS, _no("compatible")] = False
     """Make the student's queries able to search a gallery of its teachers, fuse:compatible:RUN: the
     student also regresses their fused embeddings, cut to its own dimension."""
+
+    budget: Annotated[str | None, _TIME] = None
+    """Time for the whole run, such as 90s, 10m or 1h30m: size, views and epochs that are not given
+    are chosen by the images and the speed of this machine, and training stops in time."""
+    epochs: Annotated[int | None, _TIME] = None
+    """Most passes over the images; 0 keeps the best start in closed form. By default 20, or fewer
+    within a budget."""
+    rounds: Annotated[int | None, _TIME] = None
+    """Pairs of views of each image per epoch, without groups; by default half of its views, or 1 if
+    --views is given."""
+    stop_step: Annotated[int | None, _TIME] = None
+    """Step after which training stops, whatever the epochs; a run with a budget records its own, so
+    that its config.yaml repeats it."""
 
     exclude: Annotated[list[str], _DATA, _ONE] = field(default_factory=list)
     """Leave out images whose path below their folder, or any part of it, matches this glob;
@@ -145,8 +163,6 @@ class DistillSpec:
     regresses, so that it keeps what it knew; 0 is none. By default chosen on held-out images; none
     with compatible."""
 
-    epochs: Annotated[int, _OPTIMISATION] = 20
-    """Most passes over the images; 0 keeps the best start in closed form."""
     held_out: Annotated[float | None, _OPTIMISATION] = None
     """Share of the images, in whole groups, that measure the student after each epoch and never
     train it; the best student measured is kept. 0 is off. By default 0.1, or 0 with the recipe
@@ -187,6 +203,10 @@ class DistillSpec:
     """Machines; more than one are started with torchrun."""
     precision: Annotated[Literal["auto", "32", "bf16", "16"], _HARDWARE] = "auto"
     """Precision of the training; auto is bf16 if the device computes in it."""
+    micro_batch: Annotated[int | Literal["auto"] | None, _HARDWARE] = None
+    """Images whose activations are in memory at once, for less memory and a third more time: the
+    loss is still that of the whole batch, exactly if batch statistics are frozen. auto chooses by
+    the free memory; by default the whole batch."""
     workers: Annotated[int | None, _HARDWARE] = None
     """Threads that decode images; by default one per core."""
 
@@ -208,11 +228,17 @@ class DistillSpec:
         for uri in (*self.teachers, self.student):
             parse_uri(uri)
         _ = self.weights
-        for name in ("dim", "whiten_dim", "pairs_per_class", *_PARALLEL):
+        if self.budget is not None:
+            parse_time(self.budget)
+            if self.teachers_online:
+                raise ConfigError(
+                    "--budget plans with cached teachers: leave out --teachers-online, or --budget"
+                )
+        for name in ("dim", "whiten_dim", "pairs_per_class", "rounds", "micro_batch", *_PARALLEL):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
-        for name in ("epochs", "pairs_per_epoch", "whiten_images"):
+        for name in ("epochs", "stop_step", "pairs_per_epoch", "whiten_images"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in TERMS:
