@@ -313,7 +313,7 @@ def test_training_stops_when_nothing_is_gained(
     monkeypatch.setattr(best, "is_gain", lambda *_: False)
     result = run(shared_images, tmp_path / "run", cache, epochs=9)
     assert RunFolder(result.out).read_metrics()[-1]["epoch"] == 1
-    assert "training gained nothing over that: give more images" in result.gain
+    assert "training gained nothing over that: " in result.gain
 
 
 def test_a_learning_rate_that_is_too_high_is_lowered(

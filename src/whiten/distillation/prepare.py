@@ -25,8 +25,10 @@ from whiten.distillation.apart import copies_of, describe_split, split_sources
 from whiten.distillation.cache import Cache
 from whiten.distillation.deadline import Deadline
 from whiten.distillation.held_out import CROP_VIEWS, hold_out
+from whiten.distillation.missing import Evidence, causes
 from whiten.distillation.pairs import enough_views, resolve_source
 from whiten.distillation.planning import describe
+from whiten.distillation.resolution import drawn, native_size, own_side
 from whiten.distillation.start import write_start
 from whiten.distillation.targets import open_targets, write_targets
 from whiten.distillation.timing import plan_run
@@ -43,6 +45,7 @@ from whiten.errors import ConfigError, NoImagesError
 from whiten.models.registry import open_network, open_teacher
 from whiten.models.stored_model import Model
 from whiten.models.student import backbone_as_teacher, build_student
+from whiten.models.uri import parse_uri
 from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.runs.recipes import DECIDED, complete
@@ -151,6 +154,17 @@ def prepare(
     if not spec.teachers_online:
         _write_targets(run, spec, stores, items, views, whiteners)
     rotation, measured = write_start(run, spec, net, items, int(held.sum()), source)
+    evidence = Evidence(
+        images=len(items) - int(held.sum()),
+        is_whole=spec.backbone_lr > 0,
+        is_untrained=parse_uri(spec.student).is_untrained,
+        size=config.preprocess.size[0],
+        native=native_size(spec, config),
+        own_side=own_side(drawn(items, spec.seed)),
+        **measured.pop("evidence", {}),
+    )
+    if show_progress and spec.recipe != "paper" and (found_missing := causes(evidence)):
+        announce(f"warning: {'; '.join(found_missing)}")
     gallery = None
     if spec.compatible and rotation is not None:
         rotation.save(run.rotation)
@@ -172,6 +186,7 @@ def prepare(
         "held_out": int(held.sum()),
         "unseen": describe_split(spec, len(unseen), len(copies)) if spec.holdout_source else "",
         "measured": measured,
+        "evidence": dataclasses.asdict(evidence),
         "teachers": described,
         "skipped": [[s.id, s.reason] for s in skipped],
         "compatible_with": gallery,

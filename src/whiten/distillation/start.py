@@ -27,7 +27,7 @@ from whiten.models.uri import parse_uri
 from whiten.runs.folder import RunFolder
 from whiten.runs.measured import AS_IT_IS, WHITENED
 from whiten.runs.spec import DistillSpec
-from whiten.utils.arrays import Vectors
+from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.files import write_atomically
 from whiten.whitening.whitener import Whitener
 
@@ -68,6 +68,7 @@ def write_start(
         measured["criterion"] = held_out.criterion
         rivals = _to_beat(held_out, features, trained, crops, spec.dim)
         measured["scores"] = {**rivals, name: best.score}
+        measured["evidence"] = _evidence(held_out, run, spec, features, trained, found, rivals)
     run.save_checkpoint(
         {
             "step": 0,
@@ -161,6 +162,27 @@ def _to_beat(
         cut = None if crops is None else head(crops)
         scores[f"{WHITENED} ({shrinkage:g})"] = held_out.score(head(held), cut)
     return scores
+
+
+def _evidence(
+    held_out: HeldOut,
+    run: RunFolder,
+    spec: DistillSpec,
+    features: Vectors,
+    trained: int,
+    found: Vectors,
+    rivals: dict[str, float],
+) -> dict[str, float]:
+    """Scores of `missing.Evidence`; without groups the teachers are the measure."""
+    if held_out.is_by_groups:
+        paths = [target_path(run, number) for number in range(len(spec.teachers))]
+        fused = np.concatenate([open_targets(path)[trained:, 0] for path in paths], axis=1)
+        closed, fusion = held_out.score(found), held_out.score(normalize_rows(fused))
+        return {"start": max(rivals.values()), "closed": closed, "fusion": fusion}
+    return {
+        "start": held_out.score(np.array(features[trained:, 0])),
+        "closed": held_out.score(found),
+    }
 
 
 def _step(count: int) -> int:

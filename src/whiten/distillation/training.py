@@ -177,6 +177,8 @@ def train(
         save_student(net, config, run.student, model_card(config))
         if reason := finish_student(run.student):
             announce(f"the student runs in torch alone: {reason}")
+        if show_progress and (missing := data.missing(best)):
+            announce(f"warning: {'; '.join(missing)}")
         if spec.budget is not None:  # so that its configuration alone repeats the run
             images, planned = run.read_config()
             run.write_config(images, dataclasses.replace(planned, stop_step=step))

@@ -20,6 +20,7 @@ from torch import Tensor
 from whiten.datasets.collection import Items
 from whiten.distillation.best import Best
 from whiten.distillation.held_out import CROPS, HeldOut
+from whiten.distillation.missing import Evidence, causes
 from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
 from whiten.distillation.targets import open_targets
 from whiten.errors import RunError, one_line
@@ -297,10 +298,15 @@ class TrainingSet:
             return f"{line}, student {best.score:.3f} after epoch {epoch}"
         if not self.spec.epochs:
             return line
-        return (
-            f"{line}; training gained nothing over that: give more images, a larger --size, "
-            "another --student or stronger teachers"
-        )
+        missing = self.missing(best) or ["give more images, another --student or other teachers"]
+        return f"{line}; training gained nothing over that: {'; '.join(missing)}"
+
+    def missing(self, best: Best | None) -> list[str]:
+        """What a run lacked that gained nothing; empty if it gained, or if nothing is known."""
+        evidence = self.facts.get("evidence")  # missing in runs that an earlier version began
+        if best is None or best.step or not self.spec.epochs or evidence is None:
+            return []
+        return causes(Evidence(**evidence), gained_nothing=True)
 
     def describe(self, config: StudentConfig, steps: int, best: Best | None) -> StudentConfig:
         """Return the student's configuration with its teachers and a summary of the training.

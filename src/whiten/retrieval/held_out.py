@@ -63,6 +63,11 @@ class HeldOut:
             criterion = "the fused teachers' neighbours and small crops on held-out images"
         return cls(relevant, criterion, has_crops)
 
+    @property
+    def is_by_groups(self) -> bool:
+        """Whether groups are the correct answers, not the teachers' neighbours."""
+        return len(self.relevant) == 1
+
     def precisions(
         self, embeddings: npt.NDArray[Any], crops: npt.NDArray[Any] | None = None
     ) -> Floats:
