@@ -63,7 +63,7 @@ def loss_of(embeddings: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     x, y = embeddings.chunk(2)
     teachers = [torch.randn(len(x), 5, generator=generator) for _ in range(2)]
-    return distillation_loss(x, y, teachers[:1], teachers[1:], fusion="maxmin")[0]
+    return distillation_loss(x, y, teachers[:1], teachers[1:])
 
 
 def gradients(
@@ -90,9 +90,11 @@ def test_gradients_are_those_of_the_whole_batch(student: str, size: int) -> None
     inputs = torch.randn(16, 3, 32, 32)
     whole, parts = gradients(net, inputs, None), gradients(net, inputs, size)
     assert whole.keys() == parts.keys()
+    largest = max(np.abs(expected).max() for expected in whole.values())
     for name, expected in whole.items():
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(parts[name], expected, atol=1e-4 * scale + 1e-9, err_msg=name)
+        # Gradients that are 0 but for rounding, as that of the pooling's power here, follow none.
+        tolerance = 1e-4 * np.abs(expected).max() + 1e-6 * largest
+        np.testing.assert_allclose(parts[name], expected, atol=tolerance, err_msg=name)
 
 
 def test_autocast_is_as_in_the_whole_batch() -> None:
