@@ -36,7 +36,7 @@ class MicroBatches:
 
     def __init__(self, fabric: Any, model: nn.Module, inputs: Tensor, size: int) -> None:
         self._fabric, self._model = fabric, model
-        self._parts = inputs.split(size)
+        self._parts = torch.split(inputs, size)
         self._states: list[list[Tensor]] = []
 
     def embed(self) -> Tensor:
@@ -56,7 +56,9 @@ class MicroBatches:
         (gradient,) = torch.autograd.grad(loss, embeddings)
         last = len(self._parts) - 1
         with _kept_statistics(self._model):
-            pairs = zip(self._parts, self._states, gradient.split(len(self._parts[0])), strict=True)
+            pairs = zip(
+                self._parts, self._states, torch.split(gradient, len(self._parts[0])), strict=True
+            )
             for number, (part, state, wanted) in enumerate(pairs):
                 _set_random_state(part.device, state)  # random layers draw what they drew
                 is_shared = self._fabric.world_size > 1 and number < last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import numpy as np
 
@@ -61,13 +62,13 @@ def native_size(spec: DistillSpec, config: StudentConfig) -> int:
 
 def _size_step(net: StudentNet) -> int | None:
     """Return what input sides must be multiples of; None if the network has one size."""
-    backbone = net.backbone
+    backbone: Any = net.backbone
     patches = getattr(backbone, "patch_embed", None)
     if patches is None:
         return _STEP
     if not hasattr(backbone, "pos_embed"):
         return None  # its windows fit one size
-    side: int = patches.patch_size[0]  # type: ignore[union-attr, index]
+    side: int = patches.patch_size[0]
     return side
 
 
