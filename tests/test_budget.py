@@ -312,10 +312,10 @@ def test_the_clock_of_an_interrupted_run_goes_on(monkeypatch: pytest.MonkeyPatch
 def test_a_tiny_budget_gives_the_start_in_closed_form(
     shared_images: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speeds = Speeds([0.0, 0.0], {32: 0.1}, {32: 100.0})  # 9.6 s for whole images and crops
+    speeds = Speeds([0.0, 0.0], {32: 0.1}, {32: 100.0})  # 3.2 s for whole images
     monkeypatch.setattr(timing, "speeds_of", lambda *_: speeds)
     monkeypatch.setattr(deadline, "clock", lambda: 0.0)
-    result = run(shared_images, tmp_path / "run", cache, budget="12s")
+    result = run(shared_images, tmp_path / "run", cache, budget="5s")
     assert result.steps == 0
     config = config_of(tmp_path / "run")
     assert (config["views"], config["epochs"]) == (1, 0)

@@ -18,7 +18,6 @@ from whiten.distillation import deadline
 from whiten.distillation.cache import Cache
 from whiten.distillation.held_out import CROP_VIEWS, hold_out
 from whiten.distillation.micro_batches import fitting_size, free_memory
-from whiten.distillation.mix import SAMPLE
 from whiten.distillation.pairs import MOST_PAIRS, enough_views, plan_pairs
 from whiten.distillation.planning import Speeds, Work, plan
 from whiten.distillation.resolution import candidate_sizes, drawn, own_side
@@ -113,7 +112,7 @@ def work_of(
         images=len(items),
         sides=sides,
         checked=checked,
-        crops=crops * (min(SAMPLE, len(trained)) + int(held.sum())),
+        crops=crops * int(held.sum()),
         missing={
             count: [cache.missing(model, items, range(count)) for model in models]
             for count in _view_counts(spec, len(items), source)
