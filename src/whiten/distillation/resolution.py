@@ -11,7 +11,8 @@ from whiten.datasets.collection import Items
 from whiten.errors import ImageError
 from whiten.media.decoding import stored_size
 from whiten.media.reading import read_bytes
-from whiten.models.student import StudentConfig, StudentNet, build_student
+from whiten.models.student import StudentNet, build_student
+from whiten.models.student_folder import StudentConfig
 from whiten.models.uri import parse_uri
 from whiten.runs.spec import DistillSpec
 
@@ -56,7 +57,7 @@ def native_size(spec: DistillSpec, config: StudentConfig) -> int:
         return config.preprocess.size[0]
     options = {name: text for name, text in parsed.options if name != "size"}
     uri = type(parsed)(parsed.scheme, parsed.target, tuple(options.items()))
-    _, own = build_student(uri, dim=spec.dim, pool=spec.pool, pretrained=False)
+    _, own = build_student(uri, dim=spec.dim, pool=spec.pooling, pretrained=False)
     return own.preprocess.size[0]
 
 

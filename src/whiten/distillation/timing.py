@@ -23,7 +23,8 @@ from whiten.distillation.planning import Speeds, Work, plan
 from whiten.distillation.resolution import candidate_sizes, drawn, own_side
 from whiten.errors import ConfigError, NoImagesError
 from whiten.models.stored_model import Model, StoredModel
-from whiten.models.student import StudentConfig, StudentNet, backbone_as_teacher, build_student
+from whiten.models.student import StudentNet, backbone_as_teacher, build_student
+from whiten.models.student_folder import StudentConfig
 from whiten.runs.spec import DistillSpec
 from whiten.utils.devices import best_device
 
@@ -67,7 +68,7 @@ def plan_run(
 
 def _micro_batch(spec: DistillSpec) -> int | None:
     """Return the images per forward pass that fit into memory; None if the batch does."""
-    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
     views = 2 * (spec.batch_size or MOST_PAIRS) // (spec.devices * spec.nodes)
     device = best_device() if spec.accelerator == "auto" else torch.device(spec.accelerator)
     free = free_memory(device)
@@ -140,12 +141,12 @@ def speeds_of(
         _seconds_per_view(model, few, cache) if count else 0.0
         for model, count in zip(models, needed, strict=True)
     ]
-    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=spec.size)
+    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
     sizes = candidate_sizes(spec, net, config, own_side(few))
     measured: dict[int, tuple[float, float]] = {}
     for size in {sizes[0], sizes[-1]}:
         if size != config.preprocess.size[0]:
-            net, config = build_student(spec.student, dim=spec.dim, pool=spec.pool, size=size)
+            net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=size)
         features = _seconds_per_view(backbone_as_teacher(net, config), few, cache)
         step = _seconds_per_step(net, config, spec)
         measured[size] = features, step if spec.backbone_lr == 0 else features + step

@@ -29,12 +29,12 @@ from whiten.distillation.training_set import TrainingSet
 from whiten.errors import RunError
 from whiten.models.card import model_card
 from whiten.models.student import (
-    StudentConfig,
     StudentNet,
     build_student,
     freeze_unused,
     save_student,
 )
+from whiten.models.student_folder import StudentConfig
 from whiten.models.student_graph import finish_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec

@@ -40,7 +40,7 @@ def run_encoders(
     yield Encoder(START, [Part(start)]), "student", START
     whitener = fit_on(start, training_images(run), dim=spec.dim, cache=run.embeddings)
     yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
-    if spec.epochs and run.start.exists():
+    if spec.epochs != 0 and run.start.exists():
         yield Encoder(CLOSED_FORM, [Part(_closed_form(run, spec))]), "student", CLOSED_FORM
     yield load(run.student), "student", "student"
 
