@@ -34,6 +34,10 @@ class StoreError(WhitenError):
     """An embedding store is damaged, foreign, or was made by another model."""
 
 
+class LockedError(StoreError):
+    """Another process is changing an index: the same call can succeed once it is done."""
+
+
 class WhiteningError(WhitenError):
     """A whitening cannot be fitted or applied."""
 

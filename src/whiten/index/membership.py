@@ -20,6 +20,8 @@ from whiten.errors import ConfigError, StoreError
 from whiten.index.columns import COLLECTION
 from whiten.index.rows import Facts
 
+_FEWER = 8  # times as many rows as values
+
 UNKNOWN = -1  # owner of rows of an earlier version that indexed several collections
 
 Numbers = npt.NDArray[np.int64]
@@ -153,6 +155,13 @@ def _without(ids: pa.Array, prefix: str) -> pa.Array:
 
 def index_in(values: pa.Array | pa.ChunkedArray, column: pa.ChunkedArray) -> Numbers:
     """Return the first position of each value in a column; -1 for null and missing values."""
+    if len(values) * _FEWER < len(column):  # a table of the few takes less than one of the column
+        wanted = values.unique().drop_null()
+        at = pc.index_in(column, value_set=wanted, skip_nulls=True).fill_null(-1).to_numpy()
+        here = np.flatnonzero(at >= 0)[::-1]
+        first = np.full(len(wanted) + 1, -1, np.int64)  # the last one is for null
+        first[at[here]] = here
+        return first[index_in(values, pa.chunked_array([wanted]))]
     found = pc.index_in(values, value_set=column, skip_nulls=True).fill_null(-1)
     rows: Numbers = found.to_numpy(zero_copy_only=False).astype(np.int64)
     return rows

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from whiten.errors import ConfigError, MissingExtraError, StoreError, one_line
+from whiten.errors import ConfigError, LockedError, MissingExtraError, StoreError, one_line
 from whiten.index.databases.addresses import Address
 from whiten.utils.files import lock
 
@@ -179,7 +179,7 @@ def one_writer(address: Address) -> Iterator[None]:
     key = (str(Path(address.server).resolve()), address.name)
     with _lock:
         if key in _writers:
-            raise StoreError(f"another process is changing {address.place}: wait until it is done")
+            raise LockedError(f"another process is changing {address.place}: wait until it is done")
         _writers.add(key)
     try:
         yield

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from whiten.errors import ConfigError, MissingExtraError, StoreError, refuse_later
+from whiten.errors import ConfigError, LockedError, MissingExtraError, StoreError, refuse_later
 from whiten.index.columns import COLUMNS, stored_kinds
 from whiten.index.conditions import Where
 from whiten.index.databases.addresses import read_address
@@ -190,7 +190,9 @@ class PgvectorIndex:
         with self._postgres.use() as connection:
             found = connection.execute(f"SELECT pg_try_advisory_lock({lock})", [self._address.name])
             if not found.fetchone()[0]:  # type: ignore[index]
-                raise StoreError(f"another process is changing {self.place}: wait until it is done")
+                raise LockedError(
+                    f"another process is changing {self.place}: wait until it is done"
+                )
         self._postgres.holds_lock = True
         try:
             self.refresh()

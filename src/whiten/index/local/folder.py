@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from whiten.datasets.collection import Items
-from whiten.errors import ConfigError, StoreError, WhitenError
+from whiten.errors import ConfigError, LockedError, StoreError, WhitenError
 from whiten.index.columns import lost_fields
 from whiten.index.conditions import Where
-from whiten.index.local.manifest import MANIFEST, Manifest, Part
+from whiten.index.local.manifest import MANIFEST, Manifest, Part, small_parts
 from whiten.index.local.segments import ROWS, VECTORS, Segment, SegmentWriter
 from whiten.index.local.snapshot import Snapshot
 from whiten.index.local.storage.coded import map_codes, sample_rows, write_codes
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 _LOCK = ".lock"
 _SEGMENT, _GONE, _STAGED, _FAST, _CODEC = "segment-", "gone-", ".staged-", "fast-", "codec-"
 _OURS = (MANIFEST, _LOCK, f".{MANIFEST}.partial")
-_MOST_SEGMENTS = 8  # above this, small ones are merged
+_MOST_SEGMENTS = 8  # above this, some small ones are merged
 _MOST_GONE = 0.25  # fraction of removed rows; above this, all segments are merged
 _MOST_BESIDE = 0.2  # fraction of rows outside the largest segment; likewise
 
@@ -161,7 +161,7 @@ class FolderIndex:
                     self.place,
                 )
         except BlockingIOError as error:
-            raise StoreError(
+            raise LockedError(
                 f"another process is changing {self.place}: wait until it is done"
             ) from error
 
@@ -249,7 +249,7 @@ class FolderIndex:
         if len(self) < (1 - _MOST_GONE) * total or (is_beside and (is_many or is_grown)):
             self._merge(range(len(counts)))
         elif is_many:
-            self._merge([number for number in range(len(counts)) if number != np.argmax(counts)])
+            self._merge(small_parts(counts))
         is_lost = not any(part.fast for part in self._opened.manifest.parts)
         if tuning is not None and (is_grown or (tuning.kind != "exact" and is_lost)):
             self._choose(tuning.asked, tuning.target)

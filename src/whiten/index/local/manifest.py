@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,19 @@ class Manifest:
             raise StoreError(
                 f"{path} is damaged ({error}): delete {root} and index again"
             ) from error
+
+
+def small_parts(counts: Sequence[int]) -> list[int]:
+    """Return the segments to merge when there are too many, never the largest one.
+
+    These are the two smallest, and the next ones as long as they are not larger than all before
+    them: so each row is copied a logarithmic number of times, however many changes follow.
+    """
+    numbers = sorted(range(len(counts)), key=lambda number: counts[number])[:-1]
+    taken, total = numbers[:2], sum(counts[number] for number in numbers[:2])
+    for number in numbers[2:]:
+        if counts[number] > total:
+            break
+        taken.append(number)
+        total += counts[number]
+    return sorted(taken)
