@@ -15,6 +15,7 @@ from helpers import TEACHER, draw, write_groups, write_image
 from service import Serve, TestClient, as_bytes
 from whiten.index import Index
 from whiten.index.query import SearchOptions, combined, search
+from whiten.models.inputs import Rendered, show
 from whiten.serve import create_app, live
 
 
@@ -44,6 +45,25 @@ def test_a_large_jpeg_finds_itself_exactly(serve: Serve, index: Index, images: P
     [hit] = client.post("/search", files={"image": ("x", file)}, data={"k": 1}).json()["hits"]
     assert hit["id"] == "a/large.jpg"
     assert hit["score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_uploads_are_decoded_before_they_reach_the_model(
+    serve: Serve, index: Index, drawing: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a pool of threads, so that the model does not wait for them."""
+    embed, taken = index.encoder.embed, []
+
+    def note(images):  # type: ignore[no-untyped-def]
+        taken.extend(images)
+        return embed(images)
+
+    monkeypatch.setattr(index.encoder, "embed", note)
+    answer = serve().post("/embed", files={"image": ("x", drawing)}).json()
+    [given] = taken
+    preprocess = index.encoder.parts[0].teacher.preprocess
+    assert isinstance(given, Rendered)
+    np.testing.assert_array_equal(given.pixels[preprocess], show(drawing, preprocess))
+    np.testing.assert_array_equal(answer["embeddings"], embed([drawing]))
 
 
 def test_by_id_and_by_path(serve: Serve, images: Path) -> None:

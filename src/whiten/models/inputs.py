@@ -197,6 +197,8 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
                 f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
             )
         return render(Image.fromarray(image), View(), preprocess)
+    if isinstance(image, Rendered) and preprocess in image.pixels:
+        return image.pixels[preprocess]
     if isinstance(image, bytes):
         return render_bytes(image, ViewPlan(), "", 0, preprocess)
     path = path_of(image)
@@ -204,6 +206,23 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
         return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)
     except ImageError as error:
         raise type(error)(f"cannot read {path}: {error}") from error
+
+
+class Rendered(bytes):
+    """The content of a file that is rendered already, so that `show` does not decode it.
+
+    Attributes:
+        pixels: by preprocessing, as `show` returns them.
+    """
+
+    pixels: dict[Preprocess, npt.NDArray[np.uint8]]
+
+    @classmethod
+    def of(cls, data: bytes, preprocesses: Iterable[Preprocess]) -> Rendered:
+        """Render a file's content; raises ImageError if it cannot be decoded."""
+        rendered = cls(data)
+        rendered.pixels = {each: show(data, each) for each in preprocesses}
+        return rendered
 
 
 def path_of(image: Any) -> str:

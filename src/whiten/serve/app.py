@@ -22,6 +22,7 @@ from whiten.index.query import SearchOptions, combined
 from whiten.index.rows import json_values
 from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
+from whiten.serve.embedder import Embedder
 from whiten.serve.guard import Guard
 from whiten.serve.limits import RETRY, Limits
 from whiten.serve.live import LiveIndex, Search, UnavailableError, UnknownImageError
@@ -30,7 +31,6 @@ from whiten.serve.metrics import CONTENT_TYPE, Measured, Metrics
 from whiten.serve.pages import Page, reference_page, search_page
 from whiten.serve.pictures import SIZES, Thumbnails
 from whiten.serve.queries import (
-    Embedder,
     Images,
     Options,
     RefusedError,

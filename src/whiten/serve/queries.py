@@ -1,33 +1,17 @@
-"""Request bodies, and the embeddings of the images in them."""
+"""The fields of requests, and the files that clients may name."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-from anyio import CapacityLimiter
-from anyio.to_thread import run_sync
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
-from whiten.errors import ImageError
-from whiten.media.boxes import Box, crop
-from whiten.media.decoding import MAX_PIXELS, decode
-from whiten.media.reading import read_bytes
-from whiten.models.inputs import Embeddable
-from whiten.serve.batching import Batcher, BusyError
-from whiten.serve.live import LiveIndex, UnavailableError
-from whiten.serve.metrics import Metrics
-from whiten.serve.pictures import require_image
-from whiten.serve.settings import Settings
-from whiten.utils.arrays import Vectors
-
 MOST_IMAGES = 32  # per query
-_DECODERS = 4
 
 
 class RefusedError(Exception):
@@ -135,117 +119,6 @@ class SearchById(Options):
 
 class SearchByImages(Options, Images):
     """A search with any images."""
-
-
-class Embedder:
-    """Embeds the images that clients upload or name, within the limits.
-
-    Attributes:
-        waiting: requests whose images are in memory.
-        decoders: limits the images decoded at once; each may take 600 MB.
-    """
-
-    def __init__(self, live: LiveIndex, settings: Settings, metrics: Metrics) -> None:
-        self._live = live
-        self._settings = settings
-        self._metrics = metrics
-        self._roots = settings.real_roots
-        self._most = settings.waiting + settings.batch
-        self.waiting = 0
-        self.decoders = CapacityLimiter(_DECODERS)
-        self._batcher: Batcher[Embeddable, tuple[Vectors, str]] = Batcher(
-            "whiten-embed", self._embed, batch=settings.batch, waiting=self._most
-        )
-
-    def close(self) -> None:
-        self._batcher.close()
-
-    async def vectors(self, query: Images | SearchById) -> tuple[Vectors, str]:
-        """Embed the images of a query.
-
-        Returns:
-            (n, dim), uploads first, then files, then indexed images, and the fingerprint of the
-            index's model that they are of.
-
-        Raises:
-            UnavailableError: the index was made again with another model meanwhile.
-            RefusedError, ConfigError: the query cannot be answered.
-            UnknownImageError: an id is not in the index.
-            ImageError: an image cannot be decoded, or is beyond a limit.
-            BusyError: too many requests wait.
-        """
-        uploads, paths = (query.image, query.path) if isinstance(query, Images) else ([], [])
-        count = len(uploads) + len(paths) + len(query.id)
-        if count == 0:
-            raise RefusedError(422, "nothing to search for: send an image, a path or an id")
-        if not query.box:
-            known = [await run_sync(self._live.vector, name) for name in query.id]
-            reads = [*map(self._upload, uploads), *map(self._file, paths)]
-            return _of_one_model([*[await self._embedded(read) for read in reads], *known])
-        if count > 1:
-            raise RefusedError(409, "a box is a part of one image: send exactly one image")
-        if query.id:
-            paths = [await run_sync(self._live.file, query.id[0])]
-            read = self._indexed(paths[0])
-        else:
-            read = self._upload(uploads[0]) if uploads else self._file(paths[0])
-        return _of_one_model([await self._embedded(read, Box.parse(query.box))])
-
-    async def _embedded(
-        self, read: Awaitable[tuple[bytes, int]], box: Box | None = None
-    ) -> tuple[Vectors, str]:
-        """Return the (dim,) embedding of an image and its model; reads it only if there is room."""
-        if self.waiting >= self._most:
-            if isinstance(read, Coroutine):
-                read.close()
-            raise BusyError
-        self.waiting += 1
-        try:
-            data, most = await read
-            prepared = await run_sync(_prepare, data, most, box, limiter=self.decoders)
-            return await self._batcher.ask(prepared)
-        finally:
-            self.waiting -= 1
-
-    async def _upload(self, file: UploadFile) -> tuple[bytes, int]:
-        return await file.read(), self._settings.max_pixels
-
-    async def _file(self, path: str) -> tuple[bytes, int]:
-        return await run_sync(lambda: read_bytes(allowed_path(path, self._roots))), MAX_PIXELS
-
-    async def _indexed(self, path: str) -> tuple[bytes, int]:
-        return await run_sync(read_bytes, path), MAX_PIXELS
-
-    def _embed(self, images: Sequence[Embeddable]) -> list[tuple[Vectors, str] | Exception]:
-        """Embed images; called only in the thread that uses the model."""
-        encoder, model = self._live.encoder()
-        try:
-            with self._metrics.embedding.time():
-                vectors = encoder.embed(images)
-        except ImageError as error:
-            if len(images) == 1:
-                return [error]
-            return [self._embed([image])[0] for image in images]  # to find the damaged one
-        self._metrics.embedded.inc(len(images))
-        return [(vector, model) for vector in vectors]
-
-
-def _of_one_model(found: Sequence[tuple[Vectors, str]]) -> tuple[Vectors, str]:
-    [model, *others] = {model for _, model in found}
-    if others:
-        raise UnavailableError("the index was made again with another model just now: try again")
-    return np.stack([vector for vector, _ in found]), model
-
-
-def _prepare(data: bytes, max_pixels: int, box: Box | None) -> Embeddable:
-    require_image(data, max_pixels)
-    if box is None:
-        return data
-    image = decode(data)
-    try:
-        return crop(image, box)
-    except ImageError as error:  # the image is fine, the box is not
-        raise RefusedError(409, str(error)) from None
 
 
 def allowed_path(text: str, roots: Sequence[Path]) -> str:
