@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers import draw
 from service import as_bytes
 from whiten.index import Index
-from whiten.serve import create_app
+from whiten.serve import Settings, create_app
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the tester's own imports
@@ -25,6 +25,9 @@ schemathesis.openapi.format("binary", st.just(as_bytes(draw(1))).map(Binary))
 schemathesis.openapi.format(
     "whiten-filter",
     st.sampled_from(["", "price < 10", "group == 'a'", "price >= 10 and group in ['b', 'c']"]),
+)
+schemathesis.openapi.format(
+    "whiten-metadata", st.sampled_from(["", '{"price": 5}', '{"price": null, "shop": "north"}'])
 )
 
 
@@ -40,7 +43,23 @@ def test_a_schema_driven_tester_finds_nothing(index: Index) -> None:
         check(operation.as_strategy())()
 
 
-def check(cases: st.SearchStrategy[schemathesis.Case]) -> Callable[[], None]:
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_nor_in_a_service_that_writes(index: Index) -> None:
+    app = create_app(index, Settings(writable=True, token="rose-17"))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers={"Host": "localhost"})
+    schema.config.seed = 1
+    operations = [result.ok() for result in schema.get_all_operations()]
+    writing = [one for one in operations if (one.method, one.path) in WRITING]
+    assert (len(operations), len(writing)) == (11, 2)
+    for operation in writing:
+        check(operation.as_strategy(), Authorization="Bearer rose-17")()
+
+
+WRITING = {("post", "/items"), ("delete", "/items/{id}")}
+
+
+def check(cases: st.SearchStrategy[schemathesis.Case], **headers: str) -> Callable[[], None]:
     @settings(
         max_examples=60,
         deadline=None,
@@ -51,6 +70,6 @@ def check(cases: st.SearchStrategy[schemathesis.Case]) -> Callable[[], None]:
     )
     @given(case=cases)
     def every_check_passes(case: schemathesis.Case) -> None:
-        case.call_and_validate(headers={"Host": "localhost"})
+        case.call_and_validate(headers={"Host": "localhost", **headers})
 
     return every_check_passes

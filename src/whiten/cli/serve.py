@@ -32,6 +32,8 @@ def serve(
     timeout: float = 30.0,
     runtime: Runtime = "auto",
     device: Device = "auto",
+    writable: bool = False,
+    uploads: Path | None = None,
 ) -> None:
     """Serve an index: a search page for people, and an interface for programs.
 
@@ -55,6 +57,9 @@ def serve(
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
         device: auto, cpu, cuda or mps.
+        writable: let clients with the token add and remove images.
+        uploads: folder that keeps the images that clients upload to be indexed; by default
+            NAME-uploads next to the folder NAME of the index.
     """
     from whiten.serve import Settings, create_app
     from whiten.serve.running import is_loopback, listen, run, url_of
@@ -70,6 +75,8 @@ def serve(
         max_pixels=int(max_pixels * 1e6),
         waiting=waiting,
         timeout=timeout,
+        writable=writable,
+        uploads=uploads,
     )
     share_pools(_POOLS)
     with listen(host, port) as listening:

@@ -141,6 +141,8 @@ def describe(
 
 def _metadata(images: Any, metadata: Any, items: Items) -> Metadata | None:
     """Read the columns of the table of metadata, or of the table of images; None without any."""
+    if isinstance(metadata, Metadata):
+        return metadata
     if metadata is not None:
         is_collection = _is_path(images) and _is_path(metadata) and Path(images) == Path(metadata)
         return _read(metadata, items, is_collection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE, check_storage
 from whiten.index.local.storage.loss import Cost
 from whiten.index.local.tuning import Tuning, check_kind
+from whiten.index.metadata import Metadata
 from whiten.index.model import can_query, open_model, require_model
 from whiten.index.places import open_place
 from whiten.index.rows import Backend, Facts, Match, matches
+from whiten.index.sources import Source
 from whiten.index.synchronise import Changes
 from whiten.index.updating import update
 from whiten.index.where import parse_where
@@ -190,6 +193,11 @@ class Index:
         )
         return self.changes
 
+    def put(self, source: Source, metadata: Metadata | None = None) -> Changes:
+        """Add or update the images of a source, a collection without a name; see `build`."""
+        self.changes = update(self._backend, source, (), metadata, keep=True)
+        return self.changes
+
     def remove(self, ids: Sequence[str] | str) -> Changes:
         """Remove images by id.
 
@@ -225,6 +233,11 @@ class Index:
     def place(self) -> str:
         """Place that opens the index again."""
         return self._backend.place
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the index; None for a database."""
+        return self._backend.root if isinstance(self._backend, FolderIndex) else None
 
     @property
     def skipped(self) -> list[Skipped]:

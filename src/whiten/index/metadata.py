@@ -19,7 +19,7 @@ from whiten.index.columns import GROUP, kind_of, no_such, read_texts, widen
 from whiten.index.typed import kind_and_values
 
 # Columns that every table of images has, and that an index has itself.
-_OWN = ("id", "path", "frame_ms")
+OWN = ("id", "path", "frame_ms")
 _USUAL = 0.5  # fraction of numbers or dates above which a column of text is pointed out
 
 
@@ -88,9 +88,9 @@ def read_metadata(
     read = read_table(path, ("path",) if is_collection else ("id", "path"))
     notes: list[str] = []
     key, rows = find_rows(path, read, items, is_collection=is_collection)
-    ours: tuple[str, ...] = (*_OWN, GROUP)
+    ours: tuple[str, ...] = (*OWN, GROUP)
     if not is_collection:
-        ours = _OWN
+        ours = OWN
         left = {"id": "images keep their own ids", "frame_ms": "every index has its own"}
         notes += [
             f"column {name!r} of {path} is not read, {why}: rename it to keep it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -121,6 +122,39 @@ def _why_not(item: Item) -> Skipped:
     except ImageError as error:
         return skipped_for(item.id, error)
     return Skipped(item.id, "the model cannot embed it")
+
+
+class VectorSource:
+    """Images that are embedded already, such as those that a service receives.
+
+    Args:
+        model: fingerprint of the index's model when they were embedded.
+        index: facts of the index that they are added to.
+        hashes: content hash per image.
+        vectors: (n, dim) float32, L2-normalised.
+    """
+
+    def __init__(
+        self, model: str, index: Facts, items: Items, hashes: Sequence[str], vectors: Vectors
+    ) -> None:
+        self.model, self.uri, self.name, self.dim = model, index.uri, index.name, index.dim
+        self.items = items
+        self._hashes, self._vectors = hashes, vectors
+
+    def made(self, index: Facts) -> bool:
+        return index.model == self.model
+
+    def stamps(self) -> list[str]:
+        return [write_stamp(stamp_of(item.path)) for item in self.items]
+
+    def hashes(self, items: Items) -> list[str | Skipped]:
+        return [self._hashes[row] for row in self._rows(items)]
+
+    def embed(self, items: Items) -> Embedded:
+        return Embedded(np.arange(len(items)), self._vectors[self._rows(items)], [])
+
+    def _rows(self, items: Items) -> npt.NDArray[np.int64]:
+        return self.items.by_id.rows(items.ids.to_pylist())
 
 
 class StoreSource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 
 from whiten._version import __version__
 from whiten.errors import ConfigError, ImageError, StoreError, nearest, one_line
@@ -24,6 +24,7 @@ from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.embedder import Embedder
 from whiten.serve.guard import Guard
+from whiten.serve.items import NewItem, Writes, add_routes
 from whiten.serve.limits import RETRY, Limits
 from whiten.serve.live import LiveIndex, Search, UnavailableError, UnknownImageError
 from whiten.serve.methods import Methods
@@ -31,6 +32,7 @@ from whiten.serve.metrics import CONTENT_TYPE, Measured, Metrics
 from whiten.serve.pages import Page, reference_page, search_page
 from whiten.serve.pictures import SIZES, Thumbnails
 from whiten.serve.queries import (
+    FORM,
     Images,
     Options,
     RefusedError,
@@ -38,8 +40,6 @@ from whiten.serve.queries import (
     SearchByImages,
 )
 from whiten.serve.settings import Settings
-
-FORM = "multipart/form-data"
 
 
 class JPEGResponse(Response):
@@ -52,6 +52,7 @@ class MetricsResponse(Response):
 
 _SEARCHES = 32  # that share one pass over the vectors
 _MOST_LISTED = 1000
+_WRITING = ("POST", "PUT", "PATCH", "DELETE")
 _PROBLEMS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 503)
 
 
@@ -127,19 +128,23 @@ def create_app(
         ConfigError, StoreError, TeacherError: the index's model cannot be opened.
     """
     settings = settings or Settings()
-    live = LiveIndex(index, background=background)
+    live = LiveIndex(index, background=background, writable=settings.writable)
     metrics = Metrics(lambda: len(live), lambda: embedder.waiting)
     live.load()
     embedder = Embedder(live, settings, metrics)
     searcher: Batcher[Search, list[Match]] = Batcher(
         "whiten-search", live.search, batch=_SEARCHES, waiting=settings.waiting + _SEARCHES
     )
+    writes = Writes(index, live, embedder, settings) if settings.writable else None
     thumbnails = Thumbnails()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.gather(run_sync(embedder.close), run_sync(searcher.close))
+        await run_sync(embedder.close)  # first: what it answers may wait for the others
+        await run_sync(searcher.close)
+        if writes is not None:
+            await run_sync(writes.close)
 
     app = FastAPI(
         title="whiten",
@@ -158,7 +163,7 @@ def create_app(
     app.add_middleware(Limits, settings=settings)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Measured, metrics=metrics)
-    _answer_errors(app)
+    _answer_errors(app, is_writable=settings.writable)
     _describe_errors(app)
 
     async def hits(query: SearchByImages | SearchById) -> Response:
@@ -202,6 +207,10 @@ def create_app(
     async def item(id: Annotated[str, Query()]) -> Response:  # noqa: A002 - the name in the URL
         return _json(_shown(await run_sync(live.item, id)))
 
+    @app.get("/items/{id:path}", include_in_schema=False)  # where it is deleted
+    async def item_at(id: str) -> Response:  # noqa: A002
+        return await item(id)
+
     @app.get(
         "/image",
         summary="An indexed image as a JPEG of at most this size",
@@ -226,6 +235,9 @@ def create_app(
             raise RefusedError(404, f"the image of {id[:200]!r} cannot be shown: {error}") from None
         headers |= {"X-Image-Width": str(width), "X-Image-Height": str(height)}
         return JPEGResponse(data, headers=headers)
+
+    if writes is not None:
+        add_routes(app, writes, lambda match, status: _json(_shown(match), status), Item)
 
     @app.get("/index", summary="What is served, and its limits")
     async def about() -> About:
@@ -278,9 +290,9 @@ def _shown(match: Match) -> dict[str, Any]:
     }
 
 
-def _json(content: dict[str, Any]) -> Response:
+def _json(content: dict[str, Any], status: int = 200) -> Response:
     """Skip validation of the response, which takes as long as everything else."""
-    return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
+    return Response(to_json(content, inf_nan_mode="null"), status, media_type="application/json")
 
 
 def _stamp(path: str) -> str:
@@ -312,7 +324,7 @@ def _describe_errors(app: FastAPI) -> None:
 Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 
 
-def _answer_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI, *, is_writable: bool) -> None:
     """Respond to errors with one sentence, `detail`."""
 
     def answer(status: int, headers: dict[str, str] | None = None) -> Handler:
@@ -323,6 +335,13 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
         return JSONResponse({"detail": one_line(error)}, error.status)
+
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        detail = error.detail
+        is_write = request.method in _WRITING and request.url.path.startswith("/items")
+        if error.status_code == 405 and is_write and not is_writable:
+            detail = "this service only reads: start it with --writable"
+        return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"detail": _first_problem(error.errors())}, 422)
@@ -336,6 +355,7 @@ def _answer_errors(app: FastAPI) -> None:
     async def unreadable(_: Request, error: StoreError) -> JSONResponse:
         return JSONResponse({"detail": "the index cannot be read at present"}, 503, RETRY)
 
+    app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type]
     app.add_exception_handler(RefusedError, refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
     app.add_exception_handler(BusyError, busy)  # type: ignore[arg-type]
@@ -351,6 +371,7 @@ def _first_problem(problems: Sequence[dict[str, Any]]) -> str:
     first = problems[0]
     where = [str(part) for part in first["loc"][1:]]
     if first["type"] == "extra_forbidden":
-        known = {*SearchByImages.model_fields, *SearchById.model_fields}
+        fields = (SearchByImages, SearchById, NewItem)
+        known = {name for model in fields for name in model.model_fields}
         return f"unknown field {where[0][:80]!r}{nearest(where[0], known)}"
     return f"{'.'.join(where) or 'request'}: {first['msg']}"[:500]

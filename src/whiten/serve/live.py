@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +81,11 @@ class LiveIndex:
         clock: Callable[[], float] = time.monotonic,
         *,
         background: Index | None = None,
+        writable: bool = False,
     ) -> None:
         self._index = index
+        # Changed beside the searches, whose state is another. A database has one connection.
+        self._changed = Index.open(index.place) if writable and index.folder else None
         self._background = background
         self._clock = clock
         self._lock = threading.Lock()
@@ -107,6 +111,8 @@ class LiveIndex:
         return self._index
 
     def _is_due(self) -> bool:
+        if self._changed is not None:
+            return True  # it costs a look at one file, and other processes may change it, too
         return self._clock() - self._seen >= REFRESH_SECONDS
 
     def _reason(self) -> str:
@@ -120,6 +126,30 @@ class LiveIndex:
                 "again with that model"
             )
         return "the index cannot be read at present"
+
+    @contextmanager
+    def changing(self) -> Iterator[Index]:
+        """Yield the current index, to be changed by one thread; searches see it from then on.
+
+        Raises:
+            LockedError: another process is changing it.
+            UnavailableError: it is gone, or its model is not the one that embeds the queries.
+        """
+        if self._changed is None:
+            with self._lock:
+                try:
+                    yield self._fresh()
+                finally:
+                    self._seen = -math.inf
+            return
+        self._changed.refresh()
+        yield self._changed
+
+    def can_add(self) -> bool:
+        """Return whether the encoder is the index's own, rather than one that may query it."""
+        encoder, model = self.encoder()
+        facts = self.facts
+        return facts.model == model and encoder.made(facts.uri, facts.model)
 
     def load(self) -> None:
         """Open the index's model now; raises what `Index.encoder` raises."""

@@ -11,6 +11,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+FORM = "multipart/form-data"
 MOST_IMAGES = 32  # per query
 
 

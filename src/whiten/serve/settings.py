@@ -29,6 +29,9 @@ class Settings:
         waiting: maximum requests waiting for the model; further ones are told to retry.
         batch: maximum images per batch of the model.
         timeout: maximum seconds per request, including the upload.
+        writable: whether clients may add and remove images; needs a token.
+        uploads: folder that keeps uploaded images; by default `NAME-uploads` next to the folder
+            NAME of the index, none for a database.
     """
 
     roots: tuple[Path, ...] = ()
@@ -40,6 +43,8 @@ class Settings:
     waiting: int = 64
     batch: int = 8
     timeout: float = 30.0
+    writable: bool = False
+    uploads: Path | None = None
 
     def __post_init__(self) -> None:
         """Validate; raises ConfigError for settings that make no sense."""
@@ -51,6 +56,15 @@ class Settings:
             raise ConfigError(f"max_pixels must be at most {MAX_PIXELS:,}, not {self.max_pixels:,}")
         if self.token is not None:
             _refuse_weak(self.token)
+        elif self.writable:
+            raise ConfigError(
+                "writing needs a token that clients must send: set WHITEN_TOKEN, or name a file "
+                "with --token-file"
+            )
+        if self.uploads is not None and not self.writable:
+            raise ConfigError("--uploads keeps the images of clients that write: add --writable")
+        if self.uploads is not None and self.uploads.exists() and not self.uploads.is_dir():
+            raise ConfigError(f"{self.uploads} is a file: name a folder for uploads")
         for root in self.roots:
             if not root.is_dir():
                 raise ConfigError(f"{root} is not a folder: name one whose files clients may name")

@@ -24,6 +24,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write atomically, and return once the file is on the disk and would survive a power cut."""
+    with renaming(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        flush(file.fileno())
+    flush_folder(path.parent)
+
+
 @contextmanager
 def renaming(path: Path) -> Iterator[Path]:
     """Yield a temporary name next to `path`, and rename it to that when the block ends.

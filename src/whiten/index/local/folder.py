@@ -36,7 +36,7 @@ from whiten.index.local.tuning import RECALL, Tuning, choose
 from whiten.index.rows import Block, Facts, Match
 from whiten.media.reading import Stamp, stamp_of
 from whiten.utils.arrays import Vectors
-from whiten.utils.files import flush, flush_folder, lock, write_atomically
+from whiten.utils.files import flush, flush_folder, lock, write_durably
 
 _log = logging.getLogger(__name__)
 
@@ -365,8 +365,7 @@ class FolderIndex:
             for name in filter(None, (part.name, part.fast)):
                 flush_folder(self.root / name)
         flush_folder(self.root)
-        write_atomically(self.root / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode())
-        flush_folder(self.root)
+        write_durably(self.root / MANIFEST, json.dumps(manifest.to_json(), indent=2).encode())
         self._open()
 
     def _sweep(self) -> None:
