@@ -26,11 +26,13 @@ from whiten.cli.app import app
 from whiten.cli.terminal import one_line_endings, show_warning
 from whiten.models.choice import choice_restored
 from whiten.utils.memory import keep_freed_memory
+from whiten.utils.steady import be_steady
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `whiten`."""
     warnings.showwarning = show_warning
+    be_steady()
     keep_freed_memory()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     with one_line_endings(tokens), choice_restored():

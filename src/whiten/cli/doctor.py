@@ -13,7 +13,9 @@ import torch
 
 from whiten._version import __version__
 from whiten.models.choice import describe_auto
+from whiten.utils import steady
 from whiten.utils.devices import best_device, computes_bf16
+from whiten.utils.threads import cores
 
 # Extra -> its purpose, and the modules that it installs.
 EXTRAS = {
@@ -40,15 +42,15 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Inspect this machine; changes nothing and sends nothing."""
     device = best_device()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "whiten": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **{name: _version(name) for name in LIBRARIES},
         "device": _describe(device),
         "runtime": describe_auto(),
-        "cores": str(cores),
+        "cores": str(cores()),
         "torch threads": str(torch.get_num_threads()),
+        **steady.describe(),
         "bf16": "native" if computes_bf16(device.type) else "not native, training runs in float32",
     }
     advice = []
@@ -61,18 +63,18 @@ def diagnose() -> Diagnosis:
         advice.append(
             "no GPU: keep the teachers cached (the default), and try --backbone-lr 0 first"
         )
-        if cores and torch.get_num_threads() > cores:
+        if torch.get_num_threads() > cores():
             advice.append(
-                f"torch runs {torch.get_num_threads()} threads on {cores} cores: "
-                f"set OMP_NUM_THREADS={cores}"
+                f"torch runs {torch.get_num_threads()} threads on {cores()} cores: "
+                f"set OMP_NUM_THREADS={cores()}"
             )
-        if os.getloadavg()[0] > (cores or 1) if hasattr(os, "getloadavg") else False:
+        if os.getloadavg()[0] > cores() if hasattr(os, "getloadavg") else False:
             advice.append(
                 "other programs keep this machine busy: embedding may take several times longer"
             )
         if sys.platform == "linux" and "+cu" in torch.__version__:
             advice.append("torch is a CUDA build but there is no GPU: the CPU build is smaller")
-    elif (cores or 1) < 4:
+    elif cores() < 4:
         advice.append("few cores beside a GPU: decoding images will be the limit")
     return Diagnosis(facts, advice)
 

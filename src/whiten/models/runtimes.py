@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
+from whiten.utils.threads import cores
 
 Arrays = npt.NDArray[Any]
 Run = Callable[[Arrays], Arrays]
@@ -203,4 +204,4 @@ def threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted):
         return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()

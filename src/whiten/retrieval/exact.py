@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.utils.arrays import Vectors
+from whiten.utils.threads import cores
 
 QUERIES = 256  # per pass
 BLOCK_BYTES = 4 << 20  # of similarities: small enough for the CPU's caches
@@ -216,7 +217,7 @@ def scan(
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, "whiten-scan")
+    return ThreadPoolExecutor(cores(), "whiten-scan")
 
 
 if hasattr(os, "register_at_fork"):  # threads do not survive in a forked child
@@ -239,7 +240,7 @@ def _few_products(vectors: Vectors, queries: Vectors, out: Vectors) -> None:
     if vectors.nbytes < _SHARED_BYTES:
         some(every)
     else:
-        share = -(-len(vectors) // (os.cpu_count() or 1))
+        share = -(-len(vectors) // cores())
         list(_pool().map(some, [every[at : at + share] for at in range(0, len(vectors), share)]))
 
 
