@@ -37,6 +37,7 @@ app = App(
 )
 
 Json = Annotated[bool, Parameter("--json")]
+Quiet = Annotated[bool, Parameter("--quiet")]
 Cache = Annotated[Path | None, Parameter(("--cache", "--embeddings"))]
 Patterns = Annotated[tuple[str, ...], Parameter(consume_multiple=False, show_default=False)]
 Model = Annotated[str | None, Parameter(("--model", "--student"))]

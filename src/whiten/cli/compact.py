@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Device, Json, Model, Patterns, Runtime, app
+from whiten.cli.app import Cache, Device, Json, Model, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
+from whiten.utils.progress import be_quiet
 
 
 @app.command
@@ -25,6 +26,7 @@ def compact(
     plot: Path | None = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure what embeddings lose when they are stored in fewer bytes.
@@ -44,8 +46,10 @@ def compact(
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
         device: auto, cpu, cuda or mps.
+        quiet: show no progress.
         as_json: print JSON.
     """
+    be_quiet(quiet)
     from whiten.compact.running import costs_of, open_embedded, write_index
     from whiten.embedding.opening import load
     from whiten.index.local.storage.kinds import parse_storage

@@ -8,10 +8,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Device, Json, Patterns, Runtime, app
+from whiten.cli.app import Device, Json, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_duplicates, list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
+from whiten.utils.progress import be_quiet
 
 
 @app.command
@@ -30,6 +31,7 @@ def embed(
     workers: int | None = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Embed images into a store; run it again to continue or to extend the store.
@@ -50,8 +52,10 @@ def embed(
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
         device: auto, cpu, cuda or mps.
+        quiet: show no progress.
         as_json: print the summary as JSON.
     """
+    be_quiet(quiet)
     from whiten.datasets.frames import find_or_extract
     from whiten.embedding.embed import embed as embed_items
     from whiten.embedding.embed import summarize
@@ -65,7 +69,7 @@ def embed(
     for name, value in (("views", views), ("workers", workers)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
-    with progress("frames") as update:
+    with progress("frames", unit="videos") as update:
         beside = out.with_name(f"{out.name}-frames")
         items, no_videos = find_or_extract(
             images,
@@ -111,6 +115,7 @@ def frames(
     exclude: Patterns = (),
     include: Patterns = (),
     workers: int | None = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Extract frames of videos, for every verb that takes images; run it again to continue.
@@ -124,15 +129,17 @@ def frames(
             repeatable.
         include: take only videos that match this glob; repeatable.
         workers: videos that are read at the same time; by default one per core.
+        quiet: show no progress.
         as_json: print the summary as JSON.
     """
+    be_quiet(quiet)
     from whiten.datasets.finding import find_videos
     from whiten.datasets.frames import extract_frames
     from whiten.utils.progress import progress
 
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
-    with progress("frames") as update:
+    with progress("frames", unit="videos") as update:
         found = extract_frames(
             find_videos(videos, exclude, include),
             out,

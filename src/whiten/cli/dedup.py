@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Cache, Device, Json, Model, Patterns, Runtime, app
+from whiten.cli.app import Cache, Device, Json, Model, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
+from whiten.utils.progress import be_quiet
 
 if TYPE_CHECKING:
     from whiten.dedup.turned import Also
@@ -38,6 +39,7 @@ def dedup(
     csv: Annotated[Path | None, Parameter("--csv")] = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Group near-duplicates of images or videos, and write a script that deletes the copies.
@@ -68,8 +70,10 @@ def dedup(
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
         device: auto, cpu, cuda or mps.
+        quiet: show no progress.
         as_json: print JSON.
     """
+    be_quiet(quiet)
     from whiten.dedup import deduplicate, open_collection
     from whiten.dedup.near_duplicates import check_threshold
     from whiten.dedup.threshold import calibrate

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Json, Patterns, Runtime, app
+from whiten.cli.app import Cache, Json, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.models.choice import choose
+from whiten.utils.progress import be_quiet
 
 
 @app.command
@@ -23,6 +24,7 @@ def diagnose(
     exclude: Patterns = (),
     include: Patterns = (),
     runtime: Runtime = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Tell what teachers are worth on these images, in minutes, before a distillation.
@@ -40,8 +42,10 @@ def diagnose(
         include: take only images that match this glob; repeatable.
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
+        quiet: show no progress.
         as_json: print JSON.
     """
+    be_quiet(quiet)
     from whiten.diagnosis.diagnose import diagnose as run
     from whiten.diagnosis.page import write_page
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, Patterns, app
+from whiten.cli.app import Json, Patterns, Quiet, app
 from whiten.cli.terminal import list_skipped, print_json, say
+from whiten.utils.progress import be_quiet
 
 
 @app.command
@@ -25,6 +26,7 @@ def export(
     exclude: Patterns = (),
     include: Patterns = (),
     workers: int | None = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Export a student to ONNX, OpenVINO or TorchScript, compared with torch and timed.
@@ -44,8 +46,10 @@ def export(
             repeatable.
         include: take only images that match this glob; repeatable.
         workers: threads that decode images; by default one per core.
+        quiet: show no progress.
         as_json: print JSON.
     """
+    be_quiet(quiet)
     from whiten.export import export as run
 
     done = run(

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Device, Json, Model, Patterns, Runtime, app
+from whiten.cli.app import Device, Json, Model, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
+from whiten.utils.progress import be_quiet
 
 
 @app.command
@@ -34,6 +35,7 @@ def index(
     drop_columns: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Build an index, or bring it up to date: only new and changed images are embedded.
@@ -63,8 +65,10 @@ def index(
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
         device: auto, cpu, cuda or mps.
+        quiet: show no progress.
         as_json: print JSON.
     """
+    be_quiet(quiet)
     from dataclasses import asdict
 
     choose(runtime, device)
@@ -146,6 +150,7 @@ def search(
     include: Patterns = (),
     runtime: Runtime = "auto",
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
     paths_only: bool = False,
     open_page: Annotated[bool, Parameter("--open")] = False,
@@ -177,10 +182,12 @@ def search(
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
         device: auto, cpu, cuda or mps.
+        quiet: show no progress.
         as_json: print JSON.
         paths_only: print only paths, one per line.
         open_page: write a page of the hits and open it in the browser.
     """
+    be_quiet(quiet)
     from whiten.index import Index
     from whiten.index.opened import open_for_query
     from whiten.index.query import Query, SearchOptions

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Cache, Device, Json, Patterns, Runtime, app
+from whiten.cli.app import Cache, Device, Json, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.models.choice import choose
+from whiten.utils.progress import be_quiet
 
 
 @app.command
@@ -38,6 +39,7 @@ def evaluate(
     include: Patterns = (),
     runtime: Runtime = "auto",
     device: Device = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate retrieval: images of a group should find each other; or run a benchmark.
@@ -71,8 +73,10 @@ def evaluate(
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
         device: auto, cpu, cuda or mps.
+        quiet: show no progress.
         as_json: print JSON.
     """
+    be_quiet(quiet)
     from whiten.embedding.opening import load
     from whiten.evaluation.evaluate import evaluate as run
     from whiten.evaluation.page import write_evaluation

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
-from whiten.cli.app import Cache, Json, Patterns, Runtime, app, whole_numbers
+from whiten.cli.app import Cache, Json, Patterns, Quiet, Runtime, app, whole_numbers
 from whiten.cli.terminal import list_skipped, print_json
 from whiten.errors import ConfigError, one_line
 from whiten.models.choice import choose
 from whiten.runs.spec import DistillSpec
+from whiten.utils.progress import be_quiet
 
 
 class _Options(Yaml):
@@ -62,6 +63,7 @@ def distill(
     cache: Cache = None,
     test: Path | None = None,
     runtime: Runtime = "auto",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Distil teachers into a student, and report the results.
@@ -76,8 +78,10 @@ def distill(
         test: grouped images that training does not see, for the table in the report.
         runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
             and ONNX Runtime on a CPU.
+        quiet: show no progress.
         as_json: print JSON.
     """
+    be_quiet(quiet)
     from whiten.distillation.distill import distill as run
     from whiten.evaluation.run import measure_run, unseen_verdict, verdicts
     from whiten.report.run_page import write_report
@@ -124,6 +128,7 @@ def report(
     test: Path | None = None,
     exclude: Patterns = (),
     include: Patterns = (),
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write a run's report again, with metrics on grouped test images if any are named.
@@ -134,8 +139,10 @@ def report(
         exclude: leave out test images whose path below the folder, or any part of it, matches this
             glob; repeatable.
         include: take only test images that match this glob; repeatable.
+        quiet: show no progress.
         as_json: print JSON.
     """
+    be_quiet(quiet)
     from whiten.evaluation.run import measure_run, unseen_verdict
     from whiten.report.run_page import write_report
     from whiten.report.table import format_table
@@ -166,6 +173,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     quick: bool = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Distil three real networks on the bundled photographs and drawings and report the results.
@@ -173,11 +181,15 @@ def demo(
     Args:
         out: the demo's folder.
         quick: a version of a few seconds, whose metrics mean nothing.
+        quiet: show no progress.
         as_json: print JSON.
     """
     from whiten.demo.drawings import conclusions
     from whiten.demo.run import next_commands, run_demo
     from whiten.evaluation.run import unseen_verdict
+
+    be_quiet(quiet)
+    from whiten.demo.run import conclusions
     from whiten.report.table import format_table
 
     found = run_demo(out, quick=quick)

@@ -128,7 +128,7 @@ def measure_costs(
     sample = sample_rows(vectors)
     base = answer(chosen, fit(BASE, sample), vectors, None)
     rows: list[Cost] = []
-    with progress("measure kinds", enabled=show_progress) as update:
+    with progress("measure kinds", enabled=show_progress, unit="kinds") as update:
         for number, kind in enumerate(dict.fromkeys(kinds), start=1):
             rows.append(_measure(kind, vectors, sample, chosen, base))
             update(number, len(kinds))

@@ -122,7 +122,7 @@ def open_collection(
             raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
         place = source.resolve()
         frames = folder / f"frames-{place.stem}-{fingerprint(str(place))[:8]}"
-        with progress("frames", enabled=show_progress) as update:
+        with progress("frames", enabled=show_progress, unit="videos") as update:
             items, skipped = find_or_extract(
                 source, frames, exclude=exclude, include=include, progress=update
             )

@@ -26,6 +26,7 @@ from whiten.models.student import build_student, load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.utils.devices import best_device, computes_faster_in_bf16, resolve_precision
+from whiten.utils.progress import be_quiet, is_quiet, logging_to, note
 
 # Silence Lightning's log messages. Set on import, so that spawned processes are silent, too; its
 # own import resets the level of its root logger only.
@@ -110,7 +111,10 @@ def distill(
     if int(os.environ.get("RANK", "0")) == 0:
         spec = run.begin(str(images), spec, resume=resume, overwrite=overwrite)
     if not is_finished:
-        _launch(run, str(images), spec, Path(cache or run.embeddings), began, show_progress)
+        with logging_to(run.log, enabled=show_progress):
+            place = Path(cache or run.embeddings)
+            _launch(run, str(images), spec, place, began, show_progress)
+            _note_results(run)
     records = run.read_metrics()
     _, config = load_student(run.student)
     return DistillResult(
@@ -122,6 +126,15 @@ def distill(
         gain=config.training.get("gain", ""),
         skipped=[Skipped(*pair) for pair in config.training.get("skipped", [])],
     )
+
+
+def _note_results(run: RunFolder) -> None:
+    """Log what was chosen, gained and skipped."""
+    training = load_student(run.student)[1].training
+    for name in ("recipe", "gain"):
+        note(f"{name}: {training.get(name, '')}")
+    for name, reason in training.get("skipped", []):
+        note(f"skipped {name}: {reason}")
 
 
 def _launch(
@@ -168,7 +181,10 @@ def _launch(
         train(fabric, run, spec, began, show_progress)
     elif processes > 1:
         try:  # plain values: the launcher refuses frozen dataclasses
-            fabric.launch(_train_spawned, str(run.root), spec.to_mapping(), began, show_progress)
+            options = spec.to_mapping()
+            fabric.launch(
+                _train_spawned, str(run.root), options, began, show_progress, is_quiet()
+            )
         except BaseException:  # an interrupt may have reached only this process
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -183,9 +199,17 @@ def _is_launched() -> bool:
 
 
 def _train_spawned(
-    fabric: Any, root: str, options: dict[str, Any], began: float, show_progress: bool
+    fabric: Any,
+    root: str,
+    options: dict[str, Any],
+    began: float,
+    show_progress: bool,
+    quiet: bool,
 ) -> None:
-    train(fabric, RunFolder(Path(root)), DistillSpec.from_mapping(options), began, show_progress)
+    be_quiet(quiet)
+    run = RunFolder(Path(root))
+    with logging_to(run.log, enabled=show_progress and fabric.is_global_zero):
+        train(fabric, run, DistillSpec.from_mapping(options), began, show_progress)
 
 
 def _training_precision(spec: DistillSpec, device: str) -> str:

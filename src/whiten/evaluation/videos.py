@@ -178,7 +178,7 @@ def evaluate_videos(
         place.mkdir(parents=True, exist_ok=True)
         source = Path(data).resolve()
         frames = place / f"frames-{source.stem}-{fingerprint(str(source))[:8]}"
-        with progress("frames", enabled=show_progress) as update:
+        with progress("frames", enabled=show_progress, unit="videos") as update:
             if protocol == "svd":
                 cut = {"max_frames": max_frames, "stride": stride}
                 task = svd_task(read_svd(data), frames, **cut, progress=update)

@@ -2,6 +2,7 @@
 
 - config.yaml: the resolved options
 - metrics.jsonl: one line per step
+- log.txt: progress, choices and warnings, with the time
 - embeddings/: the teachers', cached
 - whiteners/: one per teacher
 - checkpoints/: last.ckpt, to resume from
@@ -44,6 +45,11 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Progress, choices, warnings and skipped images, a line each, with the time."""
+        return self.root / "log.txt"
 
     @property
     def checkpoint(self) -> Path:
