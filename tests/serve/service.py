@@ -61,7 +61,7 @@ class Service:
             self.lines.append(line.rstrip("\n"))
 
     def __enter__(self) -> Service:
-        for _ in range(600):
+        for _ in range(1800):  # on a busy machine imports take long
             found = re.search(r"on (http://\S+/)$", "\n".join(self.lines), re.MULTILINE)
             if found:
                 self.url = found[1]
@@ -70,7 +70,7 @@ class Service:
                 break
             time.sleep(0.1)
         self.process.kill()
-        raise AssertionError("\n".join(self.lines) or "no line in a minute")
+        raise AssertionError("\n".join(self.lines) or "no line in three minutes")
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Signal it, and wait for its exit code."""

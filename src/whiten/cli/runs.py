@@ -187,11 +187,9 @@ def demo(
     from whiten.demo.drawings import conclusions
     from whiten.demo.run import next_commands, run_demo
     from whiten.evaluation.run import unseen_verdict
-
-    be_quiet(quiet)
-    from whiten.demo.run import conclusions
     from whiten.report.table import format_table
 
+    be_quiet(quiet)
     found = run_demo(out, quick=quick)
     rows, compared = found.photos.rows, found.photos.seen_unseen
     assert compared is not None

@@ -9,9 +9,8 @@ from cyclopts import Parameter
 
 from whiten.cli.app import Device, Model, Runtime, app
 from whiten.cli.terminal import say
+from whiten.errors import ConfigError
 from whiten.models.choice import choose
-
-_POOLS = 2  # of memory; with more, memory grows over thousands of requests
 
 
 @app.command
@@ -34,6 +33,7 @@ def serve(
     device: Device = "auto",
     writable: bool = False,
     uploads: Path | None = None,
+    workers: int = 1,
 ) -> None:
     """Serve an index: a search page for people, and an interface for programs.
 
@@ -60,11 +60,11 @@ def serve(
         writable: let clients with the token add and remove images.
         uploads: folder that keeps the images that clients upload to be indexed; by default
             NAME-uploads next to the folder NAME of the index.
+        workers: processes that answer, each with its own model; they share the vectors.
     """
-    from whiten.serve import Settings, create_app
-    from whiten.serve.running import is_loopback, listen, run, url_of
+    from whiten.serve import Settings
+    from whiten.serve.running import is_loopback, listen, url_of
     from whiten.serve.settings import allowed_names, read_token
-    from whiten.utils.memory import share_pools
 
     choose(runtime, device)
     settings = Settings(
@@ -78,20 +78,22 @@ def serve(
         writable=writable,
         uploads=uploads,
     )
-    share_pools(_POOLS)
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers}")
     with listen(host, port) as listening:
-        from whiten.embedding.opening import load
-        from whiten.index import Index
+        from whiten.serve.workers import Job, serve_with
+        from whiten.serve.workers import serve as serve_alone
 
-        opened = Index.open(index, None if model is None else load(model))
-        wrong = None if background is None else Index.open(background)
-        service = create_app(opened, settings, background=wrong)
         if not is_loopback(listening) and settings.token is None:
             say("whiten: warning: everyone who reaches this port can search; set WHITEN_TOKEN")
         url = url_of(listening)
 
-        def ready() -> None:
-            say(f"serving {len(opened)} images on {url}")
+        def ready(images: int) -> None:
+            say(f"serving {images} images on {url}")
 
-        run(service, listening, ready, timeout=timeout)
+        job = Job(index, model, background, settings, runtime, device)
+        if workers == 1:
+            serve_alone(job, listening, ready)
+        else:
+            serve_with(workers, job, listening, ready, say)
         say("stopped")

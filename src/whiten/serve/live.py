@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from whiten.embedding.encoder import Encoder
-from whiten.errors import ConfigError, StoreError, WhitenError, one_line
+from whiten.errors import ConfigError, LockedError, StoreError, WhitenError, one_line
 from whiten.index import Index, Match
 from whiten.index.columns import FILTERABLE
 from whiten.index.conditions import Where
@@ -23,6 +23,7 @@ from whiten.index.query import search as run
 from whiten.index.rows import Facts, matches
 from whiten.index.where import parse_where
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import holding
 
 REFRESH_SECONDS = 1.0
 MAX_WHERE = 2000  # characters; longer filters would strain Python's parser
@@ -142,8 +143,17 @@ class LiveIndex:
                 finally:
                     self._seen = -math.inf
             return
-        self._changed.refresh()
-        yield self._changed
+        root = self._changed.folder
+        assert root is not None
+        try:
+            # What is written depends on what is there: other services and workers wait.
+            with holding(root):
+                self._changed.refresh()
+                yield self._changed
+        except FileNotFoundError:
+            raise UnavailableError("the index is gone, or is being made again") from None
+        except BlockingIOError:
+            raise LockedError(f"another service is changing {self._index.place}") from None
 
     def can_add(self) -> bool:
         """Return whether the encoder is the index's own, rather than one that may query it."""

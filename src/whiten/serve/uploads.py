@@ -37,7 +37,7 @@ class Uploads:
         path = self._root / content[:2] / f"{content}{_suffix(data)}"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, data)
+            write_durably(path, data)  # by one process at a time, see `LiveIndex.changing`
         return os.fspath(path)
 
     def drop(self, path: str) -> None:

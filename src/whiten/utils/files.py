@@ -135,8 +135,8 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def lock(file: IO[Any]) -> bool:
-    """Lock an open file for this process until it is closed; return whether that is possible.
+def lock(file: IO[Any] | int) -> bool:
+    """Lock an open file or folder for this process until it is closed; return whether one can.
 
     Raises:
         BlockingIOError: another process has locked it.
@@ -154,6 +154,24 @@ def lock(file: IO[Any]) -> bool:
             raise BlockingIOError(*error.args) from error
         raise
     return True
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Lock a folder itself for the time of the block, on systems that can.
+
+    Raises:
+        BlockingIOError: another process, or another thread, holds it.
+    """
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        lock(handle)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from whiten.utils.arrays import Vectors
 from whiten.utils.names import NameIndex
 
 _BATCH = 8192  # rows copied at once
-_SCANS = 3  # lookups of ids by scan before a hash table is built
+_SCANS = 30  # lookups of ids by scan before a table is built, which takes longer than as many
 
 
 class Snapshot:
