@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
@@ -23,7 +24,7 @@ from whiten.utils.memory import keep_freed_memory, share_pools
 from whiten.utils.steady import share
 
 _POOLS = 2  # of memory; with more, memory grows over thousands of requests
-_ENDING_SECONDS = 30.0  # after which a worker that does not end is killed
+_ENDING_SECONDS = 15.0  # after which workers that do not end are killed; each takes 10 for itself
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def serve_with(
     finally:
         for process, _ in running:
             process.terminate()  # SIGTERM: requests in progress are answered first
+        end_at = time.monotonic() + _ENDING_SECONDS
         for process, _ in running:
-            process.join(_ENDING_SECONDS)
+            process.join(max(0.0, end_at - time.monotonic()))
             process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
