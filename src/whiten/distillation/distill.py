@@ -182,9 +182,7 @@ def _launch(
     elif processes > 1:
         try:  # plain values: the launcher refuses frozen dataclasses
             options = spec.to_mapping()
-            fabric.launch(
-                _train_spawned, str(run.root), options, began, show_progress, is_quiet()
-            )
+            fabric.launch(_train_spawned, str(run.root), options, began, show_progress, is_quiet())
         except BaseException:  # an interrupt may have reached only this process
             for child in multiprocessing.active_children():
                 child.terminate()

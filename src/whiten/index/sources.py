@@ -141,6 +141,11 @@ class VectorSource:
         self.items = items
         self._hashes, self._vectors = hashes, vectors
 
+    @property
+    def runtime(self) -> None:
+        """None: they were embedded before."""
+        return None
+
     def made(self, index: Facts) -> bool:
         return index.model == self.model
 
