@@ -26,6 +26,7 @@ from whiten.evaluation.run import report_run
 from whiten.models.student import StudentNet, build_student, load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.measured import AS_IT_IS, best_starts
+from whiten.runs.recipes import complete
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import normalize_rows
 
@@ -157,7 +158,13 @@ def spec(**options: object) -> DistillSpec:
 
 @pytest.mark.parametrize(
     "options",
-    [{"held_out": 0.6}, {"held_out": -0.1}, {"start_weight": 1.5}, {"epochs": -1}],
+    [
+        {"held_out": 0.6},
+        {"held_out": -0.1},
+        {"start_weight": 1.5},
+        {"keep_start": 1.1},
+        {"epochs": -1},
+    ],
 )
 def test_shares_are_shares(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
@@ -235,6 +242,43 @@ def test_without_epochs_the_student_is_the_closed_form(
     taken = config.training["measured"]["start"]
     assert "ridge" in taken or "features" in taken
     assert "gained nothing" not in result.gain  # nothing was tried
+
+
+def test_the_student_is_the_mean_of_its_start_and_what_training_made_of_it(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    options = {"pairs": "views", "held_out": 0.0, "backbone_lr": 1.0}
+    trained, between, start = (
+        weights(run(shared_images, tmp_path / str(share), cache, **options, keep_start=share))
+        for share in (0.0, 0.25, 1.0)
+    )
+    untrained = run(shared_images, tmp_path / "untrained", cache, **{**options, "epochs": 0})
+    for name, value in weights(untrained).items():
+        torch.testing.assert_close(start[name], value)
+        if value.is_floating_point():
+            torch.testing.assert_close(between[name], 0.75 * trained[name] + 0.25 * value)
+    assert not torch.allclose(trained["projection.weight"], start["projection.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "share"),
+    [
+        ({}, "views", 0.5),
+        ({}, "frames", 0.5),
+        ({}, "groups", 0.0),
+        ({}, "mixed", 0.0),
+        ({"backbone_lr": 0.0}, "views", 0.0),
+        ({"compatible": True}, "views", 0.0),
+        ({"recipe": "paper"}, "views", 0.0),
+        ({"student": STUDENT}, "views", 0.0),
+        ({"keep_start": 0.2}, "views", 0.2),
+    ],
+)
+def test_a_whole_network_without_groups_keeps_half_of_its_start(
+    options: dict[str, Any], source: str, share: float
+) -> None:
+    asked = spec(**{"student": "timm:test_resnet", **options})
+    assert complete(asked, source)[0].keep_start == share
 
 
 def test_batch_statistics_stay_as_they_are_unless_they_may_move(

@@ -25,14 +25,13 @@ _AT_ONCE = 64  # held-out images per forward pass
 @torch.no_grad()
 def held_precisions(
     net: StudentNet,
-    average: dict[str, Tensor],
+    weights: dict[str, Tensor],
     data: TrainingSet,
     preprocess: Preprocess,
     fabric: Any,
 ) -> npt.NDArray[np.float64]:
-    """Measure the student, by the moving average of its weights if there is one, image by image."""
+    """Measure the student of these weights, image by image."""
     assert data.held_out is not None
-    weights = average or net.state_dict()
     if data.spec.backbone_lr == 0:
         whole, crops = (
             None if features is None else _project(features, weights, fabric.device)

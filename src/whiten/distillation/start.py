@@ -75,6 +75,7 @@ def write_start(
             "model": state,
             "optimizer": {},
             "ema": state if spec.ema > 0 else {},
+            "first": state if spec.keep_start else {},
             "best": None if best is None else vars(best),
         }
     )

@@ -73,7 +73,10 @@ def train(
     model, wrapped = fabric.setup(trained, optimizer)
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
-    average = {k: v.to(fabric.device) for k, v in average.items()}
+    average, first_weights = (
+        {k: v.to(fabric.device) for k, v in states.items()}
+        for states in (average, state.get("first", {}))
+    )
     best = Best.of(state.get("best"))
     pace = 1.0 if best is None else best.pace
 
@@ -88,6 +91,11 @@ def train(
     names = data.teacher_names
     micro = state.get("micro_batch") or _micro_batch(net, data, config, fabric)
 
+    def kept() -> dict[str, Tensor]:
+        """The weights of the student, should training end here."""
+        weights = average or net.state_dict()
+        return blended(weights, first_weights, spec.keep_start or 0.0)
+
     def checkpoint() -> None:
         if fabric.is_global_zero:
             run.save_checkpoint(
@@ -96,6 +104,7 @@ def train(
                     "model": _cpu(net.state_dict()),
                     "optimizer": optimizer.state_dict(),
                     "ema": _cpu(average),
+                    "first": _cpu(first_weights),
                     "best": None if best is None else vars(best),
                     "spent": until.spent,
                     "micro_batch": micro,
@@ -144,9 +153,9 @@ def train(
                     "images_per_s": round(speed, 1),
                 }
                 if is_epoch and data.held_out is not None and best is not None:
-                    precisions = held_precisions(net, average, data, config.preprocess, fabric)
+                    weights = kept()
+                    precisions = held_precisions(net, weights, data, config.preprocess, fabric)
                     record["held_out"] = float(precisions.mean())
-                    weights = average if spec.ema > 0 else net.state_dict()
                     starts_again = best.see(step, precisions, _cpu(weights))
                     set_training(model, is_moving)
                 log.write(json.dumps(record) + "\n")
@@ -169,10 +178,7 @@ def train(
             if is_over or step == stop:
                 break
     if fabric.is_global_zero:
-        if best is not None:
-            net.load_state_dict(best.model)
-        elif spec.ema > 0:
-            net.load_state_dict(average)
+        net.load_state_dict(kept() if best is None else best.model)
         config = data.describe(config, step, best)
         save_student(net, config, run.student, model_card(config))
         if reason := finish_student(run.student):
@@ -306,6 +312,18 @@ def _optimizer(net: StudentNet, spec: DistillSpec) -> torch.optim.Optimizer:
             )
     kind = torch.optim.Adam if is_adam else torch.optim.AdamW
     return kind(groups, lr=spec.lr)
+
+
+def blended(
+    weights: dict[str, Tensor], start: dict[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Return the weighted mean of two states; `start` may be empty if its share is 0."""
+    if not share:
+        return weights
+    return {
+        name: value.lerp(start[name], share) if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ _COMMON: dict[str, Any] = {
     "label_temperature": 0.1,
     "start": "ridge",
     "epochs": EPOCHS,
+    "keep_start": 0.0,
     "held_out": 0.1,
     "batch_statistics": "frozen",
     "whiten_images": 0,
@@ -72,6 +73,9 @@ COMPATIBLE = 1.0
 # Teachers whose whitened embeddings retrieve held-out groups with at least this mAP know the
 # domain. Those of the study have 0.4 to 0.5 unadapted and 0.96 after fine-tuning.
 KNOWN = 0.7
+
+# Share of the start's weights where a whole network learns without groups.
+KEEP_START = 0.5
 
 
 def _choose(
@@ -137,6 +141,9 @@ def complete(
             chosen["start"] = "principal"
     if spec.compatible:
         chosen["align"] = COMPATIBLE
+    elif source == "views" and chosen["start"] == "ridge" and spec.backbone_lr > 0:
+        # Without groups nothing that is measured tells when it forgets too much.
+        chosen["keep_start"] = KEEP_START
     given = {key: getattr(spec, key) for key in chosen if getattr(spec, key) is not None}
     full = dataclasses.replace(spec, **{**chosen, **given})
     weights = {term: getattr(full, term) for term in TERMS if getattr(full, term) > 0}

@@ -188,6 +188,10 @@ class DistillSpec:
     """Fraction of the steps with a rising learning rate."""
     clip: Annotated[float, _OPTIMISATION] = 1.0
     """Largest norm of the gradient; 0 is off."""
+    keep_start: Annotated[float | None, _OPTIMISATION] = None
+    """Share of the start's weights in the student, which brings back what training forgets: the
+    student is their mean (WiSE-FT, Wortsman et al. 2022). By default 0.5 where a whole pretrained
+    network learns without groups, else 0."""
     ema: Annotated[float, _OPTIMISATION] = 0.0
     """Decay of the moving average of the weights that becomes the student; 0 is off."""
     seed: Annotated[int, _OPTIMISATION] = 0
@@ -244,7 +248,7 @@ class DistillSpec:
         for name in TERMS:
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} is a weight, at least 0, not {getattr(self, name)}")
-        for name, end in (("start_weight", 1.0), ("held_out", 0.5)):
+        for name, end in (("start_weight", 1.0), ("keep_start", 1.0), ("held_out", 0.5)):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= end:
                 raise ConfigError(f"{name} is a share from 0 to {end:g}, not {share:g}")
