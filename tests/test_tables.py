@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,50 @@ def test_any_csv_is_read_as_pythons_csv_reads_it(
             spaced = [cell and cell.lstrip(" ") for cell in cells]
             assert found in (cells, spaced)
             assert found == cells or all(other.startswith(" ") for other in header[1:])
+
+
+COLUMN = st.sampled_from(
+    [
+        (pa.string(), st.text(st.characters(codec="utf-8"))),
+        (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+        (pa.uint64(), st.integers(0, 2**64 - 1)),
+        (pa.float64(), st.floats(allow_nan=False)),
+        (pa.bool_(), st.booleans()),
+        (pa.date32(), st.dates()),
+        (pa.timestamp("us", "UTC"), st.datetimes(timezones=st.just(UTC))),
+        (pa.decimal128(20, 2), st.decimals(-(10**9), 10**9, places=2)),
+    ]
+)
+
+
+@st.composite
+def typed_columns(draw: st.DrawFn) -> list[tuple[str, pa.Array]]:
+    """Columns of any names and types, `path` among them; names may be empty or equal."""
+    count = draw(st.integers(0, 5))
+    columns = [("path", pa.array([f"{n}.jpg" for n in range(count)], pa.string()))]
+    for name in draw(st.lists(HEADER, max_size=4)):
+        kind, values = draw(COLUMN)
+        cells = draw(st.lists(st.none() | values, min_size=count, max_size=count))
+        columns.append((name, pa.array(cells, kind)))
+    return draw(st.permutations(columns))
+
+
+@settings(deadline=None)
+@given(columns=typed_columns())
+@example([("path", pa.array(["a", "b"])), ("", pa.array([5, 6])), ("", pa.array([7, 8]))])
+def test_any_parquet_is_read_as_it_was_written(columns: list[tuple[str, pa.Array]]) -> None:
+    names = [name for name, _ in columns]
+    named = [name.strip() for name in names if name.strip()]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "t.parquet")
+        pq.write_table(pa.table([column for _, column in columns], names=names), path)
+        if len(set(named)) < len(named):
+            with pytest.raises(ConfigError, match="two columns"):
+                read_table(path, ["path"])
+            return
+        read = read_table(path, ["path"]).columns
+    assert len(read) == len(columns[0][1])
+    for number, (name, column) in enumerate(columns):
+        shown = name.strip() or f"Unnamed: {number}"
+        if name.strip() or shown in read.schema.names:  # a data frame's index is left out
+            assert read[shown].to_pylist() == column.to_pylist()

@@ -276,8 +276,8 @@ def _read_parquet(path: Path, keys: Sequence[str], wanted: Sequence[str] | None)
         taken = _select(path, names, wanted)
         if len(set(headers)) == len(headers):
             found = parquet.read(columns=[headers[n] for n in taken])
-        else:  # columns can only be named
-            found = parquet.read().select(taken)
-    columns = [found.column(found.schema.names.index(headers[n])) for n in taken]
+            columns = [found.column(headers[n]) for n in taken]
+        else:  # several have no name: columns can only be read by it
+            columns = parquet.read().select(taken).columns
     table = pa.table(columns, names=[names[n] for n in taken])
     return Table(_without_index(table, headers, names), names, is_text=False)
