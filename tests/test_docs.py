@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -46,6 +47,27 @@ def test_every_public_name_is_in_the_reference() -> None:
     text = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     for name in whiten.__all__:
         assert re.search(rf"\b{name}\b", text) or f"whiten.{name}" in text or name == "WhitenError"
+
+
+def arguments_of(file: str) -> dict[str, set[str]]:
+    """The tests of a file, each with its arguments."""
+    body = ast.parse((ROOT / file).read_text("utf-8")).body
+    functions = (node for node in body if isinstance(node, ast.FunctionDef))
+    return {node.name: {one.arg for one in node.args.args} for node in functions}
+
+
+def test_the_tests_of_each_kind_of_input_exist() -> None:
+    text = (DOCS / "kinds.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+)\. .* \| (.*) \|$", text, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 28))
+    assert all(tests.count("::test_") for _, tests in rows)
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`(\\\*)?", text)
+    assert len(named) == text.count("::")
+    for file, name, is_in_every_place in named:
+        arguments = arguments_of(file)
+        assert name in arguments, f"{file} has no test {name}"
+        if is_in_every_place:
+            assert arguments[name] & {"place", "client"}, f"{name} is given no place"
 
 
 @pytest.mark.slow
