@@ -56,7 +56,9 @@ def start_bound(*arguments: object) -> subprocess.CompletedProcess[str]:
 def check_one_line(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 2, done
     assert done.stdout == ""
-    [line] = [text for text in done.stderr.splitlines() if text.startswith("whiten: ")]
+    told = [text for text in done.stderr.splitlines() if text.startswith("whiten: ")]
+    # Where no temporary file can be written, a teacher is not traced, which is no error.
+    [line] = [text for text in told if " runs in torch: " not in text]
     assert "Traceback" not in done.stderr
     assert "run again" in line or "--resume" in line
     return line
