@@ -9,7 +9,7 @@ from pathlib import Path
 from warm import run_command
 
 # What a reader puts in place of the long-running defaults.
-SMALLER = "--epochs 2 --batch-size 16 --whiten-dim 16"
+SMALLER = {"--epochs": "2", "--batch-size": "16", "--whiten-dim": "16"}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -31,7 +31,7 @@ def run(command: str, folder: Path) -> None:
     """Run a command in a folder; it must end well and print something."""
     words = shlex.split(command, comments=True)[1:]
     if words[0] == "distill":
-        words += SMALLER.split()
+        words += [word for option in SMALLER.items() if option[0] not in words for word in option]
     done = run_command(*words, folder=folder)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert done.stdout, command

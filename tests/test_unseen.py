@@ -15,7 +15,7 @@ from whiten.datasets.finding import find_items
 from whiten.distillation import prepare
 from whiten.distillation.distill import distill
 from whiten.errors import ConfigError, RunError
-from whiten.evaluation import run as reporting
+from whiten.evaluation import run_encoders
 from whiten.evaluation.run import measure_run
 from whiten.evaluation.run_encoders import START, START_WHITENED
 from whiten.models.student import load_student
@@ -62,13 +62,13 @@ def fitted_on(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
     monkeypatch.setattr(prepare, "fit_whiteners", fitting)
     monkeypatch.setattr(prepare, "write_start", starting)
-    fit_on = reporting.fit_on
+    fit_on = run_encoders.fit_on
 
     def fitting_start(teacher, items, **options):  # type: ignore[no-untyped-def]
         seen.append(set(items.ids.to_pylist()))
         return fit_on(teacher, items, **options)
 
-    monkeypatch.setattr(reporting, "fit_on", fitting_start)
+    monkeypatch.setattr(run_encoders, "fit_on", fitting_start)
     return seen
 
 

@@ -39,7 +39,7 @@ def test_a_report_opens_each_model_once(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr(
-        "whiten.embedding.opening.open_teacher",
+        "whiten.models.opening.open_teacher",
         lambda uri: opened.append(str(uri)) or open_teacher(uri),
     )
     prints(capsys, "report", run, "--test", run.parent / "images")

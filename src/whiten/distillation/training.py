@@ -180,8 +180,15 @@ def train(
     if fabric.is_global_zero:
         net.load_state_dict(kept() if best is None else best.model)
         config = data.describe(config, step, best)
-        save_student(net, config, run.student, model_card(config))
-        if reason := finish_student(run.student):
+        reasons: list[str] = []
+        save_student(
+            net,
+            config,
+            run.student,
+            model_card(config),
+            finish=lambda folder: reasons.append(finish_student(folder)),
+        )
+        for reason in filter(None, reasons):
             announce(f"the student runs in torch alone: {reason}")
         if show_progress and (missing := data.missing(best)):
             announce(f"warning: {'; '.join(missing)}")

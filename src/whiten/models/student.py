@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +238,18 @@ def freeze_unused(net: StudentNet, preprocess: Preprocess) -> None:
 # --- the folder -------------------------------------------------------------------------
 
 
-def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str) -> None:
+def save_student(
+    net: StudentNet,
+    config: StudentConfig,
+    folder: Path,
+    card: str,
+    *,
+    finish: Callable[[Path], object] | None = None,
+) -> None:
     """Write `model.safetensors`, `config.json` and the model card, atomically.
+
+    Args:
+        finish: adds to the folder while it still has a temporary name.
 
     Raises:
         TeacherError: the folder cannot be written.
@@ -253,6 +264,8 @@ def save_student(net: StudentNet, config: StudentConfig, folder: Path, card: str
             text = json.dumps(facts_of(config, hash_state(state)), indent=2, sort_keys=True) + "\n"
             (new / CONFIG).write_text(text, "utf-8")
             (new / CARD).write_text(card, "utf-8", errors="backslashreplace")
+            if finish is not None:
+                finish(new)
     except (OSError, SafetensorError) as error:
         raise TeacherError(
             f"cannot write {folder} ({one_line(error)}): make room or give access and run again "
