@@ -71,13 +71,14 @@ def test_the_python_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         exec(compile(block, "README.md", "exec"), scope)
 
 
-def test_the_table_is_that_of_a_demo() -> None:
-    """Copied from `make demo`, not written: its columns line up as the program prints them."""
-    [table] = [block for block in blocks(README, "text") if "mAP" in block]
-    lines = table.splitlines()
-    assert [line.split()[0] for line in lines][:1] == ["name"]
-    assert [sum(name in line for line in lines) for name in ("whitened fusion", "asymmetric")] == [
-        1,
-        1,
-    ]
-    assert len({len(line) for line in lines}) == 1
+def test_the_tables_are_those_of_a_demo() -> None:
+    """Copied from `make demo`, not written: their columns line up as the program prints them."""
+    photos, drawings = (block for block in blocks(README, "text") if "mAP" in block)
+    tables = [*photos.split("\n\n"), drawings]
+    rows = [("student, closed form", 1), ("whitened fusion", 1), ("asymmetric", 0)]
+    expected = [rows, rows, [("student, groups  ", 1), ("whitened fusion", 1), ("asymmetric", 1)]]
+    for table, names in zip(tables, expected, strict=True):
+        lines = table.splitlines()
+        assert lines[0].split()[0] == "name"
+        assert [(name, sum(name in line for line in lines)) for name, _ in names] == names
+        assert len({len(line) for line in lines}) == 1
