@@ -60,6 +60,7 @@ class _Killer:
             changes = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
         else:
             changes = name in self.CHANGES
+        changes = changes and not isinstance(arguments[0], int)  # a file that is open already
         path = os.fspath(arguments[0]) if changes else ""
         # Folders are deleted by relative names.
         if changes and (not Path(path).is_absolute() or path.startswith(self.folder)):
