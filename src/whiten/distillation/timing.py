@@ -31,9 +31,10 @@ from whiten.utils.devices import best_device
 _WARM, _TIMED = 16, 32  # images
 _TRAINED = 16  # views per measured step
 _REPEATS = 3
-# Closed form, per f³ of the student's f features: solutions of the ridges and whitenings that are
-# tried, in multiples of one product of matrices.
-_SOLUTIONS, _PRODUCTS = 250.0, 12.0
+# Closed form, in multiples of one product of n x n matrices, measured on one core and half as much
+# again: ridge and whitening of the student's features, in folds where groups choose the mix; the
+# whitening of a teacher; and sums over views.
+_MIX, _MIX_BY_GROUPS, _WHITENING, _SUMS = 25.0, 90.0, 30.0, 5.0
 
 
 def plan_run(
@@ -150,7 +151,11 @@ def speeds_of(
         features = _seconds_per_view(backbone_as_teacher(net, config), few, cache)
         step = _seconds_per_step(net, config, spec)
         measured[size] = features, step if spec.backbone_lr == 0 else features + step
-    once, per_view = _closed_form(net.projection.in_features, sum(model.dim for model in models))
+    once, per_view = _closed_form(
+        net.projection.in_features,
+        [model.dim for model in models],
+        by_groups=not work.shows_rounds,
+    )
     return Speeds(
         teachers,
         features={size: _between(size, {s: m[0] for s, m in measured.items()}) for size in sizes},
@@ -199,16 +204,19 @@ def _seconds_per_step(net: StudentNet, config: StudentConfig, spec: DistillSpec)
     return statistics.median(seconds)
 
 
-def _closed_form(features: int, dims: int) -> tuple[float, float]:
+def _closed_form(features: int, dims: Sequence[int], *, by_groups: bool) -> tuple[float, float]:
     """Return seconds of the start in closed form: once, and per view of each image."""
     n = 512
     matrix = np.random.default_rng(0).random((n, n))
-    matrix @ matrix  # warms up
-    began = deadline.clock()
-    matrix @ matrix
-    per_product = (deadline.clock() - began) / n**3
-    once = _SOLUTIONS * per_product * features**2 * (features + dims)
-    return once, _PRODUCTS * per_product * (features + dims) ** 2
+    seconds = []
+    for _ in range(_REPEATS):
+        began = deadline.clock()
+        matrix @ matrix
+        seconds.append(deadline.clock() - began)
+    per_product = min(seconds) / n**3  # the first one warms up, others may be disturbed
+    mix = _MIX_BY_GROUPS if by_groups else _MIX
+    products = mix * features**3 + _WHITENING * sum(dim**3 for dim in dims)
+    return per_product * products, _SUMS * per_product * (features + sum(dims)) ** 2
 
 
 def _between(size: int, measured: dict[int, float]) -> float:
