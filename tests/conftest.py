@@ -82,6 +82,12 @@ def shared_images(tmp_path_factory: pytest.TempPathFactory, groups: dict[str, in
     return write_groups(tmp_path_factory.mktemp("images"), groups)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings, once per file, so that only the first test computes them."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
 def mixed_images(tmp_path: Path, image_folder: ImageFolder) -> Path:
     """Three groups of four images of differing shapes and formats."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from whiten.distillation import training
 from whiten.runs.folder import RunFolder
 
 TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=48"]
@@ -24,3 +29,18 @@ OPTIONS: dict[str, Any] = {
 def losses(run: Path) -> list[float]:
     """The loss of each step of a run."""
     return [record["loss"] for record in RunFolder(run).read_metrics()]
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Interrupt the training in the block at a step, as Ctrl-C does, and see that it ends it."""
+    original = training._loss
+
+    def interrupted(*args: Any) -> Any:
+        if args[-1] == step:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_loss", interrupted)
+        yield

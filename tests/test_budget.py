@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from command_line import Captured, fails
-from small_runs import OPTIONS, TEACHERS, losses
+from small_runs import OPTIONS, TEACHERS, interrupted_at, losses
 from whiten.datasets.finding import find_items
 from whiten.distillation import deadline, prepare, timing, training
 from whiten.distillation.cache import Cache
@@ -33,12 +33,6 @@ GENEROUS = Speeds([0.0, 0.0], {32: 0.0}, {32: 2.5})  # 3 epochs of 64 views in 1
 @pytest.fixture(scope="module")
 def groups() -> dict[str, int]:
     return dict.fromkeys("abcdefgh", 4)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Embeddings, shared so that only the first test computes them."""
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.mark.parametrize(
@@ -231,17 +225,8 @@ def test_the_plan_is_recorded_resumed_and_repeated(
     assert (config["rounds"], config["epochs"], config["stop_step"]) == (1, 3, steps)
     assert steps > 0
 
-    original = training._loss
-
-    def interrupted(*args: Any) -> Any:
-        if args[-1] == 5:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_loss", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(shared_images, tmp_path / "parts", cache, **options)
+    with interrupted_at(5):
+        run(shared_images, tmp_path / "parts", cache, **options)
 
     def refuse(*_: Any) -> Speeds:
         raise AssertionError("planned again")

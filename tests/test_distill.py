@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import whiten
-from small_runs import OPTIONS, STUDENT, TEACHERS, losses
+from small_runs import OPTIONS, STUDENT, TEACHERS, interrupted_at, losses
 from whiten.distillation import training, training_set
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.training import learning_rate
@@ -30,12 +30,6 @@ from whiten.whitening.whitener import Whitener
 @pytest.fixture(scope="module")
 def groups() -> dict[str, int]:
     return dict.fromkeys("abcdefgh", 4)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Embeddings, shared so that only the first test computes them."""
-    return tmp_path_factory.mktemp("cache")
 
 
 def run(shared_images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
@@ -121,17 +115,8 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = run(shared_images, tmp_path / "whole", cache, **options)
-    original = training._loss
-
-    def interrupted(*args: Any) -> Any:
-        if args[-1] == 5:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_loss", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(shared_images, tmp_path / "parts", cache, **options)
+    with interrupted_at(5):
+        run(shared_images, tmp_path / "parts", cache, **options)
     assert len(losses(tmp_path / "parts")) == 5
     # The options are in the run folder and need not be repeated.
     distill("", out=tmp_path / "parts", cache=cache, resume=True, show_progress=False)

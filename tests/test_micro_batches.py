@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small_runs import OPTIONS, TEACHERS, losses
+from small_runs import OPTIONS, TEACHERS, interrupted_at, losses
 from whiten.distillation import micro_batches, training
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.losses import distillation_loss
@@ -26,12 +26,6 @@ RESNET = "timm:test_resnet?pretrained=0&size=32"
 @pytest.fixture(scope="module")
 def groups() -> dict[str, int]:
     return dict.fromkeys("abcdefgh", 4)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Embeddings, shared so that only the first test computes them."""
-    return tmp_path_factory.mktemp("cache")
 
 
 def run(images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
@@ -153,17 +147,8 @@ def test_a_run_in_parts_resumes_on_the_same_trajectory(
     monkeypatch.setattr(training, "fitting_size", lambda *_: 4)
     options = {"micro_batch": "auto"}
     run(shared_images, tmp_path / "whole", cache, **options)
-    original = training._loss
-
-    def interrupted(*args: Any) -> Any:
-        if args[-1] == 3:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "_loss", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(shared_images, tmp_path / "parts", cache, **options)
+    with interrupted_at(3):
+        run(shared_images, tmp_path / "parts", cache, **options)
     monkeypatch.setattr(training, "fitting_size", lambda *_: 2)  # the memory is another by now
     distill("", out=tmp_path / "parts", cache=cache, resume=True, show_progress=False)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")

@@ -37,11 +37,6 @@ def groups() -> dict[str, int]:
     return dict.fromkeys("abcdefgh", 8)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def run(shared_images: Path, out: Path, cache: Path, **options: Any) -> RunFolder:
     options = {**TRAINING, **options}
     distill(shared_images, TEACHERS, out=out, cache=cache, show_progress=False, **options)

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from small_runs import TEACHERS
+from whiten.errors import ConfigError
 from whiten.models.card import model_card
 from whiten.models.student import build_student, load_student, save_student
+from whiten.models.uri import Pool
 from whiten.runs.spec import DistillSpec
 
 RESNET = "timm:test_resnet?pretrained=0"  # its last stage is its last map
@@ -48,6 +50,12 @@ def test_a_transformer_has_no_stages() -> None:
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(*(net.features(images) for net in nets))
+
+
+@pytest.mark.parametrize("pool", ["auto", "avg", "stages"])
+def test_a_network_with_several_last_maps_is_refused(pool: Pool) -> None:
+    with pytest.raises(ConfigError, match=r"CoaT has several last maps.*another backbone"):
+        build_student("timm:coat_tiny?pretrained=0", dim=4, pool=pool)
 
 
 def test_a_constant_image_has_a_gradient() -> None:

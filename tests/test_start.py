@@ -184,11 +184,6 @@ def groups() -> dict[str, int]:
     return {f"g{number}": 4 for number in range(30)}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def run(images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
     return distill(
         images,

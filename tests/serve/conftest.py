@@ -14,6 +14,7 @@ from helpers import TEACHER, draw, write_factory
 from service import EVIL, Serve, Service, TestClient, as_bytes
 from whiten.index import Index
 from whiten.serve import Settings, create_app
+from writes import KNOWN, TOKEN
 
 
 @pytest.fixture(scope="session")
@@ -101,3 +102,13 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def page(chromium: Browser, service: Service) -> Browser:
     chromium.open(service.url)
     return chromium
+
+
+@pytest.fixture
+def client(index: Index, images: Path) -> Iterator[TestClient]:
+    settings = Settings(writable=True, token=TOKEN, roots=(images.parent,))
+    with TestClient(
+        create_app(index, settings), base_url="http://localhost", headers=KNOWN,
+        raise_server_exceptions=False,
+    ) as started:  # fmt: skip
+        yield started

@@ -37,9 +37,12 @@ app = App(
 )
 
 Json = Annotated[bool, Parameter("--json")]
-Quiet = Annotated[bool, Parameter("--quiet")]
+Quiet = Annotated[bool, Parameter("--quiet", help="show no progress.")]
 Cache = Annotated[Path | None, Parameter(("--cache", "--embeddings"))]
 Patterns = Annotated[tuple[str, ...], Parameter(consume_multiple=False, show_default=False)]
 Model = Annotated[str | None, Parameter(("--model", "--student"))]
-Runtime = Literal["auto", "torch", "onnx", "openvino"]
-Device = Annotated[str, Parameter("--device")]
+Runtime = Annotated[
+    Literal["auto", "torch", "onnx", "openvino"],
+    Parameter(help="runtime of the model; auto is torch on a GPU, and onnx on a CPU."),
+]
+Device = Annotated[str, Parameter("--device", help="device of the model: auto, cpu, cuda or mps.")]

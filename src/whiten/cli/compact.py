@@ -43,10 +43,6 @@ def compact(
             repeatable.
         include: take only images that match this glob; repeatable.
         plot: draw the table into this PNG.
-        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
-            and ONNX Runtime on a CPU.
-        device: auto, cpu, cuda or mps.
-        quiet: show no progress.
         as_json: print JSON.
     """
     be_quiet(quiet)

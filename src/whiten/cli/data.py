@@ -49,10 +49,6 @@ def embed(
             repeatable.
         include: take only images that match this glob; repeatable.
         workers: threads that decode images; by default one per core.
-        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
-            and ONNX Runtime on a CPU.
-        device: auto, cpu, cuda or mps.
-        quiet: show no progress.
         as_json: print the summary as JSON.
     """
     be_quiet(quiet)
@@ -129,7 +125,6 @@ def frames(
             repeatable.
         include: take only videos that match this glob; repeatable.
         workers: videos that are read at the same time; by default one per core.
-        quiet: show no progress.
         as_json: print the summary as JSON.
     """
     be_quiet(quiet)

@@ -67,10 +67,6 @@ def dedup(
             repeatable.
         include: take only images that match this glob; repeatable.
         csv: write the table of groups to this file.
-        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
-            and ONNX Runtime on a CPU.
-        device: auto, cpu, cuda or mps.
-        quiet: show no progress.
         as_json: print JSON.
     """
     be_quiet(quiet)

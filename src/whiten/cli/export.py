@@ -46,7 +46,6 @@ def export(
             repeatable.
         include: take only images that match this glob; repeatable.
         workers: threads that decode images; by default one per core.
-        quiet: show no progress.
         as_json: print JSON.
     """
     be_quiet(quiet)

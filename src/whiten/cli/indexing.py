@@ -62,10 +62,6 @@ def index(
             repeatable.
         include: take only images that match this glob; repeatable.
         drop_columns: columns of the index to drop.
-        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
-            and ONNX Runtime on a CPU.
-        device: auto, cpu, cuda or mps.
-        quiet: show no progress.
         as_json: print JSON.
     """
     be_quiet(quiet)
@@ -179,10 +175,6 @@ def search(
         exclude: with --in, leave out images whose path below the folder, or any part of it,
             matches this glob; repeatable.
         include: with --in, take only images that match this glob; repeatable.
-        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
-            and ONNX Runtime on a CPU.
-        device: auto, cpu, cuda or mps.
-        quiet: show no progress.
         as_json: print JSON.
         paths_only: print only paths, one per line.
         open_page: write a page of the hits and open it in the browser.

@@ -70,10 +70,6 @@ def evaluate(
         exclude: leave out images whose path below a folder, or any part of it, matches this glob;
             repeatable.
         include: take only images that match this glob; repeatable.
-        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
-            and ONNX Runtime on a CPU.
-        device: auto, cpu, cuda or mps.
-        quiet: show no progress.
         as_json: print JSON.
     """
     be_quiet(quiet)

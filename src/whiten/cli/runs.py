@@ -76,9 +76,6 @@ def distill(
         overwrite: delete the run in OUT first.
         cache: folder for the teachers' embeddings, to share them between runs.
         test: grouped images that training does not see, for the table in the report.
-        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
-            and ONNX Runtime on a CPU.
-        quiet: show no progress.
         as_json: print JSON.
     """
     be_quiet(quiet)
@@ -139,7 +136,6 @@ def report(
         exclude: leave out test images whose path below the folder, or any part of it, matches this
             glob; repeatable.
         include: take only test images that match this glob; repeatable.
-        quiet: show no progress.
         as_json: print JSON.
     """
     be_quiet(quiet)
@@ -181,7 +177,6 @@ def demo(
     Args:
         out: the demo's folder.
         quick: a version of a few seconds, whose metrics mean nothing.
-        quiet: show no progress.
         as_json: print JSON.
     """
     from whiten.demo.drawings import conclusions

@@ -54,9 +54,6 @@ def serve(
         max_pixels: maximum size of an uploaded image in millions of pixels.
         waiting: maximum number of requests that wait for the model.
         timeout: maximum time per request in seconds.
-        runtime: what the model computes in: auto, torch, onnx or openvino; auto is torch on a GPU,
-            and ONNX Runtime on a CPU.
-        device: auto, cpu, cuda or mps.
         writable: let clients with the token add and remove images.
         uploads: folder that keeps the images that clients upload to be indexed; by default
             NAME-uploads next to the folder NAME of the index.

@@ -40,7 +40,7 @@ _LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
 
 @dataclass(frozen=True)
 class Quality:
-    """What a file holds of its picture.
+    """Quality of an image file.
 
     Attributes:
         width, height: size in pixels as stored; 0 if unreadable.

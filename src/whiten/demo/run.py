@@ -17,7 +17,7 @@ _MARK = "demo.json"  # marks the folder of a demo, and records its size
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found.
+    """Results of the demo.
 
     Attributes:
         photos: the tables of the photographs.

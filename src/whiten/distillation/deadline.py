@@ -28,7 +28,7 @@ class Deadline:
 
     @classmethod
     def of(cls, spec: DistillSpec, began: float) -> Deadline:
-        """The deadline of a run; one that records where it stopped is replayed without."""
+        """Return the deadline of a run; none if it repeats a run that recorded where it stopped."""
         if spec.budget is None or spec.stop_step is not None:
             return cls(None, began)
         return cls((1 - RESERVE) * parse_time(spec.budget), began)

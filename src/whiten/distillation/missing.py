@@ -15,7 +15,7 @@ KNOWS_LITTLE = 0.5  # score of a start, relative to that of its teachers
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run knows about itself before it trains.
+    """Numbers that a run has before it trains.
 
     Attributes:
         images: images to train on.

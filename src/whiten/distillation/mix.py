@@ -57,7 +57,7 @@ class Mix:
         return Head.beside(parts)
 
     def joined(self, outputs: Callable[[Head], Vectors]) -> Vectors:
-        """What `head` gives, up to its length, from the (…, d) outputs of its two parts."""
+        """Join the (…, d) outputs of the two parts as `head` does, up to a common scale."""
         if self.share in (0, 1):
             return outputs(self.own if self.share else self.ridge)
         ridge = (1 / self.share - 1) ** 0.5 * outputs(self.ridge)

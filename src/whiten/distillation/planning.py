@@ -71,7 +71,7 @@ class _Costs:
     speeds: Speeds
 
     def closed(self, size: int, views: int) -> float:
-        """All before training."""
+        """Seconds of everything before training."""
         counts = zip(self.speeds.teachers, self.work.missing[views], strict=True)
         teachers = sum(speed * count for speed, count in counts)
         own = self.speeds.features[size] * (self.work.images * views + self.work.crops)

@@ -92,7 +92,7 @@ def train(
     micro = state.get("micro_batch") or _micro_batch(net, data, config, fabric)
 
     def kept() -> dict[str, Tensor]:
-        """The weights of the student, should training end here."""
+        """Return the weights of the student if training ended here."""
         weights = average or net.state_dict()
         return blended(weights, first_weights, spec.keep_start or 0.0)
 

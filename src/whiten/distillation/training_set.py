@@ -302,7 +302,7 @@ class TrainingSet:
         return f"{line}; training gained nothing over that: {'; '.join(missing)}"
 
     def missing(self, best: Best | None) -> list[str]:
-        """What a run lacked that gained nothing; empty if it gained, or if nothing is known."""
+        """Return the likely causes why training gained nothing; empty if it gained."""
         evidence = self.facts.get("evidence")  # missing in runs that an earlier version began
         if best is None or best.step or not self.spec.epochs or evidence is None:
             return []

@@ -79,7 +79,7 @@ class Encoder:
 
     @property
     def runtime(self) -> str:
-        """What computes: torch, onnx, openvino or torchscript; several are joined by +."""
+        """Runtimes of the models, joined by +: torch, onnx, openvino or torchscript."""
         return "+".join(sorted({runtime_of(part.teacher) for part in self.parts}))
 
     def fingerprint(self) -> str:

@@ -60,7 +60,7 @@ class Source(Protocol):
 
     @property
     def runtime(self) -> str | None:
-        """What computes the embeddings; None if they are stored."""
+        """Runtime of the model; None if the embeddings are stored."""
 
     def made(self, index: Facts) -> bool:
         """Return whether the vectors of an index were made by this source's encoder."""
@@ -124,7 +124,17 @@ def _why_not(item: Item) -> Skipped:
     return Skipped(item.id, "the model cannot embed it")
 
 
-class VectorSource:
+class _Embedded:
+    """A source of images that are embedded already."""
+
+    model: str
+    runtime: None = None
+
+    def made(self, index: Facts) -> bool:
+        return index.model == self.model
+
+
+class VectorSource(_Embedded):
     """Images that are embedded already, such as those that a service receives.
 
     Args:
@@ -141,14 +151,6 @@ class VectorSource:
         self.items = items
         self._hashes, self._vectors = hashes, vectors
 
-    @property
-    def runtime(self) -> None:
-        """None: they were embedded before."""
-        return None
-
-    def made(self, index: Facts) -> bool:
-        return index.model == self.model
-
     def stamps(self) -> list[str]:
         return [write_stamp(stamp_of(item.path)) for item in self.items]
 
@@ -162,7 +164,7 @@ class VectorSource:
         return self.items.by_id.rows(items.ids.to_pylist())
 
 
-class StoreSource:
+class StoreSource(_Embedded):
     """The whole images (view 0) of a store; embeds nothing and opens no model."""
 
     def __init__(self, store: Store) -> None:
@@ -185,13 +187,6 @@ class StoreSource:
             tables.append(table.filter(pc.equal(table["view"], 0)))
         self._rows = pa.concat_tables(tables).sort_by("id")
         self.items = Items.from_table(self._rows)
-
-    @property
-    def runtime(self) -> None:
-        return None
-
-    def made(self, index: Facts) -> bool:
-        return index.model == self.model
 
     def stamps(self) -> list[str]:
         columns = (self._rows["stamp"].to_pylist(), self._rows["content_hash"].to_pylist())

@@ -9,7 +9,7 @@ def model_card(config: StudentConfig, runtime: str = "") -> str:
     """Return Markdown with the student's properties, origin and use.
 
     Args:
-        runtime: what it computes in, in a sentence.
+        runtime: its runtime, in a sentence.
     """
     teachers = "\n".join(
         f"| `{t['uri']}` | {t['licence']} | `{t['fingerprint'][:12]}` |" for t in config.teachers

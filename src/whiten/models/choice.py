@@ -16,7 +16,7 @@ _LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 @dataclass(frozen=True)
 class Choice:
-    """What to compute with.
+    """Runtime and device to compute with.
 
     Attributes:
         runtime: one of `CHOICES`.

@@ -107,7 +107,7 @@ def for_many(model: Teacher, images: int) -> Teacher:
 
 
 def runtime_of(model: Model) -> str:
-    """Return what computes the embeddings of a model; `none` if they are stored."""
+    """Return the runtime of a model; `none` if its embeddings are stored."""
     if not isinstance(model, Teacher):
         return "none"
     return (model.traced or model).runtime

@@ -101,7 +101,13 @@ class StudentNet(nn.Module):
         if self.stages:
             last, stages = backbone.forward_intermediates(images, indices=self.stages)
             return [*stages, _channels_first(last, backbone)]
-        last = _channels_first(backbone.forward_features(images), backbone)
+        found = backbone.forward_features(images)
+        if not isinstance(found, Tensor):
+            raise ConfigError(
+                f"{type(backbone).__name__} has several last maps, which no pooling joins: choose "
+                "another backbone for --student"
+            )
+        last = _channels_first(found, backbone)
         if last.ndim == 3:
             last = last[:, getattr(backbone, "num_prefix_tokens", 0) :]
         return [last]

@@ -91,7 +91,7 @@ class Teacher(Identity):
         readout: output that serves as embedding if the user chose one (a pooling, a tensor); "" is
             the network's own.
         takes_pixels: whether `forward` takes (n, h, w, 3) uint8 RGB and normalises it itself.
-        runtime: what computes: torch, onnx, openvino or torchscript.
+        runtime: runtime of its network: torch, onnx, openvino or torchscript.
         twin: opens the same model in torch, if this is a graph that was traced from it.
         traced: the model that embeds many images; itself if it shall not be traced.
     """

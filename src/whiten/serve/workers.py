@@ -29,7 +29,7 @@ _ENDING_SECONDS = 15.0  # after which workers that do not end are killed; each t
 
 @dataclass(frozen=True)
 class Job:
-    """What is served: places, the URI of the model, settings, and what the model computes in."""
+    """Places to serve, the URI of the model, settings, and the runtime of the model."""
 
     index: str
     model: str | None
