@@ -131,8 +131,8 @@ def distill(
 def _note_results(run: RunFolder) -> None:
     """Log what was chosen, gained and skipped."""
     training = load_student(run.student)[1].training
-    for name in ("recipe", "gain"):
-        note(f"{name}: {training.get(name, '')}")
+    note(training["recipe"])
+    note(f"gain: {training.get('gain', '')}")
     for name, reason in training.get("skipped", []):
         note(f"skipped {name}: {reason}")
 

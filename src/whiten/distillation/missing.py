@@ -19,7 +19,7 @@ class Evidence:
 
     Attributes:
         images: images to train on.
-        is_whole: whether the whole network is trained.
+        is_whole: whether the whole network is to be trained.
         is_untrained: whether the network starts from random weights.
         size: input side of the student in pixels.
         native: side that its backbone was made for.

@@ -156,7 +156,7 @@ def prepare(
     rotation, measured = write_start(run, spec, net, items, int(held.sum()), source)
     evidence = Evidence(
         images=len(items) - int(held.sum()),
-        is_whole=spec.backbone_lr > 0,
+        is_whole=spec.backbone_lr > 0 and spec.epochs != 0,
         is_untrained=parse_uri(spec.student).is_untrained,
         size=config.preprocess.size[0],
         native=native_size(spec, config),

@@ -289,7 +289,8 @@ class TrainingSet:
     def gain(self, best: Best | None) -> str:
         """One line on what the student gained over its starts, as held-out images tell it."""
         if best is None:
-            return "nothing was held out, so that what training gained is not known"
+            what = "training" if self.spec.epochs else "the start"
+            return f"nothing was held out, so that what {what} gained is not known"
         measured = self.facts["measured"]
         told = [f"{name} {score:.3f}" for name, score in best_starts(measured).items()]
         line = f"{measured['criterion']}: {', '.join(told)}"
