@@ -87,7 +87,7 @@ def test_a_run_has_a_log(
     distill(images, [TEACHER], out=tmp_path / "run", **options)
     assert capsys.readouterr().err == ""
     text = (tmp_path / "run" / "log.txt").read_text()
-    for part in ("embed ", "distil: ", "recipe: ", "gain: ", "skipped a/broken.png: "):
+    for part in ("embed ", "distil: ", "recipe ", "gain: ", "skipped a/broken.png: "):
         assert part in text, part
 
 
