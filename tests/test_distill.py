@@ -246,8 +246,8 @@ def test_a_nan_loss_stops_and_names_the_images(
 def test_two_processes_equal_one(
     shared_images: Path, cache: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    run(shared_images, tmp_path / "one", cache, accelerator="cpu", **options)
-    run(shared_images, tmp_path / "two", cache, accelerator="cpu", devices=2, **options)
+    run(shared_images, tmp_path / "one", cache, device="cpu", **options)
+    run(shared_images, tmp_path / "two", cache, device="cpu", devices=2, **options)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     np.testing.assert_allclose(two, one, rtol=2e-3, atol=1e-5)
     vectors = [

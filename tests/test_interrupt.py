@@ -148,6 +148,6 @@ def test_distill_while_it_trains() -> None:
 
 @pytest.mark.parametrize("group", [True, False], ids=["as a terminal does", "as kill does"])
 def test_distill_on_two_devices(group: bool) -> None:
-    process = begun_training("--epochs", "2000", "--devices", "2", "--accelerator", "cpu")
+    process = begun_training("--epochs", "2000", "--devices", "2", "--device", "cpu")
     interrupted(process, group=group)
     assert RunFolder(Path("my run")).load_checkpoint()["step"] > 1

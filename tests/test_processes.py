@@ -29,7 +29,7 @@ from whiten.runs.folder import RunFolder
 pytestmark = pytest.mark.slow
 
 LOSSES, WEIGHTS = 1e-3, 0.02
-TRAINING = {**OPTIONS, "batch_size": 8, "accelerator": "cpu"}
+TRAINING = {**OPTIONS, "batch_size": 8, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")

@@ -330,7 +330,7 @@ def test_two_processes_keep_the_same_best_as_one(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
     """Rank 0 measures while the other waits; both stop where it says."""
-    options: dict[str, Any] = {"accelerator": "cpu", "epochs": 3}
+    options: dict[str, Any] = {"device": "cpu", "epochs": 3}
     alone = run(shared_images, tmp_path / "alone", cache, **options)
     both = run(shared_images, tmp_path / "both", cache, **options, devices=2)
     measured = [

@@ -29,7 +29,7 @@ def both(views: list[View], side: int = 96) -> tuple[np.ndarray, np.ndarray]:
     images = photographs(len(views), side)
     plain = np.stack([np.asarray(image) for image in images])
     reference = [render(image, v, preprocess) for image, v in zip(images, views, strict=True)]
-    return recolour(plain, views, CPU), np.stack(reference)
+    return recolour(plain, views, CPU).numpy(), np.stack(reference)
 
 
 EXACT = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Json, Patterns, Quiet, Runtime, app
+from whiten.cli.app import Cache, Device, Json, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.models.choice import choose
 from whiten.utils.progress import be_quiet
@@ -24,6 +24,7 @@ def diagnose(
     exclude: Patterns = (),
     include: Patterns = (),
     runtime: Runtime = "auto",
+    device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -46,7 +47,7 @@ def diagnose(
     from whiten.diagnosis.diagnose import diagnose as run
     from whiten.diagnosis.page import write_page
 
-    choose(runtime)
+    choose(runtime, device)
     found = run(
         images,
         teachers,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
-from whiten.cli.app import Cache, Json, Patterns, Quiet, Runtime, app, whole_numbers
+from whiten.cli.app import Cache, Device, Json, Patterns, Quiet, Runtime, app, whole_numbers
 from whiten.cli.terminal import list_skipped, print_json
 from whiten.errors import ConfigError, one_line
 from whiten.models.choice import choose
@@ -84,7 +84,7 @@ def distill(
     from whiten.report.run_page import write_report
     from whiten.report.table import format_table
 
-    choose(runtime)
+    choose(runtime, "auto" if spec is None else spec.device)
     if images is None and not resume:
         raise ConfigError("name the images: whiten distill IMAGES --teachers URI --out RUN")
     result = run(images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache)
@@ -125,6 +125,8 @@ def report(
     test: Path | None = None,
     exclude: Patterns = (),
     include: Patterns = (),
+    runtime: Runtime = "auto",
+    device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -143,6 +145,7 @@ def report(
     from whiten.report.run_page import write_report
     from whiten.report.table import format_table
 
+    choose(runtime, device)
     if test is None and (exclude or include):
         raise ConfigError("--exclude and --include choose among test images: add --test IMAGES")
     data = measure_run(run, test=test, exclude=exclude, include=include, show_progress=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 from whiten.datasets.collection import Items
 from whiten.distillation.held_out import CROP_VIEWS, CROPS
 from whiten.embedding.embed import embed, store_folder
+from whiten.models.choice import chosen_device
 from whiten.models.stored_model import Model
 from whiten.models.teacher import Teacher
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import Store, stored_origin
-from whiten.utils.devices import best_device, computes_faster_in_bf16, resolve_precision
+from whiten.utils.devices import computes_faster_in_bf16, resolve_precision
 from whiten.utils.progress import progress
 from whiten.views.plan import ViewPlan
 
@@ -24,7 +25,7 @@ class Cache:
         self._folder = folder
         self._spec = spec
         self._show_progress = show_progress
-        self._device = best_device()
+        self._device = chosen_device()
         wanted = "32" if spec.precision == "16" else spec.precision
         self._precision = resolve_precision(wanted, self._device.type)
 

@@ -22,10 +22,11 @@ from whiten.distillation.prepare import prepare
 from whiten.distillation.training import train
 from whiten.errors import ConfigError
 from whiten.media.reading import Skipped
+from whiten.models.choice import Choice, choice_restored, choose, chosen, chosen_device
 from whiten.models.student import build_student, load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
-from whiten.utils.devices import best_device, computes_faster_in_bf16, resolve_precision
+from whiten.utils.devices import computes_faster_in_bf16, require_compiler, resolve_precision
 from whiten.utils.progress import be_quiet, is_quiet, logging_to, note
 
 # Silence Lightning's log messages. Set on import, so that spawned processes are silent, too; its
@@ -105,6 +106,23 @@ def distill(
             "several nodes are started with torchrun: torchrun --nnodes N --nproc-per-node M "
             "-m whiten.cli distill … --nodes N --devices M"
         )
+    with choice_restored():
+        if spec.device != "auto":
+            choose(chosen().runtime, spec.device)
+        if spec.compile:
+            require_compiler(chosen_device())
+        return _distill(images, spec, run, cache, resume, overwrite, show_progress)
+
+
+def _distill(
+    images: str | os.PathLike[str],
+    spec: DistillSpec,
+    run: RunFolder,
+    cache: str | os.PathLike[str] | None,
+    resume: bool,
+    overwrite: bool,
+    show_progress: bool,
+) -> DistillResult:
     began = deadline.clock()
     is_finished = resume and run.is_finished
     # Under torchrun or SLURM all processes get here, and rank 0 works for all.
@@ -162,11 +180,11 @@ def _launch(
             start_method="popen" if is_launched else "spawn",
             timeout=timedelta(days=7),  # the others wait while rank 0 embeds
         )
-    device = best_device().type if spec.accelerator == "auto" else spec.accelerator
-    precision = _training_precision(spec, device)
+    device = chosen_device()
+    precision = _training_precision(spec, device.type)
     fabric = Fabric(
-        accelerator=spec.accelerator,
-        devices=spec.devices,
+        accelerator=device.type,
+        devices=spec.devices if device.index is None else [device.index],
         num_nodes=spec.nodes,
         strategy=strategy,
         precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
@@ -182,7 +200,9 @@ def _launch(
     elif processes > 1:
         try:  # plain values: the launcher refuses frozen dataclasses
             options = spec.to_mapping()
-            fabric.launch(_train_spawned, str(run.root), options, began, show_progress, is_quiet())
+            fabric.launch(
+                _train_spawned, str(run.root), options, chosen(), began, show_progress, is_quiet()
+            )
         except BaseException:  # an interrupt may have reached only this process
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -200,11 +220,13 @@ def _train_spawned(
     fabric: Any,
     root: str,
     options: dict[str, Any],
+    choice: Choice,
     began: float,
     show_progress: bool,
     quiet: bool,
 ) -> None:
     be_quiet(quiet)
+    choose(choice.runtime, choice.device)
     run = RunFolder(Path(root))
     with logging_to(run.log, enabled=show_progress and fabric.is_global_zero):
         train(fabric, run, DistillSpec.from_mapping(options), began, show_progress)

@@ -17,6 +17,7 @@ from whiten.distillation.training_set import TrainingSet
 from whiten.models.student import StudentNet
 from whiten.utils.arrays import Vectors
 from whiten.utils.threads import ordered_map
+from whiten.views.on_device import model_input
 from whiten.views.rendering import Preprocess
 
 _AT_ONCE = 64  # held-out images per forward pass
@@ -50,7 +51,7 @@ def held_precisions(
     )
     blocks = []
     while block := list(islice(rendered, _AT_ONCE)):
-        pixels = torch.from_numpy(preprocess.normalize(np.stack(block))).to(fabric.device)
+        pixels = model_input(preprocess, np.stack(block), fabric.device)
         blocks.append(functional_call(net, weights, (pixels,)).float().cpu().numpy())
     found = np.concatenate(blocks).reshape(-1, len(numbers), blocks[0].shape[1])
     return data.held_out.precisions(found[:, 0], found[:, 1:] if len(numbers) > 1 else None)

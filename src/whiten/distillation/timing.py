@@ -22,11 +22,11 @@ from whiten.distillation.pairs import MOST_PAIRS, enough_views, plan_pairs
 from whiten.distillation.planning import Speeds, Work, plan
 from whiten.distillation.resolution import candidate_sizes, drawn, own_side
 from whiten.errors import ConfigError, NoImagesError
+from whiten.models.choice import chosen_device
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.student import StudentNet, backbone_as_teacher, build_student
 from whiten.models.student_folder import StudentConfig
 from whiten.runs.spec import DistillSpec
-from whiten.utils.devices import best_device
 
 _WARM, _TIMED = 16, 32  # images
 _TRAINED = 16  # views per measured step
@@ -71,7 +71,7 @@ def _micro_batch(spec: DistillSpec) -> int | None:
     """Return the images per forward pass that fit into memory; None if the batch does."""
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
     views = 2 * (spec.batch_size or MOST_PAIRS) // (spec.devices * spec.nodes)
-    device = best_device() if spec.accelerator == "auto" else torch.device(spec.accelerator)
+    device = chosen_device()
     free = free_memory(device)
     return fitting_size(net, config.preprocess.size[0], views, free)
 
@@ -182,7 +182,7 @@ def _seconds_per_view(model: Model, items: Items, cache: Cache) -> float:
 
 def _seconds_per_step(net: StudentNet, config: StudentConfig, spec: DistillSpec) -> float:
     """Train on noise: seconds per view, without decoding it."""
-    device = best_device() if spec.accelerator == "auto" else torch.device(spec.accelerator)
+    device = chosen_device()
     net = net.to(device)
     is_frozen = spec.backbone_lr == 0
     trained = net.projection if is_frozen else net

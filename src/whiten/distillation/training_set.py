@@ -25,6 +25,7 @@ from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
 from whiten.distillation.targets import open_targets
 from whiten.errors import RunError, one_line
 from whiten.media.reading import read_bytes
+from whiten.models.choice import chosen_device
 from whiten.models.registry import open_network
 from whiten.models.student_folder import StudentConfig
 from whiten.models.teacher import Teacher
@@ -33,7 +34,7 @@ from whiten.runs.measured import best_starts
 from whiten.runs.recipes import DECIDED
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors, normalize_rows
-from whiten.utils.devices import best_device, resolve_precision
+from whiten.utils.devices import resolve_precision
 from whiten.utils.memory import forget
 from whiten.utils.threads import ordered_map
 from whiten.views.on_device import recolour
@@ -162,7 +163,7 @@ class TrainingSet:
         for number, teacher in enumerate(facts["teachers"] if spec.teachers_online else []):
             whitener = Whitener.load(run.whitener(number)) if spec.whiten else None
             online.append(OnlineTeacher(open_network(teacher["uri"]), whitener))
-        bf16 = resolve_precision(spec.precision, best_device().type) == "bf16"
+        bf16 = resolve_precision(spec.precision, chosen_device().type) == "bf16"
         return cls(
             run=run,
             spec=spec,
@@ -258,8 +259,11 @@ class TrainingSet:
 
     def coloured(
         self, pixels: np.ndarray, sides: Sequence[Side], device: torch.device
-    ) -> np.ndarray:
-        """Apply the views' colours to the output of `render`: (n, h, w, 3) uint8."""
+    ) -> np.ndarray | Tensor:
+        """Apply the views' colours to the output of `render`: (n, h, w, 3) uint8.
+
+        A tensor on the device, if it colours them.
+        """
         if not self._colours_on(device):
             return pixels
         whole = (1, 1)  # colours do not depend on the image's shape

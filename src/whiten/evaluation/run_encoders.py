@@ -49,7 +49,7 @@ def start_features(spec: DistillSpec) -> Teacher:
     """Return the features of the student's backbone before training, pooled as it is published."""
     pool = "avg" if spec.pooling == "stages" else spec.pooling
     net, config = build_student(spec.student, dim=spec.dim, pool=pool, size=spec.size)
-    return backbone_as_teacher(net, config).on_best_device()
+    return backbone_as_teacher(net, config).on_chosen_device()
 
 
 def _closed_form(run: RunFolder, spec: DistillSpec) -> Teacher:
@@ -65,7 +65,7 @@ def _closed_form(run: RunFolder, spec: DistillSpec) -> Teacher:
         raise RunError(
             f"{run.start} is damaged ({one_line(error)}): delete it, and the report leaves it out"
         ) from error
-    return as_teacher(net, config, f"whiten:{run.root}/closed-form").on_best_device()
+    return as_teacher(net, config, f"whiten:{run.root}/closed-form").on_chosen_device()
 
 
 def training_images(run: RunFolder) -> Items:

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from whiten.errors import ConfigError, MissingExtraError, nearest
 from whiten.utils.devices import best_device, may_have_gpu, require_device
+
+if TYPE_CHECKING:
+    import torch
 
 CHOICES = ("auto", "torch", "onnx", "openvino")
 _LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -70,6 +74,13 @@ class Choice:
             )
 
     @property
+    def torch_device(self) -> torch.device:
+        """Device of a model in torch: `auto` is the fastest."""
+        import torch
+
+        return best_device() if self.device == "auto" else torch.device(self.device)
+
+    @property
     def graph_device(self) -> str:
         """Device of a graph."""
         return "cuda" if self.device.startswith("cuda") else "cpu"
@@ -83,10 +94,18 @@ def chosen() -> Choice:
     return _chosen
 
 
+def chosen_device() -> torch.device:
+    """Return the device to compute on in torch."""
+    return _chosen.torch_device
+
+
 def choose(runtime: str, device: str = "auto") -> None:
     """Set the runtime and the device of models opened from now on.
 
-    Process-wide; only the command line calls this, inside `choice_restored`.
+    Process-wide: called by the command line and by `distill`, inside `choice_restored`.
+
+    Raises:
+        ConfigError, MissingExtraError: see `Choice.check`.
     """
     global _chosen
     _chosen = Choice(runtime, device)

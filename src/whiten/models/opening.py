@@ -53,7 +53,7 @@ def open_model(
             return _traced(model, choice)
         if choice.runtime == "torch":
             model.traced = model
-        return model.on_best_device() if choice.device == "auto" else model.to(choice.device)
+        return model.to(choice.torch_device)
     return model
 
 

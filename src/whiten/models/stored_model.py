@@ -41,7 +41,7 @@ class StoredModel(Identity):
     def to(self, _device: object) -> StoredModel:
         return self  # computes nothing, so it is on no device
 
-    def on_best_device(self) -> StoredModel:
+    def on_chosen_device(self) -> StoredModel:
         return self
 
     def count_macs(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import TeacherError, WhitenError
-from whiten.utils.devices import best_device
+from whiten.models.choice import chosen_device
 from whiten.utils.hashing import fingerprint
 from whiten.views.rendering import Preprocess
 
@@ -132,9 +132,9 @@ class Teacher(Identity):
             self.module.to(self.device)
         return self
 
-    def on_best_device(self) -> Teacher:
-        """Return the teacher on the fastest device, if it is a torch module; else itself."""
-        return self if self.module is None else self.to(best_device())
+    def on_chosen_device(self) -> Teacher:
+        """Return the teacher on the chosen device, if it is a torch module; else itself."""
+        return self if self.module is None else self.to(chosen_device())
 
     def in_torch(self) -> Teacher:
         """Return the model in torch, for what its traced graph cannot do; else itself."""
@@ -146,12 +146,12 @@ class Teacher(Identity):
         return twin
 
     def embed(
-        self, pixels: npt.NDArray[np.uint8], *, bf16: bool = False
+        self, pixels: npt.NDArray[np.uint8] | Tensor, *, bf16: bool = False
     ) -> npt.NDArray[np.float32]:
         """Embed a batch of rendered views.
 
         Args:
-            pixels: (n, h, w, 3) uint8 RGB of the size in `preprocess`.
+            pixels: (n, h, w, 3) uint8 RGB of the size in `preprocess`; a tensor is on the device.
             bf16: compute in bfloat16 if the device benefits.
 
         Returns:
@@ -160,8 +160,7 @@ class Teacher(Identity):
         Raises:
             TeacherError: the output is not (n, dim), or not finite.
         """
-        inputs = pixels if self.takes_pixels else self.preprocess.normalize(pixels)
-        embeddings = self._embed_inputs(inputs, bf16)
+        embeddings = self._embed_pixels(pixels, bf16)
         if not np.isfinite(embeddings).all():
             raise TeacherError(
                 f"{self.uri} returned NaN or infinity: check that its weights match the model"
@@ -173,17 +172,25 @@ class Teacher(Identity):
         out: Tensor = self.forward(inputs)
         return out
 
-    def _embed_inputs(
-        self, inputs: npt.NDArray[np.float32 | np.uint8], bf16: bool
+    def _embed_pixels(
+        self, pixels: npt.NDArray[np.uint8] | Tensor, bf16: bool
     ) -> npt.NDArray[np.float32]:
         import torch
 
+        from whiten.views.on_device import model_input, to_device
+
+        device = self.device or torch.device("cpu")
         with (
             torch.inference_mode(),
             torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=bf16),
         ):
-            out = self.forward(torch.from_numpy(inputs).to(self.device))
-        self._require_shape(tuple(out.shape), len(inputs))
+            inputs = (
+                to_device(pixels, device)
+                if self.takes_pixels
+                else model_input(self.preprocess, pixels, device)
+            )
+            out = self.forward(inputs)
+        self._require_shape(tuple(out.shape), len(pixels))
         with torch.inference_mode():
             unit: Tensor = torch.nn.functional.normalize(out.float(), dim=1, eps=_SHORTEST)
             embeddings: npt.NDArray[np.float32] = unit.cpu().numpy()
@@ -219,9 +226,11 @@ class ArrayTeacher(Teacher):
 
         return torch.from_numpy(self.forward(inputs.numpy()))
 
-    def _embed_inputs(
-        self, inputs: npt.NDArray[np.float32 | np.uint8], bf16: bool
+    def _embed_pixels(
+        self, pixels: npt.NDArray[np.uint8] | Tensor, bf16: bool
     ) -> npt.NDArray[np.float32]:
+        shown = np.asarray(pixels)
+        inputs = shown if self.takes_pixels else self.preprocess.normalize(shown)
         out: npt.NDArray[np.float32] = self.forward(inputs).astype(np.float32, copy=False)
         self._require_shape(out.shape, len(inputs))
         lengths = np.linalg.norm(out, axis=1, keepdims=True)

@@ -21,6 +21,7 @@ SOURCE_COLUMN = "source"
 EPOCHS = 20
 # Options that a budget chooses where the user leaves them open, and the run then records.
 PLANNED = ("size", "views", "rounds", "epochs", "stop_step", "micro_batch")
+_RENAMED = {"accelerator": "device"}  # in runs before 0.2
 _PARALLEL = ("devices", "nodes", "workers")
 
 _MODELS, _TIME, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
@@ -199,8 +200,8 @@ class DistillSpec:
     checkpoint_every: Annotated[int, _OPTIMISATION] = 200
     """Steps between checkpoints; one is also written after each epoch."""
 
-    accelerator: Annotated[str, _HARDWARE] = "auto"
-    """Kind of device: cpu, cuda, mps; auto takes the fastest."""
+    device: Annotated[str, _HARDWARE, Parameter(("--device", "--accelerator"))] = "auto"
+    """Device that embeds and trains: cpu, cuda, cuda:1, mps; auto takes the fastest."""
     devices: Annotated[int, _HARDWARE] = 1
     """Devices per node."""
     nodes: Annotated[int, _HARDWARE] = 1
@@ -211,6 +212,8 @@ class DistillSpec:
     """Images whose activations are in memory at once, for less memory and a third more time: the
     loss is still that of the whole batch, exactly if batch statistics are frozen. auto chooses by
     the free memory; by default the whole batch."""
+    compile: Annotated[bool, _HARDWARE, _no("compile")] = False
+    """Compile the student for training: faster on a GPU, after minutes of compilation."""
     workers: Annotated[int | None, _HARDWARE] = None
     """Threads that decode images; by default one per core."""
 
@@ -265,6 +268,10 @@ class DistillSpec:
             )
         if self.batch_size is not None and self.batch_size < 2:
             raise ConfigError("batch_size must be at least 2: negatives come from the batch")
+        if ":" in self.device and self.devices * self.nodes > 1:
+            raise ConfigError(
+                f"device {self.device} is a single one: leave out its number, or --devices"
+            )
         if (self.batch_size or 0) % (self.devices * self.nodes):
             raise ConfigError(
                 f"batch_size {self.batch_size} must divide by the number of processes "
@@ -285,6 +292,7 @@ class DistillSpec:
             ConfigError: an unknown option (with the nearest known ones), or a wrong value.
         """
         known = {f.name for f in dataclasses.fields(cls)}
+        options = {_RENAMED.get(name, name): value for name, value in options.items()}
         for name in options:
             if name not in known:
                 raise ConfigError(f"unknown option {name!r}{nearest(name, known)}")

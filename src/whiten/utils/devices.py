@@ -7,7 +7,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,23 @@ def require_device(name: str) -> None:
         has = torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
     if not has:
         raise ConfigError(f"torch finds no device {name} on this machine: use cpu or auto")
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse to compile where torch cannot; takes seconds.
+
+    Raises:
+        ConfigError: there is no compiler, for one.
+    """
+    import torch
+
+    try:
+        torch.compile(torch.nn.Linear(2, 2).to(device))(torch.zeros(1, 2, device=device))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--compile does not work here ({one_line(error)}): install a C++ compiler, or leave "
+            "out --compile"
+        ) from error
 
 
 def computes_bf16(device_type: str) -> bool:

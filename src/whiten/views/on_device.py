@@ -1,4 +1,4 @@
-"""Apply the colours of views on the training device, matching Pillow to a grey level.
+"""Normalise views on the device of a model, and apply their colours, as Pillow to a grey level.
 
 `views.rendering` is the reference: it applies colours in the decoding threads. On a GPU the same
 parameters are applied here to a whole batch, so that these threads only decode, crop and resize.
@@ -15,14 +15,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whiten.views.rendering import BLUR_SIDE, View
+from whiten.views.rendering import BLUR_SIDE, Preprocess, View
 
 _PASSES = 3  # box blurs that approximate a Gaussian, as in Pillow
 
 
-def recolour(
-    pixels: npt.NDArray[np.uint8], views: Sequence[View], device: torch.device
-) -> npt.NDArray[np.uint8]:
+def model_input(
+    preprocess: Preprocess, pixels: npt.NDArray[np.uint8] | Tensor, device: torch.device
+) -> Tensor:
+    """Normalise views on the device that computes with them.
+
+    Bytes travel there, a quarter of the floats, from pinned memory while it computes.
+
+    Args:
+        preprocess: of the model.
+        pixels: (n, h, w, 3) uint8 RGB; a tensor is on the CPU or on `device`.
+        device: where the model is.
+
+    Returns:
+        float32 of `Preprocess.normalize`, (n, 3, h, w) or (n, h, w, 3); on a CPU to the bit.
+    """
+    if device.type == "cpu":
+        return torch.from_numpy(preprocess.normalize(np.asarray(pixels)))
+    return normalized(preprocess, to_device(pixels, device))
+
+
+def normalized(preprocess: Preprocess, pixels: Tensor) -> Tensor:
+    """Normalise as `Preprocess.normalize`, where the pixels are."""
+    std = torch.tensor(preprocess.std, device=pixels.device)
+    mean = torch.tensor(preprocess.mean, device=pixels.device)
+    ordered = pixels.flip(-1) if preprocess.channels == "bgr" else pixels
+    out = ordered.float() * (preprocess.white / 255.0 / std) - mean / std
+    return out.permute(0, 3, 1, 2) if preprocess.layout == "nchw" else out
+
+
+def to_device(pixels: npt.NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
+    """Copy to a device; to a CUDA device while it computes."""
+    if isinstance(pixels, np.ndarray):
+        pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    if device.type == "cuda" and pixels.device.type == "cpu":
+        pixels = pixels.pin_memory()
+    return pixels.to(device, non_blocking=True)
+
+
+def recolour(pixels: npt.NDArray[np.uint8], views: Sequence[View], device: torch.device) -> Tensor:
     """Colour, blur, solarise and flip views that were only cropped and resized.
 
     Args:
@@ -31,10 +67,10 @@ def recolour(
         device: where to compute.
 
     Returns:
-        (n, h, w, 3), as from `views.render`: within a grey level on average, and within a few where
-            hue changes or an edge is blurred.
+        (n, h, w, 3) uint8 on the device, as from `views.render`: within a grey level on average,
+            and within a few where hue changes or an edge is blurred.
     """
-    x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
+    x = to_device(pixels, device).permute(0, 3, 1, 2).float()
     for place in range(4):
         # Each image has its own order, so at each position every change applies to part of the
         # batch.
@@ -54,8 +90,7 @@ def recolour(
     x = _apply(x, [view.blur > 0 for view in views], _blur, [view.blur for view in views])
     x = _apply(x, [view.solarize for view in views], lambda part, _: _solarize(part))
     x = _apply(x, [view.flip for view in views], lambda part, _: part.flip(3))
-    out: npt.NDArray[np.uint8] = x.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return out
+    return x.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _factors(view: View) -> tuple[float, float, float, float]:
