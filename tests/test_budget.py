@@ -19,6 +19,7 @@ from whiten.distillation.cache import Cache
 from whiten.distillation.deadline import RESERVE, Deadline
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.planning import Speeds, Work, describe, plan
+from whiten.distillation.prepare import UNMEASURED
 from whiten.distillation.resolution import candidate_sizes, own_side
 from whiten.errors import ConfigError
 from whiten.models.registry import open_teacher
@@ -205,7 +206,9 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
-    chosen = {**OPTIONS, "epochs": None, "pairs": "views", "start": "ridge", **options}
+    # Nothing is held out: else so few images would not be trained on.
+    chosen = {**OPTIONS, "epochs": None, "pairs": "views", "start": "ridge", "held_out": 0.0}
+    chosen |= options
     return distill(images, TEACHERS, out=out, cache=cache, show_progress=False, **chosen)
 
 
@@ -239,6 +242,17 @@ def test_the_plan_is_recorded_resumed_and_repeated(
     images, spec = RunFolder(tmp_path / "whole").read_config()
     distill(images, spec, tmp_path / "again", cache=cache, show_progress=False)
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
+
+
+def test_what_cannot_be_measured_is_not_trained(
+    shared_images: Path, tmp_path: Path, cache: Path, fast: None
+) -> None:
+    for name, budget in (("open", None), ("planned", "10m")):
+        found = run(shared_images, tmp_path / name, cache, budget=budget, held_out=None)
+        assert found.steps == 0
+        assert UNMEASURED in found.recipe
+    assert config_of(tmp_path / "planned")["epochs"] == 0
+    assert run(shared_images, tmp_path / "asked", cache, held_out=None, epochs=1).steps > 0
 
 
 def test_a_plan_outlives_a_kill_before_the_first_checkpoint(

@@ -24,7 +24,7 @@ from whiten.datasets.transfer import is_own
 from whiten.distillation.apart import copies_of, describe_split, split_sources
 from whiten.distillation.cache import Cache
 from whiten.distillation.deadline import Deadline
-from whiten.distillation.held_out import CROP_VIEWS, hold_out
+from whiten.distillation.held_out import CROP_VIEWS, hold_out, is_unmeasured
 from whiten.distillation.missing import Evidence, causes
 from whiten.distillation.pairs import enough_views, resolve_source
 from whiten.distillation.planning import describe
@@ -57,6 +57,11 @@ from whiten.utils.progress import announce
 from whiten.whitening.choosing import GROUPS, Choice
 from whiten.whitening.whitener import Whitener
 
+UNMEASURED = (
+    "too few images to hold some out, so that the student stays the start in closed form: "
+    "--epochs N trains it further"
+)
+
 
 def prepare(
     run: RunFolder,
@@ -76,6 +81,7 @@ def prepare(
     if facts_path(run).exists() and run.checkpoint.exists():
         return spec
     tell = announce if show_progress else None
+    epochs = spec.epochs
     found = find_items(images, tell, spec.exclude, spec.include)
     items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
@@ -142,6 +148,11 @@ def prepare(
     )
 
     held = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
+    if epochs is None and is_unmeasured(spec, held):
+        spec = dataclasses.replace(spec, epochs=0)
+        why += f"; {UNMEASURED}"
+        if show_progress:
+            announce(UNMEASURED)
     items = items.take(np.argsort(held, kind="stable"))  # held-out ones last
     if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or held.any():
         backbone = backbone_as_teacher(net, config)

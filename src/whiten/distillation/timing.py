@@ -16,7 +16,7 @@ from whiten.datasets.collection import Items
 from whiten.datasets.transfer import is_own
 from whiten.distillation import deadline
 from whiten.distillation.cache import Cache
-from whiten.distillation.held_out import CROP_VIEWS, hold_out
+from whiten.distillation.held_out import CROP_VIEWS, hold_out, is_unmeasured
 from whiten.distillation.micro_batches import fitting_size, free_memory
 from whiten.distillation.pairs import MOST_PAIRS, enough_views, plan_pairs
 from whiten.distillation.planning import Speeds, Work, plan
@@ -121,6 +121,7 @@ def work_of(
         },
         pair_views=1 if source == "groups" else 2,
         shows_rounds=source in ("views", "frames"),
+        is_unmeasured=is_unmeasured(spec, held),
     )
 
 
