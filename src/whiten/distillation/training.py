@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from whiten.distillation.averages import blended, update_average
 from whiten.distillation.best import Best
 from whiten.distillation.deadline import Deadline
 from whiten.distillation.measuring import held_precisions
@@ -141,7 +142,7 @@ def train(
                 fabric.clip_gradients(model, wrapped, max_norm=spec.clip, error_if_nonfinite=False)
             wrapped.step()
             if spec.ema > 0:
-                _update_average(average, net, spec.ema)
+                update_average(average, net, spec.ema)
             step += 1
             is_epoch = step % batches_per_epoch == 0
             starts_again = False
@@ -322,27 +323,6 @@ def _optimizer(net: StudentNet, spec: DistillSpec) -> torch.optim.Optimizer:
             )
     kind = torch.optim.Adam if is_adam else torch.optim.AdamW
     return kind(groups, lr=spec.lr)
-
-
-def blended(
-    weights: dict[str, Tensor], start: dict[str, Tensor], share: float
-) -> dict[str, Tensor]:
-    """Return the weighted mean of two states; `start` may be empty if its share is 0."""
-    if not share:
-        return weights
-    return {
-        name: value.lerp(start[name], share) if value.is_floating_point() else value
-        for name, value in weights.items()
-    }
-
-
-@torch.no_grad()
-def _update_average(average: dict[str, Tensor], net: nn.Module, decay: float) -> None:
-    for name, value in net.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -46,6 +46,14 @@ def as_numpy(embeddings: Any) -> Array:
     return array
 
 
+def is_block(embeddings: Any) -> bool:
+    """Return whether this is one block of rows rather than a stream of blocks."""
+    if hasattr(embeddings, "shape"):
+        return True
+    is_list = isinstance(embeddings, list | tuple)
+    return is_list and all(isinstance(row, list | tuple) or np.ndim(row) < 2 for row in embeddings)
+
+
 def indices(numbers: Sequence[int]) -> Indices:
     """Convert numbers to an int64 array, even if there are none."""
     return np.asarray(numbers, np.int64)

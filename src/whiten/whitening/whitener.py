@@ -23,7 +23,7 @@ from whiten.errors import (
     WhiteningError,
     one_line,
 )
-from whiten.utils.arrays import Array, as_numpy
+from whiten.utils.arrays import Array, as_numpy, is_block
 from whiten.utils.files import load_sealed, save_sealed
 from whiten.whitening.affine import map_rows
 from whiten.whitening.eigen import leading_eigenpairs
@@ -91,7 +91,7 @@ class Whitener:
             WhiteningError: no sample, wrong shapes, or `dim` above D.
         """
         self.n_, self._moments, self._projection = 0, None, None
-        for block in [embeddings] if _is_block(embeddings) else embeddings:
+        for block in [embeddings] if is_block(embeddings) else embeddings:
             self.partial_fit(block)
         self._solve()
         return self
@@ -396,11 +396,3 @@ class Whitener:
         whitener._mean, whitener._projection, whitener._eigenvalues = arrays
         whitener.metadata = {str(k): str(v) for k, v in facts.items()}
         return whitener
-
-
-def _is_block(embeddings: Any) -> bool:
-    """Return whether this is one block of rows rather than a stream of blocks."""
-    if hasattr(embeddings, "shape"):
-        return True
-    is_list = isinstance(embeddings, list | tuple)
-    return is_list and all(isinstance(row, list | tuple) or np.ndim(row) < 2 for row in embeddings)
