@@ -229,13 +229,13 @@ def _display(frame: Any) -> tuple[bool, bool, bool]:
     The display matrix (a, b, u, c, d, v, x, y, w) takes the pixel (x, y) to (ax + cy, bx + dy), see
     FFmpeg's libavutil/display.h.
     """
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
-            if abs(b) + abs(c) > abs(a) + abs(d):
-                return True, c < 0, b < 0
-            return False, a < 0, d < 0
-    return False, False, False
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
 
 
 def _reason(error: BaseException) -> str:
