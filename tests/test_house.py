@@ -10,7 +10,7 @@ import pytest
 
 from house import HEIGHT, ROOT, SOURCE, arrows, draw, files, home, imports, reduced
 
-WITHOUT_TORCH = ("utils", "media", "datasets", "store", "retrieval", "index")
+WITHOUT_TORCH = ("utils", "storage", "media", "datasets", "store", "retrieval", "index")
 
 FILES = files(SOURCE)
 

@@ -20,6 +20,7 @@ SOURCE = ROOT / "src" / "whiten"
 FLOORS = (
     ("errors", "_version"),
     ("utils",),
+    ("storage",),
     ("media", "retrieval", "whitening"),
     ("metrics", "sklearn", "datasets", "views", "report"),
     ("store",),

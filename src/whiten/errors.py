@@ -34,6 +34,18 @@ class StoreError(WhitenError):
     """An embedding store is damaged, foreign, or was made by another model."""
 
 
+class StorageError(WhitenError):
+    """A storage service does not answer, refuses, or does not have what a URL names."""
+
+
+class NotThereError(StorageError):
+    """There is no such bucket or object."""
+
+
+class ChangedError(StorageError):
+    """A file or an object is of another version than when it was listed."""
+
+
 class LockedError(StoreError):
     """Another process is changing an index: the same call can succeed once it is done."""
 

@@ -21,6 +21,7 @@ from whiten.media.reading import Skipped
 from whiten.store.rows import is_store, stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
+from whiten.utils.names import as_path
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def open_embedded(
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if is_store(source):
+        if is_store(as_path(source)):
             if exclude or include:
                 raise ConfigError(
                     f"{source} is a store: --exclude and --include choose among the images of a "
@@ -143,7 +144,7 @@ def write_index(
         exclude, include: the patterns that chose among them.
     """
     return Index.build(
-        None if is_store(images) else source.encoder,
+        None if is_store(as_path(images)) else source.encoder,
         images,
         out,
         storage=kind,

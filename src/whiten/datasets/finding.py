@@ -19,7 +19,9 @@ from whiten.datasets.gldv2 import (
     landmark_list,
     read_landmarks,
 )
+from whiten.datasets.locating import see_anew
 from whiten.datasets.patterns import Choice, Patterns
+from whiten.datasets.shards import find_shards, shard_items
 from whiten.datasets.spellings import merge_spellings
 from whiten.datasets.svd import FRAMES_TABLE, describe_training, is_svd, training_frames
 from whiten.datasets.tables import is_table, near_name, read_table
@@ -27,7 +29,7 @@ from whiten.datasets.walking import Walk, as_id
 from whiten.errors import ConfigError, NoImagesError, one_line
 from whiten.media.formats import SUFFIXES
 from whiten.media.video import VIDEO_SUFFIXES
-from whiten.utils.names import as_utf8
+from whiten.utils.names import as_path, as_url, as_utf8, joined
 
 # What was left out is no error, and whoever calls wants to know.
 _log = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ def find_items(
             or repeated id, or several paths of one file whose rows differ.
     """
     choice = Choice(exclude, include)
-    return _chosen(_find(Path(source), tell, choice), source, choice)
+    root = as_path(source)
+    return _chosen(_find(root, tell, choice), root, choice)
 
 
 def _chosen(items: Items, source: str | os.PathLike[str], choice: Choice) -> Items:
@@ -86,6 +89,9 @@ def _chosen(items: Items, source: str | os.PathLike[str], choice: Choice) -> Ite
 
 
 def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Items:
+    if not root.is_dir() and (found := find_shards(root)) is not None:
+        items = shard_items(found, str(root), choice)
+        return _once(items.sorted(), root)
     if (root / FRAMES_TABLE).is_file():
         root = root / FRAMES_TABLE
     if is_svd(root):
@@ -101,6 +107,8 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
     if root.is_dir():
         walk = Walk(root, SUFFIXES, choice)
         items = _logged(walk)
+        if not items and (found := find_shards(root)) is not None:
+            items = _once(shard_items(found, str(root), choice).sorted(), root)
         if not items:
             if unread := walk.unread():
                 raise NoImagesError(f"{root} holds no image that is read, but {unread}")
@@ -116,9 +124,7 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
                 "name a folder of images, or a CSV or Parquet with columns path,group"
             )
     elif is_table(root):
-        items = _read_table(root, tell, choice).sorted()
-        if (name := items.first_twice()) is not None:
-            raise ConfigError(f"{root} lists {name!r} twice: list every image once")
+        items = _once(_read_table(root, tell, choice).sorted(), root)
         if root.name != FRAMES_TABLE:
             items = merge_spellings(items, root)
     elif root.is_file():
@@ -126,6 +132,13 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
     else:
         raise NoImagesError(f"{root} does not exist: name a folder of images or a table of paths")
     return items.sorted()
+
+
+def _once(items: Items, root: Path) -> Items:
+    """Return sorted items if each has an id of its own."""
+    if (name := items.first_twice()) is not None:
+        raise ConfigError(f"{root} lists {name!r} twice: list every image once")
+    return items
 
 
 def _below(root: Path, items: Items, choice: Choice) -> Items:
@@ -156,7 +169,12 @@ def find_videos(
         ConfigError: a table cannot be read, has no `path` column, or has a missing or repeated
             path.
     """
-    root, choice = Path(source), Choice(exclude, include)
+    root, choice = as_path(source), Choice(exclude, include)
+    if as_url(root) is not None and not is_table(root):
+        raise NoImagesError(
+            f"{root}: videos are read from a disk: mount the storage, or copy them, and name that "
+            "folder"
+        )
     if root.is_file() and not is_table(root):
         videos = Items.of([Item(as_id(root.name), os.fspath(root))])
     elif root.is_dir():
@@ -218,7 +236,10 @@ def _read_table(table: Path, tell: Callable[[str], None] | None, choice: Choice)
     times = columns["frame_ms"] if "frame_ms" in read.names else None
     if times is None or not pa.types.is_integer(times.type):
         times = None
-    files = [os.fsencode(os.path.join(table.parent, path)) for path in paths.to_pylist()]
+    folder = os.fspath(table.parent)
+    places = [joined(folder, path) for path in paths.to_pylist()]
+    see_anew(places)
+    files = [os.fsencode(place) for place in places]
     times = times and times.combine_chunks()
     items = Items(ids, pa.array(files, pa.large_binary()), groups, times)
     return choice.of(items, paths.to_pylist())

@@ -30,7 +30,7 @@ from whiten.errors import ConfigError, ImageError, NoImagesError
 from whiten.media.formats import SUFFIXES
 from whiten.media.reading import Skipped, Unread, skipped_for, stamp_of
 from whiten.media.video import MAX_FRAMES, VIDEO_SUFFIXES, check_sampling, sample_frames
-from whiten.utils.names import display_path, real_path
+from whiten.utils.names import as_path, display_path, real_path
 from whiten.utils.threads import ordered_map
 
 SKIPPED_TABLE = "skipped.csv"
@@ -152,7 +152,7 @@ def find_or_extract(
     Returns:
         The images, and the videos without frames.
     """
-    root = Path(source)
+    root = as_path(source)
     items = find_items(root, tell, exclude, include) if is_table(root) else None
     if items is not None:  # the first row tells which kind the table lists
         has_videos = Path(items[0].path).suffix.lower() in VIDEO_SUFFIXES

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from whiten.datasets.collection import Item, Items
+from whiten.datasets.locating import see_anew
 from whiten.datasets.spellings import merge_given
 from whiten.errors import ConfigError, NoImagesError
-from whiten.utils.names import as_utf8
+from whiten.utils.names import as_utf8, named_place
 
 
 def is_frame(images: object) -> bool:
@@ -51,6 +52,7 @@ def given_items(images: Any) -> Items:
     found = Items.of(map(_item, images) if table is None else _rows(table))
     if not found:
         raise NoImagesError("no images are given: name at least one")
+    see_anew([os.fsdecode(path) for path in found.paths.to_pylist()])
     found = found.sorted()
     if (twice := found.first_twice()) is not None:
         raise ConfigError(f"{twice!r} is given twice: give every image once")
@@ -66,7 +68,7 @@ def _item(image: Any) -> Item:
         return image
     if not isinstance(image, str | os.PathLike):
         raise ConfigError(f"a collection is of image files: give paths, not {type(image).__name__}")
-    path = os.fspath(image)
+    path = named_place(image)
     return Item(as_utf8(path), path)
 
 

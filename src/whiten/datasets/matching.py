@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from whiten.datasets.collection import Items
 from whiten.datasets.tables import Table, near_name
 from whiten.errors import ConfigError
+from whiten.utils.names import absolute, joined
 
 Rows = npt.NDArray[np.int64]
 
@@ -57,7 +58,7 @@ def _match(path: Path, read: Table, items: Items) -> tuple[str, Rows]:
     """
     ids = items.ids.to_pylist()
     if "path" in read.names and (files := _files(path, read)) is not None:
-        wanted = [os.path.abspath(os.fsdecode(file)) for file in items.paths.to_pylist()]  # noqa: PTH100
+        wanted = [absolute(os.fsdecode(file)) for file in items.paths.to_pylist()]
         rows = _find(files, wanted)
         if (rows >= 0).any():
             return "path", rows
@@ -70,7 +71,8 @@ def _match(path: Path, read: Table, items: Items) -> tuple[str, Rows]:
 def _files(path: Path, read: Table) -> list[str] | None:
     """Return the files that the paths of a table name; None if they cannot be told apart."""
     names = _names(path, read, "path").to_pylist()
-    files = [os.path.abspath(os.path.join(path.parent, name)) for name in names if name]  # noqa: PTH100
+    folder = os.fspath(path.parent)
+    files = [absolute(joined(folder, name)) for name in names if name]
     return files if len(set(files)) == len(names) else None
 
 

@@ -81,12 +81,13 @@ def _parse(text: str) -> list[str]:
 
 def _covers(pattern: list[str], parts: list[str]) -> bool:
     """Return whether a pattern matches a path or a folder on its way."""
-    return any(_matches(pattern, parts[:end]) for end in range(1, len(parts) + 1))
+    return any(matches(pattern, parts[:end]) for end in range(1, len(parts) + 1))
 
 
-def _matches(pattern: list[str], parts: list[str]) -> bool:
+def matches(pattern: list[str], parts: list[str]) -> bool:
+    """Return whether the parts of a pattern match those of a whole path."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return _matches(pattern[1:], parts) or (bool(parts) and _matches(pattern, parts[1:]))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
+        return matches(pattern[1:], parts) or (bool(parts) and matches(pattern, parts[1:]))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and matches(pattern[1:], parts[1:])

@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from whiten.datasets.collection import Items
 from whiten.datasets.matching import find_rows
+from whiten.datasets.shards import shard_table
 from whiten.datasets.tables import is_table, read_names, read_table
 from whiten.errors import ConfigError, nearest
+from whiten.utils.names import as_path
 
 _KEYS = ("id", "path")  # columns that say which image a row is of
 _SHOWN = 20  # most names in an error
@@ -74,15 +76,17 @@ def read_sources(source: str | os.PathLike[str], items: Items, column: str) -> S
         ConfigError: no table has the column, several tables of a folder have it, or the table lists
             an image twice or none of these.
     """
-    root = Path(source)
-    table = _only_table(root, column) if root.is_dir() else root
-    if not is_table(table):
+    root = as_path(source)
+    read = shard_table(root, items)
+    is_folder = read is None and root.is_dir()
+    table = _only_table(root, column) if is_folder else root
+    if read is None and not is_table(table):
         raise ConfigError(
             f"{table} has no columns: name a table that lists the images and their sources"
         )
-    read = read_table(table, _KEYS, (*_KEYS, column))
+    read = read or read_table(table, _KEYS, (*_KEYS, column))
     _require_column(table, read.names, column)
-    _, rows = find_rows(table, read, items, is_collection=not root.is_dir())
+    _, rows = find_rows(table, read, items, is_collection=not is_folder)
     texts = _texts(read.columns[column])
     found = Sources(column, table, {})
     for name, row in zip(items.ids.to_pylist(), rows.tolist(), strict=True):
@@ -94,8 +98,13 @@ def without_sources(
     source: str | os.PathLike[str], items: Items, column: str, names: Sequence[str]
 ) -> Items:
     """Return the images that are not of these sources; all, if no table has the column."""
-    root = Path(source)
-    if not any(_has(table, column) for table in (_tables(root) if root.is_dir() else [root])):
+    root = as_path(source)
+    shards = shard_table(root, items)
+    if shards is not None and column not in shards.names:
+        return items
+    if shards is None and not any(
+        _has(table, column) for table in (_tables(root) if root.is_dir() else [root])
+    ):
         return items
     sources = read_sources(root, items, column)
     return items.take(~sources.are_of([name for name in names if name in sources.known]))

@@ -13,6 +13,7 @@ import numpy as np
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.tables import read_table
 from whiten.errors import ConfigError
+from whiten.utils.names import as_url
 
 Rows: TypeAlias = list[dict[str, Any]]
 
@@ -47,7 +48,7 @@ def _merge(items: Items, folder: str, name: str, rows: Callable[[], Rows]) -> It
     real_folder = lru_cache(maxsize=1 << 16)(os.path.realpath)
     found: dict[str, list[int]] = {}
     for row, item in enumerate(items):
-        if item.path == os.path.join(folder, item.id):
+        if as_url(item.path) is None and item.path == os.path.join(folder, item.id):
             found.setdefault(_real(item.path, real_folder).casefold(), []).append(row)
     alike = [[(row, items[row]) for row in some] for some in found.values() if len(some) > 1]
     repeated = [same for some in alike for same in _same_files(some)]

@@ -9,18 +9,22 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.errors import ConfigError, one_line
+from whiten.storage.blobs import BlobFile, open_blob
+from whiten.utils.names import as_path, as_url
 
 _CHUNK = 65_536  # rows held as Python texts at once
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the likely ones first
@@ -51,7 +55,12 @@ class Table:
 
 def is_table(path: Path) -> bool:
     """Return whether a path is a table: a file whose name ends in .csv, .tsv or .parquet."""
-    return path.suffix.lower() in _SUFFIXES and path.is_file()
+    return is_table_name(path.name) and (as_url(path) is not None or path.is_file())
+
+
+def is_table_name(name: str) -> bool:
+    """Return whether the name of a file is that of a table."""
+    return os.path.splitext(name)[1].lower() in _SUFFIXES
 
 
 def read_table(path: Path, keys: Sequence[str], wanted: Sequence[str] | None = None) -> Table:
@@ -67,6 +76,7 @@ def read_table(path: Path, keys: Sequence[str], wanted: Sequence[str] | None = N
         ConfigError: the table cannot be read, has no key, two columns of one name, or a row with
             more cells than columns.
     """
+    path = as_path(path)
     with _readable(path):
         if _is_parquet(path):
             return _read_parquet(path, keys, wanted)
@@ -82,11 +92,12 @@ def read_names(path: Path, keys: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: the table cannot be read.
     """
+    path = as_path(path)
     with _readable(path):
         if _is_parquet(path):
             import pyarrow.parquet as pq
 
-            return _named(pq.read_schema(path).names)
+            return _named(pq.read_schema(_parquet_source(path)).names)
         delimiter, skipped = _dialect(path, keys)
         with _open(path) as file:
             return _named(next(_rows(file, delimiter, skipped), []))
@@ -207,10 +218,15 @@ def _read_csv(path: Path, keys: Sequence[str], wanted: Sequence[str] | None) -> 
 
 
 def _open(path: Path) -> TextIO:
-    with path.open("rb") as file:
-        start = file.read(4)
+    if (url := as_url(path)) is not None:
+        blob = open_blob(url)
+        file: Any = io.BytesIO(blob.read(0, blob.stamp.size))
+    else:
+        file = path.open("rb")
+    start = file.read(4)
+    file.seek(0)
     encoding = next((name for mark, name in _BOMS.items() if start.startswith(mark)), "utf-8-sig")
-    return path.open(newline="", encoding=encoding)
+    return io.TextIOWrapper(file, newline="", encoding=encoding)
 
 
 def _dialect(path: Path, keys: Sequence[str]) -> tuple[str, bool]:
@@ -266,10 +282,16 @@ def _chunks(
 # --- Parquet ----------------------------------------------------------------------------
 
 
+def _parquet_source(path: Path) -> Any:
+    if (url := as_url(path)) is None:
+        return path
+    return pa.PythonFile(BlobFile(open_blob(url)), "r")
+
+
 def _read_parquet(path: Path, keys: Sequence[str], wanted: Sequence[str] | None) -> Table:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as parquet:
+    with pq.ParquetFile(_parquet_source(path)) as parquet:
         headers = parquet.schema_arrow.names
         names = _named(headers)
         _require_key(path, names, keys)

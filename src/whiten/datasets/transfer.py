@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.patterns import Patterns
 from whiten.utils.hashing import fingerprint
+from whiten.utils.names import as_path
 
 _PREFIX = "unlabelled:"
 
@@ -39,7 +39,7 @@ def with_transfer_set(
 
     def rows() -> Iterator[Item]:
         yield from items
-        for source in dict.fromkeys(str(Path(source).resolve()) for source in sources):
+        for source in dict.fromkeys(str(as_path(source).resolve()) for source in sources):
             found = find_items(source, None, exclude, include)
             for item in found if without is None else without(source, found):
                 yield Item(f"{_PREFIX}{fingerprint(source)[:8]}/{item.id}", item.path)

@@ -13,6 +13,7 @@ from whiten.datasets.patterns import Choice
 from whiten.errors import NoImagesError
 from whiten.media.formats import describe_unread, unread_kind
 from whiten.media.video import VIDEO_SUFFIXES
+from whiten.storage.places import TAR
 from whiten.utils.names import as_utf8, display_path
 
 # Folders that systems fill with thumbnails and deleted files; hidden ones are left out anyway.
@@ -43,7 +44,7 @@ class Walk:
         self._suffixes = suffixes
         self._choice = choice
         self._unread: Counter[str] = Counter()
-        self._videos = 0
+        self._videos = self._tars = 0
         self._nowhere: list[str] = []
 
     def __iter__(self) -> Iterator[Item]:
@@ -68,7 +69,7 @@ class Walk:
                 yield self._unlisted(relative, folder, error)
                 continue
             for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in _RUBBISH:
+                if is_left_out(entry.name):
                     continue
                 name = f"{relative}/{as_id(entry.name)}" if relative else as_id(entry.name)
                 if _is_folder(entry):
@@ -86,6 +87,8 @@ class Walk:
             return self._choice.takes(name)
         if (kind := unread_kind(suffix)) is not None:
             self._unread[kind] += self._choice.takes(name)
+        elif suffix == TAR:
+            self._tars += self._choice.takes(name)
         elif suffix in VIDEO_SUFFIXES:
             self._videos += self._choice.takes(name)
         elif entry.is_symlink() and not Path(entry.path).exists():  # once a folder, perhaps
@@ -115,10 +118,20 @@ class Walk:
                 f"{root}: not read: {self._videos:,} video{'' if self._videos == 1 else 's'}; take "
                 f"frames with `whiten frames {root} --out FRAMES`, and name FRAMES"
             )
+        if self._tars:
+            yield (
+                f"{root}: not read: {self._tars:,} tar file{'' if self._tars == 1 else 's'} beside "
+                "the image files; name the tar files to read them"
+            )
         if self._nowhere:
             links = sorted(self._nowhere)
             more = "" if len(links) <= _NAMED else f" and {len(links) - _NAMED:,} more"
             yield f"{root}: links that lead nowhere: {', '.join(links[:_NAMED])}{more}"
+
+
+def is_left_out(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or known rubbish."""
+    return name.startswith(".") or name.lower() in _RUBBISH
 
 
 def _identity(folder: str) -> tuple[int, int] | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from collections import Counter, defaultdict
@@ -19,8 +20,11 @@ from whiten.dedup.pair_similarity import Rows
 from whiten.dedup.quality import Quality, quality_of
 from whiten.dedup.sources import Collection
 from whiten.dedup.threshold import Calibration
+from whiten.errors import ImageError
 from whiten.media.formats import FORMATS
-from whiten.media.reading import Skipped
+from whiten.media.reading import Skipped, read_bytes
+from whiten.storage.places import is_plain
+from whiten.utils.hashing import content_hash
 from whiten.utils.names import display_path
 from whiten.utils.progress import progress
 from whiten.utils.threads import ordered_map
@@ -300,10 +304,14 @@ def _look(collection: Collection, file: int) -> _Facts:
     path = collection.paths[file]
     size, digest = 0, collection.hashes[file]
     try:
-        status = os.stat(path)
-        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-        digest = digest or _hash_file(path)
-    except (OSError, ValueError):
+        if is_plain(path):
+            status = os.stat(path)
+            size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            digest = digest or _hash_file(path)
+        else:
+            data = read_bytes(path)
+            size, digest = len(data), digest or content_hash(data)
+    except (OSError, ValueError, ImageError):
         pass
     picture = collection.pictures[file]
     # A frame tells the size of its video, and nothing of its compression.
@@ -323,7 +331,8 @@ def _hash_file(path: str) -> str:
 def _pixels(path: str) -> tuple[int, int]:
     """Return width and height, reading only the header."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        file = path if is_plain(path) else io.BytesIO(read_bytes(path))
+        with Image.open(file, formats=FORMATS) as image:
             return image.size
     except Exception:  # decoders raise almost anything on damaged files
         return (0, 0)

@@ -5,9 +5,12 @@ The script is POSIX shell; names are in single quotes, with all bytes and line b
 
 from __future__ import annotations
 
+import json
 import os
 
 from whiten.dedup.finding import Deduplication, Member
+from whiten.storage.places import is_plain
+from whiten.utils.names import absolute, display_path
 
 _HEADER = """#!/bin/sh
 # Deletes {copies} {what}{plural} of which another {what} is kept ({size:.1f} MB).
@@ -88,7 +91,7 @@ fi
 
 def deletion_script(found: Deduplication) -> bytes:
     """Return the script's bytes; files of unknown content are left out."""
-    copies = [member for member in found.copies if member.content_hash]
+    copies = [member for member in found.copies if member.content_hash and is_plain(member.path)]
     header = _HEADER.format(
         copies=len(copies),
         what=found.what,
@@ -106,14 +109,20 @@ def deletion_script(found: Deduplication) -> bytes:
                 is_usable = member.content_hash != ""
                 if is_usable:
                     lines.append(b"keep %s %s\n" % _words(member))
+            elif not is_plain(member.path):
+                lines.append(b"# stays, it is inside a shard or under a URL: %s\n" % _shown(member))
             elif is_usable and member.content_hash:
                 digest, name = _words(member)
                 lines.append(b"copy %s %s && rm -- %s\n" % (digest, name, name))
     return b"".join([*lines, _FOOTER.encode()])
 
 
+def _shown(member: Member) -> bytes:
+    return json.dumps(display_path(member.path)).encode()
+
+
 def _words(member: Member) -> tuple[bytes, bytes]:
-    path = os.fsencode(os.path.abspath(member.path))  # noqa: PTH100 - links stay links
+    path = os.fsencode(absolute(member.path))
     return member.content_hash.encode(), quoted(path)
 
 

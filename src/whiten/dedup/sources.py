@@ -25,10 +25,11 @@ from whiten.embedding.rows import embed_rows, require_embedded_by
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.video_task import count_frames
 from whiten.media.reading import Skipped
+from whiten.storage.places import is_plain
 from whiten.store.rows import is_store, stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.hashing import fingerprint
-from whiten.utils.names import name_codes, real_path
+from whiten.utils.names import absolute, as_path, name_codes, real_path
 from whiten.utils.progress import progress
 
 
@@ -103,7 +104,7 @@ def open_collection(
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if is_store(source):
+        if is_store(as_path(source)):
             if exclude or include:
                 raise ConfigError(
                     f"{source} is a store: --exclude and --include choose among the images of a "
@@ -120,6 +121,7 @@ def open_collection(
             return
         if encoder is None:
             raise ConfigError(f"{source} has no embeddings yet: add --model MODEL")
+        source = as_path(source)
         place = source.resolve()
         frames = folder / f"frames-{place.stem}-{fingerprint(str(place))[:8]}"
         with progress("frames", enabled=show_progress, unit="videos") as update:
@@ -193,6 +195,8 @@ def marked(collection: Collection, reference: Path | None) -> Collection:
 
 def _place(path: str) -> str:
     """Return where a file is, however its folder was named; a link is where the link is."""
+    if not is_plain(path):
+        return absolute(path)
     folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100 - links stay links
     return os.path.join(os.path.realpath(folder), name)
 

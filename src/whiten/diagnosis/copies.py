@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import os
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -13,7 +12,7 @@ from whiten.dedup.near_duplicates import Forest, range_search
 from whiten.dedup.pair_similarity import VectorSimilarity
 from whiten.errors import ImageError
 from whiten.media.pixels import Pictures
-from whiten.media.reading import read_bytes
+from whiten.media.reading import read_bytes, stamp_of
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import content_hash
 
@@ -28,10 +27,8 @@ def exact_copies(items: Items) -> int:
     """
     by_size: dict[int, list[str]] = defaultdict(list)
     for item in items:
-        try:
-            by_size[os.stat(item.path).st_size].append(item.path)
-        except (OSError, ValueError):
-            continue
+        if (stamp := stamp_of(item.path)) is not None:
+            by_size[stamp.size].append(item.path)
     copies = 0
     for paths in by_size.values():
         if len(paths) > 1:

@@ -14,6 +14,7 @@ from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.given import frame_table, given_items, is_frame
 from whiten.datasets.patterns import Patterns
+from whiten.datasets.shards import shard_table
 from whiten.datasets.tables import is_table
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
@@ -24,7 +25,9 @@ from whiten.index.membership import Membership, Numbers, join, named
 from whiten.index.metadata import Metadata, read_metadata
 from whiten.index.rows import Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
+from whiten.store.rows import is_store as _is_store
 from whiten.store.store import Store
+from whiten.utils.names import as_path, named_place
 
 Place: TypeAlias = str | os.PathLike[str]
 Images: TypeAlias = Any
@@ -66,7 +69,7 @@ def open_source(
 
 def is_store(images: Place) -> bool:
     """Return whether a folder holds embeddings rather than images."""
-    return any(Path(images).glob("part-*.parquet"))
+    return _is_store(as_path(images))
 
 
 def describe(
@@ -106,7 +109,7 @@ def describe(
             f"{place} was made with another model, {before.name} ({before.model[:8]}), than "
             f"{source.name} ({source.model[:8]}): name another place, or delete this index"
         )
-    origin = str(Path(images).resolve()) if isinstance(images, str | os.PathLike) else None
+    origin = str(as_path(images).resolve()) if isinstance(images, str | os.PathLike) else None
     joined = join(origin, name, before, place, keep)
     given = _metadata(images, metadata, source.items)
     source.items = named(source.items, joined.prefix)
@@ -146,7 +149,11 @@ def _metadata(images: Any, metadata: Any, items: Items) -> Metadata | None:
     if metadata is not None:
         is_collection = _is_path(images) and _is_path(metadata) and Path(images) == Path(metadata)
         return _read(metadata, items, is_collection)
-    if not (is_frame(images) or (_is_path(images) and is_table(Path(images)))):
+    if _is_path(images) and not is_store(images):
+        table = shard_table(images, items)
+        if table is not None:
+            return read_metadata(named_place(images), items, is_collection=True, read=table)
+    if not (is_frame(images) or (_is_path(images) and is_table(as_path(images)))):
         return None
     given = _read(images, items, True)
     return given if given.columns else None  # a mere list of images

@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.datasets.collection import Items
+from whiten.datasets.locating import source_exists
 from whiten.errors import ConfigError, StoreError
 from whiten.index.columns import COLLECTION
 from whiten.index.rows import Facts
+from whiten.media.reading import is_there_now
+from whiten.utils.names import as_url
 
 _FEWER = 8  # times as many rows as values
 
@@ -121,7 +124,7 @@ def join(
 
 def _moved(sources: list[str], origin: str, place: str) -> int:
     """Return which source now stands at `origin`: the only one that is no longer at its place."""
-    missing = [n for n, s in enumerate(sources) if Path(s).is_absolute() and not Path(s).exists()]
+    missing = [n for n, s in enumerate(sources) if _is_place(s) and not source_exists(s)]
     if len(missing) == 1 or sources == [""]:
         return missing[0] if missing else 0
     if len(sources) > 1:
@@ -133,6 +136,10 @@ def _moved(sources: list[str], origin: str, place: str) -> int:
         f"{place} is of {sources[0]}, not of {origin}: add these images with --add, or name "
         "another place"
     )
+
+
+def _is_place(source: str) -> bool:
+    return as_url(source) is not None or Path(source).is_absolute()
 
 
 def named(items: Items, prefix: str) -> Items:
@@ -206,5 +213,7 @@ def meets(path: bytes, other: bytes, owner: int) -> bool:
         return False
     try:
         return not os.path.samefile(path, other)  # noqa: PTH121 - bytes
-    except OSError:  # the other file is gone: if its collection is known, it may come back
-        return owner != UNKNOWN
+    except (
+        OSError
+    ):  # one is no file of its own, or gone: if its collection is known, it may be back
+        return owner != UNKNOWN or is_there_now(os.fsdecode(other))

@@ -17,6 +17,7 @@ from whiten.datasets.tables import Table, read_table
 from whiten.errors import ConfigError
 from whiten.index.columns import GROUP, kind_of, no_such, read_texts, widen
 from whiten.index.typed import kind_and_values
+from whiten.utils.names import as_path
 
 # Columns that every table of images has, and that an index has itself.
 OWN = ("id", "path", "frame_ms")
@@ -69,7 +70,11 @@ class Metadata:
 
 
 def read_metadata(
-    table: str | os.PathLike[str], items: Items, *, is_collection: bool = False
+    table: str | os.PathLike[str],
+    items: Items,
+    *,
+    is_collection: bool = False,
+    read: Table | None = None,
 ) -> Metadata:
     """Read the columns of a table that describe images.
 
@@ -79,13 +84,14 @@ def read_metadata(
         table: CSV or Parquet with a column `id`, or `path` as in the collection's own table.
         items: the images.
         is_collection: whether the images themselves are of this table.
+        read: the table, if it was read before.
 
     Raises:
         ConfigError: the table cannot be read, has neither column, lists an image twice, lists none
             of these images, or has a column of an unsupported type.
     """
-    path = Path(table)
-    read = read_table(path, ("path",) if is_collection else ("id", "path"))
+    path = as_path(table)
+    read = read or read_table(path, ("path",) if is_collection else ("id", "path"))
     notes: list[str] = []
     key, rows = find_rows(path, read, items, is_collection=is_collection)
     ours: tuple[str, ...] = (*OWN, GROUP)

@@ -25,9 +25,9 @@ from whiten.index.membership import UNKNOWN, Membership, index_in, meets, owners
 from whiten.index.rows import Backend, Block, Facts, as_of, lose_values, read_size
 from whiten.index.sources import Source
 from whiten.media.decoding import has_foreign_colours
-from whiten.media.reading import Skipped, Unread
+from whiten.media.reading import Skipped, Unread, is_there_now
 from whiten.utils.arrays import Vectors
-from whiten.utils.names import display_path
+from whiten.utils.names import absolute, display_path
 from whiten.utils.progress import progress
 
 CHUNK = 1024  # images embedded and written at once: a kill loses at most this much work
@@ -206,7 +206,7 @@ class _Work:
     def _are_moved(self, rows: Rows, before: Rows) -> npt.NDArray[np.bool_]:
         """Return for which rows, (n,), the earlier file is gone and this one has its content."""
         paths = self._before["path"].take(pa.array(before)).to_pylist()
-        is_moved = np.array([not os.path.lexists(path) for path in paths], bool)
+        is_moved = np.array([not is_there_now(os.fsdecode(path)) for path in paths], bool)
         gone = rows[is_moved]
         if len(gone):
             digests = self._before["content_hash"].take(pa.array(before[is_moved])).to_pylist()
@@ -342,7 +342,8 @@ def _absolute(paths: pa.Array) -> pa.Array:
     """Make paths absolute: an index is opened from any working directory."""
     if pc.all(pc.starts_with(paths, os.fsencode(os.sep))).as_py():
         return paths
-    return pa.array([os.path.abspath(path) for path in paths.to_pylist()], paths.type)  # noqa: PTH100 - links stay
+    found = [os.fsencode(absolute(os.fsdecode(path))) for path in paths.to_pylist()]
+    return pa.array(found, paths.type)
 
 
 def _nothing(facts: Facts) -> pa.Table:

@@ -22,6 +22,8 @@ from whiten.media.formats import (
     jpeg_xl_size,
     missing_format,
 )
+from whiten.media.reading import read_bytes
+from whiten.storage.places import is_plain
 
 try:
     import simplejpeg
@@ -165,7 +167,8 @@ def stored_size(data: bytes) -> tuple[int, int]:
 def has_foreign_colours(path: str) -> bool:
     """Return whether a file's header says that its colours are not sRGB; decodes nothing."""
     try:
-        with _no_pillow_warnings(), Image.open(path, formats=PLAIN) as opened:
+        file = path if is_plain(path) else io.BytesIO(read_bytes(path))
+        with _no_pillow_warnings(), Image.open(file, formats=PLAIN) as opened:
             return is_foreign(opened)
     except Exception:  # it cannot be read, which others tell
         return False

@@ -5,9 +5,22 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from whiten.errors import ImageError, UnreadableError
+from whiten.storage.blobs import Stamp, stamp_from
+from whiten.storage.places import is_plain, member_stamp, read_member, split_member
+from whiten.utils.names import as_url
+
+__all__ = [
+    "MAX_BYTES",
+    "Skipped",
+    "Stamp",
+    "Unread",
+    "is_there_now",
+    "read_bytes",
+    "skipped_for",
+    "stamp_of",
+]
 
 MAX_BYTES = 1 << 30  # an image of MAX_PIXELS takes 600 MB uncompressed
 
@@ -34,35 +47,37 @@ def skipped_for(name: str, error: Exception) -> Skipped:
     return (Unread if isinstance(error, UnreadableError) else Skipped)(name, str(error))
 
 
-class Stamp(NamedTuple):
-    """Size and times of a file; while they are the same, so is the content.
-
-    `ctime_ns`, the time of the last change of content or status, cannot be set by programs, unlike
-    `mtime_ns`, which copies and archives preserve.
-    """
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
 def stamp_of(path: str) -> Stamp | None:
     """Return the stamp of a file; None if it is missing or cannot be reached."""
     try:
-        status = os.stat(path)
+        if as_url(path) is not None:
+            return member_stamp(path)
+        return stamp_from(os.stat(path))
+    except NotADirectoryError:  # its folder is a file, whose member it is
+        return member_stamp(path)
     except (OSError, ValueError):
         return None
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def is_there_now(path: str) -> bool:
+    """Return whether a path names anything: a file, a link that leads nowhere, a member, a URL."""
+    return os.path.lexists(path) or (not is_plain(path) and stamp_of(path) is not None)
 
 
 def read_bytes(path: str) -> bytes:
-    """Read the whole file; never waits for another program, as reading a pipe would.
+    """Read the whole file, or the member of a tar or Parquet file, or the object of a URL.
+
+    Never waits for another program, as reading a pipe would.
 
     Raises:
         ImageError: the file is empty, larger than MAX_BYTES, or not a file.
         UnreadableError: it is missing or cannot be read, or memory ran out.
+        StorageError: a storage service refuses or does not answer, or the object has changed since
+            it was listed.
     """
     try:
+        if as_url(path) is not None:
+            return _not_empty(read_member(path, MAX_BYTES))
         with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -72,12 +87,29 @@ def read_bytes(path: str) -> bytes:
             data = file.read()
     except IsADirectoryError as error:
         raise UnreadableError(_reason(_listing_error(path) or error)) from error
+    except NotADirectoryError as error:  # its folder is a file, whose member it is
+        if split_member(path) is None:
+            raise UnreadableError(_reason(error)) from error
+        return _not_empty(_of_member(path))
     except OSError as error:
         raise UnreadableError(_reason(error)) from error
     except MemoryError as error:
         raise UnreadableError("out of memory") from error
     except ValueError as error:  # a table may name a path with a null byte
         raise ImageError(_reason(error)) from error
+    return _not_empty(data)
+
+
+def _of_member(path: str) -> bytes:
+    try:
+        return read_member(path, MAX_BYTES)
+    except OSError as error:
+        raise UnreadableError(_reason(error)) from error
+    except MemoryError as error:
+        raise UnreadableError("out of memory") from error
+
+
+def _not_empty(data: bytes) -> bytes:
     if not data:
         raise ImageError("empty file")
     return data

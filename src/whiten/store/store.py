@@ -273,13 +273,17 @@ def stored_precision(folder: str | os.PathLike[str]) -> str | None:
 def _shard_paths(root: Path) -> list[Path]:
     paths = sorted(root.iterdir())
     for path in paths:
-        is_ours = re.fullmatch(r"part-\d{6,}\.parquet", path.name)
-        if not is_ours and not path.name.startswith("."):
+        if not is_shard_name(path.name) and not path.name.startswith("."):
             raise StoreError(
                 f"{root} is not an embedding store, it holds {path.name!r}: "
                 "name an empty or new folder"
             )
     return [path for path in paths if not path.name.startswith(".")]
+
+
+def is_shard_name(name: str) -> bool:
+    """Return whether a file of this name is a shard of a store."""
+    return re.fullmatch(r"part-\d{6,}\.parquet", name) is not None
 
 
 def _shard_number(path: Path) -> int:

@@ -7,7 +7,6 @@ the new stamp and path are recorded, so that it is not read again next time.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.errors import ImageError, StoreError
 from whiten.media import colour
 from whiten.media.decoding import has_foreign_colours
-from whiten.media.reading import read_bytes, stamp_of
+from whiten.media.reading import is_there_now, read_bytes, stamp_of
 from whiten.store.shards import Seen, Shard
 from whiten.store.store import Store
 from whiten.utils.hashing import content_hash
@@ -96,7 +95,7 @@ def refuse_other_images(store: Store, items: Items) -> None:
                 continue
             others += 1
             first = first or f"{item.id!r} for {before.path}, not {now.path}"
-            is_there = is_there or os.path.lexists(real_path(before.path))
+            is_there = is_there or is_there_now(real_path(before.path))
     if others and (is_there or 2 * others >= met):
         raise StoreError(
             f"{store.folder} has {others} of these ids for other images, first {first}, which "

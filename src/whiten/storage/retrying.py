@@ -1,0 +1,105 @@
+"""Ask a storage service again after errors that may pass, with growing pauses.
+
+Errors name the kind of failure only: what services and libraries write into theirs may hold
+credentials.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from whiten.errors import ChangedError, NotThereError, StorageError, WhitenError
+
+Value = TypeVar("Value")
+
+ATTEMPTS = 6
+FIRST_PAUSE = 0.2  # seconds; doubled after each attempt, up to LONGEST_PAUSE
+LONGEST_PAUSE = 5.0
+_PASSING = (408, 425, 429)  # besides 500 and above
+_DENIED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
+
+
+class CutError(Exception):
+    """Fewer bytes arrived than were asked for."""
+
+
+def retried(call: Callable[[], Value], place: str) -> Value:
+    """Return what a request returns; tries again if the failure may pass.
+
+    Args:
+        place: URL for the message, without credentials.
+
+    Raises:
+        NotThereError: there is no such bucket or object.
+        ChangedError: the object has changed since it was listed.
+        StorageError: the service refuses, or failed at every attempt.
+    """
+    pause = FIRST_PAUSE
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except WhitenError:
+            raise
+        except Exception as error:
+            known = _final(error, place)
+            if known is None and attempt == ATTEMPTS:
+                known = StorageError(
+                    f"{place}: {_kind(error)}, {ATTEMPTS} times: what is done is kept, run again "
+                    "once the service answers"
+                )
+        if known is not None:
+            raise known
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, LONGEST_PAUSE)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _final(error: Exception, place: str) -> StorageError | None:
+    """Return what to raise at once; None if the failure may pass."""
+    status = status_of(error)
+    if status == 412 or type(error).__name__ == "FileExpired":
+        return ChangedError(
+            f"{place} has changed since it was listed: what is done is kept, run again"
+        )
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return NotThereError(f"{place} does not exist: check its name, and the bucket's")
+    is_denied = type(error).__name__ in _DENIED
+    if is_denied or isinstance(error, PermissionError) or status in (401, 403):
+        why = "no credentials" if is_denied else "access denied"
+        return StorageError(
+            f"{place}: {why}: set credentials where the service's own tools look for them "
+            "(environment, configuration file, role of the machine)"
+        )
+    is_passing = status is None or status in _PASSING or status >= 500
+    is_ours = isinstance(error, TypeError | ValueError | ImportError | NotImplementedError)
+    if is_passing and not is_ours:
+        return None
+    return StorageError(f"{place} cannot be reached ({_kind(error)}): check the URL")
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error of any client library; None if it has none."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        found = getattr(response, "status_code", None)
+    for name in ("status", "status_code", "code"):
+        found = found if found is not None else getattr(error, name, None)
+    if isinstance(found, int) and 100 <= found < 600:
+        return found
+    if isinstance(found, str) and found.isdecimal():
+        return int(found)
+    cause = error.__cause__
+    return None if cause is None else status_of(cause)
+
+
+def _kind(error: BaseException) -> str:
+    """Describe a failure without its message."""
+    if isinstance(error, CutError):
+        return "the answer was cut off"
+    status = status_of(error)
+    return f"error {status}" if status is not None else f"no answer ({type(error).__name__})"

@@ -1,0 +1,86 @@
+"""Open the storage service of a URL through fsspec; each service has an extra.
+
+Credentials come from where each service's own tools look for them. A URL that holds one is refused:
+it would be stored with the images' paths.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from whiten.errors import ConfigError, MissingExtraError
+
+_SERVICES = {
+    "s3": ("s3fs", "s3", "S3 (s3://)"),
+    "gs": ("gcsfs", "gcs", "Google Cloud Storage (gs://)"),
+    "az": ("adlfs", "azure", "Azure Blob Storage (az://)"),
+    "hf": ("huggingface_hub", "hf", "the Hugging Face Hub (hf://)"),
+    "http": ("aiohttp", "http", "reading over HTTP"),
+    "https": ("aiohttp", "http", "reading over HTTP"),
+}
+"""Module, extra and name by scheme."""
+
+_SECRET = re.compile(
+    r"^(sig|signature|.*[-_.]sig(nature)?|x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|"
+    r".*(token|secret|passw|credential|api-?_?key|auth).*|key)$",
+    re.IGNORECASE,
+)
+
+
+def scheme_of(url: str) -> str:
+    return url.partition(":")[0]
+
+
+def refuse_credentials(url: str) -> None:
+    """Refuse a URL with a user, a password, a signature or a token in it.
+
+    Raises:
+        ConfigError: it has one; the message does not show it.
+    """
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    is_http = parts.scheme in ("http", "https")
+    has_user = "@" in parts.netloc
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if has_user or any(map(_SECRET.match, names)):
+        raise ConfigError(
+            f"the URL of {shown} holds a credential, which would be stored with the paths of the "
+            "images: leave it out, and set it where the service's own tools look for it"
+        )
+    if names and not is_http:
+        raise ConfigError(f"{shown} has options after `?`: leave them out")
+
+
+@cache
+def filesystem(scheme: str) -> Any:
+    """Return the fsspec file system of a scheme; libraries' own retries are off, see `retrying`.
+
+    Raises:
+        MissingExtraError: the library of the service is not installed.
+    """
+    module, extra, name = _SERVICES[scheme]
+    try:
+        __import__(module)
+        import fsspec
+    except ImportError:
+        raise MissingExtraError(name, extra) from None
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if scheme == "s3":
+        options["config_kwargs"] = {
+            "retries": {"max_attempts": 0},
+            "connect_timeout": _seconds(10),
+            "read_timeout": _seconds(60),
+        }
+    made = fsspec.filesystem("gs" if scheme == "gs" else scheme, **options)
+    if hasattr(made, "retries"):
+        made.retries = 1
+    return made
+
+
+def _seconds(usual: float) -> float:
+    """Return a time limit; `WHITEN_STORAGE_TIMEOUT` sets another for slow services."""
+    return float(os.environ.get("WHITEN_STORAGE_TIMEOUT", usual))

@@ -1,0 +1,228 @@
+"""Tar shards wherever a folder of images is taken; nothing in them is lost in silence."""
+
+from __future__ import annotations
+
+import logging
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from command_line import fails, prints
+from helpers import TEACHER, write_groups
+from shard_makers import samples, write_tar, write_tars
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed
+from whiten.embedding.opening import open_model
+from whiten.errors import ConfigError, ImageError, NoImagesError
+from whiten.media.reading import read_bytes, stamp_of
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def shards(shared_images: Path, tmp_path: Path) -> Path:
+    return write_tars(tmp_path / "shards", samples(shared_images))
+
+
+@pytest.fixture
+def shared_contents(shared_images: Path) -> list[bytes]:
+    return sorted(data for _, data, _ in samples(shared_images))
+
+
+def contents(source: object) -> list[bytes]:
+    return sorted(read_bytes(item.path) for item in find_items(str(source)))
+
+
+@pytest.mark.parametrize("name", ["", "/photos-{000..002}.tar", "/*.tar", "/photos-00[0-2].tar"])
+def test_a_folder_a_range_and_a_glob_of_tars_are_the_same_images(
+    shards: Path, shared_contents: list[bytes], name: str
+) -> None:
+    assert contents(f"{shards}{name}") == shared_contents
+    items = find_items(f"{shards}{name}")
+    assert items[0].id == "photos-000.tar/000000000.png"
+    assert items[0].group == "a"
+    assert set(items.groups.to_pylist()) == set("abcd")
+
+
+def test_a_shard_alone_has_the_ids_that_it_has_among_others(shards: Path) -> None:
+    among = [item.id for item in find_items(shards) if item.id.startswith("photos-001.tar/")]
+    assert [item.id for item in find_items(shards / "photos-001.tar")] == among
+    assert len(among) == 6
+
+
+def test_a_member_has_size_and_hash_of_its_own(shards: Path, shared_images: Path) -> None:
+    item = find_items(shards)[0]
+    _, data, _ = samples(shared_images)[0]
+    stamp, tar = stamp_of(item.path), stamp_of(str(shards / "photos-000.tar"))
+    assert stamp is not None and tar is not None
+    assert stamp.size == len(data)
+    assert stamp.mtime_ns == tar.mtime_ns
+    assert stamp_of(str(shards / "photos-000.tar" / "no.png")) is None
+
+
+def test_groups_are_of_json_or_cls_or_the_folder_in_the_tar(tmp_path: Path) -> None:
+    members = [
+        ("./cats/1.png", PNG),
+        ("./dogs/2.png", PNG),
+        ("./dogs/2.json", b'{"group": 7}'),
+        ("3.png", PNG),
+        ("3.cls", b"12\n"),
+        ("4.png", PNG),
+        ("._4.png", b"of another system"),
+        ("5.seg.png", PNG),
+        ("5.jpg", PNG),
+    ]
+    items = find_items(write_tar(tmp_path / "a.tar", members))
+    assert {item.id: item.group for item in items} == {
+        "a.tar/cats/1.png": "cats",
+        "a.tar/dogs/2.png": "7",
+        "a.tar/3.png": "12",
+        "a.tar/4.png": None,
+        "a.tar/5.seg.png": None,
+        "a.tar/5.jpg": None,
+    }
+
+
+def test_patterns_choose_among_members(shards: Path) -> None:
+    assert len(find_items(shards, exclude=["photos-001.tar"])) == 10
+    assert [i.id for i in find_items(shards, include=["**/000000003.*"])] == [
+        "photos-000.tar/000000003.png"
+    ]
+
+
+def test_a_cut_tar_says_so_and_its_whole_members_stay(shards: Path) -> None:
+    path = shards / "photos-002.tar"
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        last = [member for member in tar if member.name.endswith(".png")][-1]
+    path.write_bytes(data[: last.offset_data + 10])
+    items = {item.id: item.path for item in find_items(shards)}
+    assert "photos-002.tar/000000014.png" in items
+    with pytest.raises(ImageError, match="cut off with its tar file, 10 of"):
+        read_bytes(items["photos-002.tar/000000015.png"])
+    with pytest.raises(ImageError, match="members: the rest is lost"):
+        read_bytes(items["photos-002.tar/"])
+
+
+def test_a_tar_without_end_mark_and_a_damaged_one_are_told(shards: Path) -> None:
+    first, second, third = sorted(shards.iterdir())
+    with tarfile.open(first) as tar:
+        end = max(m.offset_data + -(-m.size // 512) * 512 for m in tar)
+    first.write_bytes(first.read_bytes()[:end])
+    second.write_bytes(b"no tar" * 400)
+    third.write_bytes(b"")
+    items = {item.id: item.path for item in find_items(shards)}
+    assert len(items) == 6 + 3
+    for name, reason in (("0", "no end mark"), ("1", "not a tar file"), ("2", "empty file")):
+        with pytest.raises(ImageError, match=reason):
+            read_bytes(items[f"photos-00{name}.tar/"])
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(shards: Path, tmp_path: Path) -> None:
+    twice = write_tar(tmp_path / "twice.tar", [("1.png", PNG), ("./1.png", PNG)])
+    with pytest.raises(ConfigError, match=r"holds '1\.png' twice"):
+        find_items(twice)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(shards / "photos-000.tar", "x.png")
+    with pytest.raises(ConfigError, match="compressed"):
+        find_items(tmp_path / "a.tar.gz")
+    with pytest.raises(NoImagesError, match="1 of the 4 files named are missing, first .*003"):
+        find_items(f"{shards}/photos-{{000..003}}.tar")
+    with pytest.raises(NoImagesError, match="matches no file"):
+        find_items(f"{shards}/*.tarr")
+    with pytest.raises(NoImagesError, match="holds no image"):
+        find_items(write_tar(tmp_path / "none.tar", []))
+
+
+def test_other_members_and_tars_beside_images_are_told(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        find_items(write_tar(tmp_path / "b.tar", [("1.png", PNG), ("2.mp4", b"v")]))
+        write_groups(tmp_path / "both", {"a": 1})
+        (tmp_path / "both" / "c.tar").write_bytes(b"")
+        assert len(find_items(tmp_path / "both")) == 1
+    assert "not read: 1 videos" in caplog.text
+    assert "not read: 1 tar file beside the image files" in caplog.text
+
+
+def test_embeddings_equal_those_of_the_folder(
+    colour_teachers: None, shards: Path, shared_images: Path, tmp_path: Path
+) -> None:
+    model = open_model(TEACHER)
+    ours = embed(find_items(shards), model, tmp_path / "ours")
+    theirs = embed(find_items(shared_images), model, tmp_path / "theirs")
+
+    def by_hash(store: object) -> dict[str, bytes]:
+        found = {}
+        for shard in store.shards:  # type: ignore[attr-defined]
+            seen = store.seen(shard)  # type: ignore[attr-defined]
+            for name, vector in zip(shard.ids, store.vectors(shard), strict=True):  # type: ignore[attr-defined]
+                found[seen[name].content_hash] = vector.tobytes()
+        return found
+
+    assert by_hash(ours) == by_hash(theirs)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
+    embed(find_items(shards), model, tmp_path / "ours")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()} == before
+
+
+def test_json_becomes_columns_of_an_index_and_changed_shards_are_read_again(
+    colour_teachers: None,
+    shards: Path,
+    shared_images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "index"
+    prints(capsys, "index", shards, "--model", TEACHER, "--out", out, "--kind", "exact")
+    query = shared_images / "a" / "0.png"
+    found, _ = prints(capsys, "search", query, "--index", out, "--where", "price > 6", "-k", "20")
+    assert len(found.splitlines()) == 3  # 13, 14 and 15 halves
+    assert all("photos-002.tar/0000000" in line for line in found.splitlines())
+    again, _ = prints(capsys, "index", shards, "--out", out)
+    assert "0 added" in again and "0 updated" in again
+    write_tars(shards, samples(shared_images)[:-1])
+    again, _ = prints(capsys, "index", shards, "--out", out)
+    assert "15 images" in again and "(0 images embedded)" in again  # others, of known contents
+
+
+def test_verbs_take_shards(
+    colour_teachers: None, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prints(capsys, "evaluate", shards, "--model", TEACHER)
+    found, _ = prints(
+        capsys,
+        "search",
+        shards / "photos-000.tar" / "000000000.png",
+        "--in",
+        f"{shards}/*.tar",
+        "--model",
+        TEACHER,
+        "--index",
+        tmp_path / "i",
+    )
+    assert found.splitlines()[0].endswith("photos-000.tar/000000000.png")
+    first = shards / "photos-000.tar"
+    with tarfile.open(first) as tar:
+        data = tar.extractfile("000000000.png").read()  # type: ignore[union-attr]
+    write_tar(shards / "copies.tar", [("copy.png", data)])
+    prints(
+        capsys,
+        "dedup",
+        shards,
+        "--model",
+        TEACHER,
+        "--threshold",
+        "0.99999",
+        "--out",
+        tmp_path / "dedup",
+    )
+    script = next((tmp_path / "dedup").glob("*.sh")).read_text()
+    assert "rm -- " not in script.partition("# group")[2]
+    assert "stays, it is inside a shard or under a URL" in script
+    err = fails(
+        capsys, "embed", shards / "no-{0..1}.tar", "--model", TEACHER, "--out", tmp_path / "s"
+    )
+    assert "2 of the 2 files named are missing" in err
