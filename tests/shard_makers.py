@@ -1,4 +1,4 @@
-"""The images of a folder as tar shards and as Parquet, as img2dataset and Hugging Face write them."""
+"""Images as tar shards and as Parquet, in the layouts of img2dataset and Hugging Face."""
 
 from __future__ import annotations
 

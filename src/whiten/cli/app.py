@@ -10,6 +10,7 @@ from cyclopts import App, ArgumentCollection, Parameter
 
 from whiten._version import __version__
 from whiten.errors import ConfigError
+from whiten.storage.services import refuse_as_output
 
 
 def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -23,12 +24,24 @@ def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
                     raise ConfigError(f"{name} must be an integer, not {token.value}")
 
 
+# What is written in place, with renames and locks; `embed` writes whole objects.
+_ON_DISK = ("--out", "--cache", "--report", "--csv", "--plot", "--index")
+
+
+def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse a URL where a folder or a file on a disk is written."""
+    for argument in arguments:
+        if argument.name in _ON_DISK and commands[-1:] != ("embed",):
+            for token in argument.tokens:
+                refuse_as_output(token.value, argument.name)
+
+
 app = App(
     name="whiten",
     version=__version__,
     help="Distil frozen image-embedding models into one small, fast student for visual search.",
     version_flags=["--version"],
-    config=[whole_numbers],
+    config=[whole_numbers, on_disk],
     print_error=False,
     exit_on_error=False,
     result_action="return_value",

@@ -37,10 +37,11 @@ def embed(
     """Embed images into a store; run it again to continue or to extend the store.
 
     Args:
-        images: a folder, or a CSV or Parquet with columns path,group. From videos, one frame per
-            second is first extracted into OUT-frames.
+        images: a folder, tar shards, Parquet with images, or a CSV or Parquet with columns
+            path,group; a URL of any of these. From videos, one frame per second is first extracted
+            into OUT-frames.
         model: URI of the model, see whiten teachers.
-        out: the store's folder.
+        out: the store's folder, or s3://, gs:// or az://.
         views: views per image; the first is the whole image, the others are random crops.
         seed: seed of the random views.
         precision: 32, bf16, or auto: the precision of an existing store, else bf16 if it is faster.
@@ -56,10 +57,12 @@ def embed(
     from whiten.embedding.embed import embed as embed_items
     from whiten.embedding.embed import summarize
     from whiten.models.opening import open_model, runtime_of
+    from whiten.utils.names import as_path
     from whiten.utils.progress import progress
     from whiten.views.plan import ViewPlan
 
     choose(runtime, device)
+    out = as_path(out)
     if precision not in ("auto", "32", "bf16"):
         raise ConfigError(f"precision must be auto, 32 or bf16, not {precision!r}")
     for name, value in (("views", views), ("workers", workers)):

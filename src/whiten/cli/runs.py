@@ -10,7 +10,17 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
-from whiten.cli.app import Cache, Device, Json, Patterns, Quiet, Runtime, app, whole_numbers
+from whiten.cli.app import (
+    Cache,
+    Device,
+    Json,
+    Patterns,
+    Quiet,
+    Runtime,
+    app,
+    on_disk,
+    whole_numbers,
+)
 from whiten.cli.terminal import list_skipped, print_json
 from whiten.errors import ConfigError, one_line
 from whiten.models.choice import choose
@@ -51,7 +61,7 @@ def _is_file(text: str) -> bool:
     return "." in text or "/" in text or os.sep in text or os.path.isfile(text)  # noqa: PTH113
 
 
-@app.command(config=[_from_files, whole_numbers])
+@app.command(config=[_from_files, whole_numbers, on_disk])
 def distill(
     images: Path | None = None,
     *,

@@ -18,7 +18,8 @@ from whiten.errors import ConfigError
 from whiten.index import Index
 from whiten.index.local.storage.kinds import default_kinds
 from whiten.media.reading import Skipped
-from whiten.store.rows import is_store, stored_items, stored_rows
+from whiten.store.places import is_store
+from whiten.store.rows import stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
 from whiten.utils.names import as_path

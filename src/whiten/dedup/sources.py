@@ -26,7 +26,8 @@ from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.video_task import count_frames
 from whiten.media.reading import Skipped
 from whiten.storage.places import is_plain
-from whiten.store.rows import is_store, stored_items, stored_rows
+from whiten.store.places import is_store
+from whiten.store.rows import stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.hashing import fingerprint
 from whiten.utils.names import absolute, as_path, name_codes, real_path

@@ -27,6 +27,7 @@ from whiten.models.student import build_student, load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.utils.devices import computes_faster_in_bf16, require_compiler, resolve_precision
+from whiten.utils.names import named_place
 from whiten.utils.progress import be_quiet, is_quiet, logging_to, note
 
 # Silence Lightning's log messages. Set on import, so that spawned processes are silent, too; its
@@ -127,11 +128,11 @@ def _distill(
     is_finished = resume and run.is_finished
     # Under torchrun or SLURM all processes get here, and rank 0 works for all.
     if int(os.environ.get("RANK", "0")) == 0:
-        spec = run.begin(str(images), spec, resume=resume, overwrite=overwrite)
+        spec = run.begin(named_place(images), spec, resume=resume, overwrite=overwrite)
     if not is_finished:
         with logging_to(run.log, enabled=show_progress):
             place = Path(cache or run.embeddings)
-            _launch(run, str(images), spec, place, began, show_progress)
+            _launch(run, named_place(images), spec, place, began, show_progress)
             _note_results(run)
     records = run.read_metrics()
     _, config = load_student(run.student)

@@ -25,7 +25,7 @@ from whiten.index.membership import Membership, Numbers, join, named
 from whiten.index.metadata import Metadata, read_metadata
 from whiten.index.rows import Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
-from whiten.store.rows import is_store as _is_store
+from whiten.store.places import is_store as _is_store
 from whiten.store.store import Store
 from whiten.utils.names import as_path, named_place
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from whiten.errors import ConfigError
 from whiten.index.local.folder import FolderIndex
 from whiten.index.rows import Backend
+from whiten.storage.services import refuse_as_output
 
 # Vector databases by scheme: module and class, which takes the rest of the place.
 DATABASES = {
@@ -35,4 +36,5 @@ def open_place(place: str | os.PathLike[str]) -> Backend:
         module, name = DATABASES[scheme]
         backend: Backend = getattr(import_module(module), name)(rest)
         return backend
+    refuse_as_output(text, "an index")
     return FolderIndex(text)

@@ -28,6 +28,7 @@ import yaml
 from whiten._version import __version__
 from whiten.errors import DAMAGED, UPGRADE, ConfigError, RunError, one_line
 from whiten.runs.spec import EPOCHS, PLANNED, DistillSpec
+from whiten.storage.services import refuse_as_output
 from whiten.utils.files import partial_of, renaming, write_atomically
 from whiten.utils.hashing import content_hash
 
@@ -169,6 +170,7 @@ class RunFolder:
         Raises:
             RunError: the folder is occupied, or options differ from the run's own.
         """
+        refuse_as_output(self.root, "a run")
         if resume and self.checkpoint.exists():
             saved_images, saved = self.read_config()
             changed = _changed(saved, spec)

@@ -12,7 +12,7 @@ from typing import Any
 from whiten.errors import ChangedError, NotThereError, StorageError
 from whiten.storage.blobs import Stamp
 from whiten.storage.caching import Cache
-from whiten.storage.retrying import CutError, retried
+from whiten.storage.retrying import CutError, retried, status_of
 from whiten.storage.services import filesystem, refuse_credentials, scheme_of
 
 _BLOCK = 8 << 20  # bytes of one request
@@ -148,11 +148,26 @@ def write_object(url: str, data: bytes, *, is_new: bool = False) -> None:
         FileExistsError: `is_new`, and there is one.
         StorageError: the service refuses or does not answer.
     """
+    refuse_credentials(url)
     files = filesystem(scheme_of(url))
     if is_new and exists(url):
         raise FileExistsError(url)
-    retried(lambda: files.pipe_file(_path(url), data), url)
-    forget([url])
+    mode = {"mode": "create"} if is_new and scheme_of(url) == "s3" else {}
+
+    def write() -> None:
+        try:
+            files.pipe_file(_path(url), data, **mode)
+        except Exception as error:
+            if not isinstance(error, FileExistsError) and status_of(error) != 412:
+                raise
+            forget([url])  # perhaps it is of an earlier attempt whose answer was lost
+            if RemoteObject(url).read_whole() != data:
+                raise FileExistsError(url) from None
+
+    try:
+        retried(write, url)
+    finally:
+        forget([url])
 
 
 def remove_object(url: str) -> None:

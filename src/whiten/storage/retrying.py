@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds; doubled after each attempt, up to LONGEST_PAUSE
 LONGEST_PAUSE = 5.0
-_PASSING = (408, 425, 429)  # besides 500 and above
+_PASSING = (408, 409, 425, 429)  # besides 500 and above
 _DENIED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
 
 
@@ -41,7 +41,7 @@ def retried(call: Callable[[], Value], place: str) -> Value:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except WhitenError:
+        except (WhitenError, FileExistsError):
             raise
         except Exception as error:
             known = _final(error, place)
@@ -60,7 +60,7 @@ def retried(call: Callable[[], Value], place: str) -> Value:
 def _final(error: Exception, place: str) -> StorageError | None:
     """Return what to raise at once; None if the failure may pass."""
     status = status_of(error)
-    if status == 412 or type(error).__name__ == "FileExpired":
+    if status in (412, 416) or type(error).__name__ == "FileExpired":
         return ChangedError(
             f"{place} has changed since it was listed: what is done is kept, run again"
         )
@@ -82,6 +82,8 @@ def _final(error: Exception, place: str) -> StorageError | None:
 
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an error of any client library; None if it has none."""
+    if type(error).__module__ == "aiohttp.http_exceptions":  # an answer that breaks off
+        return None
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

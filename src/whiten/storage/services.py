@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from whiten.errors import ConfigError, MissingExtraError
+from whiten.utils.names import as_url
 
 _SERVICES = {
     "s3": ("s3fs", "s3", "S3 (s3://)"),
@@ -79,6 +80,19 @@ def filesystem(scheme: str) -> Any:
     if hasattr(made, "retries"):
         made.retries = 1
     return made
+
+
+def refuse_as_output(place: str | os.PathLike[str], what: str) -> None:
+    """Refuse a URL for what is written in place, with locks and renames, that no service has.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if (url := as_url(place)) is not None:
+        raise ConfigError(
+            f"{what} cannot be written to {scheme_of(url)}://: name a folder on a disk, and copy "
+            "it there when it is done (stores of embeddings can be written there, `whiten embed`)"
+        )
 
 
 def _seconds(usual: float) -> float:

@@ -11,14 +11,9 @@ import numpy as np
 from whiten.datasets.collection import Item, Items
 from whiten.errors import NoImagesError
 from whiten.store.shards import read_columns
-from whiten.store.store import Store, is_shard_name
+from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
 from whiten.utils.names import real_path
-
-
-def is_store(source: Path) -> bool:
-    """Return whether a folder is a store of embeddings rather than a folder of images."""
-    return source.is_dir() and any(map(is_shard_name, (path.name for path in source.iterdir())))
 
 
 def stored_items(store: Store) -> Items:

@@ -7,6 +7,7 @@ images, under `whiten.seen` the state of the files, and under `whiten.check` a c
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zlib
@@ -22,9 +23,12 @@ import pyarrow.parquet as pq
 from whiten.errors import StoreError, refuse_later
 from whiten.media import colour
 from whiten.media.reading import Skipped, Stamp
+from whiten.storage.blobs import BlobFile, open_blob
+from whiten.storage.objects import write_object
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import renaming
 from whiten.utils.hashing import content_hash
+from whiten.utils.names import as_url
 
 FORMAT = "1"
 _KEY = b"whiten"
@@ -139,7 +143,7 @@ def write_shard(
     table = _table(rows, origin)
     facts = asdict(origin) | {"rows": len(rows), "crc": _crc(table["embedding"])}
     ids = [row.id for row in rows]
-    _write(table.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), path)
+    _write(table.replace_schema_metadata(_metadata(facts, ids, skipped, seen)), path, is_new=True)
     return Shard.of(path, table, skipped, origin.colours)
 
 
@@ -175,7 +179,7 @@ def rewrite_shard(
 
 def read_shard(path: Path) -> tuple[Origin, Shard]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with _opened(path) as file:
             metadata = file.schema_arrow.metadata
             facts = json.loads(metadata[_KEY])
             refuse_later(path, "store", facts["format"], int(FORMAT))
@@ -206,6 +210,12 @@ def read_shard(path: Path) -> tuple[Origin, Shard]:
     return origin, shard
 
 
+def _opened(path: Path) -> pq.ParquetFile:
+    url = as_url(path)
+    source = path if url is None else pa.PythonFile(BlobFile(open_blob(url)), "r")
+    return pq.ParquetFile(source, page_checksum_verification=True)
+
+
 def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read columns of a shard, by default all.
 
@@ -213,7 +223,7 @@ def read_columns(path: Path, columns: list[str] | None = None) -> pa.Table:
         StoreError: the file is damaged.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with _opened(path) as file:
             table = file.read(columns=columns)
         if columns is not None and table.schema.names != columns:
             raise ValueError("columns are missing")
@@ -331,20 +341,24 @@ def _table(rows: Sequence[Row], origin: Origin) -> pa.Table:
     return pa.Table.from_arrays([*arrays, embedding], schema=schema)
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def _write(table: pa.Table, path: Path, *, is_new: bool = False) -> None:
     # Embeddings hardly compress; ids and paths do.
     text = {"id": "zstd", "path": "zstd", "group": "zstd", "content_hash": "zstd"}
     codecs = {name: text.get(name, "none") for name in _leaf_names(table.schema)}
+    options: dict[str, Any] = {
+        "compression": codecs,
+        "use_dictionary": ["group"],
+        "write_statistics": False,
+        "write_page_checksum": True,
+    }
+    if (url := as_url(path)) is not None:
+        content = io.BytesIO()
+        pq.write_table(table, content, **options)
+        write_object(url, content.getvalue(), is_new=is_new)
+        return
     try:
         with renaming(path) as partial:
-            pq.write_table(
-                table,
-                partial,
-                compression=codecs,
-                use_dictionary=["group"],
-                write_statistics=False,
-                write_page_checksum=True,
-            )
+            pq.write_table(table, partial, **options)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StoreError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from whiten.datasets.collection import Items
-from whiten.errors import StoreError
+from whiten.errors import LockedError, StoreError
 from whiten.media import colour
 from whiten.media.reading import Skipped
+from whiten.store.places import is_place, prepare, remove_shard, shard_paths
 from whiten.store.shards import (
     Origin,
     Row,
@@ -34,7 +34,7 @@ from whiten.store.shards import (
     write_shard,
 )
 from whiten.utils.arrays import Vectors
-from whiten.utils.names import NameIndex
+from whiten.utils.names import NameIndex, as_path
 from whiten.views.plan import agree
 
 __all__ = [
@@ -70,10 +70,10 @@ class Store:
             StoreError: there is no store, a file is foreign, a shard is damaged, or shards are of
                 different models.
         """
-        root = Path(folder)
-        if not root.is_dir():
+        root = as_path(folder)
+        if not is_place(root):
             raise StoreError(f"{root} is not a store: make one with `whiten embed … --out {root}`")
-        paths = _shard_paths(root)
+        paths = shard_paths(root)
         if not paths:
             raise StoreError(f"{root} holds no embeddings yet: run `whiten embed … --out {root}`")
         opened = [read_shard(path) for path in paths]
@@ -89,11 +89,9 @@ class Store:
         Raises:
             StoreError: the folder holds something else, or embeddings of another origin.
         """
-        root = Path(folder)
-        root.mkdir(parents=True, exist_ok=True)
-        for stale in root.glob(".part-*.partial"):
-            stale.unlink()
-        if not _shard_paths(root):
+        root = as_path(folder)
+        prepare(root)
+        if not shard_paths(root):
             return cls(root, origin, [])
         store = cls.open(root)
         _refuse_other(store.origin, origin, root)
@@ -117,7 +115,13 @@ class Store:
         """
         number = 1 + max((_shard_number(s.path) for s in self.shards), default=-1)
         path = self.folder / f"part-{number:06d}.parquet"
-        self.shards.append(write_shard(path, self.origin, rows, skipped, seen or {}))
+        try:
+            self.shards.append(write_shard(path, self.origin, rows, skipped, seen or {}))
+        except FileExistsError:
+            raise LockedError(
+                f"another process writes to {self.folder}: one at a time can; what it wrote is "
+                "kept, run again once it is done"
+            ) from None
 
     def amend(
         self,
@@ -138,7 +142,7 @@ class Store:
         """
         place = self.shards.index(shard)
         if set(shard.ids) <= set(drop) and {skip.id for skip in shard.skipped} <= set(forget):
-            shard.path.unlink()
+            remove_shard(shard.path)
             del self.shards[place]
             return
         self.shards[place] = rewrite_shard(
@@ -259,8 +263,8 @@ def embedded_by_all(
 
 def stored_origin(folder: str | os.PathLike[str]) -> Origin | None:
     """Return the origin of a store's first shard; None if there is no store yet."""
-    root = Path(folder)
-    paths = _shard_paths(root) if root.is_dir() else []
+    root = as_path(folder)
+    paths = shard_paths(root) if is_place(root) else []
     return read_shard(paths[0])[0] if paths else None
 
 
@@ -268,22 +272,6 @@ def stored_precision(folder: str | os.PathLike[str]) -> str | None:
     """Return the precision that a store was computed in; None if there is no store yet."""
     origin = stored_origin(folder)
     return None if origin is None else origin.precision
-
-
-def _shard_paths(root: Path) -> list[Path]:
-    paths = sorted(root.iterdir())
-    for path in paths:
-        if not is_shard_name(path.name) and not path.name.startswith("."):
-            raise StoreError(
-                f"{root} is not an embedding store, it holds {path.name!r}: "
-                "name an empty or new folder"
-            )
-    return [path for path in paths if not path.name.startswith(".")]
-
-
-def is_shard_name(name: str) -> bool:
-    """Return whether a file of this name is a shard of a store."""
-    return re.fullmatch(r"part-\d{6,}\.parquet", name) is not None
 
 
 def _shard_number(path: Path) -> int:

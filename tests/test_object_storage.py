@@ -1,0 +1,330 @@
+"""Collections and stores in an S3 server, which fails, is cut off, denies, and changes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command_line import fails, prints
+from faulty_s3 import FaultyS3, serving
+from helpers import TEACHER
+from shard_makers import samples, write_parquets, write_tars
+from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed
+from whiten.embedding.opening import open_model
+from whiten.errors import ChangedError, ConfigError, ImageError, MissingExtraError, StorageError
+from whiten.media.reading import read_bytes
+from whiten.storage import objects, retrying, services
+from whiten.store.store import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+SECRET = "a-secret-that-nobody-may-see"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyS3]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def s3(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """The server with an empty bucket, found as users' tools find it; nothing is cached."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.001)
+    client = server.client()
+    client.create_bucket(Bucket="photos")
+    services.filesystem.cache_clear()
+    forget_all()
+    yield server
+    server.plan = lambda method, path: ""
+    for found in client.list_objects_v2(Bucket="photos").get("Contents", ()):
+        client.delete_object(Bucket="photos", Key=found["Key"])
+
+
+def forget_all() -> None:
+    objects._listed.clear()
+    objects._blocks.forget(lambda key: True)
+
+
+def put_folder(s3: FaultyS3, folder: Path, prefix: str) -> None:
+    for path in folder.rglob("*.*"):
+        s3.put("photos", f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+@pytest.fixture
+def filled(s3: FaultyS3, shared_images: Path, tmp_path: Path) -> FaultyS3:
+    put_folder(s3, shared_images, "folder")
+    put_folder(s3, write_tars(tmp_path / "shards", samples(shared_images)), "shards")
+    put_folder(s3, write_parquets(tmp_path / "tables", samples(shared_images)), "tables")
+    return s3
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "folder",
+        "shards",
+        "shards/photos-{000..002}.tar",
+        "shards/*.tar",
+        "tables",
+        "tables/*.parquet",
+    ],
+)
+def test_every_layout_is_the_same_images(
+    filled: FaultyS3, shared_images: Path, source: str
+) -> None:
+    wanted = sorted(data for _, data, _ in samples(shared_images))
+    # A path has joined the slashes, as the command line does.
+    items = find_items(Path(f"s3://photos/{source}"))
+    assert sorted(read_bytes(item.path) for item in items) == wanted
+    assert set(items.groups.to_pylist()) == set("abcd")
+    assert all(item.path.startswith("s3://photos/") for item in items)
+    if source != "folder":  # read in ranges, once, and not a request for each image
+        names = [path for method, path in filled.requests[-12:] if method == "GET"]
+        assert sum("000000" in name for name in names) == 0
+
+
+def test_a_table_of_urls_and_a_table_under_a_url(
+    filled: FaultyS3, shared_images: Path, tmp_path: Path
+) -> None:
+    rows = "path,group\ns3://photos/folder/a/0.png,x\ns3://photos/shards/photos-000.tar/000000001.png,y\n"
+    (tmp_path / "a.csv").write_text(rows)
+    data = [content for _, content, _ in samples(shared_images)]
+    assert [read_bytes(item.path) for item in find_items(tmp_path / "a.csv")] == data[:2]
+    filled.put("photos", "folder/list.csv", b"path,group\na/0.png,x\nb/0.png,y\n")
+    items = find_items("s3://photos/folder/list.csv")
+    assert [item.path for item in items] == [f"s3://photos/folder/{g}/0.png" for g in "ab"]
+    assert read_bytes(items[1].path) == data[4]
+
+
+def test_passing_faults_change_nothing(filled: FaultyS3, shared_images: Path) -> None:
+    faults = iter(["500", "cut", "drop", "503", "cut", "slow", "", "", "500", ""] * 20)
+    filled.plan = lambda method, path: next(faults)
+    before = filled.faults
+    items = find_items("s3://photos/folder")
+    assert sorted(read_bytes(item.path) for item in items) == sorted(
+        data for _, data, _ in samples(shared_images)
+    )
+    assert filled.faults > before + 10
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("500", "error 500, 6 times"),
+        ("drop", "no answer"),
+        ("cut", "cut off|no answer"),
+        ("403", "access denied"),
+    ],
+)
+def test_lasting_faults_are_one_line(filled: FaultyS3, fault: str, reason: str) -> None:
+    item = find_items("s3://photos/folder")[0]
+    filled.plan = lambda method, path: fault
+    with pytest.raises(StorageError, match=reason) as caught:
+        read_bytes(item.path)
+    assert SECRET not in str(caught.value)
+
+
+def test_an_object_that_changes_after_listing_is_refused(
+    filled: FaultyS3, shared_images: Path
+) -> None:
+    image, member = find_items("s3://photos/folder")[0], find_items("s3://photos/shards")[0]
+    _, data, _ = samples(shared_images)[7]
+    filled.put("photos", "folder/a/0.png", data)
+    with pytest.raises(ChangedError, match=r"a/0\.png has changed since it was listed"):
+        read_bytes(image.path)
+    assert read_bytes(image.path) == data  # as it is from now on
+    tar = filled.client().get_object(Bucket="photos", Key="shards/photos-000.tar")["Body"].read()
+    filled.put("photos", "shards/photos-000.tar", tar[:512] + b"x" + tar[513:])
+    objects._blocks.forget(lambda key: True)
+    with pytest.raises(ChangedError, match=r"photos-000\.tar has changed"):
+        read_bytes(member.path)
+
+
+def test_a_missing_object_is_one_image_and_a_missing_bucket_is_all(
+    filled: FaultyS3, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text("path\ns3://photos/folder/a/0.png\ns3://photos/folder/no.png\n")
+    missing = find_items(tmp_path / "a.csv")[1]
+    with pytest.raises(ImageError, match="no such object"):
+        read_bytes(missing.path)
+    for source in ("s3://photos-of-nobody/a", "s3://photos/no", "s3://photos/no.tar"):
+        line = fails(
+            capsys, "embed", source, "--model", "demo:mobilenetv2", "--out", tmp_path / "s"
+        )
+        assert source in line and "check its name" in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:word@host/a.tar",
+        "https://host/a.tar?X-Amz-Signature=0123&X-Amz-Date=1",
+        "https://host/a.png?sv=2020&sig=0123",
+        "s3://key:word@photos/a",
+    ],
+)
+def test_credentials_in_urls_are_refused_and_not_shown(url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"path\n{url}\n")
+    for source in (url, tmp_path / "a.csv"):
+        with pytest.raises(ConfigError, match="holds a credential") as caught:
+            find_items(source)
+        assert "word" not in str(caught.value) and "0123" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [
+        ("s3://a/b", "s3fs", "s3"),
+        ("gs://a/b", "gcsfs", "gcs"),
+        ("az://a/b", "adlfs", "azure"),
+        ("https://a/b.tar", "aiohttp", "http"),
+    ],
+)
+def test_a_missing_extra_is_one_line(
+    url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    services.filesystem.cache_clear()
+    with pytest.raises(MissingExtraError, match=rf"pip install 'whiten\[{extra}\]'"):
+        find_items(url)
+    services.filesystem.cache_clear()
+
+
+def test_tars_over_http(
+    shared_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tars(tmp_path / "shards", samples(shared_images))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.001)
+    services.filesystem.cache_clear()
+    forget_all()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{web.server_address[1]}/shards/photos-{{000..002}}.tar"
+        items = find_items(url)
+        found = sorted(read_bytes(item.path) for item in items)
+        web.shutdown()
+    assert found == sorted(data for _, data, _ in samples(shared_images))
+
+
+def test_a_store_is_written_resumed_and_read_there(
+    colour_teachers: None,
+    filled: FaultyS3,
+    shared_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("whiten.embedding.embed.SHARD_ROWS", 4)
+    model, out = open_model(TEACHER), "s3://photos/embeddings/ours"
+    items = find_items("s3://photos/shards")
+    whole = embed(items, model, tmp_path / "whole")
+    puts = iter(range(100))
+
+    def plan(method: str, path: str) -> str:
+        return "403" if method == "PUT" and "part-" in path and next(puts) == 2 else ""
+
+    filled.plan = plan
+    with pytest.raises(StorageError, match="access denied"):
+        embed(items, model, out)
+    assert len(Store.open(out)) == 8
+    faults = iter(["cut", "500", "", "drop", ""] * 100)
+    filled.plan = lambda method, path: next(faults)
+    resumed = embed(items, model, out)
+    filled.plan = lambda method, path: ""
+    forget_all()
+    again = Store.open(out)
+    assert [shard.path.name for shard in again.shards] == [s.path.name for s in whole.shards]
+    for ours, theirs in zip(again.shards, whole.shards, strict=True):
+        key = f"embeddings/ours/{ours.path.name}"
+        body = filled.client().get_object(Bucket="photos", Key=key)["Body"].read()
+        assert body == theirs.path.read_bytes()
+        assert SECRET.encode() not in body
+    assert np.array_equal(resumed.vectors(resumed.shards[0]), whole.vectors(whole.shards[0]))
+
+
+def test_two_writers_do_not_replace_each_other(colour_teachers: None, filled: FaultyS3) -> None:
+    model, out = open_model(TEACHER), "s3://photos/both"
+    store = embed(find_items("s3://photos/shards/photos-000.tar"), model, out)
+    late = Store(store.folder, store.origin, [])
+    from whiten.errors import LockedError
+
+    with pytest.raises(LockedError, match="another process writes"):
+        late.append([])
+
+
+def test_what_needs_a_disk_is_refused(
+    colour_teachers: None, filled: FaultyS3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, images = "s3://photos/out", "s3://photos/folder"
+    for line in (
+        ["index", images, "--model", TEACHER, "--out", out],
+        ["distill", images, "--teachers", TEACHER, "--out", out],
+        ["dedup", images, "--model", TEACHER, "--out", out],
+        ["embed", images, "--model", TEACHER, "--out", "http://127.0.0.1/out"],
+    ):
+        assert "name a folder" in fails(capsys, *line)
+    assert not os.path.lexists("s3:")
+
+
+def test_the_whole_way_equals_that_of_the_folder(
+    colour_teachers: None,
+    filled: FaultyS3,
+    shared_images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = [
+        "--student",
+        "timm:test_efficientnet?pretrained=0&size=64",
+        "--dim",
+        "4",
+        "--whiten-dim",
+        "3",
+        "--epochs",
+        "0",
+        "--quiet",
+    ]
+    contents = {}
+    for name, source in (
+        ("disk", shared_images),
+        ("tar", "s3://photos/shards"),
+        ("parquet", "s3://photos/tables"),
+    ):
+        run, index = tmp_path / name, tmp_path / f"{name}-index"
+        prints(capsys, "distill", source, "--teachers", TEACHER, "--out", run, *small)
+        prints(
+            capsys,
+            "embed",
+            source,
+            "--model",
+            TEACHER,
+            "--out",
+            "s3://photos/out" if name == "tar" else tmp_path / f"{name}-store",
+        )
+        prints(capsys, "index", source, "--model", run / "student", "--out", index)
+        hits, _ = prints(capsys, "search", shared_images / "a" / "0.png", "--index", index)
+        contents[name] = (
+            (run / "student" / "model.safetensors").read_bytes(),
+            [line.split()[0] for line in hits.splitlines()],
+        )
+    assert contents["tar"] == contents["disk"] == contents["parquet"]
+    prints(capsys, "index", "s3://photos/out", "--out", tmp_path / "of-store")
+    hits, _ = prints(
+        capsys, "search", "s3://photos/folder/a/0.png", "--index", tmp_path / "of-store"
+    )
+    assert hits.startswith("1.0000  s3://photos/shards/photos-000.tar/000000000.png")
