@@ -10,7 +10,6 @@ from cyclopts import App, ArgumentCollection, Parameter
 
 from whiten._version import __version__
 from whiten.errors import ConfigError
-from whiten.storage.services import refuse_as_output
 
 
 def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -33,7 +32,10 @@ def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
     for argument in arguments:
         if argument.name in _ON_DISK and commands[-1:] != ("embed",):
             for token in argument.tokens:
-                refuse_as_output(token.value, argument.name)
+                if re.match(r"\w+:/", token.value):
+                    from whiten.storage.services import refuse_as_output
+
+                    refuse_as_output(token.value, argument.name)
 
 
 app = App(

@@ -42,7 +42,11 @@ class FaultyS3:
         import boto3
 
         return boto3.client(
-            "s3", endpoint_url=f"http://127.0.0.1:{self._port}", region_name="us-east-1"
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{self._port}",
+            region_name="us-east-1",
+            aws_access_key_id="anyone",
+            aws_secret_access_key="secret",
         )
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
