@@ -126,12 +126,17 @@ def test_passing_faults_change_nothing(filled: FaultyS3, shared_images: Path) ->
     [
         ("500", "error 500, 6 times"),
         ("drop", "no answer"),
+        ("slow", "no answer"),
         ("cut", "cut off|no answer"),
         ("403", "access denied"),
     ],
 )
-def test_lasting_faults_are_one_line(filled: FaultyS3, fault: str, reason: str) -> None:
+def test_lasting_faults_are_one_line(
+    filled: FaultyS3, fault: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     item = find_items("s3://photos/folder")[0]
+    monkeypatch.setenv("WHITEN_STORAGE_TIMEOUT", "0.1" if fault == "slow" else "9")
+    services.filesystem.cache_clear()
     filled.plan = lambda method, path: fault
     with pytest.raises(StorageError, match=reason) as caught:
         read_bytes(item.path)
@@ -281,6 +286,7 @@ def test_what_needs_a_disk_is_refused(
     assert not os.path.lexists("s3:")
 
 
+@pytest.mark.slow
 def test_the_whole_way_equals_that_of_the_folder(
     colour_teachers: None,
     filled: FaultyS3,

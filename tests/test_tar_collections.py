@@ -12,6 +12,7 @@ from command_line import fails, prints
 from helpers import TEACHER, write_groups
 from shard_makers import samples, write_tar, write_tars
 from whiten.datasets.finding import find_items
+from whiten.datasets.shards import shard_table
 from whiten.embedding.embed import embed
 from whiten.embedding.opening import open_model
 from whiten.errors import ConfigError, ImageError, NoImagesError
@@ -186,6 +187,21 @@ def test_json_becomes_columns_of_an_index_and_changed_shards_are_read_again(
     write_tars(shards, samples(shared_images)[:-1])
     again, _ = prints(capsys, "index", shards, "--out", out)
     assert "15 images" in again and "(0 images embedded)" in again  # others, of known contents
+
+
+def test_columns_of_several_shards_meet_in_one_type(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("1.png", PNG), ("1.json", b'{"a": 1, "b": 2, "c": true}')])
+    write_tar(tmp_path / "1.tar", [("2.png", PNG), ("2.json", b'{"a": "x", "b": 0.5, "d": [1]}')])
+    write_tar(tmp_path / "2.tar", [("3.png", PNG), ("3.json", b"{"), ("3.txt", b"three")])
+    table = shard_table(tmp_path, find_items(tmp_path))
+    assert table is not None
+    assert {name: table.columns[name].to_pylist() for name in "abc"} == {
+        "a": ["1", "x", None],
+        "b": [2.0, 0.5, None],
+        "c": [True, None, None],
+    }
+    assert table.columns["caption"].to_pylist() == [None, None, "three"]
+    assert "d" not in table.names
 
 
 def test_verbs_take_shards(

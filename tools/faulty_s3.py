@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -37,8 +38,8 @@ class FaultyS3:
         self.url = f"http://127.0.0.1:{self._proxy.server_address[1]}"
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
 
-    def client(self) -> Any:
-        """A client of the server itself, for what tests prepare."""
+    @cached_property
+    def _client(self) -> Any:
         import boto3
 
         return boto3.client(
@@ -48,6 +49,10 @@ class FaultyS3:
             aws_access_key_id="anyone",
             aws_secret_access_key="secret",
         )
+
+    def client(self) -> Any:
+        """A client of the server itself, for what tests prepare and check."""
+        return self._client
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         self.client().put_object(Bucket=bucket, Key=key, Body=data)

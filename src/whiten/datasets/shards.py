@@ -94,7 +94,11 @@ def shard_items(found: Located, source: str, choice: Choice) -> Items:
     if not found.is_named:
         names = _one_kind(found, source)
     items = Items.of(
-        item for name in names for item in _items(found, name) if _is_taken(item, choice)
+        item
+        for name in names
+        if choice.enters(name)
+        for item in _items(found, name)
+        if choice.takes(item.id.rstrip("/"))
     )
     if not items and not choice:
         raise NoImagesError(
@@ -102,10 +106,6 @@ def shard_items(found: Located, source: str, choice: Choice) -> Items:
             "table with columns path,group, or a folder of images"
         )
     return items
-
-
-def _is_taken(item: Item, choice: Choice) -> bool:
-    return choice.takes(item.id.rstrip("/"))
 
 
 def _one_kind(found: Located, source: str) -> list[str]:
@@ -156,8 +156,28 @@ def shard_table(source: str | os.PathLike[str], items: Items) -> Table | None:
     parts = [part for name in names if (part := _columns(found, name, items)) is not None]
     if not parts:
         return None
-    table = pa.concat_tables(parts, promote_options="permissive")
+    table = pa.concat_tables(_of_equal_types(parts), promote_options="permissive")
     return Table(table, table.schema.names, is_text=False)
+
+
+def _of_equal_types(parts: list[pa.Table]) -> list[pa.Table]:
+    """Return tables whose columns have one type each: text where numbers and text meet."""
+    kinds: dict[str, set[pa.DataType]] = {}
+    for field in (field for part in parts for field in part.schema):
+        kinds.setdefault(field.name, set()).add(field.type)
+    mixed = {name for name, of in kinds.items() if len(of) > 1 and not all(map(_is_number, of))}
+    return [
+        part.cast(
+            pa.schema(
+                [f.with_type(pa.large_string()) if f.name in mixed else f for f in part.schema]
+            )
+        )
+        for part in parts
+    ]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _columns(found: Located, name: str, items: Items) -> pa.Table | None:

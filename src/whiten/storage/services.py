@@ -76,10 +76,19 @@ def filesystem(scheme: str) -> Any:
             "connect_timeout": _seconds(10),
             "read_timeout": _seconds(60),
         }
-    made = fsspec.filesystem("gs" if scheme == "gs" else scheme, **options)
+    elif module == "aiohttp":
+        import aiohttp
+
+        limit = aiohttp.ClientTimeout(sock_connect=_seconds(10), sock_read=_seconds(60))
+        options["client_kwargs"] = {"timeout": limit}
+    made = fsspec.filesystem(scheme, **options)
     if hasattr(made, "retries"):
         made.retries = 1
     return made
+
+
+if hasattr(os, "register_at_fork"):  # a client's thread does not outlive a fork
+    os.register_at_fork(after_in_child=filesystem.cache_clear)
 
 
 def refuse_as_output(place: str | os.PathLike[str], what: str) -> None:
