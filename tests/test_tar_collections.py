@@ -52,6 +52,13 @@ def test_a_shard_alone_has_the_ids_that_it_has_among_others(shards: Path) -> Non
     assert len(among) == 6
 
 
+def test_a_member_is_a_collection_of_one(shards: Path) -> None:
+    path = shards / "photos-001.tar" / "000000007.png"
+    assert [(item.id, item.path) for item in find_items(path)] == [("000000007.png", str(path))]
+    with pytest.raises(NoImagesError, match="does not exist"):
+        find_items(shards / "photos-001.tar" / "no.png")
+
+
 def test_a_member_has_size_and_hash_of_its_own(shards: Path, shared_images: Path) -> None:
     item = find_items(shards)[0]
     _, data, _ = samples(shared_images)[0]

@@ -28,7 +28,9 @@ from whiten.datasets.tables import is_table, near_name, read_table
 from whiten.datasets.walking import Walk, as_id
 from whiten.errors import ConfigError, NoImagesError, one_line
 from whiten.media.formats import SUFFIXES
+from whiten.media.reading import stamp_of
 from whiten.media.video import VIDEO_SUFFIXES
+from whiten.storage.places import is_member
 from whiten.utils.names import as_path, as_url, as_utf8, joined
 
 # What was left out is no error, and whoever calls wants to know.
@@ -89,6 +91,8 @@ def _chosen(items: Items, source: str | os.PathLike[str], choice: Choice) -> Ite
 
 
 def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Items:
+    if is_member(str(root)) and stamp_of(str(root)) is not None:
+        return Items.of([Item(as_id(root.name), str(root))])
     if not root.is_dir() and (found := find_shards(root)) is not None:
         items = shard_items(found, str(root), choice)
         return _once(items.sorted(), root)
