@@ -62,11 +62,11 @@ def open_once(place: str, make: Callable[[Blob], Any], kind: str) -> tuple[Blob,
 def member_stamp(path: str) -> Stamp | None:
     """Return the stamp of a member or an object; None if it is not there."""
     try:
-        found = split_member(path)
+        found, url = split_member(path), as_url(path)
         if found is None:
             from whiten.storage.objects import stamp_of_url
 
-            return stamp_of_url(as_url(path) or path)
+            return None if url is None else stamp_of_url(url)
         place, name = found
         if place.lower().endswith(PARQUET):
             stamp = open_blob(place).stamp
