@@ -16,7 +16,7 @@ import pytest
 from command_line import fails, prints
 from faulty_s3 import FaultyS3, serving
 from helpers import TEACHER
-from shard_makers import samples, write_parquets, write_tars
+from shard_makers import samples, write_parquets, write_tar, write_tars
 from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
 from whiten.embedding.opening import open_model
@@ -209,13 +209,14 @@ def test_a_missing_extra_is_one_line(
     services.filesystem.cache_clear()
 
 
-def test_tars_over_http(
+def test_tars_over_http_from_a_server_without_ranges(
     shared_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tars(tmp_path / "shards", samples(shared_images))
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(objects, "_BLOCK", 4096)
     services.filesystem.cache_clear()
     forget_all()
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
@@ -223,6 +224,10 @@ def test_tars_over_http(
         url = f"http://127.0.0.1:{web.server_address[1]}/shards/photos-{{000..002}}.tar"
         items = find_items(url)
         found = sorted(read_bytes(item.path) for item in items)
+        objects._blocks.forget(lambda key: True)
+        write_tar(tmp_path / "shards" / "photos-000.tar", [("000000000.png", b"x" * 90_000)])
+        with pytest.raises(ChangedError, match=r"photos-000\.tar has changed"):
+            read_bytes(items[0].path)
         web.shutdown()
     assert found == sorted(data for _, data, _ in samples(shared_images))
 

@@ -126,8 +126,8 @@ class RemoteObject:
             if scheme in ("http", "https") and self._etag and not self._etag.startswith("W/"):
                 more, is_checked = {"headers": {"If-Match": self._etag}}, True
             data = files.cat_file(_path(self.place), start=start, end=stop, **more)
-        if len(data) > stop - start and start == 0 and len(data) == self.stamp.size:
-            data = data[:stop]  # the server ignores ranges
+        if len(data) > stop - start and len(data) == self.stamp.size:
+            data = data[start:stop]  # the server ignores ranges
         # Other services have no condition on reading: ask what the object is now.
         if not is_checked and _facts(self.place, _fresh(self.place))[0] != self.stamp:
             raise ChangedError(
