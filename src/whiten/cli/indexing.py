@@ -41,7 +41,8 @@ def index(
     """Build an index, or bring it up to date: only new and changed images are embedded.
 
     Args:
-        images: a folder, a table of paths, or a store of embeddings.
+        images: a folder, tar shards, Parquet with images, a table of paths, a URL of any of these,
+            or a store of embeddings.
         model: folder of a student, or URI of any model; not needed for a store, nor to update.
         out: folder of the index.
         store: vector database to use instead of a folder: milvus:URI or pgvector:DSN.

@@ -79,7 +79,8 @@ def distill(
     """Distil teachers into a student, and report the results.
 
     Args:
-        images: a folder, or a CSV or Parquet with columns path,group.
+        images: a folder, tar shards, Parquet with images, or a CSV or Parquet with columns
+            path,group; or a URL of any of these.
         out: the run's folder; the student is written to OUT/student.
         config: a YAML file with any of these options; options on the command line take precedence.
         resume: continue the run in OUT; nothing else needs to be repeated.
