@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -132,8 +133,8 @@ def search(
     ids: Annotated[list[str] | None, Parameter("--id", consume_multiple=True)] = None,
     model: Model = None,
     images: Annotated[Path | None, Parameter("--in")] = None,
-    index: Path | None = None,
-    store: str | None = None,
+    index: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    store: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     k: Annotated[int, Parameter(("--k", "-k"))] = 10,
     threshold: float | None = None,
     where: str | None = None,
@@ -159,8 +160,9 @@ def search(
         ids: ids of images in the index to query with.
         model: folder of a student, or URI of any model; by default the model of the index.
         images: a folder or a table of paths to search; its index is brought up to date first.
-        index: folder of the index; with --in by default next to the student's run.
-        store: vector database to use instead of a folder: milvus:URI or pgvector:DSN.
+        index: folder of the index, or several that are searched as one; with --in by default next
+            to the student's run.
+        store: vector database to use instead of a folder: milvus:URI or pgvector:DSN; or several.
         k: number of hits.
         threshold: minimum score of a hit.
         where: filter on columns of the index: price < 10 and group in ['shoes', 'bags'], taken is
@@ -188,8 +190,14 @@ def search(
     from whiten.media.boxes import Box
 
     choose(runtime, device)
+    if index and store:
+        raise ConfigError("name the place of the index: --index FOLDER, or --store milvus:URI")
+    folders, files = _folders_and_files(index or [])
     query = Query(
-        tuple(queries or ()), tuple(ids or ()), None if box is None else Box.parse(box), combine
+        (*(queries or ()), *files),
+        tuple(ids or ()),
+        None if box is None else Box.parse(box),
+        combine,
     )
     wrong = None if background is None else Index.open(background)
     options = SearchOptions(k, threshold, where, videos, expand, alpha, wrong)
@@ -199,7 +207,7 @@ def search(
         images=images,
         exclude=exclude,
         include=include,
-        place=index if store is None else place(index, store, "--index"),
+        place=folders or store or (),
         show_progress=True,
     )
     hits = run(opened, vectors, options)
@@ -217,6 +225,11 @@ def search(
         say(f"page     {page}")
         webbrowser.open(page.as_uri())
     list_skipped(opened.changes.skipped)
+
+
+def _folders_and_files(named: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Split what follows --index: an index is never a file, so that files are queries."""
+    return [p for p in named if not p.is_file()], [p for p in named if p.is_file()]
 
 
 def place(folder: Path | None, store: str | None, option: str) -> Path | str:

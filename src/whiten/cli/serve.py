@@ -15,7 +15,7 @@ from whiten.models.choice import choose
 
 @app.command
 def serve(
-    index: str,
+    index: Annotated[tuple[str, ...], Parameter(negative=())],
     /,
     *,
     model: Model = None,
@@ -41,7 +41,7 @@ def serve(
     environment variable WHITEN_TOKEN, or from a file.
 
     Args:
-        index: a folder, milvus:URI or pgvector:DSN.
+        index: a folder, milvus:URI or pgvector:DSN; or several, which are searched as one.
         model: model that embeds the queries; by default the model of the index.
         background: index of images that match no query, for searches that subtract the similarity
             to it.
@@ -63,6 +63,8 @@ def serve(
     from whiten.serve.running import is_loopback, listen, url_of
     from whiten.serve.settings import allowed_names, read_token
 
+    if writable and len(index) > 1:
+        raise ConfigError("several indexes are only searched: leave out --writable, or serve one")
     choose(runtime, device)
     settings = Settings(
         roots=root,

@@ -23,13 +23,13 @@ from whiten.index.colours import converted
 from whiten.index.keeping import Columns, columns_after
 from whiten.index.membership import Membership, Numbers, join, named
 from whiten.index.metadata import Metadata, read_metadata
+from whiten.index.places import Place
 from whiten.index.rows import Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
 from whiten.store.places import is_store as _is_store
 from whiten.store.store import Store
 from whiten.utils.names import as_path, named_place
 
-Place: TypeAlias = str | os.PathLike[str]
 Images: TypeAlias = Any
 """A folder, a table, a store; or items, paths or a data frame, see `given_items`."""
 

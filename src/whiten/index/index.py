@@ -13,7 +13,7 @@ import pyarrow as pa
 from whiten.datasets.patterns import Patterns
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, StoreError
-from whiten.index.collections import Images, Place, open_source
+from whiten.index.collections import Images, open_source
 from whiten.index.columns import FILTERABLE
 from whiten.index.conditions import Where
 from whiten.index.local.folder import FolderIndex
@@ -22,7 +22,7 @@ from whiten.index.local.storage.loss import Cost
 from whiten.index.local.tuning import Tuning, check_kind
 from whiten.index.metadata import Metadata
 from whiten.index.model import can_query, open_model, require_model
-from whiten.index.places import open_place
+from whiten.index.places import Place, Places, open_existing, open_place
 from whiten.index.rows import Backend, Facts, Match, matches
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes
@@ -52,23 +52,19 @@ class Index:
     # --- opening ------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, place: Place, encoder: Encoder | None = None) -> Index:
-        """Open an index.
+    def open(cls, place: Places, encoder: Encoder | None = None) -> Index:
+        """Open an index, or several that are searched as one and not changed.
 
         Args:
-            place: a folder, `milvus:URI` or `pgvector:DSN`.
+            place: a folder, `milvus:URI` or `pgvector:DSN`; or several of them.
             encoder: embeds the queries; by default the encoder of the index, opened on first use.
 
         Raises:
-            StoreError: there is no index, it is damaged, or the encoder is another model.
+            StoreError: there is no index, it is damaged, or the encoder is another model; several
+                are of different models, or have the same id.
+            ConfigError: a column of several holds values of different kinds.
         """
-        backend = open_place(place)
-        if backend.facts is None:
-            raise StoreError(
-                f"{backend.place} is not an index: make one with `whiten index IMAGES "
-                f"--model MODEL --out {backend.place}`"
-            )
-        index = cls(backend, encoder)
+        index = cls(open_existing(place), encoder)
         index._require_complete()
         if encoder is not None:
             index.require(encoder)

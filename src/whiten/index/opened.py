@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
 from whiten.index.colours import ignored_profiles
 from whiten.index.index import Index
+from whiten.index.places import Place, Places
 from whiten.index.query import Query
 from whiten.runs.folder import RunFolder
 from whiten.utils.arrays import Vectors
@@ -25,7 +27,7 @@ def open_for_query(
     *,
     model: str | None = None,
     images: Path | None = None,
-    place: Path | str | None = None,
+    place: Places | None = None,
     exclude: Patterns = (),
     include: Patterns = (),
     show_progress: bool = False,
@@ -35,8 +37,8 @@ def open_for_query(
     Args:
         model: model that embeds the query; by default the model of the index.
         images: a collection that is indexed first; needs a model.
-        place: place of the index; with `images` by default `RUN/index/…` next to the student, one
-            index per collection.
+        place: place of the index, or several; with `images` one place, by default `RUN/index/…`
+            next to the student, one index per collection.
         exclude, include: patterns that choose among `images`, see `whiten.datasets.patterns`.
 
     Raises:
@@ -48,7 +50,7 @@ def open_for_query(
         raise ConfigError("--exclude and --include choose among the images of --in: name them")
     encoder = None if model is None else load(model)
     if images is None:
-        if place is None:
+        if not place:
             raise ConfigError("nothing to search: add --in IMAGES, or --index FOLDER")
         index = Index.open(place, encoder)
         if ignored_profiles(index.facts):
@@ -62,7 +64,7 @@ def open_for_query(
         if encoder is None or model is None:
             raise ConfigError("images need a model that embeds them: name it with --model")
         vectors = query.embed(encoder) if query.images else None
-        where = place or _default_place(model, images)
+        where = _one(place) or _default_place(model, images)
         index = Index.build(
             encoder,
             images,
@@ -77,6 +79,14 @@ def open_for_query(
     if query.ids:
         parts.append(index.vectors(list(query.ids)))
     return index, query.combined(np.concatenate(parts))
+
+
+def _one(place: Places | None) -> Place | None:
+    if place is None or isinstance(place, str | os.PathLike):
+        return place
+    if len(place) > 1:
+        raise ConfigError("the images of --in are kept in one index: name one place")
+    return place[0] if place else None
 
 
 def _default_place(model: str, images: Path) -> Path:

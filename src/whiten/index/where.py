@@ -252,7 +252,7 @@ class _Reader:
         if kind == "bool" and operator not in ("==", "!=", "in"):
             raise ConfigError(f"column {name} is true or false: compare it with == or !=")
         if kind == "int":
-            return _compare_whole(self._stored(name), operator, checked)  # type: ignore[arg-type]
+            return compare_whole(self._stored(name), operator, checked)  # type: ignore[arg-type]
         keyed: dict[str, list[Value]] = {}
         for value in checked:
             key, stored = self._keyed(name, kind, operator, value)
@@ -309,7 +309,7 @@ def _as_float(value: int | float) -> float:
 _Number: TypeAlias = int | float
 
 
-def _compare_whole(column: str, operator: Operator, values: Collection[_Number]) -> Where:
+def compare_whole(column: str, operator: Operator, values: Collection[_Number]) -> Where:
     """Compare an int64 column with any numbers, rewritten as int64 values.
 
     Databases differ in how they compare them with floats, and Arrow refuses to.

@@ -29,9 +29,13 @@ _ENDING_SECONDS = 15.0  # after which workers that do not end are killed; each t
 
 @dataclass(frozen=True)
 class Job:
-    """Places to serve, the URI of the model, settings, and the runtime of the model."""
+    """Places to serve, the URI of the model, settings, and the runtime of the model.
 
-    index: str
+    Attributes:
+        index: a place, or several that are searched as one.
+    """
+
+    index: str | tuple[str, ...]
     model: str | None
     background: str | None
     settings: Settings

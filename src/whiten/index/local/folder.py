@@ -63,7 +63,7 @@ class FolderIndex:
         self.place = os.fspath(folder)
         self._refuse_foreign()
         self._now: Snapshot | None = None
-        self._seen: Stamp | None = None
+        self.seen: Stamp | None = None
         self._open()
 
     def _refuse_foreign(self) -> None:
@@ -86,7 +86,7 @@ class FolderIndex:
             try:
                 self._now = None if manifest is None else Snapshot(self.root, manifest)
                 self.facts = None if manifest is None else manifest.facts
-                self._seen = seen
+                self.seen = seen
                 return
             except StoreError:
                 # A writer may have replaced the manifest and deleted the files of the old one.
@@ -95,7 +95,7 @@ class FolderIndex:
 
     def refresh(self) -> None:
         # An index that was deleted and made again may have an equal manifest, and other vectors.
-        if self._seen != stamp_of(os.fspath(self.root / MANIFEST)):
+        if self.seen != stamp_of(os.fspath(self.root / MANIFEST)):
             self._open()
 
     # --- reading ------------------------------------------------------------------------
