@@ -12,11 +12,12 @@ import pytest
 from index_helpers import DIM, block, clustered, facts, found_ids, make, timed_as, write
 from whiten.errors import ConfigError, MissingExtraError, StoreError
 from whiten.index import Index
-from whiten.index.local import tuning
-from whiten.index.local.approximate import cluster
+from whiten.index.local import approximate, tuning
+from whiten.index.local.approximate import assign, cluster
 from whiten.index.local.codes import can_multiply
 from whiten.index.local.folder import FolderIndex
 from whiten.index.where import parse_where
+from whiten.retrieval import exact
 from whiten.retrieval.exact import exact_search
 
 ROWS = 4000
@@ -269,6 +270,54 @@ def test_empty_clusters_begin_anew() -> None:
     centroids = cluster(vectors, 10, np.random.default_rng(0))
     assert centroids.shape == (10, DIM) and np.isfinite(centroids).all()
     assert np.allclose((vectors @ centroids.T).max(1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("can", [True, False], ids=["codes", "floats"])
+def test_lists_of_the_nearest_centroid(can: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if can and not can_multiply():
+        pytest.skip("no int8 products")
+    monkeypatch.setattr(approximate, "can_multiply", lambda: can)
+    monkeypatch.setattr(approximate, "_BLOCK", 300)
+    vectors, centroids = clustered(1000), clustered(30, seed=5)
+    products = vectors @ centroids.T
+    found = products[np.arange(1000), assign(vectors, centroids)]
+    np.testing.assert_allclose(found, products.max(1), atol=0.03 if can else 0)
+
+
+def test_lists_of_the_codes_of_product_quantisation(
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    sizes = {}
+    for storage in ("float32", "pq:8+float32"):
+        index = make(tmp_path / storage, vectors)
+        with index.writing(), timed_as(1.0, 0.1):
+            index.store_as(storage)
+            index.tune("ivf", 0.95)
+        assert index.tuning is not None and index.tuning.kind == "ivf"
+        assert index.tuning.recall["10"] >= 0.95
+        found = FolderIndex(tmp_path / storage).search(queries, 10)
+        names = [[match.id for match in hits] for hits in found]
+        assert recall_of(names, names_exactly(queries, vectors, 10)) >= 0.9
+        for query, hits in zip(queries, found, strict=True):
+            own = vectors[[int(match.id) for match in hits]] @ query
+            np.testing.assert_allclose([match.score for match in hits], own, atol=1e-6)
+        [lists] = (tmp_path / storage).glob("fast-*/index.faiss")
+        sizes[storage] = lists.stat().st_size
+    assert sizes["float32"] - sizes["pq:8+float32"] > (DIM - 8) * ROWS - (DIM * 4 * 256) - 1000
+
+
+def test_a_large_file_is_not_kept_resident(
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of a mapped file are let go of once scanned, and the answers stay the same."""
+    forgotten: list[int] = []
+    index = make(tmp_path / "index", vectors)
+    expected = found_ids(index, queries, 10)
+    monkeypatch.setattr(exact, "forget", lambda part: forgotten.append(len(part)))
+    assert found_ids(index, queries, 10) == expected and not forgotten
+    monkeypatch.setattr(exact, "_KEPT_BYTES", vectors.nbytes - 1)
+    assert found_ids(index, queries, 10) == expected
+    assert sum(forgotten) == ROWS
 
 
 # --- damage -----------------------------------------------------------------------------

@@ -162,8 +162,10 @@ class _Work:
         if backend.facts is not None and set(facts.converted) - set(backend.facts.converted):
             is_same &= ~have_profiles(source.items, is_same, backend.place)
         skipped = {name: stamp for name, _, stamp in (backend.facts or facts).skipped}
-        stamps = zip(self._now["id"].to_pylist(), self._now["stamp"].to_pylist(), strict=True)
-        is_skipped = np.array([bool(s) and skipped.get(name) == s for name, s in stamps], bool)
+        is_skipped = np.zeros(len(self._now), bool)
+        if skipped:
+            stamps = zip(self._now["id"].to_pylist(), self._now["stamp"].to_pylist(), strict=True)
+            is_skipped[:] = [bool(s) and skipped.get(name) == s for name, s in stamps]
         self.touched = np.flatnonzero(~is_same & ~is_skipped)
         self.changes = Changes(unchanged=int(is_same.sum()))
         touched = self._now["stamp"].take(pa.array(self.touched)).to_pylist()

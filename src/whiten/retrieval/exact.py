@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.utils.arrays import Vectors
+from whiten.utils.memory import forget
 from whiten.utils.threads import cores
 
 QUERIES = 256  # per pass
@@ -29,6 +30,7 @@ _SHARED_BYTES = 4 << 20  # of vectors, above which a second thread pays
 _FEW = 8  # queries, for which BLAS's product is slower than row by row
 _ROWS = 1024  # rows that fit into a core's cache while these queries pass over them
 _DECODED = 2048  # rows of codes decoded at once, which fit into a core's cache
+_KEPT_BYTES = 4 << 30  # of a mapped file; of a larger one, what was read is not kept resident
 _SPARSE = 0.1  # below this fraction of allowed rows, the others are dropped before the product
 
 _LOWEST: dict[type, float] = {np.float32: -np.inf, np.int32: np.iinfo(np.int32).min}
@@ -196,6 +198,7 @@ def scan(
             nearest.show((part @ queries.T).T, rows=first + rows)
         return
     out = np.empty(min(size, len(vectors)) * len(queries), np.float32)
+    is_large = getattr(vectors, "nbytes", 0) > _KEPT_BYTES
     for start in range(0, len(vectors), size):
         part = vectors[start : start + size]
         block = out[: len(part) * len(queries)]
@@ -213,6 +216,8 @@ def scan(
         if allowed is not None:
             similarities[:, ~allowed[start : start + size]] = -np.inf
         nearest.show(similarities, first + start)
+        if is_large:
+            forget(part)
 
 
 @cache

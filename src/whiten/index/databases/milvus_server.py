@@ -172,9 +172,21 @@ def _why_not(address: Address, server: str, error: BaseException) -> str:
             )
         return f"Milvus Lite cannot open it ({one_line(error)}): delete it and index again"
     reason = _reason(error)
-    if "auth" in reason.lower():
-        return f"{reason}: set {TOKEN} to the server's token, or to USER:PASSWORD"
+    if _is_refused(error):
+        return (
+            f"the server refuses the token ({reason}): set {TOKEN} to the server's token, or to "
+            "USER:PASSWORD"
+        )
     return f"no Milvus server answers there ({reason}): start it, or correct the address"
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Return whether a server was reached that wants another token; clients hide that deeper."""
+    while error is not None:
+        if "auth" in _reason(error).lower():
+            return True
+        error = error.__cause__
+    return False
 
 
 def _is_locked(path: Path) -> bool:

@@ -24,6 +24,7 @@ from whiten.errors import StoreError
 from whiten.retrieval.exact import Mask, Nearest, Rows
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import flush
+from whiten.utils.memory import forget
 
 Codes = npt.NDArray[np.int8]
 
@@ -80,7 +81,9 @@ def write_codes(folder: Path, vectors: Vectors) -> None:
     starts = range(0, len(vectors), _ROWS)
 
     def turned(start: int) -> Vectors:
-        found: Vectors = (vectors[start : start + _ROWS] - centre) @ rotation
+        part = vectors[start : start + _ROWS]
+        found: Vectors = (part - centre) @ rotation
+        forget(part)
         return found
 
     step = np.float32(max(float(np.abs(turned(start)).max()) for start in starts) / _TOP or 1)

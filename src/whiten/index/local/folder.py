@@ -54,6 +54,7 @@ class FolderIndex:
     Attributes:
         place: the folder.
         facts: None if there is no index.
+        seen: stamp of the manifest that is open; None if there is no index.
     """
 
     facts: Facts | None
@@ -193,17 +194,17 @@ class FolderIndex:
         coding = None if self._now is None else self._now.coding
         with SegmentWriter(staged, facts, coding) as writer:
             writer.write(new)
-        if before is None and not writer.ids:
+        if before is None and not writer.count:
             return  # a first run that found nothing leaves no index
-        parts = self._without([*gone, *writer.ids], generation)
+        parts = [] if before is None else self._without([*gone, *writer.ids()], generation)
         if before is not None and (lost := lost_fields(before.facts.columns, facts.columns)):
             # Otherwise the values would be back with the next column of this name.
             parts = [replace(p, lost=tuple(dict.fromkeys((*p.lost, *lost)))) for p in parts]
-        if writer.ids:
+        if writer.count:
             name = f"{_SEGMENT}{generation:06d}"
             shutil.rmtree(self.root / name, ignore_errors=True)  # left by a killed change
             os.replace(staged, self.root / name)
-            parts.append(Part(name, len(writer.ids)))
+            parts.append(Part(name, writer.count))
         storage = Storage() if before is None else before.storage
         self._commit(Manifest(generation, facts, tuple(parts), self.tuning, storage))
         self._tidy()
@@ -211,18 +212,16 @@ class FolderIndex:
 
     def _without(self, ids: Sequence[str], generation: int) -> list[Part]:
         """Return the current parts with more rows removed; empty parts are dropped."""
-        if self._now is None:
-            return []
         if not ids:
-            return list(self._now.manifest.parts)
-        places = self._now.places(ids)
+            return list(self._opened.manifest.parts)
+        places = self._opened.places(ids)
         places = places[places >= 0]
         parts, first = [], 0
-        for number, part in enumerate(self._now.manifest.parts):
+        for number, part in enumerate(self._opened.manifest.parts):
             inside = places[(places >= first) & (places < first + part.count)] - first
             first += part.count
             if len(inside):
-                there = self._now.there(number).copy()
+                there = self._opened.there(number).copy()
                 there[inside] = False
                 if not there.any():
                     continue
@@ -263,8 +262,8 @@ class FolderIndex:
         with SegmentWriter(self.root / name, manifest.facts, self._opened.coding) as writer:
             writer.write(self._opened.blocks(numbers))
         parts = [part for n, part in enumerate(manifest.parts) if n not in numbers]
-        if writer.ids:
-            parts.append(Part(name, len(writer.ids)))
+        if writer.count:
+            parts.append(Part(name, writer.count))
         self._commit(replace(manifest, generation=generation, parts=tuple(parts)))
 
     def store_as(self, name: str) -> None:
@@ -352,6 +351,7 @@ class FolderIndex:
                 now.segments[number].unit,
                 now.present[number],
                 lambda kind: self.root / f"{_FAST}{generation:06d}-{kind}",
+                None if now.coding is None else now.coding.codec,
             )
             parts[number] = replace(parts[number], fast=folder.name if folder else "")
         tuning = replace(tuning, rows=sum(counts))

@@ -151,11 +151,15 @@ class SegmentWriter:
 
     Args:
         coding: storage of the vectors; None for float32.
+
+    Attributes:
+        count: number of rows so far.
     """
 
     def __init__(self, folder: Path, facts: Facts, coding: Coding | None) -> None:
         self.folder = folder
-        self.ids: list[str] = []
+        self.count = 0
+        self._ids: list[pa.ChunkedArray] = []  # a tenth of the memory of Python's texts
         self._facts = facts
         self._coding = coding
 
@@ -176,7 +180,11 @@ class SegmentWriter:
         for batch in block.rows.cast(self._schema).combine_chunks().to_batches():
             self._rows.write_batch(batch)
         self._file.flush()
-        self.ids += block.rows["id"].to_pylist()
+        self._ids.append(block.rows["id"])
+        self.count += len(block.rows)
+
+    def ids(self) -> list[str]:
+        return [name for column in self._ids for name in column.to_pylist()]
 
     def write(self, blocks: Iterable[Block]) -> None:
         for block in blocks:
@@ -192,7 +200,7 @@ class SegmentWriter:
             if kind is None:
                 flush(file.fileno())
             file.close()
-        if kind is None and self._coding is not None and self.ids:
-            shape = (len(self.ids), self._facts.dim)
+        if kind is None and self._coding is not None and self.count:
+            shape = (self.count, self._facts.dim)
             vectors = np.memmap(self.folder / VECTORS, "<f4", "r", shape=shape)
             write_codes(self.folder / self._coding.file, self._coding.codec, vectors)

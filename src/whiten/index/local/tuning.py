@@ -19,6 +19,7 @@ from whiten.index.local.approximate import (
     write_approximate,
 )
 from whiten.index.local.codes import CodedSegment, Gather, can_multiply, write_codes
+from whiten.index.local.storage.codec import Codec
 from whiten.retrieval.exact import Mask, Rows, exact_search
 from whiten.utils.arrays import Vectors
 
@@ -31,6 +32,8 @@ _MANY = 100  # recall@100 is also reported
 _QUERIES = 200  # vectors of the index used as queries
 _TIMED = 20  # of them, timed one by one
 _ROUNDS = 5  # of batches
+_SLOW_ROWS = 2_000_000  # above which an exact search takes a second or so: fewer are timed
+_SLOW_TIMED = 5
 _TOGETHER = 64  # queries per batch, for kinds made for many queries
 _REFINE = (1, 2, 4, 8, 16)
 # Minimum speed-up over exact search for `auto`: ivf costs recall, int8 only disk space.
@@ -138,7 +141,12 @@ def open_fast(tuning: Tuning, folder: Path, count: int, dim: int) -> Fast | None
 
 
 def choose(
-    asked: str, target: float, vectors: Vectors, there: Mask | None, folder: Callable[[str], Path]
+    asked: str,
+    target: float,
+    vectors: Vectors,
+    there: Mask | None,
+    folder: Callable[[str], Path],
+    codec: Codec | None = None,
 ) -> tuple[Tuning, Path | None]:
     """Choose how to search a segment, and write the files that this needs.
 
@@ -148,6 +156,7 @@ def choose(
         vectors: (n, d) float32, L2-normalised.
         there: (n,) mask of rows that can be answers; None allows all.
         folder: returns the folder to write, by kind.
+        codec: of the segment's storage; None for float32.
 
     Returns:
         The choice, and the folder written; None for exact search.
@@ -161,7 +170,7 @@ def choose(
     for kind in _candidates(asked, target, remarks):
         place = folder(kind)
         shutil.rmtree(place, ignore_errors=True)  # left by a killed run
-        found, remark = _try(replace(tuning, kind=kind), place, vectors, there)
+        found, remark = _try(replace(tuning, kind=kind), place, vectors, there, codec)
         if found is not None:
             return replace(found, remark="; ".join(remarks)), place
         remarks.append(remark)
@@ -188,7 +197,7 @@ def _candidates(asked: str, target: float, remarks: list[str]) -> Iterator[str]:
 
 
 def _try(
-    tuning: Tuning, place: Path, vectors: Vectors, there: Mask | None
+    tuning: Tuning, place: Path, vectors: Vectors, there: Mask | None, codec: Codec | None
 ) -> tuple[Tuning | None, str]:
     """Write and measure a search kind; return the result, or None and why it is of no use."""
     trial = _Trial(vectors, there)
@@ -198,7 +207,7 @@ def _try(
         write_codes(place, vectors)
         fast: Fast = CodedSegment(place, len(vectors), vectors.shape[1])
     else:
-        write_approximate(kind, place, vectors)
+        write_approximate(kind, place, vectors, codec)
         opened = ApproximateSegment(kind, place, len(vectors), vectors.shape[1], Settings(1, 1))
         settings = _cheapest(opened, trial, tuning.target)
         if settings is None:
@@ -284,7 +293,8 @@ class _Trial:
     def seconds(self, fast: Fast, together: int) -> tuple[float, float]:
         """Return median seconds per query of exact and fast search, measured alternately."""
         times: tuple[list[float], list[float]] = ([], [])
-        for number in range(min(_TIMED, len(self._queries)) if together == 1 else _ROUNDS):
+        timed = _SLOW_TIMED if len(self._vectors) > _SLOW_ROWS else _TIMED
+        for number in range(min(timed, len(self._queries)) if together == 1 else _ROUNDS):
             query = self._queries[number : number + together]
             began = time.perf_counter()
             exact_search(query, self._vectors, _K, self._there)
