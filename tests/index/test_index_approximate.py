@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from index_helpers import DIM, block, clustered, facts, found_ids, make, timed_as, write
 from whiten.errors import ConfigError, MissingExtraError, StoreError
 from whiten.index import Index
-from whiten.index.local import approximate, tuning
+from whiten.index.local import approximate, segments, tuning
 from whiten.index.local.approximate import assign, cluster
 from whiten.index.local.codes import can_multiply
 from whiten.index.local.folder import FolderIndex
+from whiten.index.rows import Block
 from whiten.index.where import parse_where
 from whiten.retrieval import exact
 from whiten.retrieval.exact import exact_search
@@ -318,6 +320,21 @@ def test_a_large_file_is_not_kept_resident(
     monkeypatch.setattr(exact, "_KEPT_BYTES", vectors.nbytes - 1)
     assert found_ids(index, queries, 10) == expected
     assert sum(forgotten) == ROWS
+
+
+def test_rows_of_many_batches_are_joined(
+    tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_BATCH", 1500)
+    whole = block(vectors)
+    index = FolderIndex(tmp_path / "index")
+    parts = [Block(whole.rows.slice(n, 50), vectors[n : n + 50]) for n in range(0, ROWS, 50)]
+    write(index, parts)
+    [segment] = (tmp_path / "index").glob("segment-*")
+    with pa.ipc.open_stream(pa.memory_map(str(segment / "rows.arrows"))) as stream:
+        assert [len(batch) for batch in stream] == [1500, 1500, 1000]
+    assert sorted(path.name for path in segment.iterdir()) == ["rows.arrows", "vectors.f32"]
+    assert FolderIndex(tmp_path / "index").known().equals(whole.rows)
 
 
 # --- damage -----------------------------------------------------------------------------

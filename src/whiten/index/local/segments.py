@@ -9,6 +9,7 @@ once a manifest names the segment.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,8 @@ from whiten.utils.files import flush
 VECTORS = "vectors.f32"
 ROWS = "rows.arrows"
 _KEY = b"whiten"
+_BATCH = 65536  # rows of a finished segment's batches
+_MOST_BATCHES = 64  # of another size
 
 
 class Segment:
@@ -200,7 +203,25 @@ class SegmentWriter:
             if kind is None:
                 flush(file.fileno())
             file.close()
+        if kind is None and len(self._ids) > _MOST_BATCHES:
+            _join_batches(self.folder / ROWS, self._schema)
         if kind is None and self._coding is not None and self.count:
             shape = (self.count, self._facts.dim)
             vectors = np.memmap(self.folder / VECTORS, "<f4", "r", shape=shape)
             write_codes(self.folder / self._coding.file, self._coding.codec, vectors)
+
+
+def _join_batches(path: Path, schema: pa.Schema) -> None:
+    """Write the rows again in larger batches: opening ten million then takes a tenth of the time.
+
+    A kill leaves the one file or the other.
+    """
+    rows = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    joined = path.with_name(f"{path.name}.partial")
+    with joined.open("wb") as file:
+        with pa.ipc.new_stream(file, schema) as stream:
+            for start in range(0, len(rows), _BATCH):
+                stream.write_table(rows.slice(start, _BATCH).combine_chunks())
+        file.flush()
+        flush(file.fileno())
+    os.replace(joined, path)
