@@ -7,9 +7,9 @@ clusters; queries are vectors of the index, moved a little. whiten's indexes are
 `synchronise`, as images are, and their hits are whole rows; the rivals store and return numbers
 only. Every way runs in processes of its own, one after another: one builds, one opens and
 searches, so that the resident memory of each is its own. Recall is that of the ten nearest of
-exact search. FAISS is given the centroids and codebooks that whiten fitted, visits as many lists, and does not
-re-rank. hnswlib, where installed, keeps all vectors in memory: `--graph-rows` is the largest size
-that it gets.
+exact search. FAISS is given the centroids and codebooks that whiten fitted, visits as many lists,
+and does not re-rank. hnswlib, where installed, keeps all vectors in memory: `--graph-rows` is the
+largest size that it gets.
 """
 
 from __future__ import annotations
