@@ -81,6 +81,10 @@ class RunError(WhitenError):
     """A run folder is occupied, or a training run cannot continue."""
 
 
+class ClusterError(WhitenError):
+    """A cluster cannot be reached, does not fit this machine, or cannot go on."""
+
+
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """Errors of a record's reader if the file is truncated, is not UTF-8 or JSON, lacks keys, has
 values of other types, or is nested too deeply."""

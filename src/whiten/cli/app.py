@@ -60,4 +60,12 @@ Runtime = Annotated[
     Literal["auto", "torch", "onnx", "openvino"],
     Parameter(help="runtime of the model; auto is torch on a GPU, and onnx on a CPU."),
 ]
+OnCluster = Annotated[
+    str | None,
+    Parameter(
+        "--cluster",
+        help="embed on a Ray cluster: ray (that of this machine, or this machine alone) or "
+        "ray://HEAD:PORT.",
+    ),
+]
 Device = Annotated[str, Parameter("--device", help="device of the model: auto, cpu, cuda or mps.")]

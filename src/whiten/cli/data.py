@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Device, Json, Patterns, Quiet, Runtime, app
+from whiten.cli.app import Device, Json, OnCluster, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_duplicates, list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
@@ -29,6 +29,7 @@ def embed(
     exclude: Patterns = (),
     include: Patterns = (),
     workers: int | None = None,
+    cluster: OnCluster = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -49,11 +50,13 @@ def embed(
         exclude: leave out images whose path below the folder, or any part of it, matches this glob;
             repeatable.
         include: take only images that match this glob; repeatable.
-        workers: threads that decode images; by default one per core.
+        workers: threads that decode images; by default one per core. With --cluster, cores per copy
+            of the model where there are no GPUs; by default 4.
         as_json: print the summary as JSON.
     """
     be_quiet(quiet)
     from whiten.datasets.frames import find_or_extract
+    from whiten.embedding.cluster import connected
     from whiten.embedding.embed import embed as embed_items
     from whiten.embedding.embed import summarize
     from whiten.models.opening import open_model, runtime_of
@@ -80,7 +83,7 @@ def embed(
             tell=say,
         )
     opened = open_model(model)
-    with progress(f"embed {opened.name}", unit="images") as update:
+    with connected(cluster) as on, progress(f"embed {opened.name}", unit="images") as update:
         store = embed_items(
             items,
             opened,
@@ -92,6 +95,7 @@ def embed(
             workers=workers,
             progress=update,
             replace_others=False,
+            cluster=on,
         )
     summary = summarize(store, items)
     summary.skipped.extend(no_videos)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Device, Json, Model, Patterns, Quiet, Runtime, app
+from whiten.cli.app import Device, Json, Model, OnCluster, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
@@ -34,6 +34,7 @@ def index(
     exclude: Patterns = (),
     include: Patterns = (),
     drop_columns: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    cluster: OnCluster = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -70,6 +71,7 @@ def index(
     from dataclasses import asdict
 
     choose(runtime, device)
+    from whiten.embedding.cluster import connected
     from whiten.index import Index
     from whiten.index.collections import is_store
 
@@ -87,22 +89,24 @@ def index(
     else:
         if model is None and not is_store(images):
             model = Index.open(where).facts.uri or None  # its error says how to start
-        changed = Index.build(
-            model,
-            images,
-            where,
-            metadata=metadata,
-            keep=add,
-            collection=collection,
-            remove_missing=remove_missing,
-            kind=kind,
-            recall=recall,
-            storage=storage,
-            exclude=exclude,
-            include=include,
-            drop_columns=drop_columns or (),
-            show_progress=True,
-        )
+        with connected(cluster) as on:
+            changed = Index.build(
+                model,
+                images,
+                where,
+                metadata=metadata,
+                keep=add,
+                collection=collection,
+                remove_missing=remove_missing,
+                kind=kind,
+                recall=recall,
+                storage=storage,
+                exclude=exclude,
+                include=include,
+                drop_columns=drop_columns or (),
+                show_progress=True,
+                cluster=on,
+            )
     tuning, loss = changed.tuning, changed.loss
     if as_json:
         how = None if tuning is None else asdict(tuning)

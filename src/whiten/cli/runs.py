@@ -14,6 +14,7 @@ from whiten.cli.app import (
     Cache,
     Device,
     Json,
+    OnCluster,
     Patterns,
     Quiet,
     Runtime,
@@ -72,6 +73,7 @@ def distill(
     overwrite: bool = False,
     cache: Cache = None,
     test: Path | None = None,
+    cluster: OnCluster = None,
     runtime: Runtime = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -98,7 +100,9 @@ def distill(
     choose(runtime, "auto" if spec is None else spec.device)
     if images is None and not resume:
         raise ConfigError("name the images: whiten distill IMAGES --teachers URI --out RUN")
-    result = run(images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache)
+    result = run(
+        images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache, cluster=cluster
+    )
     list_skipped(result.skipped)
     chosen = ((), ()) if spec is None else (spec.exclude, spec.include)
     data = measure_run(out, test=test, exclude=chosen[0], include=chosen[1], show_progress=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from whiten.datasets.collection import Items
 from whiten.distillation.held_out import CROP_VIEWS, CROPS
@@ -17,14 +18,25 @@ from whiten.utils.devices import computes_faster_in_bf16, resolve_precision
 from whiten.utils.progress import progress
 from whiten.views.plan import ViewPlan
 
+if TYPE_CHECKING:
+    from whiten.embedding.cluster import Cluster
+
 
 class Cache:
     """Embeds images, in the views of a run and in crops, and keeps the stores in a folder."""
 
-    def __init__(self, folder: Path, spec: DistillSpec, *, show_progress: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: DistillSpec,
+        *,
+        show_progress: bool,
+        cluster: Cluster | None = None,
+    ) -> None:
         self._folder = folder
         self._spec = spec
         self._show_progress = show_progress
+        self._cluster = cluster
         self._device = chosen_device()
         wanted = "32" if spec.precision == "16" else spec.precision
         self._precision = resolve_precision(wanted, self._device.type)
@@ -89,6 +101,7 @@ class Cache:
                 precision=precision,
                 workers=self._spec.workers,
                 progress=update,
+                cluster=self._cluster,
             )
         model.to("cpu")  # frees device memory for the next one
         return store

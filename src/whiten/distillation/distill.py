@@ -20,6 +20,7 @@ from whiten.distillation import deadline
 from whiten.distillation.deadline import Deadline
 from whiten.distillation.prepare import prepare
 from whiten.distillation.training import train
+from whiten.embedding.cluster import check_address
 from whiten.errors import ConfigError
 from whiten.media.reading import Skipped
 from whiten.models.choice import Choice, choice_restored, choose, chosen, chosen_device
@@ -68,6 +69,7 @@ def distill(
     resume: bool = False,
     overwrite: bool = False,
     show_progress: bool = True,
+    cluster: str | None = None,
     **options: Any,
 ) -> DistillResult:
     """Distil teachers into a student on a folder of images.
@@ -85,11 +87,15 @@ def distill(
         resume: continue the run in `out`.
         overwrite: delete the run in `out` first.
         show_progress: show progress on stderr.
+        cluster: Ray cluster that computes the teachers' embeddings, `ray` or `ray://HEAD:PORT`; by
+            default this machine does.
         options: fields of `whiten.runs.spec.DistillSpec`.
 
     Raises:
         WhitenError: bad input; what has been computed is kept and reused by the next run.
     """
+    if cluster is not None:
+        check_address(cluster)
     if out is None:
         raise ConfigError("name the run folder: distill(images, teachers, out)")
     run = RunFolder(Path(out))
@@ -112,7 +118,7 @@ def distill(
             choose(chosen().runtime, spec.device)
         if spec.compile:
             require_compiler(chosen_device())
-        return _distill(images, spec, run, cache, resume, overwrite, show_progress)
+        return _distill(images, spec, run, cache, resume, overwrite, show_progress, cluster)
 
 
 def _distill(
@@ -123,6 +129,7 @@ def _distill(
     resume: bool,
     overwrite: bool,
     show_progress: bool,
+    cluster: str | None,
 ) -> DistillResult:
     began = deadline.clock()
     is_finished = resume and run.is_finished
@@ -132,7 +139,7 @@ def _distill(
     if not is_finished:
         with logging_to(run.log, enabled=show_progress):
             place = Path(cache or run.embeddings)
-            _launch(run, named_place(images), spec, place, began, show_progress)
+            _launch(run, named_place(images), spec, place, began, show_progress, cluster)
             _note_results(run)
     records = run.read_metrics()
     _, config = load_student(run.student)
@@ -163,13 +170,16 @@ def _launch(
     embeddings: Path,
     began: float,
     show_progress: bool,
+    cluster: str | None,
 ) -> None:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
     def prepare_run() -> DistillSpec:
         until = Deadline.of(spec, began)
-        return prepare(run, images, spec, embeddings, until, show_progress=show_progress)
+        return prepare(
+            run, images, spec, embeddings, until, show_progress=show_progress, cluster=cluster
+        )
 
     processes = spec.devices * spec.nodes
     is_launched = _is_launched() and processes > 1

@@ -6,24 +6,28 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from whiten._version import __version__
 from whiten.datasets.collection import Item, Items
+from whiten.embedding.parts import make_parts
 from whiten.embedding.repeats import Repeats, may_repeat
-from whiten.embedding.row_makers import Computed, LookedUp, Read, Render, RowMaker, Task, read_task
+from whiten.embedding.row_makers import Computed, LookedUp, Render, RowMaker, Task
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media.reading import Skipped, stamp_of
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.teacher import Teacher
-from whiten.store.shards import Origin, Row, Seen
+from whiten.store.shards import Origin
 from whiten.store.store import Store, stored_origin, stored_precision
 from whiten.store.upkeep import bring_up_to_date, refuse_other_images
 from whiten.utils.devices import computes_faster_in_bf16
-from whiten.utils.threads import ordered_map
 from whiten.views.plan import ViewPlan
+
+if TYPE_CHECKING:
+    from whiten.embedding.cluster import Cluster
 
 SHARD_ROWS = 1024  # a kill loses at most this much work
 _AT_ONCE = 8192  # images looked up at once
@@ -62,6 +66,7 @@ def embed(
     progress: Progress | None = None,
     render: Render | None = None,
     replace_others: bool = True,
+    cluster: Cluster | None = None,
 ) -> Store:
     """Embed missing images and return the store.
 
@@ -85,9 +90,12 @@ def embed(
             batch, as sizes may differ; the teacher's `readout` must describe it.
         replace_others: whether an image replaces a stored one of the same id from another place, as
             in a cache; otherwise it is refused.
+        cluster: computes the embeddings; this process writes them. Its nodes must reach the images
+            by the same paths. `workers` is then the number of cores per replica of the model.
 
     Raises:
         NoImagesError: no image could be read.
+        ClusterError: the cluster cannot go on; what it has embedded is kept.
         StoreError: the folder holds something else or embeddings of another model; or the teacher
             holds views of another plan; or images of another collection have these ids.
     """
@@ -122,43 +130,27 @@ def embed(
     missing = ~store.has(items.by_id, views)
     missing[items.by_id.rows([skip.id for skip in store.skipped_of(items.by_id)])] = False
     planned = int(missing.sum())
-    if isinstance(maker, Computed) and planned:
-        maker.expect(missing.size)  # not what is left: a resumed store has the same bytes
+    expected = missing.size  # not what is left: a resumed store has the same bytes
     done = 0
-    rows: list[Row] = []
-    skipped: list[Skipped] = []
-    seen: dict[str, Seen] = {}
-    waiting: list[Read] = []
 
-    def flush() -> None:
-        rows.extend(maker.rows(waiting, skipped))
-        waiting.clear()
+    def told(views: int) -> None:
+        nonlocal done
+        done += views
+        if progress is not None:
+            progress(done, planned)
 
     repeating = np.zeros(len(items), bool)
     if isinstance(maker, Computed) and render is None:
         repeating = _find_repeating(store, items, missing, maker.repeats)
     tasks = _cut(_tasks(items, missing, views, repeating))
-    results = ordered_map(
-        lambda task: read_task(task, maker),
-        tasks,
-        workers=workers,
-        ahead=4 * maker.batch_size,
-    )
-    for result in results:
-        task = result.task
-        seen[task.item.id] = result.seen
-        if result.skipped is not None:
-            skipped.append(result.skipped)
-        else:
-            waiting.append(result)
-        if task.ends_shard or sum(len(r.task.views) for r in waiting) >= maker.batch_size:
-            flush()
-        if task.ends_shard:
-            store.append(rows, skipped, seen)
-            rows, skipped, seen = [], [], {}
-        done += len(task.views)
-        if progress is not None:
-            progress(done, planned)
+    if cluster is not None and isinstance(maker, Computed) and render is None and planned:
+        parts = cluster.make_parts(tasks, maker, expected, workers, told)
+    else:
+        if isinstance(maker, Computed) and planned:
+            maker.expect(expected)
+        parts = make_parts(tasks, maker, workers, told)
+    for part in parts:
+        store.append(part.rows, part.skipped, part.seen)
     if not any((items.by_id.rows(shard.ids) >= 0).any() for shard in store.shards):
         first = store.skipped_of(items.by_id)[0]
         raise NoImagesError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from whiten.store.store import Store
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.progress import Update, progress
 from whiten.whitening.whitener import Whitener
+
+if TYPE_CHECKING:
+    from whiten.embedding.cluster import Cluster
 
 
 @dataclass
@@ -203,13 +206,14 @@ def embed_cached(
     cache: Path,
     *,
     show_progress: bool = False,
+    cluster: Cluster | None = None,
 ) -> Store:
     """Embed missing whole images into the cache's store of this teacher."""
     with progress(f"embed {teacher.name}", enabled=show_progress, unit="images") as update:
         exact, half = (store_folder(cache, teacher, precision=p) for p in ("32", "bf16"))
         # Embeddings cached in bf16 are used; otherwise all would be embedded twice.
         folder = half if half.exists() and not exact.exists() else exact
-        return embed(items, teacher, folder, progress=update)
+        return embed(items, teacher, folder, progress=update, cluster=cluster)
 
 
 def _embed_part(

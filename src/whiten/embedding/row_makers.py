@@ -86,15 +86,22 @@ class RowMaker(Protocol):
 
 
 class Computed:
-    """Computes rows with a network."""
+    """Computes rows with a network.
+
+    Attributes:
+        teacher: the network.
+        plan: plan of the views.
+        bf16: whether it computes in bfloat16.
+        repeats: embeddings of contents that may come again.
+    """
 
     def __init__(
         self, teacher: Teacher, plan: ViewPlan, render: Render | None, *, bf16: bool
     ) -> None:
-        self._teacher = teacher
-        self._plan = plan
+        self.teacher = teacher
+        self.plan = plan
         self._render = render
-        self._bf16 = bf16
+        self.bf16 = bf16
         self.repeats = Repeats(teacher.dim)
         self.batch_size = BATCH if teacher.device_type == "cpu" else 8 * BATCH
         if render is not None:
@@ -105,17 +112,17 @@ class Computed:
 
         The graph of a model computes in float32, and takes images of one size.
         """
-        if self._bf16 or self._render is not None:
-            self._teacher = self._teacher.in_torch()
+        if self.bf16 or self._render is not None:
+            self.teacher = self.teacher.in_torch()
         else:
-            self._teacher = for_many(self._teacher, images)
+            self.teacher = for_many(self.teacher, images)
 
     def prepare(self, task: Task, data: bytes) -> Pixels:
         if self._render is not None:
             return self._render(data, task.item)[None]
-        preprocess = self._teacher.preprocess
+        preprocess = self.teacher.preprocess
         return np.stack(
-            [render_bytes(data, self._plan, task.item.id, v, preprocess) for v in task.views]
+            [render_bytes(data, self.plan, task.item.id, v, preprocess) for v in task.views]
         )
 
     def rows(self, batch: Sequence[Read], _skipped: list[Skipped]) -> list[Row]:
@@ -126,13 +133,13 @@ class Computed:
         for read, number in asked:
             assert read.pixels is not None
             place: int | None = len(pixels)
-            if self._is_shared(read.task, number):
+            if self.is_shared(read.task, number):
                 digest = read.seen.content_hash
                 place = None if digest in self.repeats else first.setdefault(digest, len(pixels))
             places.append(place)
             if place == len(pixels):
                 pixels.append(read.pixels[number])
-        embedded = self._teacher.embed(np.stack(pixels), bf16=self._bf16) if pixels else ()
+        embedded = self.teacher.embed(np.stack(pixels), bf16=self.bf16) if pixels else ()
         for digest, place in first.items():
             self.repeats.add(digest, embedded[place])
         return [
@@ -144,9 +151,9 @@ class Computed:
             for (read, number), place in zip(asked, places, strict=True)
         ]
 
-    def _is_shared(self, task: Task, number: int) -> bool:
+    def is_shared(self, task: Task, number: int) -> bool:
         """Return whether images of equal content have this view in common."""
-        is_whole = self._render is None and not self._plan.is_random(task.views[number])
+        is_whole = self._render is None and not self.plan.is_random(task.views[number])
         return is_whole and task.may_repeat
 
     def usable(self, _views: Sequence[int]) -> None:

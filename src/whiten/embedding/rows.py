@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from whiten.media.reading import Skipped
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.arrays import Vectors
 
+if TYPE_CHECKING:
+    from whiten.embedding.cluster import Cluster
+
 _JOINED = 4096  # rows of several models' embeddings joined at once
 
 
@@ -29,11 +32,13 @@ def embed_rows(
     *,
     cache: Path | None = None,
     show_progress: bool = False,
+    cluster: Cluster | None = None,
 ) -> tuple[Items, Vectors, list[Skipped]]:
     """Embed a collection, skipping unreadable images.
 
     Args:
         cache: folder for the stores, to reuse them; none by default.
+        cluster: computes the embeddings; by default this process does.
 
     Returns:
         The items that all models embedded, their (n, dim) float32 embeddings, memory-mapped, and
@@ -46,7 +51,7 @@ def embed_rows(
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         stores = [
-            embed_cached(part.teacher, items, folder, show_progress=show_progress)
+            embed_cached(part.teacher, items, folder, show_progress=show_progress, cluster=cluster)
             for part in encoder.parts
         ]
         kept, skipped = embedded_by_all(Items.of(items), stores)

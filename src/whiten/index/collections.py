@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
@@ -30,6 +30,9 @@ from whiten.store.places import is_store as _is_store
 from whiten.store.store import Store
 from whiten.utils.names import as_path, named_place
 
+if TYPE_CHECKING:
+    from whiten.embedding.cluster import Cluster
+
 Images: TypeAlias = Any
 """A folder, a table, a store; or items, paths or a data frame, see `given_items`."""
 
@@ -40,12 +43,14 @@ def open_source(
     cache: Place | None = None,
     exclude: Patterns = (),
     include: Patterns = (),
+    cluster: Cluster | None = None,
 ) -> Source:
     """Open a folder, a table, items, or a store of embeddings, which needs no encoder.
 
     Args:
         cache: folder that keeps embeddings between calls; none by default.
         exclude, include: patterns that choose among the images of a folder or table.
+        cluster: computes the embeddings; by default this process does.
 
     Raises:
         ConfigError: there are images and no encoder, or patterns and a store or items.
@@ -64,7 +69,7 @@ def open_source(
         found = find_items(images, None, exclude, include)
     else:
         found = given_items(images)
-    return ImageSource(model, found, None if cache is None else Path(cache))
+    return ImageSource(model, found, None if cache is None else Path(cache), cluster)
 
 
 def is_store(images: Place) -> bool:

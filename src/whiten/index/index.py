@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from whiten.index.where import parse_where
 from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable
 from whiten.utils.arrays import Vectors, normalize_rows
+
+if TYPE_CHECKING:
+    from whiten.embedding.cluster import Cluster
 
 
 class Index:
@@ -89,6 +92,7 @@ class Index:
         include: Patterns = (),
         drop_columns: Sequence[str] = (),
         show_progress: bool = False,
+        cluster: Cluster | None = None,
     ) -> Index:
         """Index a collection, or update its index; only new content is embedded.
 
@@ -120,6 +124,7 @@ class Index:
             exclude, include: patterns that choose among the images, see
                 `whiten.datasets.patterns`; images left out now are removed like deleted ones.
             drop_columns: metadata columns to drop.
+            cluster: computes the embeddings, see `whiten.embedding.cluster.connected`.
 
         Raises:
             ConfigError: the kind, recall or storage is unknown, there are too few images for the
@@ -145,7 +150,7 @@ class Index:
                     f"{index.place} is a database, which stores {BASE}: leave out the storage, or "
                     "name a folder"
                 )
-        source = open_source(encoder, images, cache, exclude, include)
+        source = open_source(encoder, images, cache, exclude, include, cluster)
         if storage is not None:
             check_storage(storage, source.dim)
         index.changes = update(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import content_hash, fingerprint
 from whiten.utils.threads import ordered_map
+
+if TYPE_CHECKING:
+    from whiten.embedding.cluster import Cluster
 
 _WORKERS = 4  # threads that read files
 _AHEAD = 64
@@ -71,6 +74,9 @@ class Source(Protocol):
     def hashes(self, items: Items) -> list[str | Skipped]:
         """Return the content hash of each image, or why it cannot be read."""
 
+    def expect(self, items: Items) -> None:
+        """Prepare for `embed` of parts of these images, if many at once are faster."""
+
     def embed(self, items: Items) -> Embedded:
         """Embed images; fastest if they are adjacent in `items`."""
 
@@ -78,9 +84,17 @@ class Source(Protocol):
 class ImageSource:
     """Images, embedded on demand, or read from a folder of stores."""
 
-    def __init__(self, encoder: Encoder, items: Items, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        items: Items,
+        cache: Path | None = None,
+        cluster: Cluster | None = None,
+    ) -> None:
         self.encoder = encoder
         self.cache = cache
+        self._cluster = cluster
+        self._ahead: tuple[Items, Vectors, list[Skipped]] | None = None
         self.items = items
         self.model = encoder.fingerprint()
         self.uri = encoder.uri
@@ -100,7 +114,22 @@ class ImageSource:
     def hashes(self, items: Items) -> list[str | Skipped]:
         return list(ordered_map(_hash, items, workers=_WORKERS, ahead=_AHEAD))
 
+    def expect(self, items: Items) -> None:
+        if self._cluster is None:
+            return
+        try:
+            self._ahead = embed_rows(self.encoder, items, cache=self.cache, cluster=self._cluster)
+        except NoImagesError:  # `embed` says why
+            self._ahead = None
+
     def embed(self, items: Items) -> Embedded:
+        if self._ahead is not None:
+            kept, vectors, skipped = self._ahead
+            rows = kept.by_id.rows(items.ids.to_pylist())
+            here = np.flatnonzero(rows >= 0)
+            why = {skip.id: skip for skip in skipped}
+            lost = [why[item.id] for item in items.take(rows < 0)]
+            return Embedded(here, vectors[rows[here]], lost)
         try:
             kept, vectors, skipped = embed_rows(self.encoder, items, cache=self.cache)
         except NoImagesError:  # none of these; others may be readable
@@ -129,6 +158,9 @@ class _Embedded:
 
     model: str
     runtime: None = None
+
+    def expect(self, items: Items) -> None:
+        """Do nothing: there is nothing to compute."""
 
     def made(self, index: Facts) -> bool:
         return index.model == self.model

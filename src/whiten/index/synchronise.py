@@ -31,6 +31,7 @@ from whiten.utils.names import absolute, display_path
 from whiten.utils.progress import progress
 
 CHUNK = 1024  # images embedded and written at once: a kill loses at most this much work
+_EXPECTED = 32 * CHUNK  # images that a cluster embeds at once: a kill loses at most these
 
 _FEW = 10  # images; a smaller collection may lose any number
 
@@ -250,6 +251,9 @@ class _Work:
         total = len(self.touched)
         with progress("index", enabled=show_progress, unit="images") as update:
             for start in range(0, total, CHUNK):
+                if start % _EXPECTED == 0:
+                    window = self.touched[start : start + _EXPECTED]
+                    self._source.expect(self._source.items.take(window))
                 rows = self.touched[start : start + CHUNK]
                 yield self._block(rows)
                 update(start + len(rows), total)
