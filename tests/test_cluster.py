@@ -185,6 +185,20 @@ def test_an_index_that_a_cluster_embeds_is_the_same(
     nodes.remove_node(lasting)
 
 
+@pytest.mark.slow
+def test_a_cluster_embeds_for_a_run(nodes: Any, images: Path, tmp_path: Path) -> None:
+    from small_runs import OPTIONS, TEACHERS, losses
+    from whiten.distillation.distill import distill
+
+    lasting = add_node(nodes)
+    for out, address in (("one", None), ("two", "ray")):
+        distill(
+            images, TEACHERS[:1], tmp_path / out, cluster=address, show_progress=False, **OPTIONS
+        )
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    nodes.remove_node(lasting)
+
+
 def test_no_server_is_one_line(capsys: Captured, images: Path, tmp_path: Path) -> None:
     for verb, *options in (
         ("embed", images, "--model", "demo:mobilenetv2"),
