@@ -20,6 +20,8 @@ sys.path += [str(ROOT / "benchmarks"), str(ROOT / "studies")]
 import table  # noqa: E402
 import tables  # noqa: E402
 
+import plan_scale  # noqa: E402
+
 
 def fill(page: str, texts: Mapping[str, str]) -> str:
     """Replace each marked text on a page.
@@ -44,6 +46,7 @@ def fill(page: str, texts: Mapping[str, str]) -> str:
 def texts() -> Iterator[tuple[Path, dict[str, str]]]:
     """Each page and its texts by name."""
     measured = table.read_results()
+    yield DOCS / "scale.md", plan_scale.texts(measured)
     yield DOCS / "benchmarks.md", {name: table.render(found) for name, found in measured.items()}
     studies = tables.read_results()
     yield DOCS / "recipes.md", tables.recipe_tables(studies)
