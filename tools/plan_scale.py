@@ -34,7 +34,7 @@ ASSUMED = {
         17.6, "GMAC per image", "ViT-B/16 at 224 px, torchvision's table of weights"
     ),
     "teacher_dim": Fact(768, "dimensions", "ViT-B/16"),
-    "student_gmacs": Fact(0.38, "GMAC per image", "EfficientNet-Lite0 at 224 px, counted by whiten"),
+    "student_gmacs": Fact(0.38, "GMAC per image", "EfficientNet-Lite0, 224 px, counted by whiten"),
     "dim": Fact(256, "dimensions", "of the student and the index"),
     "gpus": Fact(8, "GPUs per node", "a usual node"),
     "cores": Fact(96, "cores per node", "a usual node"),
