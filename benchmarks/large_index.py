@@ -266,6 +266,13 @@ def _without_times(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "times"}
 
 
+def _by_measure(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    names = dict.fromkeys(name for known in found.values() for name in known)
+    return {
+        name: {way: known[name] for way, known in found.items() if name in known} for name in names
+    }
+
+
 def compare(report: Report, folder: Path, rows: int, dim: int, options: Any) -> None:
     (folder / "dim").write_text(str(dim))
     built: dict[str, dict[str, Any]] = {}
@@ -277,7 +284,7 @@ def compare(report: Report, folder: Path, rows: int, dim: int, options: Any) -> 
             apart(answer, folder, rows, dim)
             found[EXACT] = apart(ask_exact, folder)
         found[own] = apart(ask_whiten, folder)
-        built[own] |= _without_times(apart(turn_over, folder, rows, dim))
+        built[own] = apart(turn_over, folder, rows, dim) | built[own]
     ours = name_of(STORAGES[-1])
     effort = built[ours].get("effort", 1)
     built[LISTS] = apart(build_lists, folder)
@@ -286,12 +293,13 @@ def compare(report: Report, folder: Path, rows: int, dim: int, options: Any) -> 
     if rows <= options.graph_rows and find_spec("hnswlib") is not None:
         built[GRAPH] = apart(build_graph, folder)
         found[GRAPH] = apart(ask_graph, folder)
+    times = {name: known.pop("times") for name, known in found.items()}
     report.add(
         Comparison(
             f"{rows:,} × {dim}: one query at a time, top {K}",
             ours,
-            {name: known.pop("times") for name, known in found.items()},
-            facts={"built": built, "searched": found},
+            times,
+            facts=_by_measure(found) | {"built": built},
         )
     )
 
