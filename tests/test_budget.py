@@ -19,13 +19,14 @@ from whiten.distillation.cache import Cache
 from whiten.distillation.deadline import RESERVE, Deadline
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.planning import Speeds, Work, describe, plan
-from whiten.distillation.prepare import UNMEASURED
 from whiten.distillation.resolution import candidate_sizes, own_side
+from whiten.distillation.worth import why_untrained
 from whiten.errors import ConfigError
 from whiten.models.registry import open_teacher
 from whiten.models.student import build_student
 from whiten.runs.budget import format_time, parse_time
 from whiten.runs.folder import RunFolder
+from whiten.runs.recipes import complete
 from whiten.runs.spec import DistillSpec
 
 GENEROUS = Speeds([0.0, 0.0], {32: 0.0}, {32: 2.5})  # 3 epochs of 64 views in 10 minutes
@@ -250,7 +251,7 @@ def test_what_cannot_be_measured_is_not_trained(
     for name, budget in (("open", None), ("planned", "10m")):
         found = run(shared_images, tmp_path / name, cache, budget=budget, held_out=None)
         assert found.steps == 0
-        assert UNMEASURED in found.recipe
+        assert "too few images to hold some out" in found.recipe
     assert config_of(tmp_path / "planned")["epochs"] == 0
     assert run(shared_images, tmp_path / "asked", cache, held_out=None, epochs=1).steps > 0
 
@@ -332,3 +333,24 @@ def test_the_images_own_size_is_the_median_of_their_shorter_sides(tmp_path: Path
     Image.new("RGB", (90, 300)).save(folder / "b.png")
     Image.new("RGB", (70, 60)).save(folder / "c.png")
     assert own_side(find_items(folder)) == 60
+
+
+@pytest.mark.parametrize(
+    ("source", "images", "held", "told"),
+    [
+        ("views", 90, 0, "too few images to hold some out"),
+        ("groups", 90, 0, "too few images to hold some out"),
+        ("views", 600, 64, "600 images without groups are too few to train on"),
+        ("groups", 600, 64, ""),
+        ("mixed", 600, 64, ""),
+        ("views", 2000, 200, ""),
+    ],
+)
+def test_few_images_keep_the_start_in_closed_form(
+    source: str, images: int, held: int, told: str
+) -> None:
+    spec, _ = complete(DistillSpec(teachers=TEACHERS, student="demo:efficientnet-lite0"), source)
+    assert why_untrained(spec, source, images, held).startswith(told)
+    assert bool(why_untrained(spec, source, images, held)) == bool(told)
+    for other in ({"held_out": 0.0}, {"start": "principal"}):
+        assert not why_untrained(dataclasses.replace(spec, **other), source, images, held)

@@ -23,7 +23,7 @@ from whiten.distillation.training import train
 from whiten.embedding.cluster import check_address
 from whiten.errors import ConfigError
 from whiten.media.reading import Skipped
-from whiten.models.choice import Choice, choice_restored, choose, chosen, chosen_device
+from whiten.models.choice import choice_restored, choose, chosen, chosen_device
 from whiten.models.student import build_student, load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
@@ -212,7 +212,13 @@ def _launch(
         try:  # plain values: the launcher refuses frozen dataclasses
             options = spec.to_mapping()
             fabric.launch(
-                _train_spawned, str(run.root), options, chosen(), began, show_progress, is_quiet()
+                _train_spawned,
+                str(run.root),
+                options,
+                vars(chosen()),
+                began,
+                show_progress,
+                is_quiet(),
             )
         except BaseException:  # an interrupt may have reached only this process
             for child in multiprocessing.active_children():
@@ -231,13 +237,13 @@ def _train_spawned(
     fabric: Any,
     root: str,
     options: dict[str, Any],
-    choice: Choice,
+    choice: dict[str, str],
     began: float,
     show_progress: bool,
     quiet: bool,
 ) -> None:
     be_quiet(quiet)
-    choose(choice.runtime, choice.device)
+    choose(**choice)
     run = RunFolder(Path(root))
     with logging_to(run.log, enabled=show_progress and fabric.is_global_zero):
         train(fabric, run, DistillSpec.from_mapping(options), began, show_progress)

@@ -9,25 +9,12 @@ import numpy.typing as npt
 
 from whiten.retrieval.held_out import Flags
 from whiten.retrieval.held_out import HeldOut as HeldOut
-from whiten.runs.spec import DistillSpec
 from whiten.utils.names import Names, name_codes
 from whiten.views.plan import ViewPlan
 
 MOST, ENOUGH, FEWEST = 512, 64, 24  # held-out images
 CROPS = ViewPlan(scale=(0.08, 0.3))
 CROP_VIEWS = (1, 2)  # numbers of the crops of an image, which should find it
-
-
-def is_unmeasured(spec: DistillSpec, held: Flags) -> bool:
-    """Whether nobody would see what training makes of a start in closed form.
-
-    Then it does not train unless told to: on 100 images it lost 3 to 5 points of mAP.
-
-    Args:
-        spec: options, complete.
-        held: (n,) the images that are held out.
-    """
-    return spec.start == "ridge" and bool(spec.held_out) and not held.any()
 
 
 def hold_out(groups: Names, contents: Names, share: float, seed: int) -> Flags:

@@ -52,7 +52,7 @@ class Work:
             still has to embed.
         pair_views: views that training needs, or 1 if its pairs are images of groups.
         shows_rounds: whether an epoch may show images in several pairs of their views.
-        is_unmeasured: whether the images are too few to measure what training gains.
+        is_untrained: whether the run keeps its start in closed form unless told to train.
     """
 
     images: int
@@ -62,7 +62,7 @@ class Work:
     missing: Mapping[int, Sequence[int]]
     pair_views: int
     shows_rounds: bool
-    is_unmeasured: bool = False
+    is_untrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _trained_size(
 ) -> int | None:
     """The largest size at which some epochs fit; None if the run should not train."""
     paired = _paired(costs.work, views)
-    if spec.epochs == 0 or not paired or (spec.epochs is None and costs.work.is_unmeasured):
+    if spec.epochs == 0 or not paired or (spec.epochs is None and costs.work.is_untrained):
         return None
     epochs = spec.epochs or FEWEST_EPOCHS
     fitting = [

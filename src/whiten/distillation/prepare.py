@@ -24,7 +24,7 @@ from whiten.datasets.transfer import is_own
 from whiten.distillation.apart import copies_of, describe_split, split_sources
 from whiten.distillation.cache import Cache
 from whiten.distillation.deadline import Deadline
-from whiten.distillation.held_out import CROP_VIEWS, hold_out, is_unmeasured
+from whiten.distillation.held_out import CROP_VIEWS, hold_out
 from whiten.distillation.missing import Evidence, causes
 from whiten.distillation.pairs import enough_views, resolve_source
 from whiten.distillation.planning import describe
@@ -40,6 +40,7 @@ from whiten.distillation.training_set import (
     target_path,
 )
 from whiten.distillation.weighing import weigh_teachers
+from whiten.distillation.worth import why_untrained
 from whiten.embedding.cluster import Cluster, connected
 from whiten.embedding.fitting import fit_whiteners, fused_fingerprint
 from whiten.errors import ConfigError, NoImagesError
@@ -57,11 +58,6 @@ from whiten.utils.names import distinct
 from whiten.utils.progress import announce
 from whiten.whitening.choosing import GROUPS, Choice
 from whiten.whitening.whitener import Whitener
-
-UNMEASURED = (
-    "too few images to hold some out, so that the student stays the start in closed form: "
-    "--epochs N trains it further"
-)
 
 
 def prepare(
@@ -167,11 +163,12 @@ def _prepare(
     )
 
     held = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
-    if epochs is None and is_unmeasured(spec, held):
+    untrained = why_untrained(spec, source, int((~held).sum()), int(held.sum()))
+    if epochs is None and untrained:
         spec = dataclasses.replace(spec, epochs=0)
-        why += f"; {UNMEASURED}"
+        why += f"; {untrained}"
         if show_progress:
-            announce(UNMEASURED)
+            announce(untrained)
     items = items.take(np.argsort(held, kind="stable"))  # held-out ones last
     if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or held.any():
         backbone = backbone_as_teacher(net, config)

@@ -16,11 +16,12 @@ from whiten.datasets.collection import Items
 from whiten.datasets.transfer import is_own
 from whiten.distillation import deadline
 from whiten.distillation.cache import Cache
-from whiten.distillation.held_out import CROP_VIEWS, hold_out, is_unmeasured
+from whiten.distillation.held_out import CROP_VIEWS, hold_out
 from whiten.distillation.micro_batches import fitting_size, free_memory
 from whiten.distillation.pairs import MOST_PAIRS, enough_views, plan_pairs
 from whiten.distillation.planning import Speeds, Work, plan
 from whiten.distillation.resolution import candidate_sizes, drawn, own_side
+from whiten.distillation.worth import why_untrained
 from whiten.errors import ConfigError, NoImagesError
 from whiten.models.choice import chosen_device
 from whiten.models.stored_model import Model, StoredModel
@@ -121,7 +122,7 @@ def work_of(
         },
         pair_views=1 if source == "groups" else 2,
         shows_rounds=source in ("views", "frames"),
-        is_unmeasured=is_unmeasured(spec, held),
+        is_untrained=bool(why_untrained(spec, source, len(trained), int(held.sum()))),
     )
 
 

@@ -84,8 +84,8 @@ class DistillSpec:
     """Time for the whole run, such as 90s, 10m or 1h30m: size, views and epochs that are not given
     are chosen by the images and the speed of this machine, and training stops in time."""
     epochs: Annotated[int | None, _TIME] = None
-    """Most passes over the images; 0 keeps the best start in closed form. By default 20, fewer
-    within a budget, and 0 where the images are too few to hold some out."""
+    """Most passes over the images; 0 keeps the best start in closed form. By default 20, or fewer
+    within a budget; 0 on fewer than 2,000 images without groups, or too few to hold some out."""
     rounds: Annotated[int | None, _TIME] = None
     """Pairs of views of each image per epoch, without groups; by default half of its views, or 1 if
     --views is given."""
