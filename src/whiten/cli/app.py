@@ -64,7 +64,7 @@ OnCluster = Annotated[
     str | None,
     Parameter(
         "--cluster",
-        help="embed on a Ray cluster: ray (that of this machine, or this machine alone) or "
+        help="compute on a Ray cluster: ray (that of this machine, or this machine alone) or "
         "ray://HEAD:PORT.",
     ),
 ]

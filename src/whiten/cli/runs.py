@@ -93,6 +93,7 @@ def distill(
     """
     be_quiet(quiet)
     from whiten.distillation.distill import distill as run
+    from whiten.distillation.launched import rank
     from whiten.evaluation.run import measure_run, unseen_verdict, verdicts
     from whiten.report.run_page import write_report
     from whiten.report.table import format_table
@@ -103,6 +104,8 @@ def distill(
     result = run(
         images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache, cluster=cluster
     )
+    if rank() > 0:  # the first process reports for all
+        return
     list_skipped(result.skipped)
     chosen = ((), ()) if spec is None else (spec.exclude, spec.include)
     data = measure_run(out, test=test, exclude=chosen[0], include=chosen[1], show_progress=True)

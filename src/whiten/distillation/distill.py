@@ -12,22 +12,23 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from whiten.distillation import deadline
 from whiten.distillation.deadline import Deadline
+from whiten.distillation.launched import is_launched, make_fabric, rank, require_processes
+from whiten.distillation.on_cluster import train_on_cluster
 from whiten.distillation.prepare import prepare
 from whiten.distillation.training import train
-from whiten.embedding.cluster import check_address
+from whiten.embedding.cluster import Cluster, check_address, connected
 from whiten.errors import ConfigError
 from whiten.media.reading import Skipped
 from whiten.models.choice import choice_restored, choose, chosen, chosen_device
-from whiten.models.student import build_student, load_student
+from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
-from whiten.utils.devices import computes_faster_in_bf16, require_compiler, resolve_precision
+from whiten.utils.devices import require_compiler
 from whiten.utils.names import named_place
 from whiten.utils.progress import be_quiet, is_quiet, logging_to, note
 
@@ -87,15 +88,13 @@ def distill(
         resume: continue the run in `out`.
         overwrite: delete the run in `out` first.
         show_progress: show progress on stderr.
-        cluster: Ray cluster that computes the teachers' embeddings, `ray` or `ray://HEAD:PORT`; by
-            default this machine does.
+        cluster: Ray cluster, `ray` or `ray://HEAD:PORT`, that embeds, and that trains if there are
+            several devices or nodes; by default this machine does. Its nodes share the folders.
         options: fields of `whiten.runs.spec.DistillSpec`.
 
     Raises:
         WhitenError: bad input; what has been computed is kept and reused by the next run.
     """
-    if cluster is not None:
-        check_address(cluster)
     if out is None:
         raise ConfigError("name the run folder: distill(images, teachers, out)")
     run = RunFolder(Path(out))
@@ -108,11 +107,12 @@ def distill(
             spec = DistillSpec.from_mapping({"teachers": list(spec or ()), **options})
     elif options:
         raise ConfigError(f"{', '.join(options)}: set options in the spec, or pass keywords alone")
-    if spec.nodes > 1 and not _is_launched():
-        raise ConfigError(
-            "several nodes are started with torchrun: torchrun --nnodes N --nproc-per-node M "
-            "-m whiten.cli distill … --nodes N --devices M"
-        )
+    if cluster is None:
+        require_processes(spec)
+    else:
+        check_address(cluster)
+        if is_launched():
+            raise ConfigError("--cluster starts its own processes: leave out torchrun or srun")
     with choice_restored():
         if spec.device != "auto":
             choose(chosen().runtime, spec.device)
@@ -134,12 +134,14 @@ def _distill(
     began = deadline.clock()
     is_finished = resume and run.is_finished
     # Under torchrun or SLURM all processes get here, and rank 0 works for all.
-    if int(os.environ.get("RANK", "0")) == 0:
+    is_first = rank() == 0
+    if is_first:
         spec = run.begin(named_place(images), spec, resume=resume, overwrite=overwrite)
     if not is_finished:
-        with logging_to(run.log, enabled=show_progress):
+        is_shown = show_progress and is_first
+        with logging_to(run.log, enabled=is_shown), connected(cluster) as on:
             place = Path(cache or run.embeddings)
-            _launch(run, named_place(images), spec, place, began, show_progress, cluster)
+            _launch(run, named_place(images), spec, place, began, show_progress, on)
             _note_results(run)
     records = run.read_metrics()
     _, config = load_student(run.student)
@@ -170,11 +172,8 @@ def _launch(
     embeddings: Path,
     began: float,
     show_progress: bool,
-    cluster: str | None,
+    cluster: Cluster | None,
 ) -> None:
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
-
     def prepare_run() -> DistillSpec:
         until = Deadline.of(spec, began)
         return prepare(
@@ -182,25 +181,14 @@ def _launch(
         )
 
     processes = spec.devices * spec.nodes
-    is_launched = _is_launched() and processes > 1
-    if not is_launched:
+    are_started = is_launched() and processes > 1
+    if not are_started:
         spec = prepare_run()
-    strategy: Any = "auto"
-    if processes > 1:
-        strategy = DDPStrategy(
-            start_method="popen" if is_launched else "spawn",
-            timeout=timedelta(days=7),  # the others wait while rank 0 embeds
-        )
-    device = chosen_device()
-    precision = _training_precision(spec, device.type)
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=spec.devices if device.index is None else [device.index],
-        num_nodes=spec.nodes,
-        strategy=strategy,
-        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision],
-    )
-    if is_launched:
+    if cluster is not None and processes > 1:
+        train_on_cluster(cluster, run, spec, began, show_progress)
+        return
+    fabric = make_fabric(spec, devices=spec.devices, nodes=spec.nodes, are_started=are_started)
+    if are_started:
         fabric.launch()
         if fabric.is_global_zero:
             prepare_run()
@@ -228,11 +216,6 @@ def _launch(
         train(fabric, run, spec, began, show_progress)
 
 
-def _is_launched() -> bool:
-    """Return whether a launcher has started the processes."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
-
-
 def _train_spawned(
     fabric: Any,
     root: str,
@@ -247,15 +230,3 @@ def _train_spawned(
     run = RunFolder(Path(root))
     with logging_to(run.log, enabled=show_progress and fabric.is_global_zero):
         train(fabric, run, DistillSpec.from_mapping(options), began, show_progress)
-
-
-def _training_precision(spec: DistillSpec, device: str) -> str:
-    if spec.backbone_lr == 0:
-        return "32"  # the projection alone is too small to gain from lower precision
-    precision = resolve_precision(spec.precision, device)
-    if spec.precision == "auto" and precision == "bf16" and device == "cpu":
-        net, _ = build_student(
-            spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size, pretrained=False
-        )
-        return "bf16" if computes_faster_in_bf16(net, device) else "32"
-    return precision

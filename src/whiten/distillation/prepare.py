@@ -41,7 +41,7 @@ from whiten.distillation.training_set import (
 )
 from whiten.distillation.weighing import weigh_teachers
 from whiten.distillation.worth import why_untrained
-from whiten.embedding.cluster import Cluster, connected
+from whiten.embedding.cluster import Cluster
 from whiten.embedding.fitting import fit_whiteners, fused_fingerprint
 from whiten.errors import ConfigError, NoImagesError
 from whiten.models.registry import open_network, open_teacher
@@ -68,12 +68,12 @@ def prepare(
     deadline: Deadline,
     *,
     show_progress: bool,
-    cluster: str | None = None,
+    cluster: Cluster | None = None,
 ) -> DistillSpec:
     """Embed missing images, fit the whiteners, write targets and the checkpoint of step 0.
 
     Args:
-        cluster: address of the cluster that embeds, see `connected`; by default this process does.
+        cluster: embeds; by default this process does.
 
     Returns:
         The options; with a budget, those that it left open are filled in, here and in the run's
@@ -81,20 +81,6 @@ def prepare(
     """
     if facts_path(run).exists() and run.checkpoint.exists():
         return spec
-    with connected(cluster) as on:
-        return _prepare(run, images, spec, embeddings, deadline, on, show_progress=show_progress)
-
-
-def _prepare(
-    run: RunFolder,
-    images: str,
-    spec: DistillSpec,
-    embeddings: Path,
-    deadline: Deadline,
-    cluster: Cluster | None,
-    *,
-    show_progress: bool,
-) -> DistillSpec:
     tell = announce if show_progress else None
     epochs = spec.epochs
     found = find_items(images, tell, spec.exclude, spec.include)

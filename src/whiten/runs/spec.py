@@ -205,7 +205,7 @@ class DistillSpec:
     devices: Annotated[int, _HARDWARE] = 1
     """Devices per node."""
     nodes: Annotated[int, _HARDWARE] = 1
-    """Machines; more than one are started with torchrun."""
+    """Machines; more than one are started with torchrun, srun or --cluster."""
     precision: Annotated[Literal["auto", "32", "bf16", "16"], _HARDWARE] = "auto"
     """Precision of the training; auto is bf16 if the device computes in it."""
     micro_batch: Annotated[int | Literal["auto"] | None, _HARDWARE] = None
