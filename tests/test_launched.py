@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +69,15 @@ def require_same(run: RunFolder, whole: RunFolder) -> None:
     assert (run.root / "report.html").is_file()
 
 
-@pytest.mark.slow
-def test_two_agents_go_on_after_a_process_was_killed(
-    shared_images: Path, cache: Path, tmp_path: Path, whole: RunFolder
-) -> None:
-    run, port = RunFolder(tmp_path / "run"), free_port()
+def agents(images: Path, cache: Path, out: Path) -> list[subprocess.Popen[str]]:
+    """Start torchrun on two nodes with the same command, which begins a run or goes on with it."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
     torchrun += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"]
-    torchrun += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
-    torchrun += ["--max-restarts", "2", "-m", "whiten.cli"]
-    agents = [
+    torchrun += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
+    torchrun += ["-m", "whiten.cli", *command(images, cache, out)]
+    return [
         subprocess.Popen(
-            [*torchrun, *command(shared_images, cache, run.root)],
+            torchrun,
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -88,21 +86,42 @@ def test_two_agents_go_on_after_a_process_was_killed(
         )
         for _ in range(2)
     ]
+
+
+def kill(processes: list[subprocess.Popen[str]]) -> None:
+    """Kill agents, and their workers, which have sessions of their own."""
+    for process in processes:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        with suppress(OSError):
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_two_agents_go_on_after_a_process_was_killed(
+    shared_images: Path, cache: Path, tmp_path: Path, whole: RunFolder
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    first = agents(shared_images, cache, run.root)
     try:
-        limit = time.monotonic() + 300
+        limit = time.monotonic() + 200
         while len(run.read_metrics()) < 5:
-            assert time.monotonic() < limit and all(agent.poll() is None for agent in agents)
+            assert time.monotonic() < limit and all(agent.poll() is None for agent in first)
             time.sleep(0.01)
-        children = Path(f"/proc/{agents[1].pid}/task/{agents[1].pid}/children").read_text()
+        children = Path(f"/proc/{first[1].pid}/task/{first[1].pid}/children").read_text()
         os.kill(int(children.split()[-1]), signal.SIGKILL)
-        assert len(run.read_metrics()) < len(losses(whole.root))
-        said = [agent.communicate(timeout=200)[0] for agent in agents]
+        assert first[1].wait(timeout=200) != 0
     finally:
-        for agent in agents:
-            if agent.poll() is None:
-                os.killpg(agent.pid, signal.SIGKILL)
-                agent.communicate()
-    assert [agent.returncode for agent in agents] == [0, 0], said
+        kill(first)
+    assert len(run.read_metrics()) < len(losses(whole.root))
+    second = agents(shared_images, cache, run.root)
+    try:
+        said = [agent.communicate(timeout=200)[0] for agent in second]
+    finally:
+        kill(second)
+    assert [agent.returncode for agent in second] == [0, 0], said
     assert "".join(said).count("student  ") == 1  # the first process reports for all
     require_same(run, whole)
 
