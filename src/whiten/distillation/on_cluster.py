@@ -10,9 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 from whiten.distillation import deadline
-from whiten.distillation.rank import Rank, Setup
+from whiten.distillation.rank import Rank
 from whiten.distillation.training_set import TrainingSet
 from whiten.embedding.cluster import Cluster
+from whiten.embedding.setup import Setup
 from whiten.errors import ClusterError, WhitenError, one_line
 from whiten.models.choice import chosen
 from whiten.runs.folder import RunFolder

@@ -4,63 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whiten.distillation import deadline
 from whiten.distillation.launched import make_fabric
 from whiten.distillation.training import train
-from whiten.errors import ClusterError
-from whiten.models.choice import choose, chosen
+from whiten.embedding.setup import Setup
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.utils.progress import be_quiet, logging_to
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a process takes over from the one that started it.
-
-    Attributes:
-        folder: working folder, which relative paths start from.
-        paths: import path, for modules of `python:` teachers.
-        runtime, device: see `choose`.
-        cores: threads that decode and compute.
-    """
-
-    folder: str
-    paths: tuple[str, ...]
-    runtime: str
-    device: str
-    cores: int
-
-    @classmethod
-    def here(cls, cores: int, *, has_gpu: bool) -> Setup:
-        """Return the setup of this process, with the cores of a node, and its GPU if it has one."""
-        paths = tuple(str(Path(folder).absolute()) for folder in sys.path)
-        device = "cuda" if has_gpu else chosen().device
-        return cls(str(Path.cwd()), paths, chosen().runtime, device, cores)
-
-    def apply(self) -> None:
-        """Take it over.
-
-        Raises:
-            ClusterError: the folder is not there.
-        """
-        import torch
-
-        try:
-            os.chdir(self.folder)
-        except OSError as error:
-            raise ClusterError(
-                f"a node of the cluster has no folder {self.folder}: start in a folder that all "
-                "nodes share"
-            ) from error
-        sys.path += [folder for folder in self.paths if folder not in sys.path]
-        choose(self.runtime, self.device)
-        torch.set_num_threads(self.cores)
 
 
 class Rank:

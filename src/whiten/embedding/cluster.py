@@ -19,7 +19,6 @@ from whiten.embedding.parts import Part
 from whiten.embedding.replicas import Pool, Work
 from whiten.embedding.row_makers import Computed, Task
 from whiten.errors import ClusterError, ConfigError, MissingExtraError, one_line
-from whiten.models.choice import chosen
 from whiten.utils.threads import cores
 
 _SECONDS = 10.0  # to reach the head of a cluster
@@ -51,7 +50,7 @@ class Cluster:
             ClusterError: there is no place for a replica; a node lacks the images or the model; or
                 the same images ended several replicas.
         """
-        work = Work(maker.teacher, maker.plan, maker.bf16, expected, chosen())
+        work = Work(maker.teacher, maker.plan, maker.bf16, expected)
         with Pool(self.ray, work, workers) as pool:
             try:
                 yield from pool.make_parts(tasks, maker, told)

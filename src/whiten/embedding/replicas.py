@@ -6,8 +6,6 @@ so that the store's shards are those that one machine writes.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +15,10 @@ from typing import Any
 from whiten.embedding.parts import Part, make_parts
 from whiten.embedding.repeats import Repeats
 from whiten.embedding.row_makers import Computed, Task
+from whiten.embedding.setup import Setup
 from whiten.errors import ClusterError, ImageError, WhitenError, one_line
 from whiten.media.reading import Unread, read_bytes
-from whiten.models.choice import Choice, choose
+from whiten.models.choice import chosen
 from whiten.models.teacher import Teacher
 from whiten.utils.arrays import Vectors
 from whiten.views.plan import ViewPlan
@@ -33,48 +32,35 @@ _STARTING = 600.0  # seconds until a replica must have been placed and have load
 
 @dataclass(frozen=True)
 class Work:
-    """What all replicas are told.
+    """The model of all replicas, and how they compute with it.
 
     Attributes:
         teacher, plan, bf16: see `Computed`.
         expected: images that the runtime is chosen for.
-        choice: runtime and device that the user named.
     """
 
     teacher: Teacher
     plan: ViewPlan
     bf16: bool
     expected: int
-    choice: Choice
 
 
 class Replica:
     """One copy of a model, in a process of its own."""
 
-    def open(self, work: bytes, cores: int, folder: str, paths: list[str]) -> str:
-        """Load the model; return why it cannot be used, or "".
-
-        Args:
-            folder, paths: working directory and import path of the process that sends the work,
-                which URIs of models may refer to.
-        """
-        import torch
+    def open(self, work: bytes, setup: Setup) -> str:
+        """Load the model; return why it cannot be used, or ""."""
         from ray import cloudpickle
 
-        os.environ["OMP_NUM_THREADS"] = str(cores)
-        torch.set_num_threads(cores)
-        sys.path += [path for path in paths if path not in sys.path]
-        if os.path.isdir(folder):  # noqa: PTH112 - imports less
-            os.chdir(folder)
         try:
+            setup.apply()
             told: Work = cloudpickle.loads(work)
-            choose(told.choice.runtime, told.choice.device)
             teacher = told.teacher.on_chosen_device()
             self._maker = Computed(teacher, told.plan, None, bf16=told.bf16)
             self._maker.expect(told.expected)
         except (WhitenError, ImportError, OSError, MemoryError) as error:
             return one_line(error)
-        self._cores = cores
+        self._cores = setup.cores
         return ""
 
     def ping(self) -> str:
@@ -112,7 +98,6 @@ class Pool:
     def __init__(self, ray: Any, work: Work, cores: int | None) -> None:
         self._ray = ray
         self._payload = ray.put(ray.cloudpickle.dumps(work))
-        self._device = work.choice.device
         self._cores = cores
         self._starting: dict[Any, tuple[Any, bool]] = {}  # by answer; whether it is a new one
         self._busy: dict[Any, tuple[Any, _Unit]] = {}
@@ -183,7 +168,7 @@ class Pool:
         gpus = [int(node.get("GPU", 0)) for node in nodes]
         cpus = [int(node.get("CPU", 0)) for node in nodes]
         resources: dict[str, Any]
-        if any(gpus) and self._device != "cpu":
+        if any(gpus) and chosen().device != "cpu":
             per_gpu = min(cpu // gpu for cpu, gpu in zip(cpus, gpus, strict=True) if gpu)
             cores = max(1, min(self._cores or 2 * CORES, per_gpu))
             wanted, resources = sum(gpus), {"num_gpus": 1, "num_cpus": min(cores, per_gpu)}
@@ -200,9 +185,8 @@ class Pool:
         )
         for _ in range(wanted - self._count):
             replica = actor.remote()
-            paths = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100 - "" is this folder
-            opened = replica.open.remote(self._payload, cores, os.getcwd(), paths)  # noqa: PTH109
-            self._starting[opened] = (replica, True)
+            setup = Setup.here(cores, has_gpu="num_gpus" in resources)
+            self._starting[replica.open.remote(self._payload, setup)] = (replica, True)
 
     def _wait(self) -> list[_Unit]:
         """Wait until something has happened; return units whose replicas have ended."""

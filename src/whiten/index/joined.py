@@ -17,7 +17,7 @@ from whiten.index.columns import stored_kinds, stored_name
 from whiten.index.conditions import Compare, Logic, Missing, Where
 from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE
-from whiten.index.rows import Backend, Block, Facts, Match, as_of
+from whiten.index.rows import Backend, Block, Facts, Match, as_of, in_pages
 from whiten.index.where import compare_whole
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import NameIndex
@@ -91,16 +91,8 @@ class JoinedIndex:
         return pa.concat_tables([self._facts.schema().empty_table(), *self.pages(_AT_ONCE)])
 
     def pages(self, size: int) -> Iterator[pa.Table]:
-        waiting: list[pa.Table] = []
-        for part in self._parts:
-            for page in part.pages(size):
-                waiting.append(as_of(page, self._facts))
-                if sum(map(len, waiting)) >= size:
-                    table = pa.concat_tables(waiting)
-                    yield table.slice(0, size)
-                    waiting = [table.slice(size)]
-        if sum(map(len, waiting)):
-            yield pa.concat_tables(waiting)
+        found = (page for part in self._parts for page in part.pages(size))
+        return in_pages((as_of(page, self._facts) for page in found), size)
 
     @cached_property
     def _by_id(self) -> tuple[NameIndex, Vectors]:

@@ -279,3 +279,16 @@ def lose_values(before: pa.Table, now: pa.Table, facts: Facts) -> npt.NDArray[np
             is_lost = pc.and_(before[name].is_valid(), now[name].is_null())
             lost |= is_lost.to_numpy(zero_copy_only=False)
     return lost
+
+
+def in_pages(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Yield the rows of all tables in tables of `size` rows, the last one perhaps of fewer."""
+    waiting: list[pa.Table] = []
+    for found in tables:
+        waiting.append(found)
+        while sum(map(len, waiting)) >= size:
+            table = pa.concat_tables(waiting)
+            yield table.slice(0, size)
+            waiting = [table.slice(size)]
+    if sum(map(len, waiting)):
+        yield pa.concat_tables(waiting)

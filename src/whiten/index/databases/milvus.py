@@ -23,7 +23,7 @@ from whiten.index.databases.milvus_facts import MilvusFacts
 from whiten.index.databases.milvus_filters import literal, to_milvus, without_patterns
 from whiten.index.databases.milvus_rows import Layout
 from whiten.index.databases.milvus_server import connect, keeps_nulls, one_writer
-from whiten.index.rows import Block, Facts, Match, as_of, matches
+from whiten.index.rows import Block, Facts, Match, as_of, in_pages, matches
 from whiten.utils.arrays import Vectors
 
 MOST = 16_384  # most rows per answer
@@ -84,16 +84,10 @@ class MilvusIndex:
     def pages(self, size: int) -> Iterator[pa.Table]:
         """Yield all rows in the order in which they were written."""
         assert self.facts is not None
-        layout = self._layout(self.facts)
-        waiting: list[pa.Table] = []
-        for rows in self._some([*layout.names, "serial"]):
-            waiting.append(layout.table(rows, self.facts))
-            while sum(map(len, waiting)) >= size:
-                table = pa.concat_tables(waiting)
-                yield table.slice(0, size)
-                waiting = [table.slice(size)]
-        if sum(map(len, waiting)):
-            yield pa.concat_tables(waiting)
+        facts = self.facts
+        layout = self._layout(facts)
+        found = self._some([*layout.names, "serial"])
+        return in_pages((layout.table(rows, facts) for rows in found), size)
 
     def _some(self, fields: Sequence[str], at_once: int = MOST) -> Iterator[list[dict[str, Any]]]:
         """Yield all rows in order, `at_once` at a time."""
