@@ -39,6 +39,9 @@ class Slow:
     def hashes(self, items) -> list[str]:  # type: ignore[no-untyped-def]
         return [f"#{item.id}" for item in items]
 
+    def expect(self, items) -> None:  # type: ignore[no-untyped-def]
+        pass
+
     def embed(self, items):  # type: ignore[no-untyped-def]
         from whiten.index.sources import Embedded
 
