@@ -60,8 +60,8 @@ def embed(
     from whiten.embedding.embed import embed as embed_items
     from whiten.embedding.embed import summarize
     from whiten.models.opening import open_model, runtime_of
-    from whiten.utils.names import as_path
     from whiten.utils.progress import progress
+    from whiten.utils.urls import as_path
     from whiten.views.plan import ViewPlan
 
     choose(runtime, device)

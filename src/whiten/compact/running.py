@@ -22,7 +22,7 @@ from whiten.store.places import is_store
 from whiten.store.rows import stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
-from whiten.utils.names import as_path
+from whiten.utils.urls import as_path
 
 
 @dataclass(frozen=True)

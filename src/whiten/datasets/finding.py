@@ -31,7 +31,8 @@ from whiten.media.formats import SUFFIXES
 from whiten.media.reading import stamp_of
 from whiten.media.video import VIDEO_SUFFIXES
 from whiten.storage.places import is_member
-from whiten.utils.names import as_path, as_url, as_utf8, joined
+from whiten.utils.names import as_utf8
+from whiten.utils.urls import as_path, as_url, joined
 
 # What was left out is no error, and whoever calls wants to know.
 _log = logging.getLogger(__name__)

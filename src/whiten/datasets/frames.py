@@ -30,8 +30,9 @@ from whiten.errors import ConfigError, ImageError, NoImagesError
 from whiten.media.formats import SUFFIXES
 from whiten.media.reading import Skipped, Unread, skipped_for, stamp_of
 from whiten.media.video import MAX_FRAMES, VIDEO_SUFFIXES, check_sampling, sample_frames
-from whiten.utils.names import as_path, display_path, real_path
+from whiten.utils.names import display_path, real_path
 from whiten.utils.threads import ordered_map
+from whiten.utils.urls import as_path
 
 SKIPPED_TABLE = "skipped.csv"
 _FACTS = ".video.json"

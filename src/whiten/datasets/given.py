@@ -13,7 +13,8 @@ from whiten.datasets.collection import Item, Items
 from whiten.datasets.locating import see_anew
 from whiten.datasets.spellings import merge_given
 from whiten.errors import ConfigError, NoImagesError
-from whiten.utils.names import as_utf8, named_place
+from whiten.utils.names import as_utf8
+from whiten.utils.urls import named_place
 
 
 def is_frame(images: object) -> bool:

@@ -15,8 +15,8 @@ from whiten.datasets.walking import is_left_out
 from whiten.errors import ConfigError, NoImagesError
 from whiten.storage.objects import exists, find_objects, forget
 from whiten.storage.services import refuse_credentials, scheme_of
-from whiten.utils.names import as_url, joined, named_place
 from whiten.utils.threads import ordered_map
+from whiten.utils.urls import as_url, joined, named_place
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")

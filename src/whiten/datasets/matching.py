@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from whiten.datasets.collection import Items
 from whiten.datasets.tables import Table, near_name
 from whiten.errors import ConfigError
-from whiten.utils.names import absolute, joined
+from whiten.utils.urls import absolute, joined
 
 Rows = npt.NDArray[np.int64]
 

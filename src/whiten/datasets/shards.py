@@ -27,7 +27,7 @@ from whiten.datasets.walking import Walk
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media.formats import SUFFIXES
 from whiten.storage.places import PARQUET, TAR
-from whiten.utils.names import as_url, named_place
+from whiten.utils.urls import as_url, named_place
 
 _log = logging.getLogger(__name__)
 

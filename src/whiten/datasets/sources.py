@@ -16,7 +16,7 @@ from whiten.datasets.matching import find_rows
 from whiten.datasets.shards import shard_table
 from whiten.datasets.tables import is_table, read_names, read_table
 from whiten.errors import ConfigError, nearest
-from whiten.utils.names import as_path
+from whiten.utils.urls import as_path
 
 _KEYS = ("id", "path")  # columns that say which image a row is of
 _SHOWN = 20  # most names in an error

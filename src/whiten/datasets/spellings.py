@@ -13,7 +13,7 @@ import numpy as np
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.tables import read_table
 from whiten.errors import ConfigError
-from whiten.utils.names import as_url
+from whiten.utils.urls import as_url
 
 Rows: TypeAlias = list[dict[str, Any]]
 

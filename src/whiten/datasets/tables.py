@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from whiten.errors import ConfigError, one_line
 from whiten.storage.blobs import BlobFile, open_blob
-from whiten.utils.names import as_path, as_url
+from whiten.utils.urls import as_path, as_url
 
 _CHUNK = 65_536  # rows held as Python texts at once
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # the likely ones first

@@ -12,7 +12,7 @@ from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.patterns import Patterns
 from whiten.utils.hashing import fingerprint
-from whiten.utils.names import as_path
+from whiten.utils.urls import as_path
 
 _PREFIX = "unlabelled:"
 

@@ -10,7 +10,8 @@ import os
 
 from whiten.dedup.finding import Deduplication, Member
 from whiten.storage.places import is_plain
-from whiten.utils.names import absolute, display_path
+from whiten.utils.names import display_path
+from whiten.utils.urls import absolute
 
 _HEADER = """#!/bin/sh
 # Deletes {copies} {what}{plural} of which another {what} is kept ({size:.1f} MB).

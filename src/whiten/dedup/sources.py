@@ -30,8 +30,9 @@ from whiten.store.places import is_store
 from whiten.store.rows import stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.hashing import fingerprint
-from whiten.utils.names import absolute, as_path, name_codes, real_path
+from whiten.utils.names import name_codes, real_path
 from whiten.utils.progress import progress
+from whiten.utils.urls import absolute, as_path
 
 
 @dataclass(frozen=True)

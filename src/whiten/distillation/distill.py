@@ -29,8 +29,8 @@ from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.utils.devices import require_compiler
-from whiten.utils.names import named_place
 from whiten.utils.progress import be_quiet, is_quiet, logging_to, note
+from whiten.utils.urls import named_place
 
 # Silence Lightning's log messages. Set on import, so that spawned processes are silent, too; its
 # own import resets the level of its root logger only.

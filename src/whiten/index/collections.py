@@ -28,7 +28,7 @@ from whiten.index.rows import Facts
 from whiten.index.sources import ImageSource, Source, StoreSource
 from whiten.store.places import is_store as _is_store
 from whiten.store.store import Store
-from whiten.utils.names import as_path, named_place
+from whiten.utils.urls import as_path, named_place
 
 if TYPE_CHECKING:
     from whiten.embedding.cluster import Cluster

@@ -21,7 +21,7 @@ from whiten.errors import ConfigError, StoreError
 from whiten.index.columns import COLLECTION
 from whiten.index.rows import Facts
 from whiten.media.reading import is_there_now
-from whiten.utils.names import as_url
+from whiten.utils.urls import as_url
 
 _FEWER = 8  # times as many rows as values
 

@@ -17,7 +17,7 @@ from whiten.datasets.tables import Table, read_table
 from whiten.errors import ConfigError
 from whiten.index.columns import GROUP, kind_of, no_such, read_texts, widen
 from whiten.index.typed import kind_and_values
-from whiten.utils.names import as_path
+from whiten.utils.urls import as_path
 
 # Columns that every table of images has, and that an index has itself.
 OWN = ("id", "path", "frame_ms")

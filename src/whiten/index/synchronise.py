@@ -27,8 +27,9 @@ from whiten.index.sources import Source
 from whiten.media.decoding import has_foreign_colours
 from whiten.media.reading import Skipped, Unread, is_there_now
 from whiten.utils.arrays import Vectors
-from whiten.utils.names import absolute, display_path
+from whiten.utils.names import display_path
 from whiten.utils.progress import progress
+from whiten.utils.urls import absolute
 
 CHUNK = 1024  # images embedded and written at once: a kill loses at most this much work
 _EXPECTED = 32 * CHUNK  # images that a cluster embeds at once: a kill loses at most these

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from whiten.errors import ImageError, UnreadableError
 from whiten.storage.blobs import Stamp, stamp_from
 from whiten.storage.places import is_plain, member_stamp, read_member, split_member
-from whiten.utils.names import as_url
+from whiten.utils.urls import as_url
 
 __all__ = [
     "MAX_BYTES",

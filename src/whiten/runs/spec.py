@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter
 from whiten.errors import ConfigError, nearest
 from whiten.models.uri import Pool, parse_uri
 from whiten.runs.budget import parse_time
+from whiten.utils.devices import check_device
 from whiten.utils.validation import check_types
 from whiten.views.plan import ViewPlan
 
@@ -268,6 +269,7 @@ class DistillSpec:
             )
         if self.batch_size is not None and self.batch_size < 2:
             raise ConfigError("batch_size must be at least 2: negatives come from the batch")
+        check_device(self.device)
         if ":" in self.device and self.devices * self.nodes > 1:
             raise ConfigError(
                 f"device {self.device} is a single one: leave out its number, or --devices"

@@ -7,7 +7,7 @@ import os
 from typing import IO, NamedTuple, Protocol
 
 from whiten.errors import ChangedError
-from whiten.utils.names import as_url
+from whiten.utils.urls import as_url
 
 
 class Stamp(NamedTuple):

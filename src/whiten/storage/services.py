@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from whiten.errors import ConfigError, MissingExtraError
-from whiten.utils.names import as_url
+from whiten.utils.urls import as_url
 
 _SERVICES = {
     "s3": ("s3fs", "s3", "S3 (s3://)"),

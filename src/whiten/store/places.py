@@ -12,7 +12,7 @@ from pathlib import Path
 from whiten.errors import ConfigError, NotThereError, StoreError
 from whiten.storage.objects import exists, find_objects, remove_object, write_object
 from whiten.storage.services import scheme_of
-from whiten.utils.names import as_url
+from whiten.utils.urls import as_url
 
 _MARK = ".whiten-store"
 _WRITABLE = ("s3", "gs", "az")

@@ -28,7 +28,7 @@ from whiten.storage.objects import write_object
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import renaming
 from whiten.utils.hashing import content_hash
-from whiten.utils.names import as_url
+from whiten.utils.urls import as_url
 
 FORMAT = "1"
 _KEY = b"whiten"

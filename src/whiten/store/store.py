@@ -34,7 +34,8 @@ from whiten.store.shards import (
     write_shard,
 )
 from whiten.utils.arrays import Vectors
-from whiten.utils.names import NameIndex, as_path
+from whiten.utils.names import NameIndex
+from whiten.utils.urls import as_path
 from whiten.views.plan import agree
 
 __all__ = [

@@ -44,15 +44,25 @@ def may_have_gpu() -> bool:
     return any(os.path.exists(f"/dev/{name}") for name in devices)  # noqa: PTH110 - imports less
 
 
+def check_device(name: str) -> None:
+    """Refuse what is no device anywhere.
+
+    Raises:
+        ConfigError: it is none of `DEVICES`, nor one of them with a number.
+    """
+    kind, colon, number = name.partition(":")
+    if kind not in DEVICES or (colon and not (number.isascii() and number.isdecimal())):
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
+
+
 def require_device(name: str) -> None:
     """Refuse a device that this machine lacks.
 
     Raises:
         ConfigError: it is unknown, or torch does not find it.
     """
+    check_device(name)
     kind, _, number = name.partition(":")
-    if kind not in DEVICES or (number and not number.isdecimal()):
-        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
     if kind in ("auto", "cpu"):
         return
     import torch
