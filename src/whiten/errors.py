@@ -7,7 +7,7 @@ code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class WhitenError(Exception):
@@ -126,3 +126,13 @@ def nearest(word: object, choices: Iterable[str], n: int = 3) -> str:
 def one_line(error: BaseException) -> str:
     """Return an exception's message on one line; its type's name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, that behind it, and so on; ends where one is raised from itself."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and not any(cause is earlier for earlier in seen):
+        yield cause
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__

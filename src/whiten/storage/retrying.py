@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from whiten.errors import ChangedError, NotThereError, StorageError, WhitenError
+from whiten.errors import ChangedError, NotThereError, StorageError, WhitenError, causes
 
 Value = TypeVar("Value")
 
@@ -82,21 +82,21 @@ def _final(error: Exception, place: str) -> StorageError | None:
 
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an error of any client library; None if it has none."""
-    if type(error).__module__ == "aiohttp.http_exceptions":  # an answer that breaks off
-        return None
-    response: Any = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        found = getattr(response, "status_code", None)
-    for name in ("status", "status_code", "code"):
-        found = found if found is not None else getattr(error, name, None)
-    if isinstance(found, int) and 100 <= found < 600:
-        return found
-    if isinstance(found, str) and found.isdecimal():
-        return int(found)
-    cause = error.__cause__
-    return None if cause is None else status_of(cause)
+    for cause in causes(error):
+        if type(cause).__module__ == "aiohttp.http_exceptions":  # an answer that breaks off
+            return None
+        response: Any = getattr(cause, "response", None)
+        if isinstance(response, dict):  # botocore
+            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            found = getattr(response, "status_code", None)
+        for name in ("status", "status_code", "code"):
+            found = found if found is not None else getattr(cause, name, None)
+        if isinstance(found, int) and 100 <= found < 600:
+            return found
+        if isinstance(found, str) and found.isdecimal():
+            return int(found)
+    return None
 
 
 def _kind(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from whiten.errors import ConfigError, LockedError, MissingExtraError, StoreError, one_line
+from whiten.errors import ConfigError, LockedError, MissingExtraError, StoreError, causes, one_line
 from whiten.index.databases.addresses import Address
 from whiten.utils.files import lock
 
@@ -180,13 +180,9 @@ def _why_not(address: Address, server: str, error: BaseException) -> str:
     return f"no Milvus server answers there ({reason}): start it, or correct the address"
 
 
-def _is_refused(error: BaseException | None) -> bool:
+def _is_refused(error: BaseException) -> bool:
     """Return whether a server was reached that wants another token; clients hide that deeper."""
-    while error is not None:
-        if "auth" in _reason(error).lower():
-            return True
-        error = error.__cause__
-    return False
+    return any("auth" in _reason(cause).lower() for cause in causes(error))
 
 
 def _is_locked(path: Path) -> bool:

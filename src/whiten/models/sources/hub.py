@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from whiten.errors import TeacherError, WhitenError
+from whiten.errors import TeacherError, WhitenError, causes
 from whiten.models.teacher import first_line
 from whiten.models.uri import TeacherURI
 
@@ -52,7 +52,8 @@ def hub_access(
         raise
     except Exception as error:  # libraries raise errors without a common base
         problem = f"cannot load {uri} ({first_line(error)})"
-        if not is_online and not is_local and _is_io(error):
+        is_io = any(isinstance(cause, OSError) for cause in causes(error))
+        if not is_online and not is_local and is_io:
             why = "HF_HUB_OFFLINE is set" if was_offline else "no network"
             problem = f"cannot download {uri} ({why})"
         raise TeacherError(f"{problem}: {remedy}") from error
@@ -81,11 +82,3 @@ def answers(server: str, seconds: float = 5.0) -> bool:
     thread.start()
     thread.join(seconds)
     return reached.is_set()
-
-
-def _is_io(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -1,0 +1,29 @@
+"""What stands behind an error."""
+
+from __future__ import annotations
+
+from whiten.errors import causes
+from whiten.storage.retrying import status_of
+
+
+def raised(error: Exception, cause: Exception | None) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def test_causes_in_their_order() -> None:
+    first = OSError("cable")
+    second = raised(ValueError("no answer"), first)
+    assert list(causes(raised(RuntimeError("failed"), second)))[1:] == [second, first]
+
+
+def test_an_error_may_be_its_own_cause() -> None:
+    """Clients of gRPC raise one from itself when they try again."""
+    error = ValueError("again")
+    assert list(causes(raised(error, error))) == [error]
+    assert status_of(error) is None
+
+
+def test_two_errors_may_be_each_others_cause() -> None:
+    one, other = ValueError("one"), OSError("other")
+    assert list(causes(raised(one, raised(other, one)))) == [one, other]
