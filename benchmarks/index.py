@@ -35,7 +35,7 @@ from whiten.index.local.manifest import Manifest
 from whiten.index.local.snapshot import Snapshot
 from whiten.index.local.tuning import open_fast
 from whiten.index.rows import Facts
-from whiten.index.sources import Embedded
+from whiten.index.sources import Embedded, Source
 from whiten.index.synchronise import synchronise
 from whiten.media.reading import Skipped
 from whiten.retrieval.exact import exact_search
@@ -65,7 +65,7 @@ def unit(vectors: Array) -> Array:
     return vectors
 
 
-class Clusters:
+class Clusters(Source):
     """A source of clustered vectors: a pure function of the number in an image's id."""
 
     uri = ""

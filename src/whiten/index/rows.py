@@ -219,6 +219,15 @@ def read_size(stamp: str) -> int | None:
     return int(size) if rest and size.isdecimal() else None
 
 
+def match_columns(columns: Iterable[str]) -> list[str]:
+    """Return the stored columns that a match is made of.
+
+    Args:
+        columns: the user's columns, as in `Facts.columns`.
+    """
+    return ["id", "path", "group", "frame_ms", *map(stored_name, _metadata(columns))]
+
+
 def matches(
     rows: pa.Table, scores: npt.NDArray[np.floating[Any]], columns: Iterable[str]
 ) -> list[Match]:
@@ -227,18 +236,30 @@ def matches(
     Args:
         columns: the user's columns, as in `Facts.columns`.
     """
-    stored = {name: stored_name(name) for name in columns if name != GROUP}
+    values = [rows[name].to_pylist() for name in match_columns(columns)]
+    return matches_of(zip(*values, strict=True), scores.tolist(), columns)
+
+
+def matches_of(
+    rows: Iterable[Sequence[Any]], scores: Iterable[float], columns: Iterable[str]
+) -> list[Match]:
+    """Return rows, given as the values of `match_columns`, and their scores as matches."""
+    names = _metadata(columns)
     return [
         Match(
-            row["id"],
-            os.fsdecode(row["path"]),
-            float(score),
-            row["group"],
-            row["frame_ms"],
-            {name: row[at] for name, at in stored.items() if row[at] is not None},
+            name,
+            os.fsdecode(path),
+            score,
+            group,
+            frame_ms,
+            {key: value for key, value in zip(names, values, strict=True) if value is not None},
         )
-        for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)
+        for (name, path, group, frame_ms, *values), score in zip(rows, scores, strict=True)
     ]
+
+
+def _metadata(columns: Iterable[str]) -> list[str]:
+    return [name for name in columns if name != GROUP]
 
 
 def as_of(table: pa.Table, facts: Facts) -> pa.Table:
