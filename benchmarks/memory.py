@@ -1,11 +1,11 @@
-"""Memory of every stage from 1,000 to 1,000,000 images, and one plot of it.
+"""Memory and time of every stage from 1,000 to 1,000,000 images, and one plot of both.
 
     python benchmarks/memory.py --out benchmarks/results/memory.json
 
 Each stage runs in a process of its own, which tells how far its resident memory (the kernel's
 VmHWM, mapped files included) rose above what it had once everything was imported and the model was
-open. Stores hold random vectors under the names of a few real images: 1,000 files, reached through
-as many links to their folder as it takes. What is real: the stores on disk, every file's date, the
+open. Stores hold random vectors under the names of a few real images: 1,000 files, with as many
+links to each as it takes. What is real: the stores on disk, every file's date, the
 pictures that `embed` decodes (the last 10,000 of the collection; the others are there already), the
 steps of `distill` with a frozen backbone, and every search.
 
@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,8 +69,12 @@ def prepare(root: Path, n: int, dim: int) -> None:
     torch.manual_seed(0)  # as `distill` does
     features = backbone_as_teacher(*build_student(STUDENT, dim=32))
     write_images(root / "files")
+    files = sorted((root / "files").iterdir())
     for number in range(-(-n // FILES)):
-        (root / f"{number:04d}").symlink_to("files")
+        folder = root / f"{number:04d}"
+        folder.mkdir()
+        for file in files:
+            os.link(file, folder / file.name)
     names = [f"{i // FILES:04d}/{i % FILES:03d}.png" for i in range(n)]
     write_table(root / "pairs.csv", names, lambda i: f"{i // 2}")
     write_table(root / "search.csv", names, lambda i: f"{i // 2}" if i < GROUPED else "")
@@ -131,7 +136,7 @@ def share_shards(store: Path, folder: Path, *, leave_out: int) -> None:
 
 
 def stage(name: str, root: Path, dim: int) -> dict[str, Any]:
-    """Run one stage in this process and tell how far its memory rose."""
+    """Run one stage in this process and tell how far its memory rose, and how long it took."""
     from whiten.datasets.finding import find_items
     from whiten.distillation.distill import distill
     from whiten.embedding.embed import embed
@@ -185,9 +190,14 @@ def stage(name: str, root: Path, dim: int) -> dict[str, Any]:
         "search": search,
     }
     encoder.embed(root / "files" / "000.png")
-    before = memory("VmRSS")
+    before, began = memory("VmRSS"), time.perf_counter()
     actions[name]()
-    return {"peak_mb": (memory("VmHWM") - before) / 1e6, "imports_mb": before / 1e6}
+    seconds = time.perf_counter() - began
+    return {
+        "peak_mb": (memory("VmHWM") - before) / 1e6,
+        "imports_mb": before / 1e6,
+        "seconds": round(seconds, 3),
+    }
 
 
 def memory(field: str) -> int:
@@ -218,20 +228,24 @@ def measure(sizes: tuple[int, ...], long_size: int) -> Iterator[dict[str, Any]]:
             for name in STAGES:
                 facts = in_a_process(root, "--stage", name, "--dim", str(dim))
                 row = {"stage": name, "n": n, "dim": dim, **facts}
-                text = f"{name:<9} n={n:>9,} D={dim:<3} {row['peak_mb']:>8.1f} MB"
+                peak, seconds = row["peak_mb"], row["seconds"]
+                text = f"{name:<9} n={n:>9,} D={dim:<3} {peak:>8.1f} MB {seconds:>8.2f} s"
                 print(text, file=sys.stderr, flush=True)
                 yield row
 
 
 def growth(rows: list[dict[str, Any]], sizes: tuple[int, ...], long_size: int) -> dict[str, Any]:
-    """Per stage the bytes an image costs, and the bytes that each of its dimensions costs."""
+    """Per stage the bytes and seconds an image costs, and the bytes of each of its dimensions."""
     peak = {(row["stage"], row["n"], row["dim"]): 1e6 * row["peak_mb"] for row in rows}
+    seconds = {(row["stage"], row["n"]): row["seconds"] for row in rows if row["dim"] == SHORT}
     few, many = sizes[-2:]
     return {
         name: {
             "bytes_an_image": (peak[name, many, SHORT] - peak[name, few, SHORT]) / (many - few),
             "bytes_a_dimension": (peak[name, long_size, LONG] - peak[name, long_size, SHORT])
             / (long_size * (LONG - SHORT)),
+            "seconds_an_image": (seconds[name, many] - seconds[name, few]) / (many - few),
+            "times_for_tenfold": seconds[name, many] / seconds[name, few],
         }
         for name in STAGES
     }
@@ -245,22 +259,28 @@ def draw(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> bytes | None:
 
     @styled
     def figure() -> Figure:
-        made = Figure(figsize=(6.4, 3.9))
-        axes = made.subplots()
-        for name, colour, marker in zip(STAGES, RUNS, "osD^vP", strict=True):
-            peaks = [r["peak_mb"] for r in rows if r["stage"] == name and r["dim"] == SHORT]
-            axes.plot(sizes, peaks, color=colour, marker=marker, markersize=5, label=name)
+        made = Figure(figsize=(9.6, 3.9))
+        memory, times = made.subplots(1, 2)
+        for axes, field in ((memory, "peak_mb"), (times, "seconds")):
+            for name, colour, marker in zip(STAGES, RUNS, "osD^vP", strict=True):
+                found = [r[field] for r in rows if r["stage"] == name and r["dim"] == SHORT]
+                axes.plot(sizes, found, color=colour, marker=marker, markersize=5, label=name)
+            axes.set(xscale="log", yscale="log", xlabel="images")
         # What one copy of the embeddings of the usual teachers would take.
         for dim, dashes in ((512, ":"), (2048, "-.")):
             held = [4 * dim * n / 1e6 for n in sizes]
             label = f"embeddings, D={dim:,}"
-            axes.plot(sizes, held, color=QUIET, linestyle=dashes, linewidth=1, label=label)
-        axes.set(xscale="log", yscale="log", xlabel="images", ylabel="peak memory above start, MB")
-        for axis in (axes.xaxis, axes.yaxis):  # the style writes no powers
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_ylim(bottom=1)
-        axes.set_title("Memory of each stage, mapped files included")
-        axes.legend(ncols=2)
+            memory.plot(sizes, held, color=QUIET, linestyle=dashes, linewidth=1, label=label)
+        steady = max(r["seconds"] for r in rows if r["dim"] == SHORT) / sizes[-1]
+        linear = [steady * n for n in sizes]
+        times.plot(sizes, linear, color=QUIET, linestyle=":", linewidth=1, label="linear")
+        memory.set(ylabel="peak memory above start, MB", title="Memory, mapped files included")
+        times.set(ylabel="seconds beyond start", title="Time")
+        for axis in (memory.xaxis, memory.yaxis, times.xaxis, times.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        memory.set_ylim(bottom=1)
+        memory.legend(ncols=2)
+        times.legend(ncols=2)
         return made
 
     return figure()

@@ -339,6 +339,18 @@ def test_a_teacher_of_many_images_is_traced(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("colour_teachers")
+def test_a_list_of_many_images_is_embedded_by_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whiten.models.opening._FEWEST", 3)
+    encoder = whiten.load(TEACHER)
+    images = [np.full((40, 40, 3), level, np.uint8) for level in (10, 90, 200)]
+    few = encoder.embed(images[:2])
+    assert encoder.runtime == "torch"
+    many = encoder.embed(images)
+    assert encoder.runtime == "onnx"
+    np.testing.assert_allclose(many[:2], few, atol=1e-5)
+
+
+@pytest.mark.usefixtures("colour_teachers")
 def test_stores_of_traced_teachers_continue_those_of_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,11 +158,15 @@ def _facts(facts: Mapping[str, Fact]) -> Iterator[str]:
 
 
 def _growth(memory: Results) -> Iterator[str]:
-    yield "| stage | bytes per image, measured | at 100 million images | at 1 billion |"
-    yield "|---|---:|---:|---:|"
+    yield (
+        "| stage | bytes per image, measured | at 100 million images | at 1 billion "
+        "| µs per image | time for 10 times the images |"
+    )
+    yield "|---" + "|---:" * 5 + "|"
     for stage, growth in memory["growth"].items():
-        cost = growth["bytes_an_image"]
-        yield f"| {stage} | {cost:.0f} | {_size(1e8 * cost)} | {_size(1e9 * cost)} |"
+        cost, micros = growth["bytes_an_image"], 1e6 * growth["seconds_an_image"]
+        cells = [f"{cost:.0f}", _size(1e8 * cost), _size(1e9 * cost), f"{micros:.1f}"]
+        yield f"| {' | '.join([stage, *cells])} | {growth['times_for_tenfold']:.1f}× |"
 
 
 def _size(count: float) -> str:

@@ -110,9 +110,12 @@ def shard_items(found: Located, source: str, choice: Choice) -> Items:
 
 def _one_kind(found: Located, source: str) -> list[str]:
     """Return the image files of a folder or prefix; its shards only if it has none."""
-    images = [name for name in found.names if posixpath.splitext(name)[1].lower() in SUFFIXES]
-    shards = [name for name in found.names if name not in set(images)]
-    shards = [name for name in shards if _is_shard(found.place(name), name)]
+    images, shards = [], []
+    for name in found.names:
+        if posixpath.splitext(name)[1].lower() in SUFFIXES:
+            images.append(name)
+        elif _is_shard(found.place(name), name):
+            shards.append(name)
     if images and shards:
         _log.warning(
             "%s: not read: %s tar or Parquet files beside the image files; name them to read them",

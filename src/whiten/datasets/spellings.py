@@ -46,10 +46,20 @@ def merge_given(items: Items, rows: Callable[[], Rows]) -> Items:
 
 def _merge(items: Items, folder: str, name: str, rows: Callable[[], Rows]) -> Items:
     real_folder = lru_cache(maxsize=1 << 16)(os.path.realpath)
-    found: dict[str, list[int]] = {}
+
+    def real(item: Item) -> str:
+        return _real(item.path, real_folder).casefold()
+
+    # Hashes take a tenth of the memory of a collection's paths; the few equal ones are looked at.
+    hashes, is_named = np.zeros(len(items), np.int64), np.zeros(len(items), bool)
     for row, item in enumerate(items):
         if as_url(item.path) is None and item.path == os.path.join(folder, item.id):
-            found.setdefault(_real(item.path, real_folder).casefold(), []).append(row)
+            hashes[row], is_named[row] = hash(real(item)), True
+    places = np.flatnonzero(is_named)
+    _, numbers, counts = np.unique(hashes[places], return_inverse=True, return_counts=True)
+    found: dict[str, list[int]] = {}
+    for row in places[counts[numbers] > 1].tolist():
+        found.setdefault(real(items[row]), []).append(row)
     alike = [[(row, items[row]) for row in some] for some in found.values() if len(some) > 1]
     repeated = [same for some in alike for same in _same_files(some)]
     if not repeated:

@@ -205,10 +205,10 @@ def _find_repeating(
     rows = np.flatnonzero(missing.any(axis=1))
     stamps = [stamp_of(item.path) for item in items.take(rows)]
     sizes = [None if stamp is None else stamp.size for stamp in stamps]
-    stored = set()
+    wanted, stored = set(sizes), set()
     for shard in store.shards if len(rows) else ():
         seen = store.seen(shard)
-        near = {n for n, s in seen.items() if s.stamp is not None and s.stamp.size in set(sizes)}
+        near = {n for n, s in seen.items() if s.stamp is not None and s.stamp.size in wanted}
         if not near:
             continue
         for name, view, vector in zip(shard.ids, shard.views, store.vectors(shard), strict=True):

@@ -21,7 +21,7 @@ from whiten.models.inputs import (
     listed,
     require_errors,
 )
-from whiten.models.opening import runtime_of
+from whiten.models.opening import for_many, runtime_of
 from whiten.models.stored_model import Model, StoredModel
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors, normalize_rows
@@ -225,4 +225,5 @@ def _embed_part(
 ) -> Vectors:
     if isinstance(model, StoredModel):
         return model.embed_files(images, failed=failed)
-    return embed_inputs(model, images, batch_size, update, failed=failed)
+    chosen = for_many(model, len(images))
+    return embed_inputs(chosen, images, batch_size, update, failed=failed)
