@@ -277,7 +277,7 @@ def draw(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> bytes | None:
         memory.set(ylabel="peak memory above start, MB", title="Memory, mapped files included")
         times.set(ylabel="seconds beyond start", title="Time")
         for axis in (memory.xaxis, memory.yaxis, times.xaxis, times.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         memory.set_ylim(bottom=1)
         memory.legend(ncols=2)
         times.legend(ncols=2)

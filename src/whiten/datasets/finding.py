@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from whiten.utils.urls import as_path, as_url, joined
 _log = logging.getLogger(__name__)
 
 _TABLE_COLUMNS = ("id", "path", "group", "frame_ms")
+_PART = 8192  # rows of a table held as objects at once
 
 
 def find_items(
@@ -242,12 +243,20 @@ def _read_table(table: Path, tell: Callable[[str], None] | None, choice: Choice)
     if times is None or not pa.types.is_integer(times.type):
         times = None
     folder = os.fspath(table.parent)
-    places = [joined(folder, path) for path in paths.to_pylist()]
-    see_anew(places)
-    files = [os.fsencode(place) for place in places]
+    files = []
+    for part in _in_parts(paths):
+        places = [joined(folder, path) for path in part]
+        see_anew(places)
+        files.append(pa.array(map(os.fsencode, places), pa.large_binary()))
     times = times and times.combine_chunks()
-    items = Items(ids, pa.array(files, pa.large_binary()), groups, times)
-    return choice.of(items, paths.to_pylist())
+    items = Items(ids, pa.concat_arrays(files), groups, times)
+    return choice.of(items, (path for part in _in_parts(paths) for path in part))
+
+
+def _in_parts(texts: pa.Array) -> Iterator[list[str]]:
+    """Yield the texts, few at a time: as objects they take several times the memory."""
+    for start in range(0, len(texts), _PART):
+        yield texts.slice(start, _PART).to_pylist()
 
 
 def _texts(table: Path, column: pa.ChunkedArray) -> pa.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import IO
 
 import numpy as np
@@ -47,13 +47,13 @@ def _close(file: IO[bytes]) -> None:
         file.close()
 
 
-def may_repeat(sizes: Sequence[int | None]) -> npt.NDArray[np.bool_]:
+def may_repeat(sizes: Iterable[int | None]) -> npt.NDArray[np.bool_]:
     """Return which files, (n,), may have the content of another: those of equal size.
 
     Args:
         sizes: bytes per file; None if unknown.
     """
-    known = np.array([-1 if size is None else size for size in sizes], np.int64)
+    known = np.fromiter((-1 if size is None else size for size in sizes), np.int64)
     _, numbers, counts = np.unique(known, return_inverse=True, return_counts=True)
     shared: npt.NDArray[np.bool_] = (counts[numbers] > 1) | (known < 0)
     return shared

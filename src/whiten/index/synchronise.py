@@ -170,9 +170,10 @@ class _Work:
             is_skipped[:] = [bool(s) and skipped.get(name) == s for name, s in stamps]
         self.touched = np.flatnonzero(~is_same & ~is_skipped)
         self.changes = Changes(unchanged=int(is_same.sum()))
-        touched = self._now["stamp"].take(pa.array(self.touched)).to_pylist()
+        touched = self._now["stamp"].take(pa.array(self.touched))
         self._may_repeat = np.zeros(len(self._now), bool)
-        self._may_repeat[self.touched] = may_repeat([read_size(stamp) for stamp in touched])
+        # One by one: as a list, the stamps of ten million images take a gigabyte.
+        self._may_repeat[self.touched] = may_repeat(read_size(s.as_py()) for s in touched)
         self._repeats = Repeats(facts.dim)
 
     def _share(self, found: Rows, owned: Rows, number: int) -> None:
@@ -240,11 +241,12 @@ class _Work:
         """
         old = self._backend.facts.skipped if self._backend.facts else []
         rows = self._source.items.by_id.rows([name for name, _, _ in old])
-        touched = set(self.touched.tolist())
+        is_touched = np.zeros(len(self._now), bool)
+        is_touched[self.touched] = True
         return [
             skip
             for skip, row in zip(old, rows.tolist(), strict=True)
-            if ((keep or not self._joined.owns(skip[0])) if row < 0 else row not in touched)
+            if ((keep or not self._joined.owns(skip[0])) if row < 0 else not is_touched[row])
         ]
 
     def blocks(self, show_progress: bool) -> Iterator[Block]:
