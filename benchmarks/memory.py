@@ -5,9 +5,9 @@
 Each stage runs in a process of its own, which tells how far its resident memory (the kernel's
 VmHWM, mapped files included) rose above what it had once everything was imported and the model was
 open. Stores hold random vectors under the names of a few real images: 1,000 files, with as many
-links to each as it takes. What is real: the stores on disk, every file's date, the
-pictures that `embed` decodes (the last 10,000 of the collection; the others are there already), the
-steps of `distill` with a frozen backbone, and every search.
+links to each as it takes. What is real: the stores on disk, every file's date, the pictures that
+`embed` decodes (the last 10,000 of the collection; the others are there already), the steps of
+`distill` with a frozen backbone, and every search.
 
 Names, paths and pair lists grow with the images, some hundred bytes each; embeddings must not, so
 that long ones (512 dimensions, at 100,000 images) are measured beside short ones (64).
@@ -260,8 +260,8 @@ def draw(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> bytes | None:
     @styled
     def figure() -> Figure:
         made = Figure(figsize=(9.6, 3.9))
-        memory, times = made.subplots(1, 2)
-        for axes, field in ((memory, "peak_mb"), (times, "seconds")):
+        space, times = made.subplots(1, 2)
+        for axes, field in ((space, "peak_mb"), (times, "seconds")):
             for name, colour, marker in zip(STAGES, RUNS, "osD^vP", strict=True):
                 found = [r[field] for r in rows if r["stage"] == name and r["dim"] == SHORT]
                 axes.plot(sizes, found, color=colour, marker=marker, markersize=5, label=name)
@@ -270,16 +270,16 @@ def draw(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> bytes | None:
         for dim, dashes in ((512, ":"), (2048, "-.")):
             held = [4 * dim * n / 1e6 for n in sizes]
             label = f"embeddings, D={dim:,}"
-            memory.plot(sizes, held, color=QUIET, linestyle=dashes, linewidth=1, label=label)
+            space.plot(sizes, held, color=QUIET, linestyle=dashes, linewidth=1, label=label)
         steady = max(r["seconds"] for r in rows if r["dim"] == SHORT) / sizes[-1]
         linear = [steady * n for n in sizes]
         times.plot(sizes, linear, color=QUIET, linestyle=":", linewidth=1, label="linear")
-        memory.set(ylabel="peak memory above start, MB", title="Memory, mapped files included")
+        space.set(ylabel="peak memory above start, MB", title="Memory, mapped files included")
         times.set(ylabel="seconds beyond start", title="Time")
-        for axis in (memory.xaxis, memory.yaxis, times.xaxis, times.yaxis):
+        for axis in (space.xaxis, space.yaxis, times.xaxis, times.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        memory.set_ylim(bottom=1)
-        memory.legend(ncols=2)
+        space.set_ylim(bottom=1)
+        space.legend(ncols=2)
         times.legend(ncols=2)
         return made
 

@@ -27,3 +27,15 @@ def test_an_error_may_be_its_own_cause() -> None:
 def test_two_errors_may_be_each_others_cause() -> None:
     one, other = ValueError("one"), OSError("other")
     assert list(causes(raised(one, raised(other, one)))) == [one, other]
+
+
+def test_a_handled_error_is_no_cause() -> None:
+    """A missing object that was being handled says nothing about a connection that then broke."""
+    missing = OSError("missing")
+    missing.status = 404  # type: ignore[attr-defined]
+    broken = ConnectionError("broken")
+    broken.__context__ = missing
+    assert list(causes(broken)) == [broken]
+    assert list(causes(broken, contexts=True)) == [broken, missing]
+    assert status_of(broken) is None
+    assert status_of(raised(broken, missing)) == 404

@@ -128,11 +128,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, that behind it, and so on; ends where one is raised from itself."""
+def causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseException]:
+    """Yield an error, what it was raised from, and so on; ends where one is raised from itself.
+
+    Args:
+        contexts: also follow errors that were only being handled when the next one was raised.
+    """
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and not any(cause is earlier for earlier in seen):
         yield cause
         seen.append(cause)
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (cause.__context__ if contexts else None)

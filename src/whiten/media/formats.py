@@ -18,21 +18,17 @@ with suppress(ImportError):
 
 EXTRA = "formats"
 
-# Each plugin is imported by its name: all of them, as by Pillow's `init`, would take 0.1 s.
-for _plugin in ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif", "Jpeg2K", "Tga"):
+# Accepted whatever the file name, in this order: formats with the size known before decoding. EPS
+# would start another program; ICO decodes on opening. The plugins are imported one by one: all of
+# Pillow's, as by its `init`, would take 0.1 s.
+_PLUGINS = {
+    "JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp", "TIFF": "Tiff",
+    "PPM": "Ppm", "AVIF": "Avif", "JPEG2000": "Jpeg2K", "TGA": "Tga",
+}  # fmt: skip
+for _plugin in _PLUGINS.values():
     with suppress(ImportError):
         import_module(f"PIL.{_plugin}ImagePlugin")
-
-# Accepted whatever the file name: formats with the size known before decoding. EPS would start
-# another program; ICO decodes on opening.
-FORMATS: list[str] = [
-    name
-    for name in (
-        "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA",
-        "HEIF", "JXL",
-    )
-    if name in Image.OPEN
-]  # fmt: skip
+FORMATS: list[str] = [name for name in (*_PLUGINS, "HEIF", "JXL") if name in Image.OPEN]
 
 # Those that are decoded without an extra, and only when they are loaded.
 PLAIN = [name for name in FORMATS if name not in ("HEIF", "JXL")]

@@ -52,7 +52,7 @@ def hub_access(
         raise
     except Exception as error:  # libraries raise errors without a common base
         problem = f"cannot load {uri} ({first_line(error)})"
-        is_io = any(isinstance(cause, OSError) for cause in causes(error))
+        is_io = any(isinstance(cause, OSError) for cause in causes(error, contexts=True))
         if not is_online and not is_local and is_io:
             why = "HF_HUB_OFFLINE is set" if was_offline else "no network"
             problem = f"cannot download {uri} ({why})"
