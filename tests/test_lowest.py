@@ -10,7 +10,8 @@ def test_lower_bounds_become_constraints() -> None:
         [project]
         dependencies = ["numpy>=2", "free"]
         [project.optional-dependencies]
-        one = ["psycopg[binary]>=3.2.1", "uvicorn>=0.34,<0.55"]
+        one = ["psycopg[binary]>=3.2.1", "uvicorn>=0.34,<0.55", "numpy>=2.1"]
+        two = ["uvicorn>=0.9"]
         all = ["whiten[one]"]
     """
-    assert [*constraints(pyproject)] == ["numpy==2", "psycopg==3.2.1", "uvicorn==0.34"]
+    assert [*constraints(pyproject)] == ["numpy==2.1", "psycopg==3.2.1", "uvicorn==0.34"]

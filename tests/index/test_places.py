@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from command_line import Captured, prints
 from helpers import TEACHER, draw, write_groups, write_image
 from random_rows import backend_of, block_of
 from whiten.datasets.collection import Item
@@ -48,6 +49,18 @@ def test_arrays_of_ids_and_scores(index: Index) -> None:
         assert ids[row, :6].tolist() == [hit.id for hit in hits[row]]
         np.testing.assert_allclose(scores[row, :6], [hit.score for hit in hits[row]], rtol=1e-6)
     assert ids[:, 6:].tolist() == [[None, None]] * 2 and np.isneginf(scores[:, 6:]).all()
+
+
+def test_any_place_on_the_command_line(
+    capsys: Captured, encoder: Encoder, images: Path, place: str
+) -> None:
+    """A database may be named where a folder may: its address keeps its slashes."""
+    out, _ = prints(capsys, "index", images, "--model", TEACHER, "--out", place)
+    assert out.startswith(f"{Index.open(place).place}: 6 images; 6 added")
+    query = images / "b" / "0.png"
+    options = ("-k", "1", "--index", place, "--paths-only")
+    assert prints(capsys, "search", query, *options)[0] == f"{query}\n"
+    assert prints(capsys, "search", query, *options, "--background", place)[0] == f"{query}\n"
 
 
 def test_opened_again_it_is_the_same(index: Index, encoder: Encoder, place: str) -> None:

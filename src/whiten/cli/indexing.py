@@ -21,7 +21,7 @@ def index(
     /,
     *,
     model: Model = None,
-    out: Path | None = None,
+    out: str | None = None,
     store: str | None = None,
     metadata: Path | None = None,
     add: bool = False,
@@ -137,7 +137,7 @@ def search(
     ids: Annotated[list[str] | None, Parameter("--id", consume_multiple=True)] = None,
     model: Model = None,
     images: Annotated[Path | None, Parameter("--in")] = None,
-    index: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    index: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     store: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     k: Annotated[int, Parameter(("--k", "-k"))] = 10,
     threshold: float | None = None,
@@ -147,7 +147,7 @@ def search(
     videos: bool = False,
     expand: int = 0,
     alpha: float = 3.0,
-    background: Path | None = None,
+    background: str | None = None,
     exclude: Patterns = (),
     include: Patterns = (),
     runtime: Runtime = "auto",
@@ -196,7 +196,7 @@ def search(
     choose(runtime, device)
     if index and store:
         raise ConfigError("name the place of the index: --index FOLDER, or --store milvus:URI")
-    folders, files = _folders_and_files(index or [])
+    places, files = _places_and_files(index or [])
     query = Query(
         (*(queries or ()), *files),
         tuple(ids or ()),
@@ -211,7 +211,7 @@ def search(
         images=images,
         exclude=exclude,
         include=include,
-        place=folders or store or (),
+        place=places or store or (),
         show_progress=True,
     )
     hits = run(opened, vectors, options)
@@ -231,13 +231,14 @@ def search(
     list_skipped(opened.changes.skipped)
 
 
-def _folders_and_files(named: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def _places_and_files(named: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Split what follows --index: an index is never a file, so that files are queries."""
-    return [p for p in named if not p.is_file()], [p for p in named if p.is_file()]
+    files = [name for name in named if Path(name).is_file()]
+    return [name for name in named if name not in files], [Path(name) for name in files]
 
 
-def place(folder: Path | None, store: str | None, option: str) -> Path | str:
+def place(folder: str | None, store: str | None, option: str) -> str:
     """Return the place of an index: a folder or a database; one of them must be given."""
     if (folder is None) == (store is None):
         raise ConfigError(f"name the place of the index: {option} FOLDER, or --store milvus:URI")
-    return folder if folder is not None else store or ""
+    return folder or store or ""

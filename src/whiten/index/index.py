@@ -139,17 +139,12 @@ class Index:
         if storage is not None:
             check_storage(storage)
         index = cls(open_place(place), encoder if isinstance(encoder, Encoder) else None)
-        if not isinstance(index._backend, FolderIndex):
-            if kind or recall:
-                raise ConfigError(
-                    f"{index.place} is a database, which searches in its own way: leave out the "
-                    "kind of search and the recall"
-                )
-            if storage not in (None, BASE):
-                raise ConfigError(
-                    f"{index.place} is a database, which stores {BASE}: leave out the storage, or "
-                    "name a folder"
-                )
+        wanted = kind or recall or storage not in (None, BASE)
+        if wanted and not isinstance(index._backend, FolderIndex):
+            raise ConfigError(
+                f"{index.place} is a database, which stores {BASE} and searches in its own way: "
+                "leave out the kind of search, the recall and the storage, or name a folder"
+            )
         source = open_source(encoder, images, cache, exclude, include, cluster)
         if storage is not None:
             check_storage(storage, source.dim)
