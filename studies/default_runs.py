@@ -6,7 +6,8 @@ distill`. Subsets are of whole groups. Half of the photographs' groups test; the
 photographs learn from those of `--unlabelled`, too. Each test image queries all others of its kind.
 
 Prints mAP in points, and what the student gained over the better of its start and its start
-whitened, with the interval over groups. Finished runs are read again from `--work`.
+whitened, with the interval over groups. Finished runs are read again from `--work`, and rows of
+earlier calls stay in the JSON.
 
     python studies/default_runs.py --photos TABLE --unlabelled TABLE --work FOLDER --seeds 0 1 2
 """
@@ -19,6 +20,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -184,22 +186,28 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="table: columns path,group")
     parser.add_argument("--unlabelled", type=Path, required=True, help="table: column path")
     parser.add_argument("--data", nargs="+", default=["drawings", "photos"])
+    parser.add_argument("--images", nargs="+", default=["100", "600", "all"])
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), choices=list(BACKBONES))
     parser.add_argument("--work", type=Path, required=True, help="folder of images, runs, caches")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, help="JSON; by default results/default-runs.json")
     options = parser.parse_args()
     data = {one.name: one for one in data_sets(options)}
     rows = []
+    counts = [None if count == "all" else int(count) for count in options.images]
     for seed, count, pairs, backbone in itertools.product(
-        options.seeds, (100, 600, None), PAIRS, BACKBONES
+        options.seeds, counts, options.pairs, options.backbones
     ):
         for one in data.values():
             rows.append(run_once(one, count, pairs, backbone, seed, options.work))
             print(f"{one.name} {count} {pairs} {backbone} {seed}: {rows[-1]['gain']}", flush=True)
-    shown = table_of(rows, data)
-    print(markdown(shown))
     out = options.out or Path(__file__).parent / "results" / "default-runs.json"
-    out.write_text(json.dumps(shown, indent=1) + "\n")
+    earlier = json.loads(out.read_text()) if out.exists() else []
+    setting = itemgetter("test images", "pairs", "images", "backbone")
+    shown = {setting(row): row for row in [*earlier, *table_of(rows, data)]}
+    print(markdown([*shown.values()]))
+    out.write_text(json.dumps([*shown.values()], indent=1) + "\n")
 
 
 if __name__ == "__main__":

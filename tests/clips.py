@@ -6,6 +6,7 @@ The package is only read: its own imports are not needed.
 from __future__ import annotations
 
 import importlib.util
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -56,14 +57,12 @@ def write_video(
     rate: int = RATE,
     quality: int = 23,
     codec: str = "libx264",
-    rotation: int = 0,
     times: Sequence[int] | None = None,
 ) -> Path:
     """Encode.
 
     Args:
         quality: x264's crf; 23 is its default, 40 is poor.
-        rotation: written into the file; players turn by it, counter-clockwise.
         times: of the frames in ms, for a variable rate.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +74,6 @@ def write_video(
         stream.codec_context.thread_count = 1
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation:
-            stream.set_display_rotation(rotation)
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_image(image.resize((width, height)))
             frame.pts = number if times is None else times[number]
@@ -84,6 +81,18 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def set_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write a, b, c and d of the display matrix of an MP4.
+
+    Players show the pixel (x, y) at (ax + cy, bx + dy).
+    """
+    a, b, c, d = (value * 65536 for value in matrix)
+    data = path.read_bytes()
+    at = data.index(b"tkhd") + 44
+    made = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:at] + made + data[at + 36 :])
 
 
 def sound_alone(path: Path) -> Path:

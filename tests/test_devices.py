@@ -83,6 +83,7 @@ def test_an_earlier_configuration_names_an_accelerator(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_a_compiled_student_learns_the_same(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:

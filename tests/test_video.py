@@ -6,7 +6,6 @@ import errno
 import io
 import itertools
 import os
-import struct
 import sys
 import threading
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clips import clip, sound_alone, write_video
+from clips import clip, set_matrix, sound_alone, write_video
 from whiten.datasets.finding import find_videos
 from whiten.errors import ConfigError, ImageError, MissingExtraError, UnreadableError
 from whiten.media import video
@@ -76,21 +75,6 @@ def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
     assert [time for time, _ in sample_frames(path)] == [0, 500]
 
 
-@pytest.mark.parametrize(
-    ("rotation", "bright"),
-    [(0, "top left"), (90, "bottom left"), (-90, "top right"), (180, "bottom right")],
-)
-def test_rotation_is_applied(tmp_path: Path, rotation: int, bright: str) -> None:
-    image = grey(0)
-    image.paste((255,) * 3, (0, 0, 32, 24))
-    path = write_video(tmp_path / "a.mp4", [image] * 3, rotation=rotation)
-    ((_, upright),) = sample_frames(path)
-    assert upright.size == ((64, 48) if rotation in (0, 180) else (48, 64))
-    for which in ("top left", "top right", "bottom left", "bottom right"):
-        assert (corner(upright, which) > 200) == (which == bright)
-
-
-# a, b, c and d of the display matrix, which takes the pixel (x, y) to (ax + cy, bx + dy).
 _MATRICES = [
     (a, b, c, d)
     for a, b, c, d in itertools.product((-1, 0, 1), repeat=4)
@@ -106,12 +90,9 @@ def test_mirrored_and_turned_videos_are_shown_as_players_show_them(
     image.paste((255,) * 3, (0, 0, 32, 24))
     image.paste((128,) * 3, (32, 0, 64, 24))
     path = write_video(tmp_path / "a.mp4", [image] * 3)
-    a, b, c, d = (value * 65536 for value in matrix)
-    data = path.read_bytes()
-    at = data.index(b"tkhd") + 44
-    made = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(data[:at] + made + data[at + 36 :])
+    set_matrix(path, matrix)
     ((_, shown),) = sample_frames(path)
+    assert shown.size == ((64, 48) if matrix[0] else (48, 64))
     # Corners of the picture, from its middle, and where the matrix puts them.
     for (x, y), level in {(-1, -1): 255, (1, -1): 128, (-1, 1): 0, (1, 1): 0}.items():
         right, down = matrix[0] * x + matrix[2] * y, matrix[1] * x + matrix[3] * y

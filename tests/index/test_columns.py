@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -170,7 +171,7 @@ def test_typed_columns(encoder: Encoder, images: Path, place: str, tmp_path: Pat
             "code": pa.array(["00123", None]),
             "digits": pa.array(["7", None]),
             "nothing": pa.nulls(2),
-            "half": pa.array([0.5, None], pa.float16()),
+            "half": pa.array([np.float16(0.5), None], pa.float16()),
         }
     )
     pq.write_table(table, tmp_path / "m.parquet")

@@ -15,6 +15,8 @@ from whiten.models.sources import hub
 def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No model that the machine has at hand, and no look outside."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    # transformers 4 has copied it.
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hf"), False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(hub, "answers", refuse_network)

@@ -51,7 +51,7 @@ def test_timm_vit_takes_another_size(tmp_path: Path) -> None:
     own = timm.create_model(
         name,
         pretrained=True,
-        pretrained_cfg_overlay={"file": str(file)},
+        pretrained_cfg_overlay={"file": str(file), "custom_load": False},
         num_classes=0,
         img_size=96,
     ).eval()

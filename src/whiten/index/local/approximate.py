@@ -28,6 +28,7 @@ from whiten.utils.memory import forget
 Kind = Literal["ivf", "hnsw"]
 
 _FILE = "index.faiss"
+_ROW_BYTES = 8  # of a row's number beside its code
 _LISTS = 2.0  # lists, in multiples of the square root of the number of vectors
 _TRAINED_ON = 32  # vectors per list that the centroids are fitted on
 _ROUNDS = 10  # of k-means
@@ -209,8 +210,12 @@ class ApproximateSegment:
             raise StoreError(problem % f"{self._index.ntotal} vectors instead of {count}")
         if kind == "ivf":
             lists = self._faiss.downcast_InvertedLists(self._index.invlists)
-            if hasattr(lists, "prefetch_nthread"):
+            if hasattr(lists, "prefetch_nthread"):  # on disk
                 lists.prefetch_nthread = 0  # starting 32 threads takes longer than a search
+                last = lists.lists.at(self._index.nlist - 1)
+                end = last.offset + last.capacity * (lists.code_size + _ROW_BYTES)
+                if path.stat().st_size < end:  # not every version of FAISS sees it
+                    raise StoreError(problem % "its end is missing")
         self.widest = self._index.nlist if kind == "ivf" else count
 
     def search(

@@ -108,7 +108,7 @@ def _find(module_name: str, name: str) -> tuple[Any, str]:
         files, root = find_sources(module)
         source = hash_sources(files, root)
         if _opened.setdefault(module_name, source) != source:  # edited since
-            for known in [key for key, m in sys.modules.items() if _file_of(m) in files]:
+            for known in [key for key, m in list(sys.modules.items()) if _file_of(m) in files]:
                 del sys.modules[known]
             module = importlib.import_module(module_name)
             _opened[module_name] = source
