@@ -123,9 +123,9 @@ def read_preprocess(processor: Any, side: int | None, uri: TeacherURI) -> Prepro
             f"the image processor of {uri} has no fixed size ({size or 'none'}): set size in its "
             "preprocessor_config.json to a height and a width"
         )
-    own_mean = getattr(processor, "image_mean", None)  # some processors only rescale
-    is_normalized = own_mean is not None and getattr(processor, "do_normalize", True)
-    mean = tuple(own_mean) if is_normalized else (0.0,) * 3
+    # Some processors only rescale, and have no mean.
+    is_normalized = getattr(processor, "do_normalize", hasattr(processor, "image_mean"))
+    mean = tuple(processor.image_mean) if is_normalized else (0.0,) * 3
     std = tuple(processor.image_std) if is_normalized else (1.0,) * 3
     is_rescaled = getattr(processor, "do_rescale", True)
     resample = 3 if (code := getattr(processor, "resample", None)) is None else int(code)
