@@ -16,7 +16,8 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No model that the machine has at hand, and no look outside."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     # transformers 4 has copied it.
-    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hf"), False)
+    own = "transformers.utils.hub.TRANSFORMERS_CACHE"
+    monkeypatch.setattr(own, str(tmp_path / "hf"), raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(hub, "answers", refuse_network)
