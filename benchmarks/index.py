@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from side_by_side import Comparison, Report, arguments, peak_bytes, take_turns
 
 from whiten.datasets.collection import Items
@@ -73,12 +74,12 @@ class Clusters(Source):
 
     def __init__(self, first: int, rows: int, dim: int, centres: Array) -> None:
         self.dim, self._centres = dim, centres
-        ids = pa.array([f"{number:08d}" for number in range(first, first + rows)])
+        numbers = pa.array(np.arange(first, first + rows)).cast(pa.large_string())
+        ids = pc.utf8_lpad(numbers, 8, "0")
         self.items = Items(ids, ids, pa.nulls(rows, pa.large_string()))
 
-    def stamps(self) -> list[str]:
-        found: list[str] = self.items.ids.to_pylist()
-        return found
+    def stamps(self) -> pa.Array:
+        return self.items.ids
 
     def hashes(self, items: Items) -> list[str | Skipped]:
         found: list[str | Skipped] = items.ids.to_pylist()

@@ -9,7 +9,7 @@ from pathlib import Path
 from warm import run_command
 
 # What a reader puts in place of the long-running defaults.
-SMALLER = {"--epochs": "2", "--batch-size": "16", "--whiten-dim": "16"}
+SMALLER = {"--epochs": "2", "--batch-size": "16", "--whiten-dim": "16", "--views": "2"}
 
 
 def blocks(page: str, language: str) -> list[str]:

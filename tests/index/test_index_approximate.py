@@ -286,6 +286,19 @@ def test_lists_of_the_nearest_centroid(can: bool, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(found, products.max(1), atol=0.03 if can else 0)
 
 
+def test_lists_hold_each_row_once_with_its_own_code(
+    tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import faiss
+
+    monkeypatch.setattr(approximate, "_READ", 700)
+    approximate.write_approximate("ivf", tmp_path / "lists", vectors)
+    lists = faiss.read_index(str(tmp_path / "lists" / "index.faiss"))
+    sizes = [lists.invlists.list_size(number) for number in range(lists.nlist)]
+    assert sum(sizes) == lists.ntotal == ROWS
+    np.testing.assert_allclose(lists.reconstruct_n(0, ROWS), vectors, atol=0.01)
+
+
 def test_lists_of_the_codes_of_product_quantisation(
     tmp_path: Path, vectors: np.ndarray, queries: np.ndarray
 ) -> None:
@@ -341,7 +354,7 @@ def test_rows_of_many_batches_are_joined(
 
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
-@pytest.mark.parametrize("damage", ["missing", "empty", "short", "garbage", "another"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "short", "cut", "garbage", "another"])
 def test_a_damaged_file_is_refused(
     tmp_path: Path, vectors: np.ndarray, kind: str, damage: str
 ) -> None:
@@ -356,6 +369,7 @@ def test_a_damaged_file_is_refused(
             {
                 "empty": b"",
                 "short": content[: len(content) // 2],
+                "cut": content[:-1],
                 "garbage": b"garbage" * 1000,
                 "another": foreign.read_bytes(),
             }[damage]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from killing import attempt
@@ -33,8 +34,8 @@ class Slow:
         self._log = folder / "embedded"
         self.items = Items.of([Item(f"{n:03d}", f"/images/{n}") for n in range(200)])
 
-    def stamps(self) -> list[str]:
-        return ["1:2:3"] * len(self.items)
+    def stamps(self) -> pa.Array:
+        return pa.array(["1:2:3"] * len(self.items), pa.large_string())
 
     def hashes(self, items) -> list[str]:  # type: ignore[no-untyped-def]
         return [f"#{item.id}" for item in items]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from warm import CONTEXT, start_server
@@ -34,8 +35,8 @@ class Numbers:
     def __init__(self, who: str) -> None:
         self.items = Items.of([Item(f"{who}{n:02d}", f"/{who}/{n}") for n in range(COUNT)])
 
-    def stamps(self) -> list[str]:
-        return [f"{n}:2:3" for n in range(COUNT)]
+    def stamps(self) -> pa.Array:
+        return pa.array([f"{n}:2:3" for n in range(COUNT)], pa.large_string())
 
     def hashes(self, items: Items) -> list[str]:
         return [f"#{item.id}" for item in items]

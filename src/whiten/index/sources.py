@@ -68,8 +68,9 @@ class Source(Protocol):
     def made(self, index: Facts) -> bool:
         """Return whether the vectors of an index were made by this source's encoder."""
 
-    def stamps(self) -> list[str]:
-        """Return a stamp per file, equal while the file is unchanged; "" if it is missing."""
+    def stamps(self) -> pa.Array:
+        """Return a stamp per file, a string that is equal while the file is unchanged, "" if it is
+        missing."""
 
     def hashes(self, items: Items) -> list[str | Skipped]:
         """Return the content hash of each image, or why it cannot be read."""
@@ -108,8 +109,8 @@ class ImageSource:
     def made(self, index: Facts) -> bool:
         return self.encoder.made(index.uri, index.model)
 
-    def stamps(self) -> list[str]:
-        return [write_stamp(stamp_of(item.path)) for item in self.items]
+    def stamps(self) -> pa.Array:
+        return _stamps(self.items)
 
     def hashes(self, items: Items) -> list[str | Skipped]:
         return list(ordered_map(_hash, items, workers=_WORKERS, ahead=_AHEAD))
@@ -136,6 +137,12 @@ class ImageSource:
             none = np.zeros((0, self.dim), np.float32)
             return Embedded(np.zeros(0, np.int64), none, [_why_not(item) for item in items])
         return Embedded(items.by_id.rows(kept.ids.to_pylist()), vectors, skipped)
+
+
+def _stamps(items: Items) -> pa.Array:
+    """Stamp files one by one: as a list, the stamps of ten million take a gigabyte."""
+    stamps = (write_stamp(stamp_of(item.path)) for item in items)
+    return pa.array(stamps, pa.large_string(), size=len(items))
 
 
 def _hash(item: Item) -> str | Skipped:
@@ -183,8 +190,8 @@ class VectorSource(_Embedded):
         self.items = items
         self._hashes, self._vectors = hashes, vectors
 
-    def stamps(self) -> list[str]:
-        return [write_stamp(stamp_of(item.path)) for item in self.items]
+    def stamps(self) -> pa.Array:
+        return _stamps(self.items)
 
     def hashes(self, items: Items) -> list[str | Skipped]:
         return [self._hashes[row] for row in self._rows(items)]
@@ -220,9 +227,13 @@ class StoreSource(_Embedded):
         self._rows = pa.concat_tables(tables).sort_by("id")
         self.items = Items.from_table(self._rows)
 
-    def stamps(self) -> list[str]:
-        columns = (self._rows["stamp"].to_pylist(), self._rows["content_hash"].to_pylist())
-        return [stamp or f"#{digest}" for stamp, digest in zip(*columns, strict=True)]
+    def stamps(self) -> pa.Array:
+        stamp, digest = (
+            self._rows[name].cast(pa.large_string()) for name in ("stamp", "content_hash")
+        )
+        mark, nothing = (pa.scalar(text, pa.large_string()) for text in ("#", ""))
+        content = pc.binary_join_element_wise(mark, digest, nothing)
+        return pc.if_else(pc.equal(stamp, ""), content, stamp)
 
     def hashes(self, items: Items) -> list[str | Skipped]:
         hashes: list[str | Skipped] = self._of(items)["content_hash"].to_pylist()

@@ -343,7 +343,7 @@ class _Work:
 def _rows(source: Source) -> pa.Table:
     """Return the rows that the index should have, without content hashes and metadata."""
     items = source.items
-    table = items.table().append_column("stamp", pa.array(source.stamps(), pa.large_string()))
+    table = items.table().append_column("stamp", source.stamps())
     return table.set_column(table.schema.get_field_index("path"), "path", _absolute(items.paths))
 
 

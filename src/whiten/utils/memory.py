@@ -44,6 +44,18 @@ def _mallopt(option: int, value: int) -> None:
         mallopt(option, value)
 
 
+def take_rows(mapped: npt.NDArray[Any], rows: Any) -> npt.NDArray[Any]:
+    """Copy some rows of an array, and release its pages if it is mapped.
+
+    The system maps the neighbours of a page that is read, too: a row in a hundred maps the file.
+    """
+    import numpy as np
+
+    found = np.array(mapped[rows])
+    forget(mapped)
+    return found
+
+
 def forget(part: npt.NDArray[Any]) -> None:
     """Release the pages of a mapped file; the system may still cache them.
 

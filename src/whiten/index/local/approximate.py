@@ -8,6 +8,7 @@ by product quantisation hold its codes instead, which are several times smaller.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from whiten.index.local.storage.product import Product
 from whiten.retrieval.exact import Mask, Rows
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import flush
-from whiten.utils.memory import forget
+from whiten.utils.memory import take_rows
 
 Kind = Literal["ivf", "hnsw"]
 
@@ -33,7 +34,7 @@ _LISTS = 2.0  # lists, in multiples of the square root of the number of vectors
 _TRAINED_ON = 32  # vectors per list that the centroids are fitted on
 _ROUNDS = 10  # of k-means
 _BLOCK = 4096  # vectors assigned at once
-_ASSIGNED = 16384  # vectors read at once
+_READ = 32768  # vectors read at once
 _TOP = 127  # of 8-bit codes
 _NEIGHBOURS = 32  # per node of the graph
 _BUILD_EFFORT = 80  # nodes visited to find the neighbours of a new one
@@ -81,7 +82,7 @@ def _make_lists(faiss: ModuleType, vectors: Vectors, product: Product | None) ->
     # FAISS's own k-means takes several times as long if its BLAS does not know the CPU.
     random = np.random.default_rng(0)
     sample = np.sort(random.choice(count, min(count, _TRAINED_ON * lists), replace=False))
-    some = np.array(vectors[sample], np.float32)
+    some = take_rows(vectors, sample)
     centroids = cluster(some, lists, random)
     quantizer = faiss.IndexFlatIP(dim)
     quantizer.add(centroids)
@@ -97,17 +98,37 @@ def _make_lists(faiss: ModuleType, vectors: Vectors, product: Product | None) ->
         made.by_residual = False
         faiss.copy_array_to_vector(product.codebooks.ravel(), made.pq.centroids)
     made.is_trained = True
-    for start in range(0, count, _ASSIGNED):
-        part = vectors[start : start + _ASSIGNED]
-        block = np.array(part, np.float32)
-        forget(part)
-        nearest = assign(block, centroids)
-        rows = np.arange(start, start + len(block))
-        # The pointers do not keep their arrays alive, so each array has a name.
-        made.add_core(
-            len(block), faiss.swig_ptr(block), faiss.swig_ptr(rows), faiss.swig_ptr(nearest)
-        )
+    _fill(faiss, made, vectors, centroids)
     return made
+
+
+def _fill(faiss: ModuleType, made: Any, vectors: Vectors, centroids: Vectors) -> None:
+    """Fill lists of known sizes: lists that grow would take up to twice their memory."""
+    lists, pointer = made.invlists, faiss.swig_ptr
+    nearest = np.concatenate([assign(block, centroids) for _, block in _blocks(vectors)])
+    for number, size in enumerate(np.bincount(nearest, minlength=made.nlist).tolist()):
+        lists.resize(number, size)
+    filled = np.zeros(made.nlist, np.int64)
+    for start, block in _blocks(vectors):
+        order = np.argsort(nearest[start : start + len(block)], kind="stable")
+        # The pointers do not keep their arrays alive, so each array has a name.
+        block, rows, own = block[order], start + order, nearest[start + order]
+        codes = np.empty((len(block), made.code_size), np.uint8)
+        made.encode_vectors(len(block), pointer(block), pointer(own), pointer(codes))
+        numbers, first = np.unique(own, return_index=True)
+        ends = [*first[1:].tolist(), len(own)]
+        for number, begin, end in zip(numbers.tolist(), first.tolist(), ends, strict=True):
+            at = int(filled[number])
+            part = (pointer(rows[begin:end]), pointer(codes[begin:end]))
+            lists.update_entries(number, at, end - begin, *part)
+        filled[numbers] += np.diff([*first, len(own)])
+    made.ntotal = len(vectors)
+
+
+def _blocks(vectors: Vectors) -> Iterator[tuple[int, Vectors]]:
+    """Yield (first row, copy of some rows)."""
+    for start in range(0, len(vectors), _READ):
+        yield start, take_rows(vectors[start : start + _READ], slice(None))
 
 
 def _make_graph(faiss: ModuleType, vectors: Vectors) -> Any:
@@ -119,9 +140,9 @@ def _make_graph(faiss: ModuleType, vectors: Vectors) -> Any:
     )
     made.hnsw.efConstruction = _BUILD_EFFORT
     step = -(-len(vectors) // 65536)
-    made.train(np.array(vectors[::step], np.float32))
-    for start in range(0, len(vectors), 16 * _BLOCK):
-        made.add(np.array(vectors[start : start + 16 * _BLOCK], np.float32))
+    made.train(take_rows(vectors, slice(None, None, step)))
+    for _, block in _blocks(vectors):
+        made.add(block)
     return made
 
 

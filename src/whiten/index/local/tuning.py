@@ -22,6 +22,7 @@ from whiten.index.local.codes import CodedSegment, Gather, can_multiply, write_c
 from whiten.index.local.storage.codec import Codec
 from whiten.retrieval.exact import Mask, Rows, exact_search
 from whiten.utils.arrays import Vectors
+from whiten.utils.memory import forget, take_rows
 
 KINDS = ("auto", "exact", "int8", "ivf", "hnsw")
 RECALL = 0.95
@@ -263,7 +264,7 @@ class _Trial:
         rows = np.arange(len(vectors)) if there is None else np.flatnonzero(there)
         random = np.random.default_rng(0)
         self._rows = np.sort(random.choice(rows, min(_QUERIES, len(rows)), replace=False))
-        self._queries = np.array(vectors[self._rows], np.float32)
+        self._queries = take_rows(vectors, self._rows)
         found = exact_search(self._queries, vectors, _MANY + 1, there)
         self._truth = [self._others(*one) for one in zip(self._rows, found, strict=True)]
 
@@ -283,6 +284,7 @@ class _Trial:
     def recall(self, fast: Fast, k: int) -> tuple[float, float]:
         """Return mean recall@k and its standard error; ties with the k-th nearest count."""
         found = self._ask(fast, self._queries, k + 1)
+        forget(self._vectors)
         recalls = []
         for own, truth, one in zip(self._rows, self._truth, found, strict=True):
             best = truth[:k]

@@ -13,7 +13,7 @@ from whiten.index.local.storage.codec import Codec
 from whiten.retrieval.exact import Mask, Nearest, scan
 from whiten.utils.arrays import Array, Vectors, normalize_rows
 from whiten.utils.files import flush
-from whiten.utils.memory import forget
+from whiten.utils.memory import forget, take_rows
 
 SAMPLE_ROWS = 50_000  # most rows that a codec is fitted on
 _SAMPLE_BYTES = 128 << 20
@@ -102,7 +102,7 @@ def write_codes(path: Path, codec: Codec, vectors: Vectors) -> None:
 def sample_rows(vectors: Vectors) -> Vectors:
     """Return rows to fit a codec on: all, or a random sample that fits into memory."""
     most = min(SAMPLE_ROWS, _SAMPLE_BYTES // (4 * vectors.shape[1]))
-    if len(vectors) <= most:
-        return np.array(vectors, np.float32)
-    rows = np.sort(np.random.default_rng(0).permutation(len(vectors))[:most])
-    return np.asarray(vectors[rows], np.float32)
+    rows: Any = slice(None)
+    if len(vectors) > most:
+        rows = np.sort(np.random.default_rng(0).permutation(len(vectors))[:most])
+    return take_rows(vectors, rows)

@@ -22,6 +22,7 @@ from whiten.metrics import Figure
 from whiten.retrieval.exact import exact_search
 from whiten.retrieval.ranks import count_ranks
 from whiten.utils.arrays import Array, Indices, Vectors
+from whiten.utils.memory import take_rows
 
 NEIGHBOURS = 10
 FEWEST = 3  # vectors below which nothing can be measured
@@ -123,7 +124,7 @@ def choose_queries(
     except ConfigError:
         task, rows = None, _some(np.arange(len(who)), most)
     own = rows if queries is None else np.full(len(rows), -1)
-    return Queries(np.asarray(searching[rows], np.float32), own, task)
+    return Queries(take_rows(searching, rows), own, task)
 
 
 def _without_themselves(task: Task, rows: Indices) -> tuple[Task, Indices]:
