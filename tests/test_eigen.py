@@ -1,4 +1,4 @@
-"""Leading eigenpairs: the shortcut for many axes solves the problem that float64 does."""
+"""Principal axes: shortcuts for many axes and for few samples solve what float64 does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from whiten.whitening import eigen
-from whiten.whitening.eigen import leading_eigenpairs
+from whiten.whitening.eigen import leading_eigenpairs, principal_axes
+from whiten.whitening.moments import Moments
 
 SIZE, COUNT = 1024, 200
 
@@ -54,3 +55,38 @@ def test_no_eigenvalue_is_negative() -> None:
     flat = np.zeros(SIZE)
     flat[:3] = 1.0
     assert leading_eigenpairs(covariance(flat), 10)[0].min() >= 0
+
+
+def of_samples(samples: np.ndarray, dim: int | None, *, by_covariance: bool) -> tuple:
+    moments = Moments(samples.shape[1])
+    moments.add(samples)
+    if by_covariance:
+        moments.settle()
+    return principal_axes(moments, dim)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize(("count", "dim"), [(7, None), (7, 3), (300, None), (300, 200)])
+def test_few_samples_have_the_axes_of_their_covariance(
+    kind: type, count: int, dim: int | None
+) -> None:
+    random = np.random.default_rng(count)
+    samples = (3 + random.normal(size=(count, 400)) * np.geomspace(1, 0.01, 400)).astype(kind)
+    mean, total, values, axes = of_samples(samples, dim, by_covariance=False)
+    whole = of_samples(samples, dim, by_covariance=True)
+    found = count - 1 if dim is None else dim
+    assert axes.shape == (found, 400)
+    np.testing.assert_allclose(mean, whole[0], atol=1e-7)
+    assert total == pytest.approx(whole[1], rel=1e-7)
+    np.testing.assert_allclose(values, whole[2][:found], rtol=1e-6)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(found), atol=1e-8)
+    span, other = (one[:3].T @ one[:3] for one in (axes, whole[3]))
+    np.testing.assert_allclose(span, other, atol=1e-5)
+
+
+def test_copies_among_few_samples_are_solved_by_the_covariance() -> None:
+    samples = np.repeat(np.random.default_rng(0).normal(size=(10, 40)), 2, axis=0)
+    for dim in (None, 15):
+        found = of_samples(samples, dim, by_covariance=False)
+        for one, other in zip(found, of_samples(samples, dim, by_covariance=True), strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -34,7 +34,8 @@ def test_from_landmarks_to_revisited_oxford_with_distractors(
     write_distractors(Path("revisited"), DISTRACTORS)
     teachers = ("--teachers", "demo:mobilenetv2", "demo:efficientnet-lite2")
     student = ("--student", "demo:efficientnet-lite0", "--size", "64", "--backbone-lr", "0")
-    options = ("--dim", "128", "--whiten-dim", "128", "--epochs", "30", "--batch-size", "64")
+    options = ("--dim", "128", "--whiten-dim", "128", "--views", "2")
+    options += ("--epochs", "30", "--batch-size", "64")
     out, err = prints(
         capsys, "distill", "gldv2", *teachers, *student, *options, "--out", "runs/landmarks"
     )

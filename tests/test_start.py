@@ -43,6 +43,20 @@ def test_a_ridge_of_no_strength_is_least_squares() -> None:
     np.testing.assert_allclose(head(features.reshape(-1, 5)), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("images", "features"), [(60, 5), (9, 40), (1, 40)])
+def test_a_ridge_solves_its_normal_equations(images: int, features: int) -> None:
+    x, y = (RNG.normal(size=(images, 2, d)).astype(np.float32) for d in (features, 3))
+    x[: images // 2, 1] = x[: images // 2, 0]  # equal views span fewer axes
+    head = Ridge(x, [y]).head(0.1, to_unit=False)
+    flat, wanted = x.reshape(-1, features).astype(float), y.reshape(-1, 3).astype(float)
+    centred = flat - flat.mean(axis=0)
+    scatter = centred.T @ centred
+    scatter += 0.1 * np.trace(scatter) / features * np.eye(features)
+    weight = np.linalg.solve(scatter, centred.T @ (wanted - wanted.mean(axis=0)))
+    np.testing.assert_allclose(head.weight, weight.T, atol=1e-10)
+    np.testing.assert_allclose(head(flat), wanted.mean(axis=0) + centred @ weight, atol=1e-10)
+
+
 def test_a_strong_ridge_is_the_mean() -> None:
     features, targets = (RNG.normal(size=(60, 1, d)).astype(np.float32) for d in (5, 3))
     head = Ridge(features, [targets]).head(1e12, to_unit=False)

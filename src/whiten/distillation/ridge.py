@@ -51,7 +51,8 @@ class Ridge:
     """Ridge regression (Hoerl & Kennard 1970) that is fitted once for all strengths.
 
     Minimises `|Y - X W|² + c m |W|²` on centred X and Y, where m is the mean eigenvalue of XᵀX, so
-    that a strength c means the same on any number of images.
+    that a strength c means the same on any number of images. Of fewer rows than features XXᵀ is
+    decomposed in the place of XᵀX: it has the same eigenvalues but for zeros.
 
     Args:
         features: (n, views, f), read by blocks.
@@ -59,8 +60,25 @@ class Ridge:
     """
 
     def __init__(self, features: Vectors, targets: Sequence[Vectors]) -> None:
-        f, dim = features.shape[2], sum(target.shape[2] for target in targets)
         self.count = features.shape[0] * features.shape[1]
+        if self.count < features.shape[2]:
+            self._solve_few(features, targets)
+        else:
+            self._solve_many(features, targets)
+
+    def _solve_few(self, features: Vectors, targets: Sequence[Vectors]) -> None:
+        x, y = (np.concatenate(parts) for parts in zip(*_blocks(features, targets), strict=True))
+        self.mean_x, self.mean_y = x.mean(axis=0), y.mean(axis=0)
+        x -= self.mean_x
+        values, rows = np.linalg.eigh(x @ x.T)
+        is_spanned = values > values[-1] * self.count * np.finfo(np.float64).eps
+        self.spectrum, rows = values[is_spanned], rows[:, is_spanned]
+        self.mean_eigenvalue = float(self.spectrum.sum()) / x.shape[1]
+        self.axes = x.T @ rows / np.sqrt(self.spectrum)
+        self.cross = np.sqrt(self.spectrum)[:, None] * (rows.T @ (y - self.mean_y))
+
+    def _solve_many(self, features: Vectors, targets: Sequence[Vectors]) -> None:
+        f, dim = features.shape[2], sum(target.shape[2] for target in targets)
         sum_x, sum_y = np.zeros(f), np.zeros(dim)
         scatter, cross = np.zeros((f, f)), np.zeros((f, dim))
         for x, y in _blocks(features, targets):
@@ -71,7 +89,9 @@ class Ridge:
         self.mean_x, self.mean_y = sum_x / self.count, sum_y / self.count
         scatter -= self.count * np.outer(self.mean_x, self.mean_x)
         cross -= self.count * np.outer(self.mean_x, self.mean_y)
-        self.spectrum, self.axes = np.linalg.eigh(scatter)
+        values, self.axes = np.linalg.eigh(scatter)
+        self.spectrum = np.maximum(values, 0)
+        self.mean_eigenvalue = float(self.spectrum.mean())
         self.cross = self.axes.T @ cross
 
     def head(self, strength: float, *, to_unit: bool) -> Head:
@@ -81,14 +101,15 @@ class Ridge:
             to_unit: scale the output to a length of 1 in the root mean square: what a regression
                 cannot foretell shortens it.
         """
-        spectrum = np.maximum(self.spectrum, 0)
-        floor = max(strength * float(spectrum.mean()), float(np.finfo(np.float64).tiny))
-        inner = self.cross / (spectrum + floor)[:, None]
+        floor = max(strength * self.mean_eigenvalue, float(np.finfo(np.float64).tiny))
+        inner = self.cross / (self.spectrum + floor)[:, None]
         weight = (self.axes @ inner).T
         head = Head(weight, self.mean_y - weight @ self.mean_x)
         if not to_unit:
             return head
-        square = float((spectrum[:, None] * inner**2).sum() / self.count + (self.mean_y**2).sum())
+        square = float(
+            (self.spectrum[:, None] * inner**2).sum() / self.count + (self.mean_y**2).sum()
+        )
         return head.scaled(1 / np.sqrt(square)) if square else head
 
 

@@ -1,13 +1,54 @@
-"""The leading eigenpairs of a covariance, in float32 with a float64 correction if large."""
+"""Principal axes: the leading eigenpairs of a covariance, or of few samples' Gram matrix."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from whiten.utils.arrays import Array
+from whiten.whitening.moments import Moments
 
 _LARGE = 1024  # axes from which float32 saves time
 _RESIDUAL = 0.01  # relative to the smallest eigenvalue; above this, float64 is used
+_WEAKEST = 1e-6  # of the largest eigenvalue; axes of weaker ones need the covariance
+
+
+def principal_axes(moments: Moments, dim: int | None) -> tuple[Array, float, Array, Array]:
+    """Return the mean, the mean eigenvalue, and the leading eigenpairs of the covariance.
+
+    Args:
+        dim: number of pairs; None is as many as there are axes, or at least all that fewer samples
+            span.
+
+    Returns:
+        (D,) mean, the mean of all D eigenvalues, (dim,) eigenvalues, descending, and (dim, D) axes.
+    """
+    if few := moments.few():
+        mean, rows = few
+        pairs = _of_few(rows, len(rows) - 1 if dim is None else dim)
+        if pairs is not None:
+            return mean, float(np.square(rows).sum()) / rows.size, *pairs
+    covariance = moments.covariance()
+    spectrum_mean = float(np.trace(covariance)) / moments.dim
+    pairs = leading_eigenpairs(covariance, moments.dim if dim is None else dim)
+    return moments.mean, spectrum_mean, *pairs
+
+
+def _of_few(rows: Array, count: int) -> tuple[Array, Array] | None:
+    """Return eigenpairs of the covariance of n < D centred samples, from their Gram matrix.
+
+    Both have the same eigenvalues (Turk & Pentland 1991, eq. 6), and n × n is solved in (n/D)³ of
+    the time. None if the samples span too few axes, or some by too little to find them this way.
+    """
+    from scipy.linalg import blas
+
+    if not 0 < count < len(rows):
+        return None
+    gram = blas.dsyrk(1.0 / len(rows), rows.T, trans=1, lower=1)
+    values, weights = leading_eigenpairs(gram, count)
+    if values[-1] <= _WEAKEST * values[0]:
+        return None
+    axes = weights @ rows
+    return values, axes / np.linalg.norm(axes, axis=1, keepdims=True)
 
 
 def leading_eigenpairs(covariance: Array, count: int) -> tuple[Array, Array]:

@@ -99,6 +99,18 @@ class Moments:
         self._block = self._product = None
         self._add_pending()
 
+    def few(self) -> tuple[Array, Array] | None:
+        """Return the mean (D,) and the centred samples (n, D), float64, of fewer samples than axes.
+
+        None if there are more, or none, or if they are in the scatter already.
+        """
+        if self._block is None or self._settled or not 0 < self._fill < self.dim:
+            return None
+        rows = self._block[: self._fill].astype(np.float64)
+        mean = rows.mean(axis=0)
+        rows -= mean
+        return mean + (self._centre if self._fill >= _CHUNK else 0.0), rows
+
     @property
     def mean(self) -> Array:
         """Mean, (D,) float64."""

@@ -26,7 +26,7 @@ from whiten.errors import (
 from whiten.utils.arrays import Array, as_numpy, is_block
 from whiten.utils.files import load_sealed, save_sealed
 from whiten.whitening.affine import map_rows
-from whiten.whitening.eigen import leading_eigenpairs
+from whiten.whitening.eigen import principal_axes
 from whiten.whitening.moments import Moments
 
 if TYPE_CHECKING:
@@ -163,16 +163,14 @@ class Whitener:
                 f"whitening to {dim} dimensions is impossible from {source_dim}: "
                 f"choose a dim of at most {source_dim}"
             )
-        self._mean, covariance = self._moments.mean, self._moments.covariance()
+        self._mean, self.spectrum_mean_, values, axes = principal_axes(self._moments, self.dim)
         self._resolution = max(source_dim * _EPSILON, self._moments.epsilon)
         scale = float(np.abs(self._mean).max(initial=0.0)) ** 2
-        self.spectrum_mean_ = float(np.trace(covariance)) / source_dim
         if not self.spectrum_mean_ > 1e-14 * scale or self.spectrum_mean_ == 0:
             raise ConstantInputError(
                 f"all {self.n_} fitting samples are the same vector, so there is nothing to "
                 "whiten: fit on more varied images"
             )
-        values, axes = leading_eigenpairs(covariance, dim)
         rank = self._rank(values)
         if rank < dim and self.dim is None:
             values, axes = values[:rank], axes[:rank]
