@@ -30,12 +30,16 @@ PRELOADED = [
 ]
 
 
-def start_server() -> None:
-    """Start the server, computing on one thread so that no run differs from another."""
+def start_server(*more: str) -> None:
+    """Start the server, computing on one thread so that no run differs from another.
+
+    Args:
+        more: modules that it imports, too, if it has not started.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             patch.setenv(name, "1")
-        CONTEXT.set_forkserver_preload(PRELOADED)
+        CONTEXT.set_forkserver_preload([*PRELOADED, *more])
         multiprocessing.forkserver.ensure_running()
 
 

@@ -179,7 +179,7 @@ def test_no_write_that_was_answered_is_lost_or_doubled(index: Index, tmp_path: P
                     return
 
     for kill in range(KILLS):
-        with Service(place, "--writable", code=code, token=TOKEN) as service:
+        with Service(place, "--writable", code=code, token=TOKEN, is_warm=True) as service:
             threads = [
                 threading.Thread(target=work, args=(service.url, 10 * kill + n)) for n in range(4)
             ]
