@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
-from safetensors.torch import load_file
 
 from small_runs import OPTIONS, TEACHERS, losses
+from torture_training import (
+    command,
+    environment,
+    free_port,
+    require_same,
+    train_through_kills,
+)
 from whiten.distillation.distill import distill
 from whiten.distillation.launched import is_launched, rank, require_processes
 from whiten.errors import ConfigError
@@ -42,61 +43,13 @@ def whole(shared_images: Path, cache: Path, tmp_path_factory: pytest.TempPathFac
     return run
 
 
-def command(images: Path, cache: Path, out: Path) -> list[str]:
-    found = ["distill", str(images), "--teachers", *TEACHERS, "--out", str(out), "--resume"]
-    options = {**TRAINING, "cache": cache, "nodes": 2}
-    for name, value in options.items():
-        found += [f"--{name.replace('_', '-')}", str(value)]
-    return found
+def arguments(images: Path, cache: Path, out: Path) -> list[str]:
+    return command(images, TEACHERS, out, {**TRAINING, "cache": cache})
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-def environment(**more: object) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    return {**own, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in more.items()}}
-
-
-def require_same(run: RunFolder, whole: RunFolder) -> None:
-    assert losses(run.root) == losses(whole.root)
-    ours, theirs = (load_file(one.student / "model.safetensors") for one in (run, whole))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+def require_finished(run: RunFolder, whole: RunFolder) -> None:
+    require_same(run, whole)
     assert (run.root / "report.html").is_file()
-
-
-def agents(images: Path, cache: Path, out: Path) -> list[subprocess.Popen[str]]:
-    """Start torchrun on two nodes with the same command, which begins a run or goes on with it."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
-    torchrun += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"]
-    torchrun += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
-    torchrun += ["-m", "whiten.cli", *command(images, cache, out)]
-    return [
-        subprocess.Popen(
-            torchrun,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for _ in range(2)
-    ]
-
-
-def kill(processes: list[subprocess.Popen[str]]) -> None:
-    """Kill agents, and their workers, which have sessions of their own."""
-    for process in processes:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        with suppress(OSError):
-            for child in children.read_text().split():
-                os.kill(int(child), signal.SIGKILL)
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.slow
@@ -104,26 +57,11 @@ def test_two_agents_go_on_after_a_process_was_killed(
     shared_images: Path, cache: Path, tmp_path: Path, whole: RunFolder
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    first = agents(shared_images, cache, run.root)
-    try:
-        limit = time.monotonic() + 200
-        while len(run.read_metrics()) < 5:
-            assert time.monotonic() < limit and all(agent.poll() is None for agent in first)
-            time.sleep(0.01)
-        children = Path(f"/proc/{first[1].pid}/task/{first[1].pid}/children").read_text()
-        os.kill(int(children.split()[-1]), signal.SIGKILL)
-        assert first[1].wait(timeout=200) != 0
-    finally:
-        kill(first)
-    assert len(run.read_metrics()) < len(losses(whole.root))
-    second = agents(shared_images, cache, run.root)
-    try:
-        said = [agent.communicate(timeout=200)[0] for agent in second]
-    finally:
-        kill(second)
-    assert [agent.returncode for agent in second] == [0, 0], said
+    words = arguments(shared_images, cache, run.root)
+    steps = len(losses(whole.root))
+    said = train_through_kills(words, run, steps=steps, kills=1)
     assert "".join(said).count("student  ") == 1  # the first process reports for all
-    require_same(run, whole)
+    require_finished(run, whole)
 
 
 @pytest.mark.slow
@@ -136,7 +74,7 @@ def test_two_tasks_of_slurm_train_as_one_run(
     job |= {"MASTER_PORT": free_port()}
     tasks = [
         subprocess.Popen(
-            [sys.executable, "-m", "whiten.cli", *command(shared_images, cache, run.root)],
+            [sys.executable, "-m", "whiten.cli", *arguments(shared_images, cache, run.root)],
             env=environment(**job, SLURM_PROCID=number, SLURM_NODEID=number),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -147,7 +85,7 @@ def test_two_tasks_of_slurm_train_as_one_run(
     said = [task.communicate(timeout=400)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     assert ["student  " in one for one in said] == [True, False]
-    require_same(run, whole)
+    require_finished(run, whole)
 
 
 # --- variables --------------------------------------------------------------------------------

@@ -18,6 +18,6 @@ def test_kills_and_faults_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'code'}{os.pathsep}{before}")
     folder = make_images(tmp_path / "images", 24)
-    found = torture(folder, tmp_path, model=TEACHER, kills=2, faults=8, layouts=["tar"])
-    assert (found["images"], found["kills"]) == (24, 2)
+    found = torture(folder, tmp_path, model=TEACHER, kills=3, faults=9, layouts=["tar"])
+    assert (found["images"], found["kills"]) == (24, 3)
     assert found["faults"] >= 4

@@ -1,7 +1,6 @@
 """Embed, distil, index and search in an S3 server that fails, killed again and again.
 
-python tools/torture_storage.py --images 20000 --kills 30 --faults 200
-python tools/torture_storage.py --folder PHOTOS --model demo:mobilenetv2
+    python tools/torture_storage.py --images 20000 --folder PHOTOS --kills 30 --faults 200
 
 The server is moto's, on loopback. Images in tar shards and in Parquet must give the embeddings, the
 student and the hits of the same images in a folder, without kills and faults: nothing lost, nothing
@@ -14,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -158,31 +158,35 @@ def torture(
         wanted: dict[str, list[bytes]] = {}
         for path in sorted((work / "folder").glob("part-*.parquet")):
             _gather(pq.read_table(path), wanted)
-        verbs = 2 * len(sources)
-        each, some = kills // verbs, faults // verbs
+        verbs = 3 * len(sources)
+        shares = iter([(_share(kills, n, verbs), _share(faults, n, verbs)) for n in range(verbs)])
         for name in sources:
             source, out = f"s3://photos/{name}", f"s3://photos/store-{name}"
             embed = ["embed", source, "--model", model, "--out"]
-            run.rough(alone, each, some, *embed, out)
+            run.rough(alone, *next(shares), *embed, out)
             assert {k: sorted(v) for k, v in run.embeddings(f"store-{name}/").items()} == {
                 k: sorted(v) for k, v in wanted.items()
             }, f"{name}: other embeddings than those of the folder"
             distill = ["distill", source, "--teachers", model, *STUDENT, "--epochs", "0", "--out"]
             seconds = run.calm(*distill, work / f"run-{name}")
-            is_last = name == list(sources)[-1]
-            rest = (run.kills, run.faults) if is_last else (each, some)
-            run.rough(seconds, *rest, *distill, work / f"rough-{name}")
+            run.rough(seconds, *next(shares), *distill, work / f"rough-{name}")
             ours, theirs = (
                 (work / f"{kind}-{name}" / "student" / "model.safetensors").read_bytes()
                 for kind in ("rough", "run")
             )
             assert ours == theirs, f"{name}: another student than without kills and faults"
+            indexes = (f"index-folder-{name}", f"index-{name}")
+            index = ["index", "--kind", "exact", "--out"]
+            seconds = run.calm(*index, work / indexes[0], work / "folder")
+            last_kills, last_faults = next(shares)
+            if name == list(sources)[-1]:
+                last_faults = run.faults  # and those that no request was left for
+            run.rough(seconds, last_kills, last_faults, *index, work / indexes[1], out)
             hits = []
-            for store, index in ((out, f"index-{name}"), (work / "folder", f"index-folder-{name}")):
-                run.calm("index", store, "--out", work / index, "--kind", "exact")
-                query = next(path for path in sorted(folder.rglob("*.*")) if path.is_file())
+            query = next(path for path in sorted(folder.rglob("*.*")) if path.is_file())
+            for index_name in indexes:
                 done = run._start(
-                    "search", query, "--index", work / index, "--model", model, "--json"
+                    "search", query, "--index", work / index_name, "--model", model, "--json"
                 )
                 hits.append([hit["score"] for hit in json.loads(done.stdout)])
             assert hits[0] == hits[1], f"{name}: other hits than in the folder"
@@ -195,9 +199,18 @@ def torture(
         }
 
 
-def make_images(folder: Path, count: int) -> Path:
-    """Write images of random blobs, in folders of ten."""
-    for number in range(count):
+def _share(total: int, number: int, parts: int) -> int:
+    """How many of them are the part's, where all parts have as many, to one."""
+    return total * (number + 1) // parts - total * number // parts
+
+
+def make_images(folder: Path, count: int, first: int = 0) -> Path:
+    """Write images of random blobs, in folders of ten.
+
+    Args:
+        first: the number of the first one; those before it are left out.
+    """
+    for number in range(first, count):
         blobs = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
         path = folder / f"{number // 10:05d}" / f"{number % 10}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,8 +220,8 @@ def make_images(folder: Path, count: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=60, help="made images, without --folder")
-    parser.add_argument("--folder", type=Path, help="real images")
+    parser.add_argument("--images", type=int, default=60, help="how many, most of them made")
+    parser.add_argument("--folder", type=Path, help="real images that are among them")
     parser.add_argument("--model", default="demo:mobilenetv2")
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--faults", type=int, default=20)
@@ -216,7 +229,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         work = Path(temporary)
-        folder = options.folder or make_images(work / "images", options.images)
+        folder = work / "images"
+        if options.folder:
+            shutil.copytree(options.folder, folder)
+        make_images(folder, options.images, first=len(samples(folder)))
         found = torture(
             folder,
             work,

@@ -21,6 +21,7 @@ from whiten.index.rows import Block
 from whiten.index.where import parse_where
 from whiten.retrieval import exact
 from whiten.retrieval.exact import exact_search
+from whiten.utils import memory
 
 ROWS = 4000
 APPROXIMATE = ["ivf", "hnsw"]
@@ -330,9 +331,27 @@ def test_a_large_file_is_not_kept_resident(
     expected = found_ids(index, queries, 10)
     monkeypatch.setattr(exact, "forget", lambda part: forgotten.append(len(part)))
     assert found_ids(index, queries, 10) == expected and not forgotten
-    monkeypatch.setattr(exact, "_KEPT_BYTES", vectors.nbytes - 1)
+    monkeypatch.setattr(memory, "KEPT_BYTES", vectors.nbytes - 1)
     assert found_ids(index, queries, 10) == expected
     assert sum(forgotten) == ROWS
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_single_rows_of_a_large_file_are_not_kept_resident(tmp_path: Path) -> None:
+    """The system maps 16 pages for one that is read, so that a few rows would map the file."""
+    path, rows = tmp_path / "vectors", 5 << 20
+    with path.open("wb") as file:
+        file.truncate(rows * 1024)  # takes no room
+    mapped = np.memmap(path, "<f4", "r", shape=(rows, 256))
+    before = mapped_mb()
+    for start in range(0, 64 << 10, 64):
+        assert not memory.gather_rows(mapped, np.arange(start, start + 64)).any()
+    assert mapped_mb() < before + 8
+
+
+def mapped_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:")) / 1024
 
 
 def test_rows_of_many_batches_are_joined(

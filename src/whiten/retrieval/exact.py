@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.utils.arrays import Vectors
-from whiten.utils.memory import forget
+from whiten.utils.memory import forget, gather_rows, is_large
 from whiten.utils.threads import cores
 
 QUERIES = 256  # per pass
@@ -30,7 +30,6 @@ _SHARED_BYTES = 4 << 20  # of vectors, above which a second thread pays
 _FEW = 8  # queries, for which BLAS's product is slower than row by row
 _ROWS = 1024  # rows that fit into a core's cache while these queries pass over them
 _DECODED = 2048  # rows of codes decoded at once, which fit into a core's cache
-_KEPT_BYTES = 4 << 30  # of a mapped file; of a larger one, what was read is not kept resident
 _SPARSE = 0.1  # below this fraction of allowed rows, the others are dropped before the product
 
 _LOWEST: dict[type, float] = {np.float32: -np.inf, np.int32: np.iinfo(np.int32).min}
@@ -194,11 +193,12 @@ def scan(
         wanted = np.flatnonzero(allowed)
         for start in range(0, len(wanted), size):
             rows = wanted[start : start + size]
-            part = vectors[rows] if decode is None else decode(vectors[rows])
+            part = gather_rows(vectors, rows)
+            part = part if decode is None else decode(part)
             nearest.show((part @ queries.T).T, rows=first + rows)
         return
     out = np.empty(min(size, len(vectors)) * len(queries), np.float32)
-    is_large = getattr(vectors, "nbytes", 0) > _KEPT_BYTES
+    releases = is_large(vectors)
     for start in range(0, len(vectors), size):
         part = vectors[start : start + size]
         block = out[: len(part) * len(queries)]
@@ -216,7 +216,7 @@ def scan(
         if allowed is not None:
             similarities[:, ~allowed[start : start + size]] = -np.inf
         nearest.show(similarities, first + start)
-        if is_large:
+        if releases:
             forget(part)
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+KEPT_BYTES = 4 << 30  # of a mapped file; of a larger one, what was read is not kept resident
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 
@@ -36,12 +38,39 @@ def share_pools(count: int) -> None:
     _mallopt(_M_ARENA_MAX, count)
 
 
+def return_freed_memory() -> None:
+    """Return memory that is freed to the system, in spite of `keep_freed_memory`; once."""
+    _call("malloc_trim", 0)
+
+
 def _mallopt(option: int, value: int) -> None:
+    _call("mallopt", option, value)
+
+
+def _call(name: str, *arguments: int) -> None:
+    """Call a function of glibc; on other systems, and with musl, there is none."""
     if not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(option, value)
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)
+
+
+def is_large(mapped: npt.NDArray[Any]) -> bool:
+    """Return whether pages of a mapped file should be released once they were read."""
+    return getattr(mapped, "nbytes", 0) > KEPT_BYTES
+
+
+def gather_rows(mapped: npt.NDArray[Any], rows: Any) -> npt.NDArray[Any]:
+    """Copy some rows of an array for a search; only a small file's pages stay mapped.
+
+    Args:
+        rows: an array of numbers.
+    """
+    found: npt.NDArray[Any] = mapped[rows]
+    if is_large(mapped):
+        forget(mapped)
+    return found
 
 
 def take_rows(mapped: npt.NDArray[Any], rows: Any) -> npt.NDArray[Any]:

@@ -32,6 +32,7 @@ from whiten.index.rows import Block, Facts, as_of
 from whiten.retrieval.exact import Mask, Nearest, Rows, scan
 from whiten.utils.arrays import Array, Vectors
 from whiten.utils.files import flush
+from whiten.utils.memory import gather_rows
 
 VECTORS = "vectors.f32"
 ROWS = "rows.arrows"
@@ -85,8 +86,7 @@ class Segment:
 
     def gather(self, rows: Rows) -> Vectors:
         """Return vectors by row: (r, dim) float32, L2-normalised."""
-        found: Vectors = self.unit[rows]
-        return found
+        return gather_rows(self.unit, rows)
 
     @classmethod
     def open(

@@ -19,6 +19,7 @@ from whiten.index.local.tuning import Fast, open_fast
 from whiten.index.rows import Block, Match, match_columns, matches_of
 from whiten.retrieval.exact import QUERIES, Mask, Nearest, Rows
 from whiten.utils.arrays import Vectors
+from whiten.utils.memory import gather_rows
 from whiten.utils.names import NameIndex
 
 _BATCH = 8192  # rows copied at once
@@ -79,7 +80,7 @@ class Snapshot:
             segment, there = self.segments[number], np.flatnonzero(self.there(number))
             for start in range(0, len(there), _BATCH):
                 rows = there[start : start + _BATCH]
-                yield Block(segment.rows.take(pa.array(rows)), segment.vectors[rows])
+                yield Block(segment.rows.take(pa.array(rows)), gather_rows(segment.vectors, rows))
 
     # --- by id --------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class Snapshot:
         first = 0
         for segment in self.segments:
             inside = (places >= first) & (places < first + len(segment))
-            vectors[inside] = segment.vectors[places[inside] - first]
+            vectors[inside] = gather_rows(segment.vectors, places[inside] - first)
             first += len(segment)
         return Block(self._rows(places), vectors)
 

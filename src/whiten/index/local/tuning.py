@@ -22,7 +22,7 @@ from whiten.index.local.codes import CodedSegment, Gather, can_multiply, write_c
 from whiten.index.local.storage.codec import Codec
 from whiten.retrieval.exact import Mask, Rows, exact_search
 from whiten.utils.arrays import Vectors
-from whiten.utils.memory import forget, take_rows
+from whiten.utils.memory import forget, gather_rows, take_rows
 
 KINDS = ("auto", "exact", "int8", "ivf", "hnsw")
 RECALL = 0.95
@@ -269,8 +269,7 @@ class _Trial:
         self._truth = [self._others(*one) for one in zip(self._rows, found, strict=True)]
 
     def _gather(self, rows: Rows) -> Vectors:
-        found: Vectors = self._vectors[rows]
-        return found
+        return gather_rows(self._vectors, rows)
 
     def _others(self, own: int, found: tuple[Rows, Vectors]) -> Vectors:
         rows, scores = found

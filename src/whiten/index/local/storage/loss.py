@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from whiten.metrics import Figure
 from whiten.retrieval.exact import exact_search
 from whiten.retrieval.ranks import count_ranks
 from whiten.utils.arrays import Array, Indices, Vectors
-from whiten.utils.memory import take_rows
+from whiten.utils.memory import gather_rows, take_rows
 
 NEIGHBOURS = 10
 FEWEST = 3  # vectors below which nothing can be measured
@@ -170,7 +171,9 @@ def answer(chosen: Queries, codec: Codec, codes: Array, vectors: Vectors | None)
         best = exact_search(queries, gallery, k + 1)
     else:
         full = vectors
-        best = Reranked(codec, codes).search(chosen.vectors, k + 1, lambda rows: full[rows], None)
+        best = Reranked(codec, codes).search(
+            chosen.vectors, k + 1, partial(gather_rows, full), None
+        )
     found = np.empty((len(best), k), np.int64)
     for number, ((rows, _), own) in enumerate(zip(best, chosen.own, strict=True)):
         found[number] = rows[rows != own][:k]
