@@ -124,7 +124,7 @@ def models(
     """Distil without the source, and yield what the run starts from and ends with."""
     runs = {}
     for pairs in options.pairs:
-        trained = [("student", options.epochs)] if options.epochs else []
+        trained = [("student", options.epochs)] if options.epochs != 0 else []
         for name, epochs in (("closed form", 0), *trained):
             run = RunFolder(work / f"{held.source}-{pairs}-{name.replace(' ', '-')}-{seed}")
             distill(
@@ -135,8 +135,6 @@ def models(
                 cache=work / "embeddings",
                 resume=True,
                 show_progress=False,
-                dim=options.dim,
-                pool="avg",
                 epochs=epochs,
                 pairs=pairs,
                 seed=seed,
@@ -194,8 +192,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="the photos: columns path,group")
     parser.add_argument("--teachers", nargs="+", default=WEAK)
     parser.add_argument("--size", type=int, help="of the student; 64 for drawings, 160 for photos")
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, help="0: closed form; by default as distill chooses")
     parser.add_argument("--pairs", nargs="+", default=["views"], choices=list(PAIRS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, help="JSON; by default results/unseen-PROTOCOL.json")
@@ -225,8 +222,7 @@ def main() -> None:
     print(markdown(rows, "MRR" if options.protocol == "drawings" else "mAP"))
     out = options.out or Path(__file__).parent / "results" / f"unseen-{options.protocol}.json"
     asked = {
-        name: getattr(options, name)
-        for name in ("teachers", "student", "dim", "epochs", "pairs", "seeds")
+        name: getattr(options, name) for name in ("teachers", "student", "epochs", "pairs", "seeds")
     }
     out.write_text(json.dumps({"options": asked, "rows": rows}, indent=1) + "\n")
 

@@ -13,7 +13,7 @@ from whiten.index.local.storage.codec import Codec
 from whiten.retrieval.exact import Mask, Nearest, scan
 from whiten.utils.arrays import Array, Vectors, normalize_rows
 from whiten.utils.files import flush
-from whiten.utils.memory import forget, take_rows
+from whiten.utils.memory import forget, is_large, take_rows
 
 SAMPLE_ROWS = 50_000  # most rows that a codec is fitted on
 _SAMPLE_BYTES = 128 << 20
@@ -45,6 +45,8 @@ class _View:
         return len(self._codes)
 
     def __getitem__(self, rows: Any) -> Vectors:
+        if is_large(self._codes):
+            forget(self._codes)  # what was read before
         return self._decode(self._codes[rows])
 
 
