@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +208,50 @@ def test_a_missing_extra_is_one_line(
     with pytest.raises(MissingExtraError, match=rf"pip install 'whiten\[{extra}\]'"):
         find_items(url)
     services.filesystem.cache_clear()
+
+
+class Azure:
+    """Stands for adlfs, which opens no account without credentials."""
+
+    def __init__(self, **_: object) -> None:
+        raise ValueError("unable to connect with AccountKey=hidden")
+
+
+def test_a_service_that_cannot_be_opened_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adlfs", ModuleType("adlfs"))
+    monkeypatch.setattr("fsspec.filesystem", lambda _, **options: Azure(**options))
+    services.filesystem.cache_clear()
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"az://.*credentials") as caught:
+            find_items("az://photos/a")
+        assert "hidden" not in str(caught.value)
+    services.filesystem.cache_clear()
+
+
+def test_libraries_do_not_ask_again_themselves() -> None:
+    """Their pauses would add up to minutes, beside ours."""
+    policy = SimpleNamespace(total_retries=3)
+    azure = SimpleNamespace(service_client=SimpleNamespace(_config=SimpleNamespace()))
+    azure.service_client._config.retry_policy = policy
+    services._ask_once(azure)
+    assert policy.total_retries == 0
+
+    def six_times(request: Callable[..., str]) -> Callable[..., str]:
+        @wraps(request)
+        def asked(*arguments: object) -> str:
+            return request(*arguments) * 6
+
+        return asked
+
+    class Google:
+        @six_times
+        def _request(self, word: str) -> str:
+            return word
+
+    google = Google()
+    services._ask_once(google)
+    assert google._request("asked ") == "asked "
+    services._ask_once(object())
 
 
 def test_tars_over_http_from_a_server_without_ranges(

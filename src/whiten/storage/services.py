@@ -6,13 +6,14 @@ it would be stored with the images' paths.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from whiten.errors import ConfigError, MissingExtraError
+from whiten.errors import ConfigError, MissingExtraError, StorageError
 from whiten.utils.urls import as_url
 
 _SERVICES = {
@@ -24,6 +25,9 @@ _SERVICES = {
     "https": ("aiohttp", "http", "reading over HTTP"),
 }
 """Module, extra and name by scheme."""
+
+_LOGGERS = {"gcsfs": "gcsfs", "adlfs": "azure", "huggingface_hub": "huggingface_hub"}
+"""Loggers by module."""
 
 _SECRET = re.compile(
     r"^(sig|signature|.*[-_.]sig(nature)?|x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|"
@@ -62,6 +66,7 @@ def filesystem(scheme: str) -> Any:
 
     Raises:
         MissingExtraError: the library of the service is not installed.
+        StorageError: no account or credentials are set, or wrong ones.
     """
     module, extra, name = _SERVICES[scheme]
     try:
@@ -81,10 +86,34 @@ def filesystem(scheme: str) -> Any:
 
         limit = aiohttp.ClientTimeout(sock_connect=_seconds(10), sock_read=_seconds(60))
         options["client_kwargs"] = {"timeout": limit}
-    made = fsspec.filesystem(scheme, **options)
-    if hasattr(made, "retries"):
-        made.retries = 1
+    if module in _LOGGERS:  # what fails is told by our errors, without traceback
+        logging.getLogger(_LOGGERS[module]).setLevel(logging.CRITICAL)
+    try:
+        made = fsspec.filesystem(scheme, **options)
+    except Exception as error:  # each library has its own; their messages may hold credentials
+        raise StorageError(
+            f"{name} cannot be opened ({type(error).__name__}): set account and credentials where "
+            "the service's own tools look for them (environment, configuration file, role of the "
+            "machine)"
+        ) from error
+    _ask_once(made)
     return made
+
+
+def _ask_once(files: Any) -> None:
+    """Turn off the retries of a library: six times theirs would be minutes without a word.
+
+    Where a version has no such switch, they stay.
+    """
+    if hasattr(files, "retries"):
+        files.retries = 1  # s3fs
+    client = getattr(files, "service_client", None)  # adlfs
+    policy: Any = getattr(getattr(client, "_config", None), "retry_policy", None)
+    if hasattr(policy, "total_retries"):
+        policy.total_retries = 0
+    request = getattr(getattr(type(files), "_request", None), "__wrapped__", None)  # gcsfs
+    if request is not None:
+        files._request = request.__get__(files)
 
 
 if hasattr(os, "register_at_fork"):  # a client's thread does not outlive a fork
