@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -162,6 +163,17 @@ def test_a_file_below_a_root(client: TestClient, images: Path, tmp_path: Path) -
     assert new.exists()
     assert client.post("/items", data={"path": "/etc/passwd"}).status_code == 403
     assert client.post("/items", data={"path": "none.png"}).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "end\n", "\n", "a/b\r\n/c", "\u2028"])
+def test_an_id_with_line_breaks(client: TestClient, drawing: bytes, name: str) -> None:
+    assert add(client, drawing, id=name.splitlines()[0] or "x").status_code == 201
+    assert add(client, drawing, id=name).json()["id"] == name
+    path = f"/items/{quote(name)}"
+    assert client.get(path).json()["id"] == name
+    assert client.delete(path).json()["id"] == name
+    assert client.get(path).status_code == 404
+    assert total(client) == 13  # the image whose id lacks the line break stays
 
 
 @pytest.mark.parametrize(
