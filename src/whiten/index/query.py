@@ -5,6 +5,7 @@ Shared by the command line, the Python API and the service.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -124,8 +125,10 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ConfigError(f"k must be at least 1, not {self.k}")
-        if self.expand < 0 or self.alpha < 0:
-            raise ConfigError("expand and alpha must be at least 0")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise ConfigError("threshold must be a number, not nan, which no score reaches")
+        if self.expand < 0 or not 0 <= self.alpha < math.inf:
+            raise ConfigError("expand and alpha must be at least 0, and finite")
 
     def is_enough(self, hit: Match) -> bool:
         """Return whether a hit reaches the threshold."""
