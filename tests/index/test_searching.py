@@ -281,9 +281,14 @@ def test_index_on_the_command_line(capsys: Captured, encoder: Encoder, images: P
     for message, arguments in (
         ("name the place of the index", (images, "--student", TEACHER)),
         ("say what to do", ("--out", "idx")),
-        ("say what to do", (images, "--out", "idx", "--remove", "x")),
+        ("do one after the other", (images, "--out", "idx", "--remove", "x")),
         ("is not an index", (images, "--out", "new")),
         ("has no image 'b/0.png'", ("--out", "idx", "--remove", "b/0.png")),
+        (
+            "--metadata, --add: only for",
+            ("--out", "idx", "--remove", "b/1.png", "--add", "--metadata", "m.csv"),
+        ),
+        ("--remove-missing: only for", ("--out", "idx", "--remove", "b/1.png", "--remove-missing")),
         ("made with another model", (images, "--student", f"{TEACHER}?seed=1", "--out", "idx")),
         ("is of", (images / "b", "--out", "idx")),
     ):

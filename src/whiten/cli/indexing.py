@@ -76,16 +76,31 @@ def index(
     from whiten.index.collections import is_store
 
     where = place(out, store, "--out")
-    if (images is None) == (not remove):
+    if images is None and not remove:
         raise ConfigError("say what to do: name images to index, or --remove ids")
     if images is None:
-        if kind or recall or storage or collection or exclude or include or drop_columns:
+        ignored = {
+            "--metadata": metadata,
+            "--add": add,
+            "--collection": collection,
+            "--remove-missing": remove_missing,
+            "--kind": kind,
+            "--recall": recall is not None,
+            "--storage": storage,
+            "--exclude": exclude,
+            "--include": include,
+            "--drop-columns": drop_columns,
+            "--cluster": cluster,
+        }
+        if given := [option for option, value in ignored.items() if value]:
             raise ConfigError(
-                "--kind, --recall, --storage, --collection, --exclude, --include and "
-                "--drop-columns are for images that are indexed, not for --remove"
+                f"{', '.join(given)}: only for images that are indexed: name them, or leave it out "
+                "with --remove"
             )
         changed = Index.open(where)
         changed.remove(remove or [])
+    elif remove:
+        raise ConfigError("images are indexed, or removed with --remove: do one after the other")
     else:
         if model is None and not is_store(images):
             model = Index.open(where).facts.uri or None  # its error says how to start
