@@ -225,6 +225,12 @@ def test_a_long_video_hides_no_other(index: Index, encoder: Encoder, tmp_path: P
     assert {hit.id.split("/")[0] for hit in hits} == {"long", "b", "c"}
 
 
+@pytest.mark.parametrize("video", ["s3://bucket/a.mp4", "videos.tar/a.mp4"])
+def test_a_video_that_is_no_file_on_a_disk(capsys: Captured, index: Index, video: str) -> None:
+    said = fails(capsys, "search", video, "--index", index.place)
+    assert f"cannot read {video}: videos are read from a disk only: get the file first" in said
+
+
 def test_a_broken_video(capsys: Captured, frames: Path) -> None:
     (frames / "broken.mp4").write_bytes(b"no video")
     line = fails(capsys, "search", frames / "broken.mp4", "--index", "index")

@@ -27,7 +27,9 @@ from whiten.media.decoding import decode
 from whiten.media.reading import read_bytes
 from whiten.media.video import VIDEO_SUFFIXES, sample_frames
 from whiten.retrieval.reranking import expand_queries, normalize_scores
+from whiten.storage.places import is_plain
 from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.urls import named_place
 
 Combine = Literal["mean", "max"]
 
@@ -237,9 +239,11 @@ def _is_video(path: Path) -> bool:
 
 def _embed_video(encoder: Encoder, path: Path) -> Vectors:
     try:
+        if not is_plain(os.fspath(path)):
+            raise ImageError("videos are read from a disk only: get the file first")
         frames = [frame for _, frame in islice(sample_frames(path), _FRAMES)]
     except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
+        raise ImageError(f"cannot read {named_place(path)}: {error}") from error
     return encoder.embed(frames)
 
 
@@ -247,4 +251,4 @@ def _cropped(path: Path, box: Box) -> Image.Image:
     try:
         return crop(decode(read_bytes(os.fspath(path))), box)
     except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
+        raise ImageError(f"cannot read {named_place(path)}: {error}") from error
