@@ -281,6 +281,22 @@ def test_a_first_run_of_another_model_after_an_interrupted_one(
     assert len(Index.build(encoder, images, place)) == 5
 
 
+def test_an_emptied_index_takes_another_collection_or_model(
+    encoder: Encoder, cards: tuple[Path, Path], place: str
+) -> None:
+    first, second = cards
+    index = Index.build(encoder, first, place)
+    index.remove(index.ids())
+    index = Index.build(encoder, second, place, keep=True, collection="two")
+    assert index.ids() == ["two/DSC0001.png", "two/DSC0002.png"]
+    assert Index.build(encoder, first, place).changes.added == 2
+    index.refresh()
+    index.remove(index.ids())
+    del index
+    other = load(f"{TEACHER}?seed=1&dim=5")
+    assert Index.build(other, second, place).ids() == ["DSC0001.png", "DSC0002.png"]
+
+
 def test_an_index_without_images_says_so(
     encoder: Encoder, images: Path, place: str, tmp_path: Path, capsys: Captured
 ) -> None:

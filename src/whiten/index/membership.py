@@ -65,7 +65,8 @@ class Membership:
         if self.former is None:
             return index_in(ids, known["id"])
         rows = index_in(_prefixed(_without(ids, self.prefix), self.former), known["id"])
-        rows[owners(known, before)[rows] != self.number] = -1
+        found = np.flatnonzero(rows >= 0)
+        rows[found[owners(known, before)[rows[found]] != self.number]] = -1
         return rows
 
     def owns(self, name: str) -> bool:
