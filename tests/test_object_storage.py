@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from functools import partial, wraps
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +124,51 @@ def test_passing_faults_change_nothing(filled: FaultyS3, shared_images: Path) ->
     assert filled.faults > before + 10
 
 
+@pytest.mark.parametrize("name", ["q?x.png", "br{1}.png", "st*r.png", "50%20.png", "ha#sh.png"])
+def test_names_with_signs_of_patterns_are_names(
+    s3: FaultyS3, shared_images: Path, name: str
+) -> None:
+    _, data, _ = samples(shared_images)[0]
+    s3.put("photos", f"folder/a/{name}", data)
+    [item] = find_items("s3://photos/folder")
+    assert (item.id, read_bytes(item.path)) == (f"a/{name}", data)
+
+
+def test_an_http_server_that_fails_is_not_one_that_lacks_the_object(
+    shared_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.001)
+    faults = iter([500, 500, 503, 503] + [0] * 20)
+
+    class Failing(SimpleHTTPRequestHandler):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(shared_images))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def send_head(self) -> Any:
+            if not (fault := next(faults)):
+                return super().send_head()
+            self.send_error(fault)
+            return None
+
+    services.filesystem.cache_clear()
+    forget_all()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{web.server_address[1]}/a"
+        assert read_bytes(f"{url}/0.png") == (shared_images / "a" / "0.png").read_bytes()
+        with pytest.raises(ImageError, match="no such object"):
+            read_bytes(f"{url}/none.png")
+        faults = itertools.repeat(500)
+        with pytest.raises(StorageError, match=r"a/1\.png: error 500, 6 times"):
+            read_bytes(f"{url}/1.png")
+        web.shutdown()
+    with pytest.raises(StorageError, match=r"a/1\.png: no answer \(\w*Conn\w+\), 6 times"):
+        read_bytes(f"{url}/1.png")
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -189,6 +236,21 @@ def test_credentials_in_urls_are_refused_and_not_shown(url: str, tmp_path: Path)
         with pytest.raises(ConfigError, match="holds a credential") as caught:
             find_items(source)
         assert "word" not in str(caught.value) and "0123" not in str(caught.value)
+
+
+def test_queries_may_be_urls_and_members_wherever_they_stand(
+    colour_teachers: None, filled: FaultyS3, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    prints(capsys, "index", "s3://photos/folder", "--model", TEACHER, "--out", tmp_path / "idx")
+    for query in ("s3://photos/folder/a/0.png", tmp_path / "shards/photos-000.tar/000000000.png"):
+        expected, _ = prints(capsys, "search", query, "--index", tmp_path / "idx")
+        for option in ("--index", "--store"):
+            found, _ = prints(capsys, "search", option, tmp_path / "idx", query)
+            assert found == expected
+    missing = fails(capsys, "search", "s3://photos/folder/no.png", "--index", tmp_path / "idx")
+    assert "cannot read s3://photos/folder/no.png: no such object" in missing
+    place = fails(capsys, "search", "x.png", "--index", "s3://photos/idx")
+    assert "--index cannot be written to s3://" in place
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,16 @@ def test_a_table_of_paths_with_bytes_stays_one(one: Path, shared_images: Path) -
     assert [item.id for item in find_items(one)] == [path]
 
 
+def test_a_column_that_may_be_the_groups_is_named(
+    one: Path, shared_images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, data, _ = samples(shared_images)[0]
+    pq.write_table(pa.table({"jpg": [data], "label": [5]}), one)
+    find_items(one)
+    # An index does read it, as one of its columns.
+    assert "no groups are known; 'label' is not taken for it" in caplog.text
+
+
 def test_columns_that_are_not_clear_are_refused(one: Path, shared_images: Path) -> None:
     _, data, _ = samples(shared_images)[0]
     pq.write_table(pa.table({"front": [data], "back": [data]}), one)

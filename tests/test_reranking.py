@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def test_expansion_finds_what_is_like_the_results() -> None:
         (((2, 4), (3, 3, 4), (3, 3)), 1.0),
         (((2, 4), (2, 3, 4), (2, 2)), 1.0),
         (((2, 4), (2, 3, 4), (2, 3)), -1.0),
+        (((2, 4), (2, 3, 4), (2, 3)), math.nan),
     ],
 )
 def test_wrong_expansions(shapes: tuple[tuple[int, ...], ...], alpha: float) -> None:

@@ -185,6 +185,14 @@ def test_unwritable_folder(capsys: Captured, images: Path, tmp_path: Path) -> No
     assert (tmp_path / "file").read_text() == ""
 
 
+def test_a_file_in_the_place_of_a_folder(capsys: Captured, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "name another place" in fails(
+            capsys, "embed", images, "--model", TEACHER, "--out", out
+        )
+
+
 def test_search_mistakes(capsys: Captured, images: Path) -> None:
     query = images / "a" / "0.png"
     options = ("--student", TEACHER, "--in", images, "--index", "index")

@@ -278,6 +278,8 @@ def test_mistakes_are_one_line(copied: tuple[Path, dict[str, str]], capsys: Capt
     both = ("--threshold", 0.9, "--target-precision", 0.9)
     assert "give one of" in fails(capsys, *command, *both)
     assert "threshold must be" in fails(capsys, *command, "--threshold", 1.5)
+    # Before anything is embedded: there is no line of progress.
+    assert "between 0 and 1" in fails(capsys, *command, "--target-precision", "nan")
     missing = fails(capsys, "dedup", "nowhere", "--student", TEACHER, "--threshold", 0.9)
     assert "nowhere does not exist" in missing
     assert "add --model" in fails(capsys, "dedup", copied[0], "--threshold", 0.9)

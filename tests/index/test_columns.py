@@ -302,6 +302,17 @@ def test_what_does_not_fit_is_refused(
     assert shown(Index.build(encoder, images, place, metadata=table, keep=True), "x")[0] is None
 
 
+def test_numbers_for_a_column_of_text_are_named(
+    encoder: Encoder, images: Path, tmp_path: Path
+) -> None:
+    Index.build(encoder, images, tmp_path / "idx", metadata=write(tmp_path / "m.csv", x=["a"]))
+    pq.write_table(pa.table({"id": [IDS[2]], "x": [5]}), tmp_path / "more.parquet")
+    with pytest.raises(
+        ConfigError, match="that holds string values, the new ones are int; correct"
+    ):
+        Index.build(encoder, images, tmp_path / "idx", metadata=tmp_path / "more.parquet")
+
+
 CHANGED = [  # cells, what one of them becomes, the kinds of the column, and how many rows change
     (["7.50", "8", "9"], "n/a", ("decimal", "string"), 1),
     (["2024-01-03", "2024-01-04", "2024-01-05T10:00"], "soon", ("date", "string"), 1),

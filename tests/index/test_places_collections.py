@@ -140,6 +140,20 @@ def test_a_collection_that_moved_among_others(
     assert finds(Index.open(place), second / "DSC0001.png") == "b/DSC0001.png"
 
 
+def test_two_collections_that_moved_one_after_the_other(
+    encoder: Encoder, cards: tuple[Path, Path], place: str
+) -> None:
+    Index.build(encoder, cards[0], place)
+    Index.build(encoder, cards[1], place, keep=True, collection="two")
+    first, second = (folder.rename(folder.with_name(f"{folder.name} too")) for folder in cards)
+    with pytest.raises(StoreError, match="is none of them: add it with --add"):
+        Index.build(encoder, first, place)
+    assert Index.build(encoder, first, place, keep=True).changes == Changes(updated=2)
+    # What remains of the first one's earlier place is no image: only the second can have moved.
+    assert Index.build(encoder, second, place).changes == Changes(updated=2)
+    assert finds(Index.open(place), second / "DSC0001.png") == "two/DSC0001.png"
+
+
 def test_columns_of_each_collection_are_kept(
     encoder: Encoder, cards: tuple[Path, Path], place: str
 ) -> None:
@@ -265,6 +279,22 @@ def test_a_first_run_of_another_model_after_an_interrupted_one(
         with pytest.raises(KeyboardInterrupt):
             Index.build(other, images, place)
     assert len(Index.build(encoder, images, place)) == 5
+
+
+def test_an_emptied_index_takes_another_collection_or_model(
+    encoder: Encoder, cards: tuple[Path, Path], place: str
+) -> None:
+    first, second = cards
+    index = Index.build(encoder, first, place)
+    index.remove(index.ids())
+    index = Index.build(encoder, second, place, keep=True, collection="two")
+    assert index.ids() == ["two/DSC0001.png", "two/DSC0002.png"]
+    assert Index.build(encoder, first, place).changes.added == 2
+    index.refresh()
+    index.remove(index.ids())
+    del index
+    other = load(f"{TEACHER}?seed=1&dim=5")
+    assert Index.build(other, second, place).ids() == ["DSC0001.png", "DSC0002.png"]
 
 
 def test_an_index_without_images_says_so(

@@ -225,6 +225,12 @@ def test_a_long_video_hides_no_other(index: Index, encoder: Encoder, tmp_path: P
     assert {hit.id.split("/")[0] for hit in hits} == {"long", "b", "c"}
 
 
+@pytest.mark.parametrize("video", ["s3://bucket/a.mp4", "videos.tar/a.mp4"])
+def test_a_video_that_is_no_file_on_a_disk(capsys: Captured, index: Index, video: str) -> None:
+    said = fails(capsys, "search", video, "--index", index.place)
+    assert f"cannot read {video}: videos are read from a disk only: get the file first" in said
+
+
 def test_a_broken_video(capsys: Captured, frames: Path) -> None:
     (frames / "broken.mp4").write_bytes(b"no video")
     line = fails(capsys, "search", frames / "broken.mp4", "--index", "index")
@@ -250,6 +256,9 @@ def test_mistakes(capsys: Captured, index: Index, images: Path) -> None:
         ("name it with --model", (query, "--in", images, "--index", "index")),
         ("no is not an index: make one with `whiten index", (query, "--index", "no")),
         ("k must be at least 1", (query, "--index", "index", "-k", "0")),
+        ("threshold must be a number", (query, "--index", "index", "--threshold", "nan")),
+        ("at least 0, and finite", (query, "--index", "index", "--alpha", "nan")),
+        ("at least 0, and finite", (query, "--index", "index", "--alpha", "inf")),
         ("there is no column 'x'", (query, "--index", "index", "--where", "x < 3")),
         ("name the place of the index", (query, "--index", "index", "--store", "milvus:x")),
         ("milvus: names no database: write milvus:ADDRESS", (query, "--store", "milvus:")),
@@ -278,9 +287,14 @@ def test_index_on_the_command_line(capsys: Captured, encoder: Encoder, images: P
     for message, arguments in (
         ("name the place of the index", (images, "--student", TEACHER)),
         ("say what to do", ("--out", "idx")),
-        ("say what to do", (images, "--out", "idx", "--remove", "x")),
+        ("do one after the other", (images, "--out", "idx", "--remove", "x")),
         ("is not an index", (images, "--out", "new")),
         ("has no image 'b/0.png'", ("--out", "idx", "--remove", "b/0.png")),
+        (
+            "--metadata, --add: only for",
+            ("--out", "idx", "--remove", "b/1.png", "--add", "--metadata", "m.csv"),
+        ),
+        ("--remove-missing: only for", ("--out", "idx", "--remove", "b/1.png", "--remove-missing")),
         ("made with another model", (images, "--student", f"{TEACHER}?seed=1", "--out", "idx")),
         ("is of", (images / "b", "--out", "idx")),
     ):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from command_line import fails
-from helpers import draw, write_image
+from helpers import TEACHER, draw, write_image
 from service import Serve, TestClient, as_bytes
 from whiten.errors import ConfigError
 from whiten.index import Index
@@ -164,6 +165,17 @@ def test_a_file_below_a_root(client: TestClient, images: Path, tmp_path: Path) -
     assert client.post("/items", data={"path": "none.png"}).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "end\n", "\n", "a/b\r\n/c", "\u2028"])
+def test_an_id_with_line_breaks(client: TestClient, drawing: bytes, name: str) -> None:
+    assert add(client, drawing, id=name.splitlines()[0] or "x").status_code == 201
+    assert add(client, drawing, id=name).json()["id"] == name
+    path = f"/items/{quote(name)}"
+    assert client.get(path).json()["id"] == name
+    assert client.delete(path).json()["id"] == name
+    assert client.get(path).status_code == 404
+    assert total(client) == 13  # the image whose id lacks the line break stays
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "message"),
     [
@@ -212,6 +224,17 @@ def test_a_removed_image_is_gone_at_once(client: TestClient, index: Index, drawi
             404, {"detail": f"there is no image {name!r}"},
         )  # fmt: skip
     assert total(client) == 12
+
+
+def test_what_is_added_to_an_emptied_index_stays(
+    client: TestClient, index: Index, images: Path, drawing: bytes
+) -> None:
+    for item in client.get("/items").json()["items"]:
+        assert client.delete(f"/items/{item['id']}").status_code == 200
+    assert add(client, drawing, id="new", metadata={"price": 5}).status_code == 201
+    again = Index.build(TEACHER, images, index.place)
+    assert (again.changes.added, again.changes.removed, total(client)) == (12, 0, 13)
+    assert client.get("/items/new").json()["metadata"] == {"price": 5}
 
 
 def test_all_images_may_be_removed_and_others_added(client: TestClient, drawing: bytes) -> None:

@@ -31,7 +31,9 @@ def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
     """Refuse a URL where a folder or a file on a disk is written."""
     for argument in arguments:
         if argument.name in _ON_DISK and commands[-1:] != ("embed",):
-            for token in argument.tokens:
+            # What follows an index may be an image to search with.
+            tokens = argument.tokens[:1] if argument.name == "--index" else argument.tokens
+            for token in tokens:
                 if re.match(r"\w+:/", token.value):
                     from whiten.storage.services import refuse_as_output
 

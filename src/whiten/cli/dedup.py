@@ -72,7 +72,7 @@ def dedup(
     be_quiet(quiet)
     from whiten.dedup import deduplicate, open_collection
     from whiten.dedup.near_duplicates import check_threshold
-    from whiten.dedup.threshold import calibrate
+    from whiten.dedup.threshold import calibrate, check_precision
     from whiten.dedup.writing import write_results, write_table
     from whiten.embedding.opening import load
 
@@ -81,6 +81,8 @@ def dedup(
         raise ConfigError("give one of --threshold and --target-precision")
     if threshold is not None:
         check_threshold(threshold)
+    if target_precision is not None:
+        check_precision(target_precision)
     kinds = _kinds(also)
     kept = cache or (None if out is None else out / "embeddings")
     if whiten_on is None and (model or "").startswith("fuse:whitened:"):

@@ -12,7 +12,9 @@ from whiten.cli.app import Device, Json, Model, OnCluster, Patterns, Quiet, Runt
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
+from whiten.storage.places import is_member
 from whiten.utils.progress import be_quiet
+from whiten.utils.urls import as_url
 
 
 @app.command
@@ -76,16 +78,31 @@ def index(
     from whiten.index.collections import is_store
 
     where = place(out, store, "--out")
-    if (images is None) == (not remove):
+    if images is None and not remove:
         raise ConfigError("say what to do: name images to index, or --remove ids")
     if images is None:
-        if kind or recall or storage or collection or exclude or include or drop_columns:
+        ignored = {
+            "--metadata": metadata,
+            "--add": add,
+            "--collection": collection,
+            "--remove-missing": remove_missing,
+            "--kind": kind,
+            "--recall": recall is not None,
+            "--storage": storage,
+            "--exclude": exclude,
+            "--include": include,
+            "--drop-columns": drop_columns,
+            "--cluster": cluster,
+        }
+        if given := [option for option, value in ignored.items() if value]:
             raise ConfigError(
-                "--kind, --recall, --storage, --collection, --exclude, --include and "
-                "--drop-columns are for images that are indexed, not for --remove"
+                f"{', '.join(given)}: only for images that are indexed: name them, or leave it out "
+                "with --remove"
             )
         changed = Index.open(where)
         changed.remove(remove or [])
+    elif remove:
+        raise ConfigError("images are indexed, or removed with --remove: do one after the other")
     else:
         if model is None and not is_store(images):
             model = Index.open(where).facts.uri or None  # its error says how to start
@@ -196,7 +213,7 @@ def search(
     choose(runtime, device)
     if index and store:
         raise ConfigError("name the place of the index: --index FOLDER, or --store milvus:URI")
-    places, files = _places_and_files(index or [])
+    places, files = _places_and_files(index or store or [])
     query = Query(
         (*(queries or ()), *files),
         tuple(ids or ()),
@@ -211,7 +228,7 @@ def search(
         images=images,
         exclude=exclude,
         include=include,
-        place=places or store or (),
+        place=places,
         show_progress=True,
     )
     hits = run(opened, vectors, options)
@@ -232,8 +249,8 @@ def search(
 
 
 def _places_and_files(named: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Split what follows --index: an index is never a file, so that files are queries."""
-    files = [name for name in named if Path(name).is_file()]
+    """Split what follows --index or --store: an index is no file, so that files are queries."""
+    files = [n for n in named if Path(n).is_file() or as_url(n) is not None or is_member(n)]
     return [name for name in named if name not in files], [Path(name) for name in files]
 
 

@@ -89,9 +89,10 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         what = " ".join((error.strerror or str(error)).split())
-        _end(
-            f"{what}:{where}; finished work is kept, make room or give access and run again", USAGE
-        )
+        advice = "make room or give access and run again"
+        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+            advice = "name another place"
+        _end(f"{what}:{where}; finished work is kept, {advice}", USAGE)
 
 
 def how_to_continue(arguments: Sequence[str]) -> str:

@@ -49,7 +49,7 @@ def is_pattern(source: str | os.PathLike[str]) -> bool:
     text = named_place(source)
     if as_url(text) is None and os.path.lexists(text):
         return False
-    return bool(_RANGE.search(text) or _CHOICE.search(text) or _GLOB.search(_path_of(text)))
+    return bool(_RANGE.search(text) or _CHOICE.search(text) or _GLOB.search(path_of(text)))
 
 
 def locate(source: str | os.PathLike[str]) -> Located:
@@ -65,10 +65,10 @@ def locate(source: str | os.PathLike[str]) -> Located:
         refuse_credentials(url)
     if not is_pattern(text):
         assert url is not None
-        return _one(url) if posixpath.splitext(_path_of(url))[1] else _below(url)
+        return _one(url) if posixpath.splitext(path_of(url))[1] else _below(url)
     root = _root(text)
     names = [name[len(root) :].lstrip("/") for name in _braces(text)]
-    if not any(_GLOB.search(_path_of(name)) for name in names):
+    if not any(_GLOB.search(path_of(name)) for name in names):
         _require_all(root, names)
     else:
         pool = _all(root) if url is not None else None
@@ -175,6 +175,6 @@ def _braces(text: str) -> list[str]:
     return texts
 
 
-def _path_of(text: str) -> str:
+def path_of(text: str) -> str:
     """Return a URL without what follows `?`, and a path as it is."""
     return text.partition("?")[0] if text.startswith(("http://", "https://")) else text

@@ -97,7 +97,7 @@ def picture_items(place: str, name: str, column: str) -> Iterator[Item]:
     groups = _texts(place, images, "group")
     if groups is None and (near := near_name("group", images.schema.names)) is not None:
         _log.warning(
-            "there is no column 'group', so that no groups are known; %r is not read", near
+            "there is no column 'group', so that no groups are known; %r is not taken for it", near
         )
     keys = row_keys(place, images)
     for row, key in enumerate(keys):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from whiten.datasets.collection import Item, Items
-from whiten.datasets.locating import Located, is_pattern, locate
+from whiten.datasets.locating import Located, is_pattern, locate, path_of
 from whiten.datasets.patterns import Choice
 from whiten.datasets.pictures import (
     image_column,
@@ -49,7 +49,7 @@ def find_shards(source: str | os.PathLike[str]) -> Located | None:
     if os.path.isdir(text):  # noqa: PTH112
         return _in_folder(text)
     folder, name = os.path.split(text)
-    suffix = _suffix(name)
+    suffix = _suffix(text)
     if suffix == TAR or suffix in _COMPRESSED:
         return Located(folder, [name], is_named=True)
     if suffix == PARQUET and os.path.isfile(text) and image_column(text):  # noqa: PTH113
@@ -62,21 +62,22 @@ def _only_table(found: Located) -> bool:
     if len(found.names) != 1 or not found.is_named:
         return False
     [name] = found.names
+    place = found.place(name)
     return is_table_name(name) and not (
-        _suffix(name) == PARQUET and image_column(found.place(name)) is not None
+        _suffix(place) == PARQUET and image_column(place) is not None
     )
 
 
 def _in_folder(folder: str) -> Located | None:
     wanted = frozenset([TAR, PARQUET, *(f".{end.rpartition('.')[2]}" for end in _COMPRESSED)])
     names = sorted(item.id for item in Walk(Path(folder), wanted, Choice()))
-    names = [name for name in names if _is_shard(os.path.join(folder, name), name)]
+    names = [name for name in names if _is_shard(os.path.join(folder, name))]
     return Located(os.path.join(folder, ""), names, is_named=False) if names else None
 
 
-def _is_shard(place: str, name: str) -> bool:
+def _is_shard(place: str) -> bool:
     """Return whether a file that no one named holds images."""
-    suffix = _suffix(name)
+    suffix = _suffix(place)
     if suffix != PARQUET:
         return suffix == TAR or suffix in _COMPRESSED
     return is_damaged(place) or image_column(place) is not None
@@ -112,9 +113,10 @@ def _one_kind(found: Located, source: str) -> list[str]:
     """Return the image files of a folder or prefix; its shards only if it has none."""
     images, shards = [], []
     for name in found.names:
-        if posixpath.splitext(name)[1].lower() in SUFFIXES:
+        place = found.place(name)
+        if _suffix(place) in SUFFIXES:
             images.append(name)
-        elif _is_shard(found.place(name), name):
+        elif _is_shard(place):
             shards.append(name)
     if images and shards:
         _log.warning(
@@ -126,7 +128,8 @@ def _one_kind(found: Located, source: str) -> list[str]:
 
 
 def _items(found: Located, name: str) -> Iterator[Item]:
-    place, suffix = found.place(name), _suffix(name)
+    place = found.place(name)
+    suffix = _suffix(place)
     if suffix == TAR:
         yield from tar_items(place, name)
     elif suffix in SUFFIXES:
@@ -185,12 +188,13 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _columns(found: Located, name: str, items: Items) -> pa.Table | None:
     place = found.place(name)
-    if _suffix(name) == TAR:
+    suffix = _suffix(place)
+    if suffix == TAR:
         rows = list(tar_columns(place, name, lambda one: items.by_id.rows([one])[0] >= 0))
         return _as_table(rows) if rows else None
-    if _suffix(name) == PARQUET and is_damaged(place):
+    if suffix == PARQUET and is_damaged(place):
         return None
-    if _suffix(name) == PARQUET and (column := image_column(place)) is not None:
+    if suffix == PARQUET and (column := image_column(place)) is not None:
         for other in left_out(place, column):
             _log.warning("column %r is left out, no filter can compare its values", other)
         return picture_columns(place, name, column)
@@ -222,7 +226,8 @@ def _typed(values: list[Any], kinds: set[type]) -> tuple[list[Any], pa.DataType]
     return [None if value is None else str(value) for value in values], pa.large_string()
 
 
-def _suffix(name: str) -> str:
-    lowered = name.lower()
+def _suffix(place: str) -> str:
+    """Return the suffix of a path or URL; only URLs of HTTP have a query that `?` begins."""
+    lowered = path_of(place).lower()
     compressed = next((end for end in _COMPRESSED if lowered.endswith(end)), None)
-    return compressed or posixpath.splitext(lowered.partition("?")[0])[1]
+    return compressed or posixpath.splitext(lowered)[1]

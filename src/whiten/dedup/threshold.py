@@ -109,6 +109,12 @@ class Calibration:
         )
 
 
+def check_precision(target: float) -> None:
+    """Raise ConfigError unless a target precision lies between 0 and 1."""
+    if not 0 < target < 1:
+        raise ConfigError(f"the target precision must lie between 0 and 1, not be {target:g}")
+
+
 def calibrate(
     collection: Collection,
     target: float,
@@ -128,8 +134,7 @@ def calibrate(
         ConfigError: the target is out of range or out of reach, no groups are known, or there is no
             encoder to embed views.
     """
-    if not 0 < target < 1:
-        raise ConfigError(f"the target precision must lie between 0 and 1, not be {target:g}")
+    check_precision(target)
     if positives == "groups":
         return _by_groups(collection, target)
     if encoder is None:

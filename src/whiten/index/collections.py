@@ -115,7 +115,7 @@ def describe(
             f"{source.name} ({source.model[:8]}): name another place, or delete this index"
         )
     origin = str(as_path(images).resolve()) if isinstance(images, str | os.PathLike) else None
-    joined = join(origin, name, before, place, keep)
+    joined = join(origin, name, before, place, keep, known)
     given = _metadata(images, metadata, source.items)
     source.items = named(source.items, joined.prefix)
 

@@ -7,6 +7,7 @@ the number of its source in `COLLECTION`; rows from before carry none.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,8 @@ class Membership:
         if self.former is None:
             return index_in(ids, known["id"])
         rows = index_in(_prefixed(_without(ids, self.prefix), self.former), known["id"])
-        rows[owners(known, before)[rows] != self.number] = -1
+        found = np.flatnonzero(rows >= 0)
+        rows[found[owners(known, before)[rows[found]] != self.number]] = -1
         return rows
 
     def owns(self, name: str) -> bool:
@@ -78,7 +80,12 @@ class Membership:
 
 
 def join(
-    origin: str | None, name: str | None, before: Facts | None, place: str, keep: bool
+    origin: str | None,
+    name: str | None,
+    before: Facts | None,
+    place: str,
+    keep: bool,
+    known: Callable[[], pa.Table],
 ) -> Membership:
     """Return the collections once `origin` is indexed.
 
@@ -88,6 +95,7 @@ def join(
         before: facts of the index so far; None for a new one.
         place: the place of the index, for messages.
         keep: whether the collection is added to the others.
+        known: returns the rows of the existing index.
 
     Raises:
         StoreError: the index is of other images, which would be replaced.
@@ -104,7 +112,7 @@ def join(
         if keep:
             sources.append(mine)
         elif origin is not None or len(sources) > 1:
-            moved = _moved(sources, mine, place)
+            moved = _moved(sources, mine, place, lambda: set(owners(known(), before).tolist()))
             if sources[moved] in prefixes:
                 prefixes[mine] = prefixes.pop(sources[moved])
             sources[moved] = mine
@@ -122,9 +130,16 @@ def join(
     return Membership([] if sources == [""] else sources, prefixes, divided, number, former)
 
 
-def _moved(sources: list[str], origin: str, place: str) -> int:
-    """Return which source now stands at `origin`: the only one that is no longer at its place."""
+def _moved(sources: list[str], origin: str, place: str, with_images: Callable[[], set[int]]) -> int:
+    """Return which source now stands at `origin`: the only one that is no longer at its place.
+
+    Args:
+        with_images: returns the sources that have images in the index: others, whose images were
+            added again from elsewhere or removed, do not count if several are missing.
+    """
     missing = [n for n, s in enumerate(sources) if _is_place(s) and not source_exists(s)]
+    if len(missing) > 1:
+        missing = sorted(with_images().intersection(missing))
     if len(missing) == 1 or sources == [""]:
         return missing[0] if missing else 0
     if len(sources) > 1:

@@ -45,11 +45,11 @@ class Column:
         texts = self.values.to_pylist()
         return read_texts(texts, kind) if no_such(texts, kind) is None else None
 
-    def first_not(self, kind: str) -> str:
-        """Describe the first value that is not of a kind."""
+    def why_not(self, kind: str) -> str:
+        """Say why its values are not of a kind: by the first such one, or by their own kind."""
         texts = self.values.cast(pa.large_string()).to_pylist()
         wrong = no_such(texts, kind)
-        return repr(texts[wrong]) if wrong is not None else f"its {self.kind} values"
+        return f"{texts[wrong]!r} is none" if wrong is not None else f"the new ones are {self.kind}"
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,6 @@ def merged_kind(name: str, column: Column, before: str, kept: pa.ChunkedArray, t
             return kind
     raise ConfigError(
         f"column {name!r} of {table} does not fit the index: that holds {before} values, "
-        f"{column.first_not(before)} is none; correct the table, rename the column, or first "
+        f"{column.why_not(before)}; correct the table, rename the column, or first "
         "drop what is there with --drop-columns"
     )

@@ -5,6 +5,7 @@ Shared by the command line, the Python API and the service.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ from whiten.media.decoding import decode
 from whiten.media.reading import read_bytes
 from whiten.media.video import VIDEO_SUFFIXES, sample_frames
 from whiten.retrieval.reranking import expand_queries, normalize_scores
+from whiten.storage.places import is_plain
 from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.urls import named_place
 
 Combine = Literal["mean", "max"]
 
@@ -124,8 +127,10 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ConfigError(f"k must be at least 1, not {self.k}")
-        if self.expand < 0 or self.alpha < 0:
-            raise ConfigError("expand and alpha must be at least 0")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise ConfigError("threshold must be a number, not nan, which no score reaches")
+        if self.expand < 0 or not 0 <= self.alpha < math.inf:
+            raise ConfigError("expand and alpha must be at least 0, and finite")
 
     def is_enough(self, hit: Match) -> bool:
         """Return whether a hit reaches the threshold."""
@@ -234,9 +239,11 @@ def _is_video(path: Path) -> bool:
 
 def _embed_video(encoder: Encoder, path: Path) -> Vectors:
     try:
+        if not is_plain(os.fspath(path)):
+            raise ImageError("videos are read from a disk only: get the file first")
         frames = [frame for _, frame in islice(sample_frames(path), _FRAMES)]
     except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
+        raise ImageError(f"cannot read {named_place(path)}: {error}") from error
     return encoder.embed(frames)
 
 
@@ -244,4 +251,4 @@ def _cropped(path: Path, box: Box) -> Image.Image:
     try:
         return crop(decode(read_bytes(os.fspath(path))), box)
     except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
+        raise ImageError(f"cannot read {named_place(path)}: {error}") from error

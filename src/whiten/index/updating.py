@@ -7,7 +7,7 @@ from typing import Any
 
 from whiten.errors import WhitenError
 from whiten.index.collections import Images, describe
-from whiten.index.rows import Backend
+from whiten.index.rows import Backend, Facts
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes, synchronise
 
@@ -27,7 +27,7 @@ def update(
     """Change an index to match a collection; see `Index.build` for the arguments and errors."""
     with backend.writing():
         before = backend.facts
-        if before is not None and not (before.complete and len(backend)):
+        if before is not None and not _is_bound(backend, before, source, keep):
             if before.model != source.model:
                 backend.discard()
             before = None  # bound to no collection
@@ -57,3 +57,12 @@ def update(
             if before is None and not len(backend):
                 backend.discard()  # a failed first run leaves nothing
             raise
+
+
+def _is_bound(backend: Backend, before: Facts, source: Source, keep: bool) -> bool:
+    """Return whether the collections of the index so far stay its collections.
+
+    Those of an unfinished first run do not, nor those of an empty index, unless images are added to
+    it: they would be taken for images of the next collection that is indexed, and be replaced.
+    """
+    return before.complete and (len(backend) > 0 or (keep and source.made(before)))

@@ -18,6 +18,7 @@ from whiten.media.decoding import upright_rgb
 from whiten.media.reading import read_bytes
 from whiten.models.teacher import Teacher
 from whiten.utils.threads import ordered_map
+from whiten.utils.urls import named_place
 from whiten.views.plan import ViewPlan
 from whiten.views.rendering import Preprocess, View, render, render_bytes
 
@@ -205,7 +206,7 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     try:  # rendered as for a store, so that a query equals its copy in a gallery
         return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)
     except ImageError as error:
-        raise type(error)(f"cannot read {path}: {error}") from error
+        raise type(error)(f"cannot read {named_place(path)}: {error}") from error
 
 
 class Rendered(bytes):

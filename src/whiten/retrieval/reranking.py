@@ -6,6 +6,7 @@ different queries comparable, so that one threshold serves all.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,16 +35,16 @@ def expand_queries(
             the query itself if it is in the gallery.
         similarities: (q, n) similarities of these to the query. Values below 0 count as 0, so that
             opposite results cannot reverse the query. Pad short lists with -inf.
-        alpha: at least 0.
+        alpha: at least 0, and finite.
 
     Returns:
         (q, d) float32, rows L2-normalised: queries for a second search.
 
     Raises:
-        ConfigError: shapes do not match, or alpha is below 0.
+        ConfigError: shapes do not match, or alpha is out of range.
     """
-    if alpha < 0:
-        raise ConfigError(f"alpha must be at least 0, not {alpha}")
+    if not 0 <= alpha < math.inf:
+        raise ConfigError(f"alpha must be at least 0 and finite, not {alpha}")
     q, d = queries.shape
     if similarities.shape[:1] != (q,) or neighbours.shape != (*similarities.shape, d):
         raise ConfigError(

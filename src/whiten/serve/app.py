@@ -24,7 +24,7 @@ from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.embedder import Embedder
 from whiten.serve.guard import Guard
-from whiten.serve.items import NewItem, Writes, add_routes
+from whiten.serve.items import ITEM, NewItem, Writes, add_routes
 from whiten.serve.limits import RETRY, Limits
 from whiten.serve.live import LiveIndex, Search, UnavailableError, UnknownImageError
 from whiten.serve.methods import Methods
@@ -207,7 +207,7 @@ def create_app(
     async def item(id: Annotated[str, Query()]) -> Response:  # noqa: A002 - the name in the URL
         return _json(_shown(await run_sync(live.item, id)))
 
-    @app.get("/items/{id:path}", include_in_schema=False)  # where it is deleted
+    @app.get(ITEM, include_in_schema=False)  # where it is deleted
     async def item_at(id: str) -> Response:  # noqa: A002
         return await item(id)
 

@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI, Form, Response, UploadFile
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from whiten.errors import ConfigError
 from whiten.index import Index, Match
@@ -25,6 +26,17 @@ from whiten.serve.writing import Add, Done, Remove, Writer
 from whiten.utils.hashing import content_hash
 
 _WRITES = 64  # that share one change of the index
+
+
+class _Text(PathConvertor):
+    """An id in a URL. Starlette's `path` knows no line breaks, and drops one at the end."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", _Text())
+
+ITEM = "/items/{id:text}"
 
 
 class NewItem(BaseModel):
@@ -172,7 +184,7 @@ def add_routes(
         done = await writes.add(new)
         return answer(done.item, 201 if done.is_new else 200)
 
-    @app.delete("/items/{id:path}", summary="Take an image out of the index", response_model=item)
+    @app.delete(ITEM, summary="Take an image out of the index", response_model=item)
     async def remove(id: Annotated[str, InPath(min_length=1)]) -> Response:  # noqa: A002
         done = await writes.remove(id)
         return answer(done.item, 200)

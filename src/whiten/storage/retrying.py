@@ -64,7 +64,8 @@ def _final(error: Exception, place: str) -> StorageError | None:
         return ChangedError(
             f"{place} has changed since it was listed: what is done is kept, run again"
         )
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
+    is_missing = isinstance(error, FileNotFoundError) and not _hides_a_failure(error, status)
+    if is_missing or status in (404, 410):
         return NotThereError(f"{place} does not exist: check its name, and the bucket's")
     is_denied = type(error).__name__ in _DENIED
     if is_denied or isinstance(error, PermissionError) or status in (401, 403):
@@ -78,6 +79,17 @@ def _final(error: Exception, place: str) -> StorageError | None:
     if is_passing and not is_ours:
         return None
     return StorageError(f"{place} cannot be reached ({_kind(error)}): check the URL")
+
+
+def _hides_a_failure(error: FileNotFoundError, status: int | None) -> bool:
+    """Return whether an object may be there: fsspec calls it missing whenever HTTP fails."""
+    if status is not None:
+        return status in _PASSING or status >= 500
+    return any(
+        (isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp."))
+        and not isinstance(cause, FileNotFoundError | ValueError)  # a URL that cannot be one
+        for cause in causes(error)
+    )
 
 
 def status_of(error: BaseException) -> int | None:
@@ -104,4 +116,7 @@ def _kind(error: BaseException) -> str:
     if isinstance(error, CutError):
         return "the answer was cut off"
     status = status_of(error)
-    return f"error {status}" if status is not None else f"no answer ({type(error).__name__})"
+    if status is not None:
+        return f"error {status}"
+    found = (cause for cause in causes(error) if not isinstance(cause, FileNotFoundError))
+    return f"no answer ({type(next(found, error)).__name__})"

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,6 +46,14 @@ def renaming(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove_if_only(folder: Path, name: str) -> None:
+    """Remove a folder if it holds nothing, or nothing but the file of this name."""
+    with suppress(OSError):  # it was removed meanwhile
+        if {path.name for path in folder.iterdir()} <= {name}:
+            (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def partial_of(path: Path) -> Path:

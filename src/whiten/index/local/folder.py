@@ -36,7 +36,7 @@ from whiten.index.local.tuning import RECALL, Tuning, choose
 from whiten.index.rows import Block, Facts, Match
 from whiten.media.reading import Stamp, stamp_of
 from whiten.utils.arrays import Vectors
-from whiten.utils.files import flush, flush_folder, lock, write_durably
+from whiten.utils.files import flush, flush_folder, lock, remove_if_only, write_durably
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,10 @@ class FolderIndex:
                 if not _is_at(file.fileno(), self.root / _LOCK):
                     continue  # a failed first run has just removed it
                 self.refresh()
-                yield
+                try:
+                    yield
+                finally:
+                    remove_if_only(self.root, _LOCK)  # a new index may follow a discard
                 return
 
     def _lock(self, file: IO[str]) -> None:
@@ -172,9 +175,6 @@ class FolderIndex:
         for folder in self.root.glob(f"{_STAGED}*"):
             if not (folder / VECTORS).is_file() or not (folder / VECTORS).stat().st_size:
                 shutil.rmtree(folder, ignore_errors=True)
-        if {path.name for path in self.root.iterdir()} <= {_LOCK}:
-            (self.root / _LOCK).unlink(missing_ok=True)
-            self.root.rmdir()
 
     def staged(self, facts: Facts) -> list[Block]:
         named = {part.name for part in self._manifest.parts} if self._manifest else set()
