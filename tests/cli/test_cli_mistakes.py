@@ -153,6 +153,20 @@ def test_options_of_distill(
     assert not Path("run").exists()
 
 
+def test_test_images_are_looked_at_before_the_run(capsys: Captured, images: Path) -> None:
+    command = ("distill", images, "--teachers", TEACHER, "--student", STUDENT, "--out", "run")
+    assert "nothing does not exist" in fails(capsys, *command, "--test", "nothing")
+    assert "the gallery has 0 groups" in fails(capsys, *command, "--test", images / "a")
+    assert not Path("run").exists()
+
+
+def test_a_folder_is_no_file_to_write(capsys: Captured, images: Path) -> None:
+    message = f"{images} is a folder: name a file"
+    assert message in fails(capsys, "evaluate", images, "--model", TEACHER, "--report", images)
+    assert message in fails(capsys, "diagnose", images, "--teachers", TEACHER, "--out", images)
+    assert message in fails(capsys, "compact", images, "--model", TEACHER, "--plot", images)
+
+
 def test_a_student_as_start_stays_as_it_is(capsys: Captured, images: Path, run: Path) -> None:
     student = f"whiten:{run / 'student'}"
     command = ("distill", images, "--teachers", TEACHER, "--student", student, "--out", "other")

@@ -270,6 +270,15 @@ def measure_run(
     return data
 
 
+def require_test(test: Path, exclude: Patterns = (), include: Patterns = ()) -> None:
+    """Refuse test images that a report could not be measured on, before a run takes hours.
+
+    Raises:
+        WhitenError: there are none, or they have no groups.
+    """
+    folder_task(find_items(test, None, exclude, include))
+
+
 def _seen_and_unseen(
     run: RunFolder, found: Items | None, test: Path | None
 ) -> tuple[Measured, Measured]:

@@ -107,7 +107,7 @@ def parse_uri(text: str) -> TeacherURI:
             raise ConfigError(f"{text} is an exported student: write onnx:{text} or its own format")
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name."
         examples = ", ".join(example for _, example in SCHEMES.values())
-        raise ConfigError(f"unknown model {text!r}{hint} Write one of: {examples}")
+        raise ConfigError(f"unknown model {text!r}{hint or '.'} Write one of: {examples}")
     # The options of fused models belong to their parts.
     target, _, query = (rest, "", "") if scheme == "fuse" else rest.partition("?")
     if not target:
