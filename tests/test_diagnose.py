@@ -49,6 +49,12 @@ def test_agreement_is_the_share_of_common_neighbours() -> None:
     np.testing.assert_allclose(agreement([teachers[0]] * 2, 10), 1)
 
 
+def test_few_images_are_no_common_neighbours_by_necessity() -> None:
+    # Of 9 images, any two teachers have all 8 others in common.
+    teachers = [normalize_rows(RNG.normal(size=(9, 8))) for _ in range(2)]
+    assert agreement(teachers)[0, 1] < 0.9
+
+
 def test_the_fusion_is_the_weighted_mean_of_cosines() -> None:
     parts = [normalize_rows(RNG.normal(size=(6, d))) for d in (3, 5)]
     joined = fused(parts, [1.0, 0.25])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from whiten.errors import ConstantInputError
 from whiten.whitening import eigen
 from whiten.whitening.eigen import leading_eigenpairs, principal_axes
 from whiten.whitening.moments import Moments
+from whiten.whitening.whitener import Whitener
 
 SIZE, COUNT = 1024, 200
 
@@ -90,3 +92,8 @@ def test_copies_among_few_samples_are_solved_by_the_covariance() -> None:
         found = of_samples(samples, dim, by_covariance=False)
         for one, other in zip(found, of_samples(samples, dim, by_covariance=True), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_equal_samples_are_refused_whatever_their_size() -> None:
+    with pytest.raises(ConstantInputError, match="are the same vector"):
+        Whitener(8).fit(np.full((40, SIZE), 0.5, np.float32))

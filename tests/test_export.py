@@ -273,6 +273,7 @@ def test_what_is_not_good_enough_is_not_written(
         "--images",
         shared_images,
     ]
+    assert "must be numbers, not nan" in fails(capsys, *arguments, "--int8-floor", "nan")
     line = fails(capsys, *arguments, "--int8-floor", "1.5")
     assert "onnx int8 is refused: its mean-centred cosine to torch is" in line
     assert "below the floor 1.5" in line and "--int8-floor" in line

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from command_line import STUDENT, Captured, prints
+from command_line import SMALL, STUDENT, Captured, prints
 from helpers import TEACHER
 from whiten import cli
 from whiten.models.registry import open_teacher
@@ -49,6 +49,24 @@ def test_a_report_opens_each_model_once(
 def test_resume_a_finished_run(capsys: Captured, run: Path) -> None:
     out, _ = prints(capsys, "distill", "--out", run, "--resume")
     assert out.splitlines()[-2] == f"student  {run / 'student'}"
+
+
+def test_a_run_and_its_report_embed_once_into_the_cache(
+    capsys: Captured, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("distill", images, "--teachers", TEACHER, "--student", STUDENT, *SMALL)
+    prints(capsys, *command, "--cache", "cache", "--out", "run")
+    assert list(Path("run/embeddings").glob("*")) == []
+    assert RunFolder(Path("run")).cache == Path("cache").absolute()
+    # A run that was killed before its first checkpoint finds them again, from anywhere.
+    options = Path("run/config.yaml").read_bytes()
+    Path("begun").mkdir()
+    Path("begun/config.yaml").write_bytes(options)
+    begun = Path("begun").absolute()
+    monkeypatch.chdir(images)
+    prints(capsys, "distill", "--out", begun, "--resume")
+    assert list((begun / "embeddings").glob("*")) == []
+    assert saved_options(begun) == yaml.safe_load(options)
 
 
 @pytest.mark.slow

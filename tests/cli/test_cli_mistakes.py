@@ -129,6 +129,20 @@ def test_resume_needs_a_run(capsys: Captured, tmp_path: Path) -> None:
         (["--fusion", "maxmim"], "maxmin"),
         (["--batch-size", "1"], "batch_size must be at least 2"),
         (["--temperature", "0"], "temperature must be above 0"),
+        (["--temperature", "inf"], "temperature must be a finite number"),
+        (["--kl", "inf"], "kl must be a finite number"),
+        (["--size", "0"], "size must be at least 1, not 0"),
+        (["--size", "99999999999"], "size must be at most 10000 pixels, not 99999999999"),
+        (["--views", "0"], "views must be at least 1, not 0"),
+        (["--checkpoint-every", "0"], "checkpoint_every must be at least 1, not 0"),
+        (["--seed", "-1"], "seed must be from 0 to 9223372036854775807, not -1"),
+        (["--seed", str(2**64)], "seed must be from 0 to"),
+        (["--backbone-lr", "-1"], "backbone_lr must be at least 0, not -1"),
+        (["--weight-decay", "-1"], "weight_decay must be at least 0, not -1"),
+        (["--clip", "-1"], "clip must be at least 0, not -1"),
+        (["--warmup", "2"], "warmup is a share from 0 to 1, not 2"),
+        (["--ema", "1"], "ema must be at least 0 and below 1, not 1"),
+        (["--device", "cpu:1"], "device must be one of auto, cpu, cuda, mps, or cuda:1"),
     ],
 )
 def test_options_of_distill(
@@ -137,6 +151,20 @@ def test_options_of_distill(
     command = ("distill", images, "--teachers", TEACHER, "--student", STUDENT, "--out", "run")
     assert message in fails(capsys, *command, *options)
     assert not Path("run").exists()
+
+
+def test_test_images_are_looked_at_before_the_run(capsys: Captured, images: Path) -> None:
+    command = ("distill", images, "--teachers", TEACHER, "--student", STUDENT, "--out", "run")
+    assert "nothing does not exist" in fails(capsys, *command, "--test", "nothing")
+    assert "the gallery has 0 groups" in fails(capsys, *command, "--test", images / "a")
+    assert not Path("run").exists()
+
+
+def test_a_folder_is_no_file_to_write(capsys: Captured, images: Path) -> None:
+    message = f"{images} is a folder: name a file"
+    assert message in fails(capsys, "evaluate", images, "--model", TEACHER, "--report", images)
+    assert message in fails(capsys, "diagnose", images, "--teachers", TEACHER, "--out", images)
+    assert message in fails(capsys, "compact", images, "--model", TEACHER, "--plot", images)
 
 
 def test_a_student_as_start_stays_as_it_is(capsys: Captured, images: Path, run: Path) -> None:

@@ -165,7 +165,8 @@ def test_a_second_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("size=-5", "must be of type whole number above 0"),
+        ("size=-5", "must be of type whole number above 0 and up to 10000"),
+        ("size=99999999999", "must be of type whole number above 0 and up to 10000"),
         ("crop=2", "must be of type number above 0 and up to 1"),
         ("crop=0", "must be of type number above 0 and up to 1"),
         ("std=1,0,1", "must be of type three numbers above 0 with commas"),

@@ -39,6 +39,7 @@ def wide(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linea
 def number(): return 3
 def swapped(): return Preprocess(), Mean(1)
 def broken(): raise ValueError("no luck\\nat all")
+def script(): raise SystemExit("usage: script")
 @functools.cache
 def kept(name="x"): return teacher()
 constant = 1
@@ -102,6 +103,7 @@ def test_python_weights_make_the_identity(factories: str) -> None:
         ("my_teachers:modul", TeacherError, "did you mean 'module'"),
         ("my_teachers:constant", TeacherError, "no function 'constant'"),
         ("my_teachers:broken", TeacherError, r"ValueError: no luck\)"),
+        ("my_teachers:script", TeacherError, r"SystemExit: usage: script\)"),
         ("my_teachers:module?size=3", TeacherError, "unexpected keyword argument 'size'"),
         ("my_teachers:number", TeacherError, "returned int"),
         ("my_teachers:swapped", TeacherError, r"returned \(Preprocess, Mean\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -25,10 +26,11 @@ def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
 
 # What is written in place, with renames and locks; `embed` writes whole objects.
 _ON_DISK = ("--out", "--cache", "--report", "--csv", "--plot", "--index")
+_FILES = ("--report", "--csv", "--plot")
 
 
 def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse a URL where a folder or a file on a disk is written."""
+    """Refuse a URL where a folder or a file on a disk is written, and a folder for a file."""
     for argument in arguments:
         if argument.name in _ON_DISK and commands[-1:] != ("embed",):
             # What follows an index may be an image to search with.
@@ -38,6 +40,9 @@ def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
                     from whiten.storage.services import refuse_as_output
 
                     refuse_as_output(token.value, argument.name)
+                is_file = argument.name in _FILES or commands[-1:] == ("diagnose",)
+                if is_file and argument.name != "--cache" and os.path.isdir(token.value):  # noqa: PTH112 - of any name
+                    raise ConfigError(f"{argument.name} {token.value} is a folder: name a file")
 
 
 app = App(

@@ -85,7 +85,7 @@ def distill(
             path,group; or a URL of any of these.
         out: the run's folder; the student is written to OUT/student.
         config: a YAML file with any of these options; options on the command line take precedence.
-        resume: continue the run in OUT; nothing else needs to be repeated.
+        resume: continue the run in OUT; nothing but --test needs to be repeated.
         overwrite: delete the run in OUT first.
         cache: folder for the teachers' embeddings, to share them between runs.
         test: grouped images that training does not see, for the table in the report.
@@ -94,20 +94,24 @@ def distill(
     be_quiet(quiet)
     from whiten.distillation.distill import distill as run
     from whiten.distillation.launched import rank
-    from whiten.evaluation.run import measure_run, unseen_verdict, verdicts
+    from whiten.evaluation.run import measure_run, require_test, unseen_verdict, verdicts
     from whiten.report.run_page import write_report
     from whiten.report.table import format_table
+    from whiten.runs.folder import RunFolder
 
     choose(runtime, "auto" if spec is None else spec.device)
     if images is None and not resume:
         raise ConfigError("name the images: whiten distill IMAGES --teachers URI --out RUN")
+    known = RunFolder(out).read_config()[1] if resume and spec is None else spec
+    chosen = ((), ()) if known is None else (known.exclude, known.include)
+    if test is not None and rank() == 0:
+        require_test(test, *chosen)
     result = run(
         images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache, cluster=cluster
     )
     if rank() > 0:  # the first process reports for all
         return
     list_skipped(result.skipped)
-    chosen = ((), ()) if spec is None else (spec.exclude, spec.include)
     data = measure_run(out, test=test, exclude=chosen[0], include=chosen[1], show_progress=True)
     report, rows, compared = write_report(data, out), data.rows, data.seen_unseen
     if as_json:

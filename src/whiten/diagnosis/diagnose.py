@@ -32,7 +32,7 @@ from whiten.utils.arrays import Array, Vectors, normalize_rows
 from whiten.utils.names import distinct, name_codes
 from whiten.utils.progress import announce
 from whiten.whitening.choosing import Choice, choose, fit_chosen, sample_rows
-from whiten.whitening.profile import agreement, effective_rank, spectrum
+from whiten.whitening.profile import CHOICE, agreement, effective_rank, spectrum
 from whiten.whitening.weighting import Judge, fused, has_groups, judge_of
 
 SAMPLE = 2048
@@ -183,6 +183,7 @@ def _teachers(
     count = len(models)
     together = None if judge is None else judge.scores([1.0] * count)
     names = distinct([model.name for model in models])
+    others = range(count) if len(whole[0]) > CHOICE else range(0)
     facts = []
     for k, model in enumerate(models):
         alone, adds = None, None
@@ -201,7 +202,7 @@ def _teachers(
                 spectrum=values.tolist(),
                 effective_rank=effective_rank(values),
                 samples_per_dim=images / model.dim,
-                agreement={names[j]: float(shared[k, j]) for j in range(count) if j != k},
+                agreement={names[j]: float(shared[k, j]) for j in others if j != k},
                 whitening=f"shrinkage {choices[k].shrinkage:g}, {choices[k].dim} axes",
                 score=alone,
                 adds=adds,

@@ -108,7 +108,7 @@ def _plots(found: Diagnosis) -> Iterator[tuple[str, str, bytes | None]]:
         "How far they agree",
         "The share of the 10 nearest neighbours of an image that two whitened teachers have in "
         "common. Teachers that agree on everything are one teacher.",
-        agreement(names, shares),
+        agreement(names, shares) if teachers[0].agreement else None,
     )
     yield (
         "Spectra",

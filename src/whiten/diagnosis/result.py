@@ -44,7 +44,8 @@ class TeacherFacts:
         spectrum: eigenvalues of the embeddings' covariance, descending.
         effective_rank: exponential of the entropy of the normalised eigenvalues.
         samples_per_dim: images of the collection per dimension.
-        agreement: by name of each other teacher, the mean share of common nearest neighbours.
+        agreement: by name of each other teacher, the mean share of common nearest neighbours;
+            empty with too few images to tell.
         whitening: the whitening that was chosen, in words.
         score: score of the whitened teacher alone; None if not measured.
         adds: score of the fusion of all teachers less that of all but this one; None if not

@@ -84,7 +84,7 @@ def distill(
             keywords. May be omitted to resume a run.
         out: the run folder; must be new or empty.
         cache: folder for the teachers' embeddings, to share them between runs; by default inside
-            the run folder.
+            the run folder, or to resume where the run has kept them.
         resume: continue the run in `out`.
         overwrite: delete the run in `out` first.
         show_progress: show progress on stderr.
@@ -135,12 +135,12 @@ def _distill(
     is_finished = resume and run.is_finished
     # Under torchrun or SLURM all processes get here, and rank 0 works for all.
     is_first = rank() == 0
+    place = Path(cache) if cache else run.cache if resume else run.embeddings
     if is_first:
-        spec = run.begin(named_place(images), spec, resume=resume, overwrite=overwrite)
+        spec = run.begin(named_place(images), spec, place, resume=resume, overwrite=overwrite)
     if not is_finished:
         is_shown = show_progress and is_first
         with logging_to(run.log, enabled=is_shown), connected(cluster) as on:
-            place = Path(cache or run.embeddings)
             _launch(run, named_place(images), spec, place, began, show_progress, on)
             _note_results(run)
     records = run.read_metrics()

@@ -93,7 +93,7 @@ def prepare(
     teachers: list[Model] = [opened(uri) for uri in spec.teachers]
     if spec.budget is not None and None in (spec.views, spec.rounds, spec.epochs):
         spec = plan_run(spec, draft, items, source, teachers, cache, deadline.spent)
-        run.write_config(images, spec)
+        run.write_config(images, spec, embeddings)
         if show_progress:
             announce(describe(spec))
     planned = spec

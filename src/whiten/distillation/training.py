@@ -198,7 +198,7 @@ def train(
             announce(f"warning: {'; '.join(missing)}")
         if spec.budget is not None:  # so that its configuration alone repeats the run
             images, planned = run.read_config()
-            run.write_config(images, dataclasses.replace(planned, stop_step=step))
+            run.write_config(images, dataclasses.replace(planned, stop_step=step), run.cache)
         data.remove()
     fabric.barrier()
 

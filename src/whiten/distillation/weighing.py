@@ -16,7 +16,7 @@ from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.files import write_atomically
 from whiten.utils.progress import announce
 from whiten.whitening.choosing import Choice, sample_rows
-from whiten.whitening.profile import agreement, effective_rank, spectrum
+from whiten.whitening.profile import CHOICE, agreement, effective_rank, spectrum
 from whiten.whitening.weighting import Judge, choose_weights, judge_of
 from whiten.whitening.whitener import Whitener
 
@@ -92,7 +92,7 @@ def _tell_spectra(
         for name, own in zip(names, whole, strict=True)
     ]
     line = f"effective rank {', '.join(ranks)}"
-    if len(names) > 1:
+    if len(names) > 1 and len(whole[0]) > CHOICE:
         shared = agreement(
             [
                 own if whitener is None else normalize_rows(whitener.transform(own))

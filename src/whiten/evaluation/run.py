@@ -155,7 +155,7 @@ def sample_similarities(
 
 
 def teacher_pictures(
-    whitened: Encoder, items: Sequence[Item], cache: Path
+    whitened: Encoder, items: Sequence[Item], cache: Path, progress: bool = False
 ) -> tuple[dict[str, Similarities], dict[str, np.ndarray]]:
     """Return similarities before and after whitening and the spectrum, per teacher."""
     similarities, spectra = {}, {}
@@ -163,7 +163,7 @@ def teacher_pictures(
         if part.whitener is None:
             continue
         raw = Encoder(part.teacher.name, [Part(part.teacher)])
-        kept, vectors, _ = embed_rows(raw, items, cache=cache)
+        kept, vectors, _ = embed_rows(raw, items, cache=cache, show_progress=progress)
         groups = [item.group for item in kept]
         similarities[raw.name] = sample_similarities(vectors, part.apply(vectors), groups)
         spectra[raw.name] = part.whitener.eigenvalues_
@@ -214,7 +214,7 @@ def measure_run(
     run = RunFolder(root)
     images, spec = run.read_config()
     # Test images may share ids with training images, so they have their own stores.
-    cache = run.embeddings / "test" if test else run.embeddings
+    cache = run.embeddings / "test" if test else run.cache
     data = ReportData(title=f"whiten: {run.root.name}", runs={run.root.name: run.read_metrics()})
     training = load_student(run.student)[1].training
     data.starts = best_starts(training.get("measured", {}))
@@ -233,7 +233,9 @@ def measure_run(
     is_measured = test is not None or bool(spec.holdout_source)
     fusions = load_fusions(run.root) if spec.whiten or is_measured else {}
     if spec.whiten:
-        data.similarities, data.spectra = teacher_pictures(fusions["whitened"], items, cache)
+        data.similarities, data.spectra = teacher_pictures(
+            fusions["whitened"], items, cache, show_progress
+        )
         data.whitening_choices = read_choices(run)
     encoders = list(run_encoders(run, fusions)) if is_measured else []
     if test is not None:
@@ -268,6 +270,15 @@ def measure_run(
     return data
 
 
+def require_test(test: Path, exclude: Patterns = (), include: Patterns = ()) -> None:
+    """Refuse test images that a report could not be measured on, before a run takes hours.
+
+    Raises:
+        WhitenError: there are none, or they have no groups.
+    """
+    folder_task(find_items(test, None, exclude, include))
+
+
 def _seen_and_unseen(
     run: RunFolder, found: Items | None, test: Path | None
 ) -> tuple[Measured, Measured]:
@@ -278,7 +289,7 @@ def _seen_and_unseen(
     unseen = Measured(
         apart.unseen, f"{len(apart.unseen):,} images of {names}", run.embeddings / "unseen"
     )
-    items, name, cache = apart.held_out, "held-out images, which chose the student", run.embeddings
+    items, name, cache = apart.held_out, "held-out images, which chose the student", run.cache
     if test is not None and found is not None:
         items = without_sources(test, found, spec.source_column, spec.holdout_source)
         name, cache = f"test images in {test}", run.embeddings / "test"

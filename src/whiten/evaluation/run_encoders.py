@@ -38,7 +38,7 @@ def run_encoders(
         yield fusions["whitened"], "fusion-whitened", "whitened fusion"
     start = start_features(spec)
     yield Encoder(START, [Part(start)]), "student", START
-    whitener = fit_on(start, training_images(run), dim=spec.dim, cache=run.embeddings)
+    whitener = fit_on(start, training_images(run), dim=spec.dim, cache=run.cache)
     yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
     if spec.epochs != 0 and run.start.exists():
         yield Encoder(CLOSED_FORM, [Part(_closed_form(run, spec))]), "student", CLOSED_FORM

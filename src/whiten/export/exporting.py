@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,8 @@ def export(
         MissingExtraError: a library is not installed.
     """
     wanted, left_out = choose(list(formats), list(precisions))
+    if math.isnan(int8_floor) or math.isnan(int8_loss):  # nothing would be refused
+        raise ConfigError("int8_floor and int8_loss must be numbers, not nan")
     if images is None and (exclude or include):
         raise ConfigError("--exclude and --include choose among images: add --images")
     if images is None and any(precision == "int8" for _, precision in wanted):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from whiten.errors import TeacherError, WhitenError
 from whiten.models.choice import chosen_device
+from whiten.models.uri import MOST_PIXELS
 from whiten.utils.hashing import fingerprint
 from whiten.views.rendering import Preprocess
 
@@ -324,8 +325,8 @@ def first_line(error: BaseException) -> str:
 
 
 def positive_int(text: str) -> int:
-    """Parse an option that is a size in pixels, 1 or more."""
-    if (value := int(text)) < 1:
+    """Parse an option that is a size in pixels, from 1 on."""
+    if not 1 <= (value := int(text)) <= MOST_PIXELS:
         raise ValueError(text)
     return value
 
@@ -338,5 +339,5 @@ def positive_number(text: str) -> float:
 
 
 # Errors show these names.
-positive_int.__name__ = "whole number above 0"
+positive_int.__name__ = f"whole number above 0 and up to {MOST_PIXELS}"
 positive_number.__name__ = "number above 0"

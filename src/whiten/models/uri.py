@@ -11,6 +11,8 @@ from urllib.parse import parse_qsl, quote
 
 from whiten.errors import ConfigError, nearest
 
+# Largest side of a model's input: far above any network's, and below what fills the memory.
+MOST_PIXELS = 10_000
 Pool = Literal["auto", "gem", "gem-fixed", "avg", "stages"]  # of a student, see `StudentNet`
 
 # Every scheme, with its target and an example: the only list, shared by errors, the `teachers` verb
@@ -103,9 +105,9 @@ def parse_uri(text: str) -> TeacherURI:
             return TeacherURI("whiten", text)
         if os.path.isfile(os.path.join(text, "export.json")):  # noqa: PTH113
             raise ConfigError(f"{text} is an exported student: write onnx:{text} or its own format")
-        hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name"
+        hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name."
         examples = ", ".join(example for _, example in SCHEMES.values())
-        raise ConfigError(f"unknown model {text!r}{hint} Write one of: {examples}")
+        raise ConfigError(f"unknown model {text!r}{hint or '.'} Write one of: {examples}")
     # The options of fused models belong to their parts.
     target, _, query = (rest, "", "") if scheme == "fuse" else rest.partition("?")
     if not target:

@@ -130,7 +130,7 @@ class RunFolder:
         try:
             config = yaml.safe_load(self.config.read_text("utf-8"))
             written_by = str(config.pop("version"))
-            images = config.pop("images")
+            images, _ = config.pop("images"), config.pop("cache", None)
             if not isinstance(images, str):
                 raise ConfigError(f"images must be a path, not {images!r}")
             return images, DistillSpec.from_mapping(config)
@@ -150,6 +150,16 @@ class RunFolder:
                 "--overwrite"
             ) from error
 
+    @property
+    def cache(self) -> Path:
+        """Folder of the embeddings of the run's own images: where it was told to keep them, unless
+        that is gone, or inside the run."""
+        try:
+            named = yaml.safe_load(self.config.read_text("utf-8"))["cache"]
+            return Path(named) if Path(named).is_dir() else self.embeddings
+        except (*DAMAGED, yaml.YAMLError):  # none was named; `read_config` says what is damaged
+            return self.embeddings
+
     def read_teachers(self) -> list[str]:
         """Return the teachers' fingerprints that the run recorded; [] before its training."""
         for path in (self.student / "config.json", self.targets / "ready.json"):
@@ -160,9 +170,19 @@ class RunFolder:
         return []
 
     def begin(
-        self, images: str, spec: DistillSpec, *, resume: bool, overwrite: bool
+        self,
+        images: str,
+        spec: DistillSpec,
+        cache: Path | None = None,
+        *,
+        resume: bool,
+        overwrite: bool,
     ) -> DistillSpec:
         """Create the folder for a new run, or check that a run can be resumed in it.
+
+        Args:
+            cache: folder of the embeddings, which the run's report and its resumption use again; by
+                default inside the run.
 
         Returns:
             The options, with what an earlier start of the run has planned.
@@ -198,7 +218,7 @@ class RunFolder:
             self._clear()
         self.root.mkdir(parents=True, exist_ok=True)
         spec = self._planned(images, spec)
-        self.write_config(images, spec)
+        self.write_config(images, spec, cache)
         return spec
 
     def _planned(self, images: str, spec: DistillSpec) -> DistillSpec:
@@ -211,9 +231,11 @@ class RunFolder:
             return spec
         return saved if saved_images == images and not _changed(saved, spec) else spec
 
-    def write_config(self, images: str, spec: DistillSpec) -> None:
-        """Write the options, all that `read_config` reads."""
+    def write_config(self, images: str, spec: DistillSpec, cache: Path | None) -> None:
+        """Write the options, all that `read_config` and `cache` read."""
         config = {"images": images, "version": __version__, **spec.to_mapping()}
+        if cache is not None and cache != self.embeddings:
+            config["cache"] = str(cache.absolute())
         write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
 
     def _is_empty(self) -> bool:

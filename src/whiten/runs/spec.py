@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from whiten.errors import ConfigError, nearest
-from whiten.models.uri import Pool, parse_uri
+from whiten.models.uri import MOST_PIXELS, Pool, parse_uri
 from whiten.runs.budget import parse_time
 from whiten.utils.devices import check_device
 from whiten.utils.validation import check_types
@@ -23,7 +23,12 @@ EPOCHS = 20
 # Options that a budget chooses where the user leaves them open, and the run then records.
 PLANNED = ("size", "views", "rounds", "epochs", "stop_step", "micro_batch")
 _RENAMED = {"accelerator": "device"}  # in runs before 0.2
-_PARALLEL = ("devices", "nodes", "workers")
+_FROM_ONE = (
+    *("dim", "whiten_dim", "size", "views", "pairs_per_class", "rounds", "checkpoint_every"),
+    *("micro_batch", "devices", "nodes", "workers"),
+)
+_SHARES = (("start_weight", 1.0), ("keep_start", 1.0), ("held_out", 0.5), ("warmup", 1.0))
+_LARGEST_SEED = 2**63 - 1  # that torch takes
 
 _MODELS, _TIME, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
     Parameter(group=Group.create_ordered(name))
@@ -242,20 +247,7 @@ class DistillSpec:
                 raise ConfigError(
                     "--budget plans with cached teachers: leave out --teachers-online, or --budget"
                 )
-        for name in ("dim", "whiten_dim", "pairs_per_class", "rounds", "micro_batch", *_PARALLEL):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
-        for name in ("epochs", "stop_step", "pairs_per_epoch", "whiten_images"):
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
-        for name in TERMS:
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"{name} is a weight, at least 0, not {getattr(self, name)}")
-        for name, end in (("start_weight", 1.0), ("keep_start", 1.0), ("held_out", 0.5)):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= end:
-                raise ConfigError(f"{name} is a share from 0 to {end:g}, not {share:g}")
+        self._check_numbers()
         if self.unlabelled and self.pairs == "frames":
             raise ConfigError("pairs of frames come from videos alone: leave out --unlabelled")
         if self.source_column != SOURCE_COLUMN and not self.holdout_source:
@@ -279,12 +271,41 @@ class DistillSpec:
                 f"batch_size {self.batch_size} must divide by the number of processes "
                 f"({self.devices * self.nodes})"
             )
+        if not 0 <= self.min_lr <= self.lr:
+            raise ConfigError(f"min_lr must lie between 0 and lr ({self.lr:g}), not {self.min_lr}")
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that mean nothing, which would be ignored, or fail after hours."""
+        for name in _FROM_ONE:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        for name in ("epochs", "stop_step", "pairs_per_epoch", "whiten_images"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if (self.size or 1) > MOST_PIXELS:
+            raise ConfigError(f"size must be at most {MOST_PIXELS} pixels, not {self.size}")
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ConfigError(f"seed must be from 0 to {_LARGEST_SEED}, not {self.seed}")
+        for name, value in vars(self).items():
+            if value == math.inf and name != "shrinkage":  # whose infinity is centring
+                raise ConfigError(f"{name} must be a finite number")
+        for name in TERMS:
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} is a weight, at least 0, not {getattr(self, name)}")
+        for name, end in _SHARES:
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= end:
+                raise ConfigError(f"{name} is a share from 0 to {end:g}, not {share:g}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema must be at least 0 and below 1, not {self.ema:g}")
+        for name in ("backbone_lr", "weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name):g}")
         for name in ("temperature", "label_temperature", "lr"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be above 0, not {value}")
-        if not 0 <= self.min_lr <= self.lr:
-            raise ConfigError(f"min_lr must lie between 0 and lr ({self.lr:g}), not {self.min_lr}")
 
     @classmethod
     def from_mapping(cls, options: dict[str, Any]) -> DistillSpec:

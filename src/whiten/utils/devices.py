@@ -48,11 +48,12 @@ def check_device(name: str) -> None:
     """Refuse what is no device anywhere.
 
     Raises:
-        ConfigError: it is none of `DEVICES`, nor one of them with a number.
+        ConfigError: it is none of `DEVICES`, nor a GPU with its number.
     """
     kind, colon, number = name.partition(":")
-    if kind not in DEVICES or (colon and not (number.isascii() and number.isdecimal())):
-        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
+    is_number = kind in ("cuda", "mps") and number.isascii() and number.isdecimal()
+    if kind not in DEVICES or (colon and not is_number):
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, or cuda:1, not {name!r}")
 
 
 def require_device(name: str) -> None:

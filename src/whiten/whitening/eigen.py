@@ -93,6 +93,8 @@ def _within_single(covariance: Array, count: int) -> tuple[Array, Array] | None:
     if len(covariance) < _LARGE or count > len(covariance) // 2:
         return None
     scale = covariance.diagonal().max()
+    if scale == 0:  # equal samples have no axes to scale
+        return None
     single = np.asfortranarray(covariance / scale, np.float32)
     span = np.asfortranarray(_solve(single, count)[1], np.float64)
     image = blas.dsymm(1.0, covariance, span, lower=1)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from whiten.utils.arrays import Array
 
 NEIGHBOURS = 10  # by which two teachers are compared
+CHOICE = 4  # times as many images to choose a neighbour from; else chance decides
 
 Vectors = npt.NDArray[Any]
 
@@ -44,13 +45,14 @@ def agreement(teachers: Sequence[Vectors], count: int = NEIGHBOURS) -> Array:
 
     Args:
         teachers: for each of K teachers (n, D_k) embeddings of the same images, L2-normalised.
-        count: neighbours per image; lowered to n - 1.
+        count: neighbours per image; lowered to a quarter of the others, since all of the others
+            are common neighbours of any two teachers.
 
     Returns:
         (K, K) from 0 to 1, symmetric, with 1 on the diagonal.
     """
     n = len(teachers[0])
-    count = min(count, n - 1)
+    count = max(1, min(count, (n - 1) // CHOICE))
     near = np.zeros((len(teachers), n, n), bool)
     for flags, teacher in zip(near, teachers, strict=True):
         similarity = teacher @ teacher.T

@@ -129,7 +129,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
 def find_network(name: str) -> DemoNetwork:
     if name not in NETWORKS:
         raise ConfigError(
-            f"unknown demo network {name!r}{nearest(name, NETWORKS)} "
+            f"unknown demo network {name!r}{nearest(name, NETWORKS) or '.'} "
             f"There are {', '.join(NETWORKS)}."
         )
     return NETWORKS[name]

@@ -112,7 +112,7 @@ def _find(module_name: str, name: str) -> tuple[Any, str]:
                 del sys.modules[known]
             module = importlib.import_module(module_name)
             _opened[module_name] = source
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code, as a script may
         raise TeacherError(
             f"cannot import {module_name} ({type(error).__name__}: {first_line(error)}): run from "
             "the folder that holds it, or install it"
@@ -149,7 +149,7 @@ def _call(uri: TeacherURI, factory: Any, options: dict[str, str]) -> Any:
         return factory(**options)
     except WhitenError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TeacherError(
             f"the factory of {uri} failed ({type(error).__name__}: {first_line(error)}): mend it, "
             "or give it other options"
