@@ -267,6 +267,9 @@ def test_folders_in_the_way_are_refused(shared_images: Path, cache: Path, tmp_pa
     before = losses(out)
     run(shared_images, out, cache, resume=True)  # finished: nothing to do
     assert losses(out) == before
+    with pytest.raises(ConfigError, match="one of the two"):
+        run(shared_images, out, cache, resume=True, overwrite=True)
+    assert losses(out) == before
     run(shared_images, out, cache, overwrite=True, epochs=1)
     assert len(losses(out)) == 4
     foreign = tmp_path / "photos"

@@ -83,7 +83,8 @@ def test_options_of_embed(capsys: Captured, images: Path, options: list[str], me
     [
         ("epoch: 2\n", "Did you mean --epochs?"),
         ("- 1\n", "must hold options, one `name: value` per line"),
-        ("a: [\n", "cannot read c.yaml"),
+        ("a: [\n", "cannot read c.yaml: while parsing"),
+        ("[tool]\na = 1\n", "cannot read c.yaml: expected"),
         ("dim: eight\n", "eight"),
         (None, "cannot read c.yaml: [Errno 2]"),
         (b"\xff\xfe\x00", "cannot read c.yaml"),

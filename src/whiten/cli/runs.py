@@ -37,7 +37,8 @@ class _Options(Yaml):
         try:
             options: Any = super().config
         except (OSError, ValueError, TypeError, RecursionError, CycloptsError) as error:
-            raise ConfigError(f"cannot read {self.path}: {one_line(error)}") from error
+            why = error.__context__ or error  # cyclopts fails to describe some errors of YAML
+            raise ConfigError(f"cannot read {self.path}: {one_line(why)}") from error
         if not isinstance(options, dict):
             raise ConfigError(f"{self.path} must hold options, one `name: value` per line")
         chosen = {str(k): v for k, v in options.items() if k != "version" and v is not None}

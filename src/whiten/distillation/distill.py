@@ -113,6 +113,8 @@ def distill(
         check_address(cluster)
         if is_launched():
             raise ConfigError("--cluster starts its own processes: leave out torchrun or srun")
+    if resume and overwrite:
+        raise ConfigError("resume goes on with a run, overwrite deletes it: give one of the two")
     with choice_restored():
         if spec.device != "auto":
             choose(chosen().runtime, spec.device)
