@@ -64,6 +64,8 @@ class Torture:
     def rough(self, seconds: float, kills: int, faults: int, *arguments: object) -> None:
         """Run a command again until it is done; it is killed, and its requests fail, at random.
 
+        If it is done before all kills, it begins anew.
+
         Args:
             seconds: how long it takes undisturbed.
         """
@@ -81,12 +83,14 @@ class Torture:
             limit = self._random.uniform(0.3, 1.0) * seconds if kills else None
             resume = ["--resume"] if _is_begun(arguments) else []
             done = self._start(*arguments, *resume, limit=limit)
-            if done.returncode == 0 and not kills:
-                break
-            if done.returncode < 0:
+            if done.returncode == 0:
+                if not kills:
+                    break
+                self._remove(str(arguments[arguments.index("--out") + 1]))
+            elif done.returncode < 0:
                 kills -= 1
                 self.kills -= 1
-            elif done.returncode != 0 and _PASSING not in done.stderr:
+            elif _PASSING not in done.stderr:
                 raise AssertionError(done.stderr)
         self._s3.plan = lambda method, path: ""
 
@@ -103,14 +107,25 @@ class Torture:
                 out, err = one.communicate()
         return subprocess.CompletedProcess(command, one.returncode, out, err)
 
+    def _remove(self, place: str) -> None:
+        if not place.startswith("s3://"):
+            shutil.rmtree(place)
+            return
+        for key in self._keys(f"{place.removeprefix('s3://photos/')}/"):
+            self._s3.client().delete_object(Bucket="photos", Key=key)
+
+    def _keys(self, prefix: str) -> list[str]:
+        client = self._s3.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="photos", Prefix=prefix)
+        return [one["Key"] for page in pages for one in page.get("Contents", [])]
+
     def embeddings(self, prefix: str) -> dict[str, list[bytes]]:
         """Return the embeddings of a store in the server, by content hash."""
         client = self._s3.client()
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket="photos", Prefix=prefix)
         found: dict[str, list[bytes]] = {}
-        for one in (one for page in pages for one in page["Contents"]):
-            if one["Key"].endswith(".parquet"):
-                body = client.get_object(Bucket="photos", Key=one["Key"])["Body"].read()
+        for key in self._keys(prefix):
+            if key.endswith(".parquet"):
+                body = client.get_object(Bucket="photos", Key=key)["Body"].read()
                 _gather(pq.read_table(pa.BufferReader(body)), found)
         return found
 
