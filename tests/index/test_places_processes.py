@@ -61,7 +61,7 @@ def _add(place: str, who: str, folder: Path) -> None:
             backend = open_place(place)
             with backend.writing():
                 before = backend.facts
-                joined = join(f"/{who}", None, before, place, keep=True)
+                joined = join(f"/{who}", None, before, place, keep=True, known=backend.known)
                 facts = Facts("model", "", "numbers", 8, joined.sources, {}, [], {}, joined.divided)
                 synchronise.synchronise(backend, source, facts, joined=joined, keep=True)
             return
