@@ -218,6 +218,7 @@ def config_of(out: Path) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 def test_the_plan_is_recorded_resumed_and_repeated(
     shared_images: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, fast: None
 ) -> None:
@@ -245,6 +246,7 @@ def test_the_plan_is_recorded_resumed_and_repeated(
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_not_trained(
     shared_images: Path, tmp_path: Path, cache: Path, fast: None
 ) -> None:
@@ -273,6 +275,7 @@ def test_a_plan_outlives_a_kill_before_the_first_checkpoint(
     assert {**config_of(tmp_path / "run"), "stop_step": None} == before
 
 
+@pytest.mark.slow
 def test_training_stops_in_time(
     shared_images: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, fast: None
 ) -> None:

@@ -83,6 +83,7 @@ def test_one_teacher_is_rotated_too(
     np.testing.assert_allclose(built.vectors(built.ids()), targets, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_who_can_query(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = distil(images, tmp_path / "run", monkeypatch)
     gallery, student = whiten.load(f"fuse:compatible:{run.root}"), whiten.load(run.root)
@@ -134,6 +135,7 @@ def test_what_one_side_cannot_read_is_left_out(
     assert found.figures == evaluate(TEACHER, images).figures
 
 
+@pytest.mark.slow
 def test_a_student_that_learns_on_without_it_leaves_the_gallery(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_student_that_learns_on_without_it_leaves_the_gallery(
     assert whiten.load(later.root).parts[0].teacher.compatible_with == ()
 
 
+@pytest.mark.slow
 def test_a_finished_student_is_turned_towards_the_gallery(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_diagnosis_of_grouped_images(tmp_path: Path) -> None:
     assert (again.raw, again.whitened) == (found.raw, found.whitened)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("colour_teachers")
 def test_without_groups_second_views_count_and_distill_finds_the_embeddings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -38,6 +38,7 @@ def run(shared_images: Path, out: Path, cache: Path, **options: Any) -> DistillR
     )
 
 
+@pytest.mark.slow
 def test_leaves_a_complete_run_folder_and_a_working_student(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -74,6 +75,7 @@ def test_leaves_a_complete_run_folder_and_a_working_student(
     assert whiten.load(tmp_path / "run").dim == 8  # the run's folder stands for its student
 
 
+@pytest.mark.slow
 def test_the_recipe_depends_on_what_the_teachers_know(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -102,11 +104,8 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [WAYS[0], *(pytest.param(options, marks=pytest.mark.slow) for options in WAYS[1:])],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", WAYS, ids=str)
 def test_an_interrupted_run_resumes_on_the_same_trajectory(
     shared_images: Path,
     cache: Path,
@@ -129,6 +128,7 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
     assert whole.steps == len(losses(tmp_path / "parts"))
 
 
+@pytest.mark.slow
 def test_online_teachers_give_the_losses_of_cached_ones(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +138,7 @@ def test_online_teachers_give_the_losses_of_cached_ones(
     np.testing.assert_allclose(losses(tmp_path / "online"), losses(tmp_path / "cached"), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teachers_online", [False, True])
 def test_colours_on_the_device_give_the_losses_of_pillows(
     shared_images: Path,
@@ -163,6 +164,7 @@ def test_colours_on_the_device_give_the_losses_of_pillows(
     np.testing.assert_allclose(losses(tmp_path / "device"), losses(tmp_path / "pillow"), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_training_changes_only_what_it_should(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -257,6 +259,7 @@ def test_two_processes_equal_one(
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.999
 
 
+@pytest.mark.slow
 def test_folders_in_the_way_are_refused(shared_images: Path, cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(shared_images, out, cache)
@@ -284,6 +287,7 @@ def test_folders_in_the_way_are_refused(shared_images: Path, cache: Path, tmp_pa
         distill("", out=tmp_path / "absent", resume=True)
 
 
+@pytest.mark.slow
 def test_a_student_can_be_taught_further(shared_images: Path, cache: Path, tmp_path: Path) -> None:
     first = run(shared_images, tmp_path / "first", cache)
     again = run(
@@ -308,6 +312,7 @@ def test_wrong_options_are_refused(shared_images: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_whitening_of_some_of_the_images(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_an_interrupted_run_goes_on(capsys: Captured) -> None:
     np.testing.assert_allclose(vectors, ANSWERS["embeddings"]["run"], atol=10 * CLOSE)
 
 
+@pytest.mark.slow
 def test_a_run_is_reported(capsys: Captured) -> None:
     command = ("report", "run", "--test", "images", "--json")
     rows = {row["name"]: row for row in json.loads(prints(capsys, *command)[0])["rows"]}

@@ -310,6 +310,7 @@ def own_modules() -> Iterator[None]:
     sys.path[:] = path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", WRITERS)
 def test_no_two_models_share_a_fingerprint(scheme: str, tmp_path: Path) -> None:
     uris = WRITERS[scheme](tmp_path)
@@ -326,6 +327,7 @@ def test_every_scheme_is_here() -> None:
     assert WRITERS.keys() | {"demo"} == SCHEMES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["timm", "hf", "whiten", "openclip", "torchscript"])
 def test_a_network_keeps_its_fingerprint_elsewhere(scheme: str, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()

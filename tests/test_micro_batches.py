@@ -126,6 +126,7 @@ def test_moving_statistics_move_once_per_part() -> None:
     assert net[1].momentum == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"student": RESNET, "batch_statistics": "frozen"}], ids=["vit", "frozen"]
 )
@@ -141,6 +142,7 @@ def test_losses_of_a_run_are_those_of_the_whole_batch(
     np.testing.assert_allclose(parts[:1], whole[:1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_resumes_on_the_same_trajectory(
     shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

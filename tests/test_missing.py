@@ -83,6 +83,7 @@ def run(images: Path, out: Path, **options: Any) -> str:
     return distill(images, TEACHERS, out=out, **{**OPTIONS, **options}).gain
 
 
+@pytest.mark.slow
 def test_it_is_told_before_training_and_where_nothing_was_gained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

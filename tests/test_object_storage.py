@@ -113,6 +113,7 @@ def test_a_table_of_urls_and_a_table_under_a_url(
     assert read_bytes(items[1].path) == data[4]
 
 
+@pytest.mark.slow
 def test_passing_faults_change_nothing(filled: FaultyS3, shared_images: Path) -> None:
     faults = iter(["500", "cut", "drop", "503", "cut", "slow", "", "", "500", ""] * 20)
     filled.plan = lambda method, path: next(faults)
@@ -169,6 +170,7 @@ def test_an_http_server_that_fails_is_not_one_that_lacks_the_object(
         read_bytes(f"{url}/1.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -339,6 +341,7 @@ def test_tars_over_http_from_a_server_without_ranges(
     assert found == sorted(data for _, data, _ in samples(shared_images))
 
 
+@pytest.mark.slow
 def test_a_store_is_written_resumed_and_read_there(
     colour_teachers: None,
     filled: FaultyS3,

@@ -71,6 +71,7 @@ def test_a_disk_that_fails_is_no_odd_file_system(monkeypatch: pytest.MonkeyPatch
         files.flush(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_names_that_the_terminal_lacks_are_escaped(tmp_path: Path, encoding: str) -> None:
     write_factory(tmp_path)

@@ -51,6 +51,7 @@ LINE = (
 )
 
 
+@pytest.mark.slow
 def test_the_report_says_it(run: Path, capsys: Captured) -> None:
     out, err = prints(capsys, "report", run, "--test", "test", "--json")
     assert json.loads(out)["overlap"] == {"images": 6, "equal": 2, "near": 1}

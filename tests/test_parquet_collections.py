@@ -110,6 +110,7 @@ def test_other_columns_are_metadata_and_sources(
     assert captions.of_image["train-0.parquet/000000003"] == "image 3"
 
 
+@pytest.mark.slow
 def test_a_distillation_and_its_test_take_tables(
     colour_teachers: None, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,6 +209,7 @@ def test_what_is_left_out_later_is_removed(photos: Path) -> None:
     assert Index.build(TEACHER, photos, "i", include=["a", "b"]).changes.unchanged == 8
 
 
+@pytest.mark.slow
 def test_a_run_remembers_its_patterns(photos: Path, capsys: Captured) -> None:
     command = ("distill", "photos", "--teachers", TEACHER, "--student", STUDENT, *SMALL)
     prints(capsys, *command, "--exclude", "drafts", "--out", "run", "--json")

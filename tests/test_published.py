@@ -174,6 +174,7 @@ def test_student_embeds_as_the_authors_network(name: str, p: float, tmp_path: Pa
     assert teacher.licence == "unknown"
 
 
+@pytest.mark.slow
 def test_student_says_where_it_is_from(tmp_path: Path) -> None:
     net = make_student("resnet18", dim=16)
     landmarks, videos = (
@@ -208,6 +209,7 @@ def test_tensors_of_the_training_module_are_left_out(tmp_path: Path) -> None:
     torch.testing.assert_close(student.projection.weight, net.fc.weight)
 
 
+@pytest.mark.slow
 def test_other_students_are_refused(tmp_path: Path) -> None:
     whole = checkpoint(make_student("resnet18", dim=4))
     path, key = tmp_path / "s.pt", "module.base_encoder."
@@ -248,6 +250,7 @@ def test_other_students_are_refused(tmp_path: Path) -> None:
 # --- the command line -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_convert_recognises_both(capsys: Captured, tmp_path: Path) -> None:
     pca = save(whitening_state(SAMPLES, 8), tmp_path / "pca.pt")
     out, _ = prints(capsys, "convert", pca, "--out", tmp_path / "new" / "w.safetensors")

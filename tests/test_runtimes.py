@@ -118,6 +118,7 @@ def test_openvino_runs_the_same_graph(made: Path) -> None:
     np.testing.assert_allclose(fast.embed(pixels), plain.embed(pixels), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_verb_imports_torch_for_a_student(made: Path, tmp_path: Path) -> None:
     images = write_groups(tmp_path / "images", {"a": 3, "b": 3})
     index, photo = tmp_path / "index", images / "a" / "0.png"

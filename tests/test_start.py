@@ -219,6 +219,7 @@ def weights(result: DistillResult) -> dict[str, torch.Tensor]:
     return load_student(result.student)[0].state_dict()
 
 
+@pytest.mark.slow
 def test_a_run_measures_itself_and_keeps_the_best(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +254,7 @@ def test_without_epochs_the_student_is_the_closed_form(
     assert "gained nothing" not in result.gain  # nothing was tried
 
 
+@pytest.mark.slow
 def test_the_student_is_the_mean_of_its_start_and_what_training_made_of_it(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +292,7 @@ def test_a_whole_network_without_groups_keeps_half_of_its_start(
     assert complete(asked, source)[0].keep_start == share
 
 
+@pytest.mark.slow
 def test_batch_statistics_stay_as_they_are_unless_they_may_move(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +307,7 @@ def test_batch_statistics_stay_as_they_are_unless_they_may_move(
     assert not torch.allclose(means["moving"], means["frozen"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"backbone_lr": 0.0}, {"backbone_lr": 1.0}, {"lr": 3.0, "clip": 0.0, "epochs": 4}],
@@ -369,6 +373,7 @@ def test_training_stops_when_nothing_is_gained(
     assert "training gained nothing over that: " in result.gain
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_too_high_is_lowered(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -402,6 +407,7 @@ def test_the_best_student_counts_what_followed() -> None:
     assert again == student
 
 
+@pytest.mark.slow
 def test_other_images_are_learnt_on_but_never_held_out(
     shared_images: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -420,6 +426,7 @@ def test_other_images_are_learnt_on_but_never_held_out(
         spec(pairs="frames", unlabelled=["a"])
 
 
+@pytest.mark.slow
 def test_the_report_draws_the_curve(shared_images: Path, cache: Path, tmp_path: Path) -> None:
     result = run(shared_images, tmp_path / "run", cache)
     page, _ = report_run(result.out)

@@ -145,6 +145,7 @@ def test_the_targets_the_gallery_and_the_fusion_of_a_run_have_the_weights(
         whiten.load(f"fuse:whitened:{run.root}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("colour_teachers")
 def test_a_run_tells_the_gist_before_it_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -72,6 +72,7 @@ def fitted_on(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     return seen
 
 
+@pytest.mark.slow
 def test_seen_and_unseen_beside_each_other(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = fitted_on(monkeypatch)
     out = table.parent / "run"
@@ -99,6 +100,7 @@ def test_seen_and_unseen_beside_each_other(table: Path, monkeypatch: pytest.Monk
     assert RunFolder(out).read_config()[1].holdout_source == ["b"]
 
 
+@pytest.mark.slow
 def test_unseen_map_is_that_of_their_groups(table: Path) -> None:
     from whiten.datasets.task import folder_task
     from whiten.embedding.opening import load
@@ -115,6 +117,7 @@ def test_unseen_map_is_that_of_their_groups(table: Path) -> None:
     assert found.rows[-1].unseen.value == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_without_groups_the_teachers_judge(table: Path) -> None:
     plain = write_table(table.parent / "images", ["a", "b", "c", "b"], "shop", grouped=False)
     out = table.parent / "run"
@@ -152,6 +155,7 @@ def test_copies_and_unlabelled_images_of_unseen_sources_never_train(
     assert training["unseen sources"].endswith("120 images); 2 copies of these in other sources")
 
 
+@pytest.mark.slow
 def test_test_images_are_the_seen_ones(capsys: Captured, table: Path, tmp_path: Path) -> None:
     tests = write_groups(tmp_path / "tests", {f"t{n}": 4 for n in range(5)})
     listed = write_table(tests, ["a", "b", "a", "a"])
@@ -170,6 +174,7 @@ def test_test_images_are_the_seen_ones(capsys: Captured, table: Path, tmp_path: 
     assert set(facts["rows"][0]["unseen"]) == {"value", "low", "high"}
 
 
+@pytest.mark.slow
 def test_resume(capsys: Captured, table: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     asked = ["distill", table, "--teachers", TEACHER, "--student", STUDENT, *SMALL, "--out", run]

@@ -21,6 +21,7 @@ def saved_options(root: Path) -> dict[str, Any]:
     return options
 
 
+@pytest.mark.slow
 def test_distill_and_report(capsys: Captured, run: Path) -> None:
     assert (run / "student" / "model.safetensors").is_file()
     assert (run / "report.html").is_file()
@@ -34,6 +35,7 @@ def test_distill_and_report(capsys: Captured, run: Path) -> None:
     assert out.splitlines()[-1] == f"report   {run / 'report.html'}"
 
 
+@pytest.mark.slow
 def test_a_report_opens_each_model_once(
     capsys: Captured, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,11 +48,13 @@ def test_a_report_opens_each_model_once(
     assert TEACHER in opened and len(opened) == len(set(opened))
 
 
+@pytest.mark.slow
 def test_resume_a_finished_run(capsys: Captured, run: Path) -> None:
     out, _ = prints(capsys, "distill", "--out", run, "--resume")
     assert out.splitlines()[-2] == f"student  {run / 'student'}"
 
 
+@pytest.mark.slow
 def test_a_run_and_its_report_embed_once_into_the_cache(
     capsys: Captured, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +98,7 @@ def test_a_student_is_evaluated_and_searches(capsys: Captured, run: Path) -> Non
     assert index.name.startswith("images-")
 
 
+@pytest.mark.slow
 def test_configuration_is_used_and_flags_win(capsys: Captured, images: Path) -> None:
     config = {
         "teachers": [TEACHER, f"{TEACHER}?seed=1"],

@@ -34,6 +34,7 @@ def test_light_commands_import_nothing_heavy(statement: str) -> None:
     assert done.stdout.splitlines()[-1] == "loaded"
 
 
+@pytest.mark.slow
 def test_embed_in_a_process(images: Path, tmp_path: Path) -> None:
     (images / "a" / "broken.png").write_bytes(b"no image")
     out = tmp_path / "store"
@@ -75,16 +76,19 @@ def test_a_reader_that_has_enough(command: str) -> None:
     assert int(done.stdout[1:]) in (0, 141)
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_reads() -> None:
     done = shell("whiten doctor --json | true; echo ${PIPESTATUS[0]}")
     assert (done.stdout, done.stderr) in (("141\n", ""), ("0\n", ""))
 
 
+@pytest.mark.slow
 def test_a_closed_stdout() -> None:
     done = shell("whiten doctor --json >&-; echo $?")
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
+@pytest.mark.slow
 def test_a_full_device() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")

@@ -41,6 +41,7 @@ def test_a_recipe_is_all_that_a_run_needs(capsys: Captured) -> None:
     assert list(folder.glob("*.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("images")
 def test_frames_are_trained_as_published(capsys: Captured) -> None:
     write(pairs="frames", teachers_online=True, views=400)
@@ -58,6 +59,7 @@ def test_frames_are_trained_as_published(capsys: Captured) -> None:
     assert views == [0] * 16
 
 
+@pytest.mark.slow
 def test_the_images_of_the_command_go_before_the_recipes(capsys: Captured, images: Path) -> None:
     write(images="nowhere")
     out, _ = prints(capsys, "distill", images, "--recipe", "r.yaml", "--out", "run")

@@ -273,6 +273,7 @@ TURNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 4])
 def test_mirrored_and_rotated_copies_on_request(seed: int, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()

@@ -193,6 +193,7 @@ def test_flat_pictures_confirm_nothing(tmp_path: Path) -> None:
     assert not Pictures().same(str(tmp_path / "red.png"), str(tmp_path / "blue.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("copies", ["none", "few", "most"])
 def test_the_estimate_holds_on_real_images(tmp_path: Path, copies: str) -> None:

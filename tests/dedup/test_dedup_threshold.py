@@ -129,6 +129,7 @@ def drawings(tmp_path: Path, colour_teachers: None) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_views_of_the_images_give_a_threshold(
     drawings: Path, capsys: Captured, tmp_path: Path
 ) -> None:

@@ -134,6 +134,7 @@ CASES: dict[str, tuple[str, list[str], dict[str, list[int]]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_columns(encoder: Encoder, images: Path, place: str, tmp_path: Path) -> None:
     columns = {name.replace(" ", "__"): cells for name, (_, cells, _) in CASES.items()}
     built = Index.build(encoder, images, place, metadata=write(tmp_path / "m.csv", **columns))
@@ -203,6 +204,7 @@ def test_typed_columns(encoder: Encoder, images: Path, place: str, tmp_path: Pat
 # --- what stays -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_values_that_a_table_does_not_list_stay(
     encoder: Encoder, images: Path, place: str, tmp_path: Path
 ) -> None:
@@ -242,6 +244,7 @@ WIDER: list[tuple[list[str], list[str], str, list[Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "more", "kind", "values"), WIDER)
 def test_types_widen_without_loss(
     encoder: Encoder,
@@ -271,6 +274,7 @@ def test_types_widen_without_loss(
         assert passing(index, "x >= '2024-01-03T00:00'") == [IDS[0], IDS[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "more", "message"),
     [
@@ -349,6 +353,7 @@ def test_one_cell_that_changes_the_kind_of_a_column(
     assert values == [*(number(text) if text else None for text in now), None, None, None]
 
 
+@pytest.mark.slow
 def test_values_that_a_table_takes_away_do_not_return(
     encoder: Encoder, images: Path, place: str, tmp_path: Path
 ) -> None:
@@ -360,6 +365,7 @@ def test_values_that_a_table_takes_away_do_not_return(
     assert shown(built, "x") == ["word", *[None] * 5]
 
 
+@pytest.mark.slow
 def test_values_of_removed_rows_decide_nothing(
     encoder: Encoder, images: Path, place: str, tmp_path: Path
 ) -> None:
@@ -411,6 +417,7 @@ def test_a_table_of_images_with_ids(encoder: Encoder, images: Path, place: str) 
     assert passing(built, "price < 6") == ["17"]
 
 
+@pytest.mark.slow
 def test_the_index_of_a_data_frame(
     encoder: Encoder, images: Path, place: str, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def assert_as_python(place: str, cases: int) -> None:
         assert found == {n for n, row in enumerate(rows) if truth(row)}, text
 
 
+@pytest.mark.slow
 def test_filters_are_as_python_evaluates_them(place: str) -> None:
     assert_as_python(place, 300)
 
@@ -204,6 +205,7 @@ def test_what_a_wrong_filter_is_told(where: str, message: str) -> None:
 # --- names over all of Unicode ----------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     names=st.lists(st.text(min_size=1), min_size=1, max_size=5, unique=True),

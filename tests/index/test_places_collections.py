@@ -77,6 +77,7 @@ def test_ids_of_another_collection_are_refused(
     assert [finds(Index.open(place), path) for path in files] == ids
 
 
+@pytest.mark.slow
 def test_each_collection_is_brought_up_to_date_alone(
     encoder: Encoder, cards: tuple[Path, Path], place: str
 ) -> None:
@@ -98,6 +99,7 @@ def test_each_collection_is_brought_up_to_date_alone(
     assert finds(index, first / "DSC0003.png") == "DSC0003.png"
 
 
+@pytest.mark.slow
 def test_a_name_that_comes_later_or_changes(
     encoder: Encoder, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_name_that_comes_later_or_changes(
             Index.build(encoder, first, place, collection=name)
 
 
+@pytest.mark.slow
 def test_a_collection_that_moved_among_others(
     encoder: Encoder, cards: tuple[Path, Path], place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_collection_that_moved_among_others(
     assert finds(Index.open(place), second / "DSC0001.png") == "b/DSC0001.png"
 
 
+@pytest.mark.slow
 def test_two_collections_that_moved_one_after_the_other(
     encoder: Encoder, cards: tuple[Path, Path], place: str
 ) -> None:
@@ -173,6 +177,7 @@ def test_columns_of_each_collection_are_kept(
     }
 
 
+@pytest.mark.slow
 def test_a_new_name_keeps_what_is_known_of_its_images(
     encoder: Encoder, tmp_path: Path, place: str
 ) -> None:
@@ -196,6 +201,7 @@ def test_a_new_name_keeps_what_is_known_of_its_images(
     }
 
 
+@pytest.mark.slow
 def test_unreadable_images_of_several_collections(
     encoder: Encoder, cards: tuple[Path, Path], place: str
 ) -> None:
@@ -221,6 +227,7 @@ def test_unreadable_images_of_several_collections(
 # --- first runs that fail ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failed_first_run_leaves_nothing(
     encoder: Encoder, images: Path, place: str, tmp_path: Path
 ) -> None:
@@ -236,6 +243,7 @@ def test_a_failed_first_run_leaves_nothing(
     assert finds(Index.open(place), images / "b" / "0.png") == "images/b/0.png"
 
 
+@pytest.mark.slow
 def test_an_interrupted_first_run_is_bound_to_nothing(
     encoder: Encoder, images: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +273,7 @@ def test_an_interrupted_first_run_is_bound_to_nothing(
     assert len(again) == 4
 
 
+@pytest.mark.slow
 def test_a_first_run_of_another_model_after_an_interrupted_one(
     encoder: Encoder, images: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +290,7 @@ def test_a_first_run_of_another_model_after_an_interrupted_one(
     assert len(Index.build(encoder, images, place)) == 5
 
 
+@pytest.mark.slow
 def test_an_emptied_index_takes_another_collection_or_model(
     encoder: Encoder, cards: tuple[Path, Path], place: str
 ) -> None:

@@ -83,6 +83,7 @@ def test_filters_come_before_the_best(place: str) -> None:
 # --- metadata ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_columns_of_the_metadata_change(encoder: Encoder, images: Path, place: str) -> None:
     def build(**columns: list[object]) -> Index:
         table = images.parent / "metadata.parquet"

@@ -31,6 +31,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     gc.collect()  # a database is let go of with the last index that uses it
 
 
+@pytest.mark.slow
 def test_a_database_answers_as_a_folder_does(
     index: Index, images: Path, place: str, drawing: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

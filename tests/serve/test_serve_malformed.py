@@ -84,6 +84,7 @@ def unreadable() -> Iterator[tuple[str, bytes]]:
         yield name, data
 
 
+@pytest.mark.slow
 def test_unreadable_files(client: TestClient) -> None:
     files = list(unreadable())
     assert len(files) == 370

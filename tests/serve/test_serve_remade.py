@@ -54,6 +54,7 @@ def best(client: TestClient, path: Path) -> tuple[str, float]:
     return hit["id"], hit["score"]
 
 
+@pytest.mark.slow
 def test_made_again_with_another_model(client: TestClient, images: Path, place: str) -> None:
     for model in (OTHER, f"{TEACHER}?dim=5", TEACHER):  # of equal and of another dimension
         remake(place, images, model)
@@ -63,6 +64,7 @@ def test_made_again_with_another_model(client: TestClient, images: Path, place: 
         assert answer.json()["dim"] == client.get("/index").json()["dim"] == load(model).dim
 
 
+@pytest.mark.slow
 def test_made_again_with_a_model_that_nothing_opens(
     client: TestClient, encoder: Encoder, images: Path, place: str
 ) -> None:
@@ -80,6 +82,7 @@ def test_made_again_with_a_model_that_nothing_opens(
     assert best(client, images / "a" / "0.png")[0] == "a/0.png"
 
 
+@pytest.mark.slow
 def test_a_model_that_was_named_is_kept(
     encoder: Encoder, images: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +141,7 @@ def test_a_student_replaced_at_its_path(
         assert best(client, images / "b" / "1.png") == ("b/1.png", pytest.approx(1, abs=1e-5))
 
 
+@pytest.mark.slow
 def test_an_index_that_stays_open(encoder: Encoder, images: Path, place: str) -> None:
     Index.build(encoder, images, place)
     reader, given = Index.open(place), Index.open(place, encoder)

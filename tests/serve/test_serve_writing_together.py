@@ -211,6 +211,7 @@ def test_no_write_that_was_answered_is_lost_or_doubled(index: Index, tmp_path: P
 # --- in a database ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_database_is_written_as_a_folder_is(
     index: Index, images: Path, place: str, tmp_path: Path, drawing: bytes
 ) -> None:

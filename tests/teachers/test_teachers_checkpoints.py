@@ -194,6 +194,7 @@ def test_shards_are_read_by_their_index(tmp_path: Path) -> None:
         load_state_dict(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", ["namespace", "module"])
 def test_what_else_is_pickled_is_refused_with_the_command_that_helps(
     beside: str, tmp_path: Path

@@ -39,13 +39,8 @@ BGR = ("resnet101_delg", "resnet101_dolg")
 # --- the golden outputs -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("resnet101") else [])
-        for name in FILES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
 def test_golden(name: str, folder: Path) -> None:
     golden = golden_outputs()
     path = write_published(name, folder, published_tensors(name))
