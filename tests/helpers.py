@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from whiten.storage import objects
+
 FACTORY = '''
 """Teachers that see colours: the mean of each quarter of a 32 px image, mixed at random."""
 
@@ -52,3 +54,9 @@ def write_groups(folder: Path, sizes: dict[str, int]) -> Path:
         for n in range(size):
             write_image(folder / group / f"{n}.png", seed, n)
     return folder
+
+
+def forget_objects() -> None:
+    """Forget which objects of storage services were listed, and what was read of them."""
+    objects._listed.clear()
+    objects._blocks.forget(lambda key: True)

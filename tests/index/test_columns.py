@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -14,26 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from column_helpers import IDS, shown, write
 from random_rows import passing
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.index import Index
-
-IDS = ["a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"]
-
-
-def write(table: Path, **columns: list[Any]) -> Path:
-    """Write cells as they are; `__` in a name stands for a space."""
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", *(name.replace("__", " ") for name in columns)])
-        writer.writerows(zip(IDS, *columns.values(), strict=False))
-    return table
-
-
-def shown(index: Index, name: str) -> list[Any]:
-    return [item.metadata.get(name) for item in index.items(IDS)]
-
 
 # column -> kind, cells, and the ids' numbers that filters find
 CASES: dict[str, tuple[str, list[str], dict[str, list[int]]]] = {
@@ -378,57 +362,6 @@ def test_values_of_removed_rows_decide_nothing(
     kept = [item.metadata.get("x") for item in Index.open(place).items([IDS[0], IDS[2]])]
     assert kept == ["7.50", "9"]
     assert passing(built, "x > 8") == [IDS[2]]
-
-
-# --- ids, paths and groups --------------------------------------------------------------
-
-
-def test_groups_of_the_metadata(encoder: Encoder, images: Path, place: str, tmp_path: Path) -> None:
-    table = write(tmp_path / "m.csv", group=["x", "7"], price=[1, 2])
-    built = Index.build(encoder, images, place, metadata=table)
-    assert [item.group for item in built.items(IDS)] == ["x", "7", "a", "b", "b", "b"]
-    assert passing(built, "group == '7'") == [IDS[1]]
-    nightly = Index.build(encoder, images, place)
-    assert [item.group for item in nightly.items(IDS[:3])] == ["x", "7", "a"]
-    assert nightly.changes.unchanged == 6
-    without = Index.build(encoder, images, place, drop_columns=["group"])
-    assert [item.group for item in without.items(IDS[:3])] == ["a", "a", "a"]
-
-
-def test_ids_beside_paths(encoder: Encoder, images: Path, place: str, tmp_path: Path) -> None:
-    """`SELECT id, path, price`: of a folder's images the path decides, whatever the ids."""
-    table = images.parent / "rows.csv"
-    table.write_text(f"id,path,price\n{IDS[1]},{IDS[0]},5\n{IDS[0]},{IDS[1]},8\n")
-    built = Index.build(encoder, images, place, metadata=table)
-    assert shown(built, "price")[:3] == [5, 8, None]
-    assert built.changes.notes == [
-        f"column 'id' of {table} is not read, images keep their own ids: rename it to keep it"
-    ]
-    table.write_text(f"id,path,price\n17,images/{IDS[0]},6\n18,{images / IDS[1]},9\n")
-    assert shown(Index.build(encoder, images, place, metadata=table), "price")[:2] == [6, 9]
-
-
-def test_a_table_of_images_with_ids(encoder: Encoder, images: Path, place: str) -> None:
-    table = images.parent / "rows.csv"
-    table.write_text(f"id,path,price\n17,images/{IDS[0]},5\n18,images/{IDS[1]},8\n")
-    built = Index.build(encoder, table, place)
-    assert built.ids() == ["17", "18"]
-    assert [item.metadata for item in built.items(["18"])] == [{"price": 8}]
-    assert passing(built, "price < 6") == ["17"]
-
-
-@pytest.mark.slow
-def test_the_index_of_a_data_frame(
-    encoder: Encoder, images: Path, place: str, tmp_path: Path
-) -> None:
-    table = tmp_path / "m.csv"
-    table.write_text(f",id,price\n0,{IDS[0]},5\n1,{IDS[1]},8\n")
-    built = Index.build(encoder, images, place, metadata=table)
-    assert built.facts.columns == {"price": "int"}
-    assert passing(built, "price < 6") == [IDS[0]]
-    table.write_text(f",id,price\n3,{IDS[0]},5\n9,{IDS[1]},8\n")
-    again = Index.build(encoder, images, place, metadata=table)
-    assert passing(again, "price < 9 and `Unnamed: 0` == 9") == [IDS[1]]
 
 
 def test_a_column_that_stays_text_says_why(

@@ -40,8 +40,9 @@ def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
                     from whiten.storage.services import refuse_as_output
 
                     refuse_as_output(token.value, argument.name)
-                is_file = argument.name in _FILES or commands[-1:] == ("diagnose",)
-                if is_file and argument.name != "--cache" and os.path.isdir(token.value):  # noqa: PTH112 - of any name
+                is_page = argument.name == "--out" and commands[-1:] == ("diagnose",)
+                is_file = is_page or argument.name in _FILES
+                if is_file and os.path.isdir(token.value):  # noqa: PTH112 - of any name
                     raise ConfigError(f"{argument.name} {token.value} is a folder: name a file")
 
 

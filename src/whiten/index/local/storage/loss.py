@@ -170,10 +170,8 @@ def answer(chosen: Queries, codec: Codec, codes: Array, vectors: Vectors | None)
     if vectors is None:
         best = exact_search(queries, gallery, k + 1)
     else:
-        full = vectors
-        best = Reranked(codec, codes).search(
-            chosen.vectors, k + 1, partial(gather_rows, full), None
-        )
+        gather = partial(gather_rows, vectors)
+        best = Reranked(codec, codes).search(chosen.vectors, k + 1, gather, None)
     found = np.empty((len(best), k), np.int64)
     for number, ((rows, _), own) in enumerate(zip(best, chosen.own, strict=True)):
         found[number] = rows[rows != own][:k]
