@@ -188,7 +188,7 @@ def test_queries_may_be_urls_and_members_wherever_they_stand(
     missing = fails(capsys, "search", "s3://photos/folder/no.png", "--index", tmp_path / "idx")
     assert "cannot read s3://photos/folder/no.png: no such object" in missing
     place = fails(capsys, "search", "x.png", "--index", "s3://photos/idx")
-    assert "--index cannot be written to s3://" in place
+    assert "an index is read from a disk or a database, not from s3://: copy it" in place
 
 
 @pytest.mark.slow

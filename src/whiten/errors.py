@@ -7,6 +7,7 @@ code 2.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 
 
@@ -125,6 +126,8 @@ def nearest(word: object, choices: Iterable[str], n: int = 3) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return an exception's message on one line; its type's name if it has none."""
+    if isinstance(error, KeyError) and re.fullmatch(r"'\w+'", str(error)):
+        return f"it lacks {error}"  # a record, which has no such entry
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -234,3 +234,36 @@ def test_search_mistakes(capsys: Captured, images: Path) -> None:
     )
     assert "add --index" in fails(capsys, "search", query, "--student", TEACHER, "--in", images)
     assert not Path("index").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("search", "x.png", "--index", "file:///a/b%20c"), "b%20c is no path: write /a/b c"),
+        (("embed", "file:/a", "--model", "m", "--out", "out"), "file:/a is no path: write /a"),
+        (("index", "x", "--out", "FILE://localhost/a"), "is no path: write /a"),
+        (("index", "x", "--out", "postgresql://me@host/db"), "--out postgresql:// is no service"),
+        (("embed", "x", "--model", "m", "--out", "s4://b/x"), "--out s4:// is no service that is"),
+        (("embed", "x", "--model", "m", "--out", ""), "--out is empty: name a place"),
+        (("index", "", "--model", "m", "--out", "x"), "IMAGES is empty: name a place"),
+        (("search", "x.png", "--index", "x", ""), "--index is empty: name a place"),
+        (("serve", ""), "INDEX is empty: name a place"),
+        (("index", "x", "--store", "mlvus:x"), "--store mlvus: is no database; did you mean"),
+        (("search", "x.png", "--store", "s3://b/x"), "a disk or a database, not from s3://: copy"),
+        (("serve", "s3://b/x"), "read from a disk or a database, not from s3://: copy it to a"),
+    ],
+)  # fmt: skip
+def test_addresses_that_are_no_places(
+    capsys: Captured, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    before = [*tmp_path.iterdir()]
+    assert message in fails(capsys, *arguments)
+    assert [*tmp_path.iterdir()] == before
+
+
+def test_a_store_in_the_current_folder(
+    capsys: Captured, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    monkeypatch.chdir(tmp_path / "store")
+    assert "embeddings of" in prints(capsys, "embed", images, "--model", TEACHER, "--out", ".")[0]

@@ -78,6 +78,19 @@ def test_one_file_under_two_names_is_never_deleted(tmp_path: Path) -> None:
     assert b"it is the kept file itself" in done.stderr and b"0 deleted, 1 left" in done.stdout
 
 
+def test_links_to_copies_are_deleted_with_them(tmp_path: Path) -> None:
+    first = write_image(tmp_path / "images" / "a.png", 1)
+    copy = first.with_name("b.png")
+    shutil.copy(first, copy)
+    link = first.with_name("c.png")
+    link.symlink_to("b.png")
+    script = write_results(run(tmp_path / "images", 0.99), tmp_path / "out")[2]
+    done = shell(script, "--yes", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"2 deleted, 0 left alone" in done.stdout
+    assert [path.name for path in first.parent.iterdir()] == ["a.png"]
+
+
 def test_the_script_without_b2sum(tmp_path: Path) -> None:
     [(kept, copy), *_] = hostile_copies(tmp_path)
     script = write_results(run(tmp_path / "images", 0.999), tmp_path / "out")[2]

@@ -109,3 +109,6 @@ def test_a_table_of_metadata(encoder: Encoder, images: Path, place: Path, tmp_pa
         with pytest.raises(ConfigError, match=message):
             Index.build(encoder, images, place, metadata=table)
     assert len(Index.open(place).search(draw(5), where="wide in [True, False]")[0]) == 2
+    for other in (images, table.rename(tmp_path / "sizes.txt")):
+        with pytest.raises(ConfigError, match=r"is no table: name a file whose name ends in \.csv"):
+            Index.build(encoder, images, place, metadata=other)

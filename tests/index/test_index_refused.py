@@ -63,6 +63,12 @@ def test_another_format_is_refused(index: Index, place: Path) -> None:
         Index.open(place)
 
 
+def test_a_manifest_that_lacks_an_entry_says_which(index: Index, place: Path) -> None:
+    (place / "manifest.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"manifest.json is damaged \(it lacks 'format'\): delete"):
+        Index.open(place)
+
+
 @pytest.mark.parametrize("foreign", ["notes.txt", "config.yaml", "embeddings"])
 def test_a_foreign_folder_is_left_alone(
     encoder: Encoder, images: Path, place: Path, foreign: str

@@ -93,6 +93,25 @@ def test_query_expansion(capsys: Captured, index: Index, images: Path, encoder: 
     assert "must be at least 0" in fails(capsys, *command, "--expand=-1")
 
 
+@pytest.mark.parametrize("storage", ["int8", "binary"])
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_query_expansion_leaves_out_the_image_itself_in_every_storage(
+    encoder: Encoder, images: Path, index: Index, storage: str, is_joined: bool
+) -> None:
+    query = encoder.embed(images / "a" / "0.png")
+    small = Index.build(encoder, images, "small", storage=storage, collection="small")
+    opened = Index.open(["small", index.place]) if is_joined else small
+    near = opened.search_vectors(query, 4)[0]
+    own = {"small/a/0.png", "a/0.png"} & {hit.id for hit in near}
+    assert len(own) == 1 + is_joined
+    others = [hit for hit in near if hit.id not in own]
+    weights = np.array([hit.score for hit in others]) ** 3
+    asked = normalize_rows(query + weights @ opened.vectors([hit.id for hit in others]))
+    expected = opened.search_vectors(asked, 10)[0]
+    hits = search(opened, query, SearchOptions(expand=4))
+    assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+
+
 def test_scores_against_a_background(
     capsys: Captured, index: Index, images: Path, encoder: Encoder
 ) -> None:
@@ -223,6 +242,16 @@ def test_a_long_video_hides_no_other(index: Index, encoder: Encoder, tmp_path: P
     hits = search(clips, clips.vectors(["long/0000.png"]), SearchOptions(k=3, videos=True))
     assert hits[0].id.startswith("long/")
     assert {hit.id.split("/")[0] for hit in hits} == {"long", "b", "c"}
+
+
+def test_images_at_the_top_of_a_named_collection_are_no_video(index: Index, tmp_path: Path) -> None:
+    for number in range(3):
+        write_image(tmp_path / "more" / f"{number}.png", 9, number)
+        write_image(tmp_path / "more" / "clip" / f"{number}.png", 9, 9 + number)
+    index.add(tmp_path / "more", collection="more")
+    vectors = index.vectors(["more/0.png"])
+    hits = search(index, vectors, SearchOptions(k=4, videos=True))
+    assert {"more/0.png", "more/1.png", "more/2.png"} < {hit.id for hit in hits}
 
 
 @pytest.mark.parametrize("video", ["s3://bucket/a.mp4", "videos.tar/a.mp4"])

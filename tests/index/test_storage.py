@@ -258,6 +258,18 @@ def test_too_few_images_leave_the_index_as_it_was(
     assert alone.storage == "int8" and alone.loss is None
 
 
+def test_a_conversion_that_cannot_be_is_refused_before_images_are_added(
+    encoder: Encoder, images: Path, tmp_path: Path
+) -> None:
+    [item] = [item for item in find_items(images) if item.id == "a/0.png"]
+    place = tmp_path / "index"
+    Index.build(encoder, [item], place, storage="int8")
+    with pytest.raises(StoreError, match="is stored as int8, its full vectors are gone"):
+        Index.build(encoder, images, place, keep=True, storage="binary")
+    assert len(Index.open(place)) == 1
+    assert len(Index.build(encoder, images, place, keep=True, storage="int8")) == 6
+
+
 def test_without_faiss(
     encoder: Encoder, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

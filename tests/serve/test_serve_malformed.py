@@ -218,6 +218,16 @@ NAMES = [
 ]
 
 
+def test_a_box_or_an_image_of_another_shape_is_told_what_it_must_be(
+    client: TestClient, drawing: bytes
+) -> None:
+    files = {"image": ("x", drawing)}
+    answer = client.post("/search", files=files, data={"box": "1,2,0,5"})
+    assert refused(answer, 422) == "box: must be x,y,width,height in pixels, the last two above 0"
+    answer = client.post("/search", files={"k": (None, "1"), "image": (None, "a.png")})
+    assert refused(answer, 422) == "image: must be a file, not a text"
+
+
 def test_names_that_lead_elsewhere(client: TestClient, images: Path) -> None:
     secret = images.parent / "outside"
     secret.mkdir()

@@ -138,6 +138,8 @@ def test_a_port_that_is_taken(index: Index, capsys: Captured) -> None:
         (["--root", "/none"], "/none is not a folder"),
         (["--token-file", "/none"], "cannot read the token in /none"),
         (["--port", "0", "--max-upload", "0"], "max_upload must be above 0"),
+        (["--port", "0", "--max-upload", "nan"], "max_upload must be a number above 0, not nan"),
+        (["--port", "0", "--max-pixels", "inf"], "max_pixels must be a number above 0, not inf"),
         (["--port", "0", "--timeout", "-1"], "timeout must be above 0"),
     ],
 )

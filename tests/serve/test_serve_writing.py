@@ -104,6 +104,27 @@ def test_what_a_collection_holds_is_not_added_again(client: TestClient, images: 
     assert total(client) == 12
 
 
+def test_an_image_whose_file_is_gone_takes_the_one_sent(
+    client: TestClient, index: Index, images: Path
+) -> None:
+    known = images / "a" / "1.png"
+    content = known.read_bytes()
+    known.unlink()
+    shown = {"id": "a/1.png", "size": 16}
+    assert client.get("/image", params=shown).status_code == 404
+    answer = add(client, content)
+    assert (answer.status_code, answer.json()["id"], answer.json()["group"]) == (
+        200, "a/1.png", "a",
+    )  # fmt: skip
+    assert client.get("/image", params=shown).status_code == 200
+    [kept] = Index.open(index.place).items(["a/1.png"])
+    Path(kept.path).unlink()
+    assert add(client, content, id="a/1.png").status_code == 200
+    assert Path(kept.path).read_bytes() == content
+    assert Index.build(TEACHER, images, index.place).changes.removed == 0
+    assert total(client) == 12
+
+
 def test_an_id_of_another_image_is_refused(client: TestClient, drawing: bytes) -> None:
     before = client.get("/item", params={"id": "a/0.png"}).json()
     answer = add(client, drawing, id="a/0.png")

@@ -6,11 +6,13 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import unquote
 
 from cyclopts import App, ArgumentCollection, Parameter
 
 from whiten._version import __version__
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, nearest
+from whiten.utils.urls import as_url
 
 
 def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -25,17 +27,17 @@ def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
 
 
 # What is written in place, with renames and locks; `embed` writes whole objects.
-_ON_DISK = ("--out", "--cache", "--report", "--csv", "--plot", "--index")
+_ON_DISK = ("--out", "--cache", "--report", "--csv", "--plot", "--uploads")
 _FILES = ("--report", "--csv", "--plot")
+_PLACES = ("--out", "--index", "--store", "--background", "INDEX")
+_TEXTS = ("--id", "--remove", "--where")
 
 
 def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Refuse a URL where a folder or a file on a disk is written, and a folder for a file."""
     for argument in arguments:
         if argument.name in _ON_DISK and commands[-1:] != ("embed",):
-            # What follows an index may be an image to search with.
-            tokens = argument.tokens[:1] if argument.name == "--index" else argument.tokens
-            for token in tokens:
+            for token in argument.tokens:
                 if re.match(r"\w+:/", token.value):
                     from whiten.storage.services import refuse_as_output
 
@@ -46,12 +48,45 @@ def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
                     raise ConfigError(f"{argument.name} {token.value} is a folder: name a file")
 
 
+def known_places(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse places that are none: empty, as a browser names files, or of unknown services."""
+    for argument in arguments:
+        is_place = argument.name in _PLACES or "Path" in str(argument.hint)
+        for token in argument.tokens if argument.name not in _TEXTS else ():
+            if is_place and not token.value:  # it would be the current folder
+                raise ConfigError(f"{argument.name} is empty: name a place")
+            if found := re.match(r"file:/+(localhost/)?", token.value, re.IGNORECASE):
+                path = f"/{unquote(token.value[found.end() :])}"
+                raise ConfigError(f"{token.value} is no path: write {path}")
+            is_url = re.match(r"\w+://", token.value) and as_url(token.value) is None
+            if is_url and argument.name in _ON_DISK:  # a folder of this name would be made
+                raise ConfigError(
+                    f"{argument.name} {token.value.partition('://')[0]}:// is no service that is "
+                    "written to: name a folder; a database is milvus:URI or pgvector:DSN"
+                )
+        for token in argument.tokens[:1] if argument.name == "--store" else ():
+            from whiten.index.places import DATABASES
+
+            scheme, colon, _ = token.value.partition(":")
+            is_there = os.path.lexists(token.value) or as_url(token.value) is not None
+            if colon and scheme not in DATABASES and not is_there:  # the rest may hold a password
+                raise ConfigError(
+                    f"--store {scheme}: is no database{nearest(scheme, DATABASES)}: write "
+                    "milvus:URI or pgvector:DSN"
+                )
+        if argument.name in ("--index", "--store") and commands[-1:] == ("search",):
+            for token in argument.tokens[:1]:  # what follows may be an image to search with
+                from whiten.storage.services import refuse_as_index
+
+                refuse_as_index(token.value)
+
+
 app = App(
     name="whiten",
     version=__version__,
     help="Distil frozen image-embedding models into one small, fast student for visual search.",
     version_flags=["--version"],
-    config=[whole_numbers, on_disk],
+    config=[whole_numbers, on_disk, known_places],
     print_error=False,
     exit_on_error=False,
     result_action="return_value",

@@ -61,7 +61,7 @@ def embed(
     from whiten.embedding.embed import summarize
     from whiten.models.opening import open_model, runtime_of
     from whiten.utils.progress import progress
-    from whiten.utils.urls import as_path
+    from whiten.utils.urls import absolute, as_path
     from whiten.views.plan import ViewPlan
 
     choose(runtime, device)
@@ -72,7 +72,8 @@ def embed(
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
     with progress("frames", unit="videos") as update:
-        beside = out.with_name(f"{out.name}-frames")
+        named = out if out.name not in ("", "..") else absolute(str(out))
+        beside = as_path(f"{named}-frames")
         items, no_videos = find_or_extract(
             images,
             beside,

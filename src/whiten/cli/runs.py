@@ -19,6 +19,7 @@ from whiten.cli.app import (
     Quiet,
     Runtime,
     app,
+    known_places,
     on_disk,
     whole_numbers,
 )
@@ -63,7 +64,7 @@ def _is_file(text: str) -> bool:
     return "." in text or "/" in text or os.sep in text or os.path.isfile(text)  # noqa: PTH113
 
 
-@app.command(config=[_from_files, whole_numbers, on_disk])
+@app.command(config=[_from_files, whole_numbers, on_disk, known_places])
 def distill(
     images: Path | None = None,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,9 @@ def serve(
 
     if writable and len(index) > 1:
         raise ConfigError("several indexes are only searched: leave out --writable, or serve one")
+    for name, size in (("max_upload", max_upload), ("max_pixels", max_pixels)):
+        if not isfinite(size):
+            raise ConfigError(f"{name} must be a number above 0, not {size}")
     choose(runtime, device)
     settings = Settings(
         roots=root,

@@ -87,12 +87,12 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
             os.dup2(nowhere, stream)
         sys.exit(BROKEN_PIPE)
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
+        where = f": {error.filename}" if error.filename else ""
         what = " ".join((error.strerror or str(error)).split())
         advice = "make room or give access and run again"
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
             advice = "name another place"
-        _end(f"{what}:{where}; finished work is kept, {advice}", USAGE)
+        _end(f"{what}{where}; finished work is kept, {advice}", USAGE)
 
 
 def how_to_continue(arguments: Sequence[str]) -> str:

@@ -231,7 +231,11 @@ def _open(path: Path) -> TextIO:
 
 def _dialect(path: Path, keys: Sequence[str]) -> tuple[str, bool]:
     """Return the delimiter, and whether the first line only names it, as Excel's `sep=;`."""
-    choices = _DELIMITERS[path.suffix.lower()]
+    choices = _DELIMITERS.get(path.suffix.lower())
+    if choices is None:
+        raise ConfigError(
+            f"{path} is no table: name a file whose name ends in {', '.join(_SUFFIXES)}"
+        )
     with _open(path) as file:
         first = file.readline()
         if named := re.fullmatch("sep=(.)\r?\n?", first):

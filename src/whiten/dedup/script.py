@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from itertools import accumulate
 
 from whiten.dedup.finding import Deduplication, Member
 from whiten.storage.places import is_plain
@@ -105,7 +107,7 @@ def deletion_script(found: Deduplication) -> bytes:
     for group in found.groups:
         lines.append(f"# group {group.number}\n".encode())
         is_usable = False
-        for member in group.members:
+        for member in _links_first(group.members):
             if member.is_kept:
                 is_usable = member.content_hash != ""
                 if is_usable:
@@ -116,6 +118,16 @@ def deletion_script(found: Deduplication) -> bytes:
                 digest, name = _words(member)
                 lines.append(b"copy %s %s && rm -- %s\n" % (digest, name, name))
     return b"".join([*lines, _FOOTER.encode()])
+
+
+def _links_first(members: Sequence[Member]) -> list[Member]:
+    """Return the copies of each kept file with links first: without its target, a link is none."""
+    kept = accumulate(member.is_kept for member in members)
+    order = [
+        (number, not member.is_kept, not os.path.islink(member.path))  # noqa: PTH114
+        for number, member in zip(kept, members, strict=True)
+    ]
+    return [members[row] for row in sorted(range(len(members)), key=order.__getitem__)]
 
 
 def _shown(member: Member) -> bytes:

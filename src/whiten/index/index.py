@@ -16,8 +16,9 @@ from whiten.errors import ConfigError, StoreError
 from whiten.index.collections import Images, open_source
 from whiten.index.columns import FILTERABLE
 from whiten.index.conditions import Where
+from whiten.index.joined import as_stored, facts_of
 from whiten.index.local.folder import FolderIndex
-from whiten.index.local.storage.kinds import BASE, check_storage
+from whiten.index.local.storage.kinds import BASE, check_conversion, check_storage
 from whiten.index.local.storage.loss import Cost
 from whiten.index.local.tuning import Tuning, check_kind
 from whiten.index.metadata import Metadata
@@ -121,8 +122,7 @@ class Index:
             remove_missing: remove missing images even if they are more than half of 10 or more,
                 which is refused otherwise, because a disk may be missing.
             cache: folder that keeps embeddings between calls; none by default.
-            exclude, include: patterns that choose among the images, see
-                `whiten.datasets.patterns`; images left out now are removed like deleted ones.
+            exclude, include: see `whiten.datasets.patterns`; images left out now are removed.
             drop_columns: metadata columns to drop.
             cluster: computes the embeddings, see `whiten.embedding.cluster.connected`.
 
@@ -148,6 +148,7 @@ class Index:
         source = open_source(encoder, images, cache, exclude, include, cluster)
         if storage is not None:
             check_storage(storage, source.dim)
+            check_conversion(index.place, index.storage, storage)
         index.changes = update(
             index._backend,
             source,
@@ -216,9 +217,7 @@ class Index:
         Raises:
             StoreError: the index was deleted since it was opened.
         """
-        if self._backend.facts is None:
-            raise StoreError(f"{self.place} is no longer an index: it was deleted or moved away")
-        return self._backend.facts
+        return facts_of(self._backend)
 
     @property
     def exists(self) -> bool:
@@ -317,9 +316,8 @@ class Index:
         Raises:
             StoreError: an id is not in the index.
         """
-        columns = self.facts.columns
         rows = self._backend.fetch(ids).rows
-        return matches(rows, np.ones(len(rows)), columns)
+        return matches(rows, np.ones(len(rows)), self.facts.columns)
 
     def vectors(self, ids: Sequence[str]) -> Vectors:
         """Return embeddings by id: (n, dim) float32, L2-normalised.
@@ -330,6 +328,10 @@ class Index:
         self._require_complete()
         vectors = self._backend.fetch(ids).vectors
         return vectors if self.storage == BASE else normalize_rows(vectors)
+
+    def as_stored(self, vector: Vectors, ids: Sequence[str]) -> Vectors:
+        """Return (n, dim): a (1, dim) embedding as it would be stored next to each image."""
+        return as_stored(self._backend, vector, ids)
 
     def pages(self, size: int = 1000) -> Iterator[pa.Table]:
         """Yield all rows in order, in tables of `size` rows and the columns of `facts.schema()`."""

@@ -119,6 +119,12 @@ class JoinedIndex:
         table = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(order))))
         return Block(table, vectors)
 
+    def as_stored(self, vector: Vectors, ids: Sequence[str]) -> Vectors:
+        index, ends = self._by_id
+        owners = np.searchsorted(ends, index.rows(list(ids)), side="right")
+        forms = np.concatenate([as_stored(part, vector, [""]) for part in self._parts])
+        return forms[owners]
+
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
         found: list[list[Match]] = [[] for _ in queries]
         floats = [name for name, kind in self._facts.columns.items() if kind == "float"]
@@ -158,19 +164,30 @@ def _storage(part: Backend) -> str:
     return part.storage.name if isinstance(part, FolderIndex) else BASE
 
 
+def as_stored(part: Backend, vector: Vectors, ids: Sequence[str]) -> Vectors:
+    """Return (n, dim): a (1, dim) embedding as it would be stored next to each of these images."""
+    if isinstance(part, JoinedIndex):
+        return part.as_stored(vector, ids)
+    coding = part.coding if isinstance(part, FolderIndex) else None
+    if coding is not None and not coding.keeps_vectors:
+        vector = normalize_rows(coding.codec.decode(coding.codec.encode(vector)))
+    return np.repeat(vector, len(ids), axis=0)
+
+
 def _state(part: Backend) -> object:
     """Return what differs once a part has changed; a database shows only its size and facts."""
     return part.seen if isinstance(part, FolderIndex) else (part.facts, len(part))
 
 
-def _facts_of(part: Backend) -> Facts:
+def facts_of(part: Backend) -> Facts:
+    """Return the facts of an index; raises StoreError if it was deleted since it was opened."""
     if part.facts is None:
         raise StoreError(f"{part.place} is no longer an index: it was deleted or moved away")
     return part.facts
 
 
 def _joined_facts(parts: Sequence[Backend]) -> Facts:
-    every = [_facts_of(part) for part in parts]
+    every = [facts_of(part) for part in parts]
     first = every[0]
     columns: dict[str, str] = {}
     holders: dict[str, str] = {}
@@ -212,7 +229,7 @@ def _with_floats(hit: Match, floats: Sequence[str]) -> Match:
 
 def _narrowed(where: Where, part: Backend) -> Where | bool:
     """Return the filter of all columns for an index that has some of them; True passes all rows."""
-    facts = _facts_of(part)
+    facts = facts_of(part)
     stored = stored_kinds(facts.columns)
     own = {"id", "group", "frame_ms", *stored}
     whole = {stored_name(name) for name, kind in facts.columns.items() if kind == "int"}

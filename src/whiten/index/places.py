@@ -11,7 +11,7 @@ from whiten.errors import ConfigError, StoreError
 from whiten.index.joined import JoinedIndex
 from whiten.index.local.folder import FolderIndex
 from whiten.index.rows import Backend
-from whiten.storage.services import refuse_as_output
+from whiten.storage.services import refuse_as_index, refuse_as_output
 
 Place: TypeAlias = str | os.PathLike[str]
 Places: TypeAlias = Place | Sequence[Place]
@@ -52,14 +52,15 @@ def open_existing(places: Places) -> Backend:
     Raises:
         StoreError: there is no index, it is damaged or cannot be reached, or several are of
             different models or have the same id.
-        ConfigError: no place is named, one is named twice, or a column holds values of different
-            kinds.
+        ConfigError: no place is named, one is a URL or named twice, or a column holds values of
+            different kinds.
     """
     every = [places] if isinstance(places, str | os.PathLike) else list(places)
     if not every:
         raise ConfigError("name the place of an index")
     opened: dict[str, Backend] = {}
     for place in every:
+        refuse_as_index(place)
         backend = open_place(place)
         if backend.facts is None:
             raise StoreError(

@@ -174,9 +174,10 @@ def _videos(index: Index, vectors: Vectors, options: SearchOptions) -> list[Matc
     If a query frame has no hit in a video, the lowest similarity of its hits serves as upper bound.
     """
     width = min(_WIDER * options.k, _MOST)
+    tops = {"", *index.facts.prefixes.values()}
     while True:
         found = _found(index, vectors, width, options)
-        videos = {_video(hit) for hits in found for hit in hits}
+        videos = {_video(hit, tops) for hits in found for hit in hits}
         is_all = all(len(hits) < width for hits in found)
         if len(videos) >= options.k or is_all or width == _MOST:
             break
@@ -186,7 +187,7 @@ def _videos(index: Index, vectors: Vectors, options: SearchOptions) -> list[Matc
     best: dict[str, Match] = {}
     for number, hits in enumerate(found):
         for hit in hits:
-            video = _video(hit)
+            video = _video(hit, tops)
             row = scores.setdefault(video, floors.copy())
             row[number] = max(row[number], hit.score)
             if video not in best or hit.score > best[video].score:
@@ -195,9 +196,14 @@ def _videos(index: Index, vectors: Vectors, options: SearchOptions) -> list[Matc
     return [replace(best[video], score=float(scores[video].mean())) for video in ranked]
 
 
-def _video(hit: Match) -> str:
-    """Return the video of a frame; an image outside any folder counts as its own video."""
-    return video_of(hit.id) or hit.id
+def _video(hit: Match, tops: set[str]) -> str:
+    """Return the video of a frame; an image outside any folder counts as its own video.
+
+    Args:
+        tops: the folders in ids that are none, but the names of collections.
+    """
+    folder = video_of(hit.id)
+    return hit.id if folder in tops else folder
 
 
 def _found(index: Index, vectors: Vectors, k: int, options: SearchOptions) -> list[list[Match]]:
@@ -221,7 +227,9 @@ def _expanded(
     index: Index, vector: Vectors, hits: Sequence[Match], options: SearchOptions
 ) -> Vectors:
     """Return the query with its top hits added, (1, dim), leaving out the query's own image."""
-    others = [hit for hit in hits if hit.score < 1 - _SAME]
+    # What the storage loses takes from the similarity of an image to itself.
+    highest = index.as_stored(vector[None], [hit.id for hit in hits]) @ vector
+    others = [hit for hit, bar in zip(hits, highest, strict=True) if hit.score < bar - _SAME]
     neighbours = index.vectors([hit.id for hit in others])
     similarities = np.array([[hit.score for hit in others]], np.float32)
     return expand_queries(vector[None], neighbours[None], similarities, alpha=options.alpha)

@@ -374,4 +374,8 @@ def _first_problem(problems: Sequence[dict[str, Any]]) -> str:
         fields = (SearchByImages, SearchById, NewItem)
         known = {name for model in fields for name in model.model_fields}
         return f"unknown field {where[0][:80]!r}{nearest(where[0], known)}"
+    if first["type"] == "string_pattern_mismatch":
+        return f"{where[0]}: must be x,y,width,height in pixels, the last two above 0"
+    if where[0:1] == ["image"] and len(where) > 1:
+        return "image: must be a file, not a text"
     return f"{'.'.join(where) or 'request'}: {first['msg']}"[:500]

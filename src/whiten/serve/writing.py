@@ -18,11 +18,13 @@ from whiten.index import Index, Match
 from whiten.index.membership import index_in
 from whiten.index.rows import matches
 from whiten.index.sources import VectorSource
+from whiten.media.reading import is_there_now
 from whiten.serve.given import Values, metadata_of
 from whiten.serve.live import LiveIndex, UnavailableError, UnknownImageError
 from whiten.serve.queries import RefusedError
 from whiten.serve.uploads import Uploads
 from whiten.utils.arrays import Vectors
+from whiten.utils.urls import as_url
 
 _PATIENCE = 10.0  # seconds to wait for another process that changes the index
 _PAUSE = 0.01
@@ -127,7 +129,8 @@ class Writer:
             before = by_id.get(add.id) if add.id else by_content.get(add.content)
             # An image of this id has another content, or it were found by that.
             before = before or by_id.get(add.id or add.default)
-            if before is not None and _is_as_asked(before, add):
+            is_kept = before is not None and not self._lacks_file(before, add)
+            if before is not None and is_kept and _is_as_asked(before, add):
                 answers[number] = Done(before.item)
                 continue
             try:
@@ -143,7 +146,7 @@ class Writer:
         return [answers[number] for number in range(len(adds))]
 
     def _item(self, index: Index, add: Add, before: _Known | None) -> Item:
-        """Return the image as it is to be indexed; what is indexed keeps its file and group.
+        """Return the image as it is to be indexed; what is indexed keeps its group, and its file.
 
         Raises:
             RefusedError: the id stands for another image, or is of another collection; or there is
@@ -156,18 +159,33 @@ class Writer:
                     409,
                     f"{item.id[:200]!r} is another image: delete it first, or choose another id",
                 )
-            return Item(item.id, item.path, item.group, item.frame_ms)
+            path = self._file(add) if self._lacks_file(before, add) else item.path
+            return Item(item.id, path, item.group, item.frame_ms)
         name = add.id or add.default
         first, slash, _ = name.partition("/")
         if slash and first in index.facts.prefixes.values():
             raise RefusedError(409, f"ids that begin with {first + slash!r} are of a collection")
+        return Item(name, self._file(add))
+
+    def _lacks_file(self, known: _Known, add: Add) -> bool:
+        """Return whether the file of an indexed image is gone, and can be had again.
+
+        Services are not asked: a URL counts as there.
+        """
+        path = known.item.path
+        can_keep = bool(add.path) or self._uploads is not None
+        is_gone = as_url(path) is None and not is_there_now(path)
+        return can_keep and known.content == add.content and is_gone
+
+    def _file(self, add: Add) -> str:
+        """Return the file of an image; an upload is kept."""
         if add.path:
-            return Item(name, add.path)
+            return add.path
         if self._uploads is None:
             raise RefusedError(
                 409, "this service has no folder for uploads: start it with --uploads FOLDER"
             )
-        return Item(name, self._uploads.save(add.data, add.content))
+        return self._uploads.save(add.data, add.content)
 
     def _put(self, index: Index, writes: Sequence[tuple[Add, Item]]) -> None:
         adds = [add for add, _ in writes]

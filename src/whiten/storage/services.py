@@ -133,6 +133,19 @@ def refuse_as_output(place: str | os.PathLike[str], what: str) -> None:
         )
 
 
+def refuse_as_index(place: str | os.PathLike[str]) -> None:
+    """Refuse a URL as the place of an index that is read: its files are mapped.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if (url := as_url(place)) is not None:
+        raise ConfigError(
+            f"an index is read from a disk or a database, not from {scheme_of(url)}://: copy it to "
+            "a folder, and name that"
+        )
+
+
 def _seconds(usual: float) -> float:
     """Return a time limit; `WHITEN_STORAGE_TIMEOUT` sets another for slow services."""
     return float(os.environ.get("WHITEN_STORAGE_TIMEOUT", usual))

@@ -10,7 +10,7 @@ import json
 import os
 import re
 
-from whiten.errors import StoreError, refuse_later
+from whiten.errors import StoreError, one_line, refuse_later
 from whiten.index.databases.milvus_server import Client
 from whiten.index.rows import Facts
 
@@ -73,8 +73,8 @@ class MilvusFacts:
                 self.serials = int(json.loads(records[_SERIALS])["next"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StoreError(
-                    f"{self._place} is damaged (facts: {error!r}): drop its collections and index "
-                    "again"
+                    f"{self._place} is damaged (facts: {one_line(error)}): drop its collections "
+                    "and index again"
                 ) from error
             self._pieces = pieces
             self._client.load_collection(self.rows)

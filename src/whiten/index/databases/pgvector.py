@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from whiten.errors import ConfigError, LockedError, MissingExtraError, StoreError, refuse_later
+from whiten.errors import (
+    ConfigError,
+    LockedError,
+    MissingExtraError,
+    StoreError,
+    one_line,
+    refuse_later,
+)
 from whiten.index.columns import COLUMNS, stored_kinds
 from whiten.index.conditions import Where
 from whiten.index.databases.addresses import read_address
@@ -107,7 +114,8 @@ class PgvectorIndex:
             return Facts.from_json(json.loads(str(text)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
-                f"{self.place} is damaged (facts: {error!r}): drop its tables and index again"
+                f"{self.place} is damaged (facts: {one_line(error)}): drop its tables and index "
+                "again"
             ) from error
 
     # --- reading ------------------------------------------------------------------------

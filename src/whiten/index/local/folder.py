@@ -27,9 +27,9 @@ from whiten.index.conditions import Where
 from whiten.index.local.manifest import MANIFEST, Manifest, Part, small_parts
 from whiten.index.local.segments import ROWS, VECTORS, Segment, SegmentWriter
 from whiten.index.local.snapshot import Snapshot
-from whiten.index.local.storage.coded import map_codes, sample_rows, write_codes
+from whiten.index.local.storage.coded import Coding, map_codes, sample_rows, write_codes
 from whiten.index.local.storage.earlier import refuse_earlier_codes
-from whiten.index.local.storage.kinds import BASE, fit, parse_storage
+from whiten.index.local.storage.kinds import BASE, check_conversion, fit, parse_storage
 from whiten.index.local.storage.loss import measure
 from whiten.index.local.storage.state import Storage, save_codec
 from whiten.index.local.tuning import RECALL, Tuning, choose
@@ -110,6 +110,11 @@ class FolderIndex:
     def storage(self) -> Storage:
         """Storage kind of the vectors."""
         return Storage() if self._manifest is None else self._manifest.storage
+
+    @property
+    def coding(self) -> Coding | None:
+        """Codec of the vectors; None for float32."""
+        return self._opened.coding
 
     @property
     def _manifest(self) -> Manifest | None:
@@ -278,11 +283,7 @@ class FolderIndex:
         before = self._opened.manifest
         if name == before.storage.name:
             return
-        if not before.storage.has_vectors:
-            raise StoreError(
-                f"{self.place} is stored as {before.storage.name}, its full vectors are gone: "
-                "leave --storage out, or delete the index and index again"
-            )
+        check_conversion(self.place, before.storage.name, name)
         storage = Storage()
         if name != BASE:
             if len(before.parts) != 1 or self._opened.present[0] is not None:

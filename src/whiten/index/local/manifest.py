@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whiten.errors import DAMAGED, ConfigError, StoreError, refuse_later
+from whiten.errors import DAMAGED, ConfigError, StoreError, one_line, refuse_later
 from whiten.index.local.storage.state import Storage
 from whiten.index.local.tuning import Tuning
 from whiten.index.rows import Facts
@@ -105,7 +105,7 @@ class Manifest:
             return None
         except (*DAMAGED, ConfigError) as error:
             raise StoreError(
-                f"{path} is damaged ({error}): delete {root} and index again"
+                f"{path} is damaged ({one_line(error)}): delete {root} and index again"
             ) from error
 
 

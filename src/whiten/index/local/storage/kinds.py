@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from whiten.errors import ConfigError, nearest
+from whiten.errors import ConfigError, StoreError, nearest
 from whiten.index.local.storage.binary import Binary
 from whiten.index.local.storage.codec import Codec
 from whiten.index.local.storage.product import Product, open_faiss, require_parts
@@ -72,6 +72,22 @@ def check_storage(storage: str, dim: int | None = None) -> None:
         require_parts(dim, number)
     if name == "pca" and number > dim:
         raise ConfigError(f"pca:{number} needs {number} axes, the embeddings have {dim}")
+
+
+def check_conversion(place: str, before: str, storage: str) -> None:
+    """Refuse to store an index as another kind once its full vectors are gone.
+
+    Args:
+        before, storage: kinds, as `parse_storage` takes them.
+
+    Raises:
+        StoreError: they are gone.
+    """
+    if before not in (storage, BASE) and not parse_storage(before)[1]:
+        raise StoreError(
+            f"{place} is stored as {before}, its full vectors are gone: leave --storage out, or "
+            "delete the index and index again"
+        )
 
 
 def fit(kind: str, sample: Vectors) -> Codec:
