@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from whiten.errors import WhiteningError
 from whiten.utils.arrays import normalize_rows
@@ -162,3 +163,13 @@ def test_labels_of_any_type_are_the_same_groups() -> None:
         ]
     for groups in given:
         assert choose_whitening(found, groups=groups, dims=DIMS)[1] == expected, type(groups)
+
+
+def test_embeddings_of_any_kind() -> None:
+    found, groups = embeddings(20, nuisance=15.0), names(20)
+    other = embeddings(20, nuisance=0.0)
+    expected = choose_whitening(found, groups=groups, others=[other], dims=DIMS)[1]
+    for convert in (torch.from_numpy, list, np.ndarray.tolist):
+        given = {"others": [convert(other)], "groups": groups, "dims": DIMS}
+        choice = choose_whitening(convert(found), **given)[1]
+        assert (choice.shrinkage, choice.dim) == (expected.shrinkage, expected.dim), convert

@@ -102,6 +102,12 @@ def test_arrays_must_be_rgb(array: np.ndarray) -> None:
         load(TEACHER).embed(array)
 
 
+@pytest.mark.parametrize("image", [Image.new("RGB", (0, 5)), np.zeros((0, 5, 3), np.uint8)])
+def test_images_without_pixels_are_refused(image: Image.Image | np.ndarray) -> None:
+    with pytest.raises(ImageError, match="the image has no pixels"):
+        load(TEACHER).embed(image)
+
+
 # --- collections ------------------------------------------------------------------------
 
 
@@ -267,6 +273,9 @@ def test_batches_and_the_device_are_the_callers_choice(images: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-6)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         load(TEACHER, batch_size=0)
+    for size in (0, -1):  # -1 gave embeddings of NaN
+        with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+            model.embed(paths, batch_size=size)
 
 
 def test_several_models_are_refused_where_one_is_needed(capsys: Captured, images: Path) -> None:

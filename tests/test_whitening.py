@@ -399,6 +399,20 @@ class Frame:
         return self._values
 
 
+def test_whole_numbers_become_fractions_and_text_is_refused() -> None:
+    codes = np.arange(24).reshape(8, 3) ** 2 % 11
+    whitener = Whitener(2).fit(codes)
+    whitened = whitener.transform(torch.from_numpy(codes))
+    assert whitened.dtype == torch.float32
+    np.testing.assert_allclose(whitened, whitener.transform(codes), atol=1e-5)
+    for wrong in (codes.astype(str), codes.astype(object), codes + 1j):
+        for use in (Whitener().fit, whitener.transform):
+            with pytest.raises(ConfigError, match="expected rows of numbers"):
+                use(wrong)
+    with pytest.raises(WhiteningError, match=r"not shape \(8, 0\)"):
+        Whitener().fit(codes[:, :0])
+
+
 def test_lists_frames_and_tensors_are_embeddings() -> None:
     values = np.random.default_rng(0).standard_normal((60, 4))
     expected = Whitener(3).fit(values).transform(values)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from folder_checks import check_vectors, count_embedded, paths_of
 from helpers import TEACHER, draw, write_groups, write_image
@@ -17,7 +18,7 @@ from whiten.embedding.embed import embed
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.embedding.rows import embed_rows
-from whiten.errors import ConfigError, NoImagesError, StoreError
+from whiten.errors import ConfigError, NoImagesError, NonFiniteInputError, StoreError
 from whiten.index import Changes, Index
 from whiten.index.local.folder import FolderIndex
 
@@ -51,11 +52,21 @@ def test_several_queries_and_more_hits_than_images(index: Index) -> None:
     assert [hits[0].id for hits in results] == ["a/0.png", "b/0.png"]
 
 
+def test_embeddings_in_lists_and_tensors_search(index: Index) -> None:
+    queries = index.vectors(["a/0.png", "b/0.png"])
+    for given in (queries.tolist(), torch.from_numpy(queries)):
+        assert index.search_arrays(given, 2)[0][:, 0].tolist() == ["a/0.png", "b/0.png"]
+
+
 def test_what_cannot_be_asked(index: Index) -> None:
     with pytest.raises(ConfigError, match="k must be at least 1, not 0"):
         index.search(draw(0), k=0)
     with pytest.raises(ConfigError, match=r"must be \(n, 12\), as the index is, not \(1, 5\)"):
         index.search_vectors(np.ones((1, 5), np.float32))
+    with pytest.raises(NonFiniteInputError, match="sample 1 holds NaN"):
+        index.search_arrays(np.stack([np.ones(12), np.full(12, np.nan)]))
+    with pytest.raises(ConfigError, match="expected rows of numbers"):
+        index.search_vectors(np.full((1, 12), "1"))
     with pytest.raises(ConfigError, match="there is no column 'grp'; did you mean 'group'"):
         index.search(draw(0), where="grp == 'a'")
 

@@ -174,7 +174,7 @@ class Encoder:
         """Embed images; the rows of failed ones hold no embedding."""
         if not len(inputs):
             return np.zeros((0, self.dim), np.float32)
-        size = batch_size or self.batch_size
+        size = self.batch_size if batch_size is None else batch_size
         blocks = []
         for part in self.parts:
             name = f"embed {part.teacher.name}"

@@ -31,7 +31,7 @@ from whiten.index.updating import update
 from whiten.index.where import parse_where
 from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable
-from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.arrays import Vectors, as_numpy, normalize_rows, require_finite
 
 if TYPE_CHECKING:
     from whiten.embedding.cluster import Cluster
@@ -390,10 +390,12 @@ class Index:
         """
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
+        queries = as_numpy(queries)
         if queries.ndim != 2 or queries.shape[1] != self.facts.dim:
             raise ConfigError(
                 f"queries must be (n, {self.facts.dim}), as the index is, not {queries.shape}"
             )
+        require_finite(queries, 0)
         if isinstance(where, str):
             where = parse_where(where, FILTERABLE | self.facts.columns)
         return self._backend.search(queries, k, where)

@@ -76,6 +76,11 @@ def require_errors(errors: str) -> None:
         raise ConfigError(f"errors must be 'raise' or 'skip', not {errors!r}")
 
 
+def require_batch_size(batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+
+
 def listed(images: Iterable[Embeddable] | Embeddable) -> Sequence[Embeddable]:
     """Return the images as a list; open files are read, as several models may look at them.
 
@@ -141,8 +146,10 @@ def embed_inputs(
         failed: receives the images that cannot be read, whose rows are NaN; None raises.
 
     Raises:
+        ConfigError: the batch size is below 1.
         ImageError: an image cannot be read; the message names it.
     """
+    require_batch_size(batch_size)
     look = partial(_show_or_fail, preprocess=teacher.preprocess)
     # A single query is faster without a thread.
     size = batch_size or (_BATCH if teacher.device_type == "cpu" else 8 * _BATCH)
@@ -189,7 +196,7 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     if isinstance(image, ImageError):
         raise image
     if isinstance(image, Image.Image):
-        return render(_upright(image), View(), preprocess)
+        return _whole(_upright(image), preprocess)
     if _is_tensor(image):
         image = _pixels_of(image)
     if isinstance(image, np.ndarray):
@@ -197,7 +204,7 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
             raise ImageError(
                 f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
             )
-        return render(Image.fromarray(image), View(), preprocess)
+        return _whole(Image.fromarray(image), preprocess)
     if isinstance(image, Rendered) and preprocess in image.pixels:
         return image.pixels[preprocess]
     if isinstance(image, bytes):
@@ -241,6 +248,12 @@ def path_of(image: Any) -> str:
     if _URL.match(path):
         raise ImageError(f"{path} is a URL: download it, and give the path or the content")
     return path
+
+
+def _whole(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    if 0 in image.size:
+        raise ImageError("the image has no pixels")
+    return render(image, View(), preprocess)
 
 
 def _upright(image: Image.Image) -> Image.Image:

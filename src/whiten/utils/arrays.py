@@ -30,8 +30,6 @@ def as_numpy(embeddings: Any) -> Array:
     Raises:
         ConfigError: the values are not numbers, or the rows differ in length.
     """
-    if isinstance(embeddings, np.ndarray):
-        return embeddings
     if not hasattr(embeddings, "detach"):  # not a torch tensor
         try:
             values: Array = np.asarray(embeddings)

@@ -39,7 +39,7 @@ def map_rows(vectors: Any, mean: Array, matrix: Array, *, forward: bool) -> Any:
     weight = torch.as_tensor(matrix, dtype=compute, device=vectors.device)
     work = vectors.to(compute)
     out = (work - centre) @ weight.T if forward else work @ weight + centre
-    return out.to(vectors.dtype)
+    return out.to(vectors.dtype if vectors.is_floating_point() else compute)
 
 
 def _map_array(vectors: Array, mean: Array, matrix: Array, *, forward: bool) -> Array:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from whiten.errors import WhiteningError
-from whiten.utils.arrays import normalize_rows
+from whiten.utils.arrays import as_numpy, normalize_rows
 from whiten.utils.names import Names, label_codes, name_codes
 from whiten.whitening.whitener import Whitener
 
@@ -78,11 +78,11 @@ class Choice:
 
 
 def choose_whitening(
-    embeddings: Vectors,
+    embeddings: Any,
     *,
     groups: Any = None,
-    others: Sequence[Vectors] = (),
-    second_views: Vectors | None = None,
+    others: Sequence[Any] = (),
+    second_views: Any = None,
     dims: Sequence[int] = DIMS,
     shrinkages: Sequence[float] = SHRINKAGES,
     seed: int = 0,
@@ -90,7 +90,8 @@ def choose_whitening(
     """Fit a whitening whose shrinkage and dimension retrieve best on held-out images.
 
     Args:
-        embeddings: (n, D) embeddings of one teacher, L2-normalised.
+        embeddings: (n, D) embeddings of one teacher, L2-normalised: an array, a tensor, a data
+            frame or a list of rows, here and below.
         groups: (n,) group of each image: text, numbers, or a NumPy, Arrow or pandas column; None,
             NaN and NA for images of no group. Used if four groups have two images or more.
         others: the other teachers' embeddings of the same images, each (n, D_k).
@@ -104,6 +105,8 @@ def choose_whitening(
     Raises:
         WhiteningError: there is one row, or an argument describes another number of rows.
     """
+    embeddings, others = as_numpy(embeddings), [as_numpy(other) for other in others]
+    second_views = None if second_views is None else as_numpy(second_views)
     n = len(embeddings)
     names = None
     if groups is not None:

@@ -106,7 +106,7 @@ class Whitener:
         The result is bit-identical however a stream is split into blocks.
         """
         samples = as_numpy(embeddings)
-        if samples.ndim != 2:
+        if samples.ndim != 2 or not samples.shape[1]:
             raise WhiteningError(f"whitening takes (n, D) embeddings, not shape {samples.shape}")
         if self._moments is None:
             if self._projection is not None:
