@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import pytest
 import torch
 
 import whiten
+from helpers import write_groups, write_image
 from small_runs import OPTIONS, STUDENT, TEACHERS, interrupted_at, losses
 from whiten.distillation import training, training_set
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.training import learning_rate
-from whiten.errors import ConfigError, RunError, WhitenError
+from whiten.distillation.training_set import facts_path
+from whiten.errors import ConfigError, ImageError, RunError, WhitenError
 from whiten.models.student import build_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
@@ -126,6 +129,29 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
     ]
     assert weights[0] == weights[1]
     assert whole.steps == len(losses(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_images_and_teachers_that_it_began_with(
+    cache: Path, tmp_path: Path
+) -> None:
+    images, out = write_groups(tmp_path / "images", dict.fromkeys("abcd", 4)), tmp_path / "run"
+    with interrupted_at(3):
+        run(images, out, cache, teachers_online=True)
+    ready = facts_path(RunFolder(out))
+    began = ready.read_text()
+    fingerprint = json.loads(began)["teachers"][1]["fingerprint"]
+    ready.write_text(began.replace(fingerprint, "another"))
+    with pytest.raises(RunError, match=r"test_resnet.* has changed since the run was begun"):
+        distill("", out=out, resume=True, show_progress=False)
+    ready.write_text(began)
+    for path in images.rglob("*.png"):
+        write_image(path, 9)
+    with pytest.raises(RunError, match=r"images/.*\.png has changed since the run was begun"):
+        distill("", out=out, resume=True, show_progress=False)
+    shutil.rmtree(images)
+    with pytest.raises(ImageError, match=r"cannot read .*images/.*\.png: no such file"):
+        distill("", out=out, resume=True, show_progress=False)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from whiten.distillation.targets import open_targets
 from whiten.distillation.training_set import TrainingSet, fused_path
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.rows import embed_rows
-from whiten.errors import ConfigError, RunError
+from whiten.errors import ConfigError, RunError, WhiteningError
 from whiten.models.registry import open_teacher
 from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
@@ -27,6 +27,7 @@ from whiten.runs.recipes import complete
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import normalize_rows
 from whiten.whitening.weighting import choose_weights, judge_of
+from whiten.whitening.whitener import Whitener
 
 TEACHERS = [TEACHER, f"{TEACHER}?seed=1&dim=5"]
 STUDENT = "timm:test_vit?pretrained=0&size=32"
@@ -142,6 +143,11 @@ def test_the_targets_the_gallery_and_the_fusion_of_a_run_have_the_weights(
     np.testing.assert_allclose(lengths, [[0.25] * 16, [0.75] * 16], atol=1e-5)
     run.weights.write_text("[1")
     with pytest.raises(RunError, match=r"weights\.json is damaged"):
+        whiten.load(f"fuse:whitened:{run.root}")
+    other = Whitener.load(run.whitener(0))
+    other.metadata["fingerprint"] = "another"
+    other.save(run.whitener(0))  # as if the teacher had been replaced since
+    with pytest.raises(WhiteningError, match="has other weights or sees images otherwise"):
         whiten.load(f"fuse:whitened:{run.root}")
 
 

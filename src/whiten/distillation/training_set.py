@@ -23,7 +23,7 @@ from whiten.distillation.held_out import CROPS, HeldOut
 from whiten.distillation.missing import Evidence, causes
 from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
 from whiten.distillation.targets import open_targets
-from whiten.errors import RunError, one_line
+from whiten.errors import ImageError, RunError, one_line
 from whiten.media.reading import read_bytes
 from whiten.models.choice import chosen_device
 from whiten.models.registry import open_network
@@ -35,8 +35,10 @@ from whiten.runs.recipes import DECIDED
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.devices import resolve_precision
+from whiten.utils.hashing import content_hash
 from whiten.utils.memory import forget
 from whiten.utils.threads import ordered_map
+from whiten.utils.urls import named_place
 from whiten.views.on_device import recolour
 from whiten.views.plan import ViewPlan
 from whiten.views.rendering import Preprocess, plan_view, render_bytes
@@ -102,6 +104,7 @@ class TrainingSet:
 
     Attributes:
         items: usable images; pairs index into them.
+        contents: hash of each image's content, as the teachers have embedded it.
         plan: plan of the pairs.
         view_plan: plan of the views.
         spec: the run's options, all resolved.
@@ -111,6 +114,7 @@ class TrainingSet:
     run: RunFolder
     spec: DistillSpec
     items: Items
+    contents: pa.Array
     plan: PairPlan
     view_plan: ViewPlan
     facts: dict[str, Any]
@@ -162,12 +166,19 @@ class TrainingSet:
         )
         for number, teacher in enumerate(facts["teachers"] if spec.teachers_online else []):
             whitener = Whitener.load(run.whitener(number)) if spec.whiten else None
-            online.append(OnlineTeacher(open_network(teacher["uri"]), whitener))
+            network = open_network(teacher["uri"])
+            if not network.made(network.uri, teacher["fingerprint"]):
+                raise RunError(
+                    f"{teacher['uri']} has changed since the run was begun: restore it, or start "
+                    "again with --overwrite"
+                )
+            online.append(OnlineTeacher(network, whitener))
         bf16 = resolve_precision(spec.precision, chosen_device().type) == "bf16"
         return cls(
             run=run,
             spec=spec,
             items=items,
+            contents=contents,
             plan=plan,
             view_plan=spec.view_plan,
             facts=facts,
@@ -246,16 +257,39 @@ class TrainingSet:
     def render_crop(self, side: Side, preprocess: Preprocess) -> np.ndarray:
         """Render a crop that measures students, (h, w, 3) uint8; number 0 is the whole image."""
         item, number = self.items[side[0]], side[1]
-        return render_bytes(read_bytes(item.path), CROPS, item.id, number, preprocess)
+        return render_bytes(self._read(side[0]), CROPS, item.id, number, preprocess)
 
     def render(self, side: Side, preprocess: Preprocess, device: torch.device) -> np.ndarray:
         """Render a view, (h, w, 3) uint8, without its colours if the device applies them."""
         item, number = self.items[side[0]], side[1]
         is_coloured = not self._colours_on(device)
-        data = read_bytes(item.path)
         return render_bytes(
-            data, self.view_plan, item.id, number, preprocess, is_coloured=is_coloured
+            self._read(side[0]),
+            self.view_plan,
+            item.id,
+            number,
+            preprocess,
+            is_coloured=is_coloured,
         )
+
+    def _read(self, row: int) -> bytes:
+        """Read an image, which must still be the one that the targets are of.
+
+        Raises:
+            ImageError: it cannot be read.
+            RunError: its content has changed.
+        """
+        path = self.items[row].path
+        try:
+            data = read_bytes(path)
+        except ImageError as error:
+            raise type(error)(f"cannot read {named_place(path)}: {error}") from error
+        if content_hash(data) != self.contents[row].as_py():
+            raise RunError(
+                f"{named_place(path)} has changed since the run was begun: restore it and go on "
+                "with --resume, or start again with --overwrite"
+            )
+        return data
 
     def coloured(
         self, pixels: np.ndarray, sides: Sequence[Side], device: torch.device

@@ -13,6 +13,7 @@ from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder, Part, embed_cached
 from whiten.embedding.fitting import fit_whitener
 from whiten.errors import ConfigError, WhiteningError
+from whiten.models.inputs import require_batch_size
 from whiten.models.opening import open_model
 from whiten.models.stored_model import Model
 from whiten.models.uri import parse_uri
@@ -56,8 +57,7 @@ def load(
         ConfigError, TeacherError: the model, runtime or device is unknown, or cannot be loaded.
         WhiteningError: the whitener cannot be read, or was fitted on another model.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    require_batch_size(batch_size)
     encoder = _load(
         os.fspath(model),
         partial(open_model, runtime=runtime, device=device),
@@ -203,13 +203,17 @@ def _raw(teachers: Sequence[Model], uri: str) -> Encoder:
 
 def _whitened(run: RunFolder, teachers: Sequence[Model]) -> Encoder:
     """Return the teachers of a run with its whitenings."""
-    parts = [
-        Part(teacher, Whitener.load(run.whitener(number)))
-        for number, teacher in enumerate(teachers)
-    ]
+    parts = [Part(teacher, _whitener(run, n, teacher)) for n, teacher in enumerate(teachers)]
     uri = _lasting(f"fuse:whitened:{run.root}")
     name = f"{_names(teachers)}, whitened"
     return Encoder(name, parts, uri, weights=run.read_weights())
+
+
+def _whitener(run: RunFolder, number: int, teacher: Model) -> Whitener:
+    """Return the run's whitening of a teacher, which may have been replaced since."""
+    whitener = Whitener.load(run.whitener(number))
+    _require_fitted_on(teacher, whitener, str(run.whitener(number)))
+    return whitener
 
 
 def _compatible(run: RunFolder, open_one: Open, teachers: Sequence[Model] | None = None) -> Encoder:
@@ -228,8 +232,7 @@ def _compatible(run: RunFolder, open_one: Open, teachers: Sequence[Model] | None
     rotation = Whitener.load(run.rotation)
     parts = [Part(teacher) for teacher in teachers or _open_teachers(run, spec, open_one)]
     for number, part in enumerate(parts if spec.whiten else []):
-        part.whitener = Whitener.load(run.whitener(number))
-        _require_fitted_on(part.teacher, part.whitener, str(run.whitener(number)))
+        part.whitener = _whitener(run, number, part.teacher)
     name = f"{_names([part.teacher for part in parts])}, compatible"
     return Encoder(
         name, parts, _lasting(f"fuse:compatible:{run.root}"), rotation, run.read_weights()
