@@ -16,7 +16,9 @@ from whiten.datasets.finding import find_items
 from whiten.diagnosis.copies import exact_copies
 from whiten.diagnosis.result import Difference, StudentFacts, TeacherFacts
 from whiten.diagnosis.verdict import verdict
-from whiten.errors import ConfigError, NoImagesError, WhitenError
+from whiten.embedding.opening import fit_on
+from whiten.errors import ConfigError, ConstantInputError, NoImagesError, WhitenError
+from whiten.models.registry import open_teacher
 from whiten.utils.arrays import normalize_rows
 from whiten.utils.names import distinct
 from whiten.whitening.profile import agreement, effective_rank, spectrum
@@ -203,6 +205,28 @@ def test_a_sample_keeps_groups_whole(tmp_path: Path) -> None:
     assert found.criterion == GROUPS
     assert found.teachers[0].adds is None and found.teachers[0].agreement == {}
     assert found.lines()[0].startswith("120 images, 100 of them looked at")
+
+
+CONSTANT = """
+from colour_teachers import make as make_colourful
+
+
+def make():
+    layers, preprocess = make_colourful()
+    layers[2].weight.data.zero_()
+    return layers, preprocess
+"""
+
+
+@pytest.mark.usefixtures("colour_teachers")
+def test_a_teacher_that_tells_no_images_apart_is_named(tmp_path: Path) -> None:
+    (tmp_path / "code" / "constant_teacher.py").write_text(CONSTANT)
+    images = write_groups(tmp_path / "images", {f"g{i}": 2 for i in range(6)})
+    uri = "python:constant_teacher:make"
+    with pytest.raises(ConstantInputError, match=f"^{uri} embeds all 12 images as the same vector"):
+        whiten.diagnose(images, [TEACHER, uri])
+    with pytest.raises(ConstantInputError, match=f"^{uri}: all 12 fitting samples are the same"):
+        fit_on(open_teacher(uri), images)
 
 
 @pytest.mark.usefixtures("colour_teachers")

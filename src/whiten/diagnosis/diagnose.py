@@ -21,6 +21,7 @@ from whiten.distillation.held_out import CROP_VIEWS
 from whiten.distillation.mix import choose_mix
 from whiten.distillation.mix import sample as mix_sample
 from whiten.embedding.encoder import Encoder, Part
+from whiten.embedding.fitting import require_varied
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.cost import measure_cost
 from whiten.models.registry import open_teacher
@@ -115,6 +116,7 @@ def diagnose(
     groups = items.groups.to_pylist() if by_groups else None
     if show_progress:
         announce(f"choose the whitenings on {len(items):,} images")
+    require_varied(spec.teachers, raw)
     choices = _choices(raw, groups, second, seed)
     judge = judge_of(raw, choices, groups=groups, second_views=second, seed=seed)
     facts = _teachers(opened, raw, choices, judge, len(found))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from whiten.datasets.collection import Items
+from whiten.errors import ConstantInputError, WhiteningError
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import fingerprint
@@ -43,6 +46,7 @@ def fit_whiteners(
         sampled = items.take(sample_rows(len(items), groups, seed))
         sample = sampled.ids.to_pylist()
         whole = [store.gather(sample) for store in stores]
+        require_varied([store.origin.uri for store in stores], whole)
         for number, store in enumerate(stores):
             choices[number] = choose(
                 whole[number],
@@ -63,6 +67,16 @@ def fit_whiteners(
     return whiteners, choices
 
 
+def require_varied(uris: Sequence[str], embeddings: Sequence[Vectors]) -> None:
+    """Refuse, by name, a model whose (n, D) embeddings are all equal: only one may be at fault."""
+    for uri, rows in zip(uris, embeddings, strict=True):
+        if len(rows) > 1 and not np.ptp(rows, axis=0).any():
+            raise ConstantInputError(
+                f"{uri} embeds all {len(rows):,} images as the same vector, so there is nothing to "
+                "whiten: leave it out, or give more varied images"
+            )
+
+
 def fit_whitener(store: Store, images: NameIndex, *, dim: int, shrinkage: float) -> Whitener:
     """Fit on the whole `images` (view 0), in one pass over the store.
 
@@ -71,7 +85,11 @@ def fit_whitener(store: Store, images: NameIndex, *, dim: int, shrinkage: float)
         shrinkage: see `Whitener`.
     """
     dim = min(dim, store.dim, max(1, len(images) // SAMPLES_PER_DIM))
-    return _describe(Whitener(dim, shrinkage=shrinkage).fit(_stream(store, images)), store)
+    try:
+        fitted = Whitener(dim, shrinkage=shrinkage).fit(_stream(store, images))
+    except WhiteningError as error:
+        raise type(error)(f"{store.origin.uri}: {error}") from error
+    return _describe(fitted, store)
 
 
 def _stream(store: Store, images: NameIndex) -> Iterator[Vectors]:
