@@ -55,6 +55,15 @@ def test_resume_a_finished_run(capsys: Captured, run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_resuming_a_finished_run_keeps_its_results(capsys: Captured, run: Path) -> None:
+    prints(capsys, "report", run, "--test", run.parent / "images")
+    page = (run / "report.html").read_text()
+    assert "<table" in page
+    prints(capsys, "distill", "--out", run, "--resume")
+    assert (run / "report.html").read_text() == page
+
+
+@pytest.mark.slow
 def test_a_run_and_its_report_embed_once_into_the_cache(
     capsys: Captured, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,9 @@ def distill(
     chosen = ((), ()) if known is None else (known.exclude, known.include)
     if test is not None and rank() == 0:
         require_test(test, *chosen)
+    folder = RunFolder(out)
+    # Nothing is trained then, and the report may hold results on images that are not named again.
+    is_kept = resume and test is None and folder.is_finished and folder.report.is_file()
     result = run(
         images or "", spec, out, resume=resume, overwrite=overwrite, cache=cache, cluster=cluster
     )
@@ -115,7 +118,8 @@ def distill(
         return
     list_skipped(result.skipped)
     data = measure_run(out, test=test, exclude=chosen[0], include=chosen[1], show_progress=True)
-    report, rows, compared = write_report(data, out), data.rows, data.seen_unseen
+    report = folder.report if is_kept else write_report(data, out)
+    rows, compared = data.rows, data.seen_unseen
     if as_json:
         print_json(
             {

@@ -61,6 +61,10 @@ class RunFolder:
         return self.root / "student"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def embeddings(self) -> Path:
         return self.root / "embeddings"
 
