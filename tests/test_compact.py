@@ -258,6 +258,11 @@ def test_too_few_vectors() -> None:
         measure_costs(vectors_of(2), items_of(2), ["int8"])
 
 
+def test_kinds_of_which_none_is_possible() -> None:
+    with pytest.raises(ConfigError, match=r"^none of the kinds is possible: pca:99: .*; pq:7: "):
+        measure_costs(vectors_of(), items_of(600), ["pca:99", "pq:7"])
+
+
 # --- the verb ---------------------------------------------------------------------------
 
 

@@ -132,6 +132,9 @@ def measure_costs(
         for number, kind in enumerate(dict.fromkeys(kinds), start=1):
             rows.append(_measure(kind, vectors, sample, chosen, base))
             update(number, len(kinds))
+    if rows and all(row.unavailable for row in rows):
+        reasons = "; ".join(f"{row.kind}: {row.unavailable}" for row in rows)
+        raise ConfigError(f"none of the kinds is possible: {reasons}")
     return Costs(
         name=name,
         dim=int(vectors.shape[1]),
