@@ -27,6 +27,7 @@ from whiten.errors import ConfigError, ImageError, RunError, WhitenError
 from whiten.models.student import build_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
+from whiten.utils.files import holding
 from whiten.whitening.whitener import Whitener
 
 
@@ -311,6 +312,19 @@ def test_folders_in_the_way_are_refused(shared_images: Path, cache: Path, tmp_pa
         run(shared_images, foreign / "precious.jpg", cache)
     with pytest.raises(RunError, match="not a run folder"):
         distill("", out=tmp_path / "absent", resume=True)
+
+
+def test_two_processes_do_not_work_in_one_folder(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with holding(out), pytest.raises(RunError, match=r"another process is at work in .*run: wait"):
+        run(shared_images, out, cache)
+    assert list(out.iterdir()) == []
+    with pytest.raises(WhitenError):
+        run(tmp_path / "absent", tmp_path / "new", cache, devices=0)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import logging
 import math
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from whiten.distillation.on_cluster import train_on_cluster
 from whiten.distillation.prepare import prepare
 from whiten.distillation.training import train
 from whiten.embedding.cluster import Cluster, check_address, connected
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, RunError
 from whiten.media.reading import Skipped
 from whiten.models.choice import choice_restored, choose, chosen, chosen_device
 from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
+from whiten.storage.services import refuse_as_output
 from whiten.utils.devices import require_compiler
+from whiten.utils.files import holding
 from whiten.utils.progress import be_quiet, is_quiet, logging_to, note
 from whiten.utils.urls import named_place
 
@@ -120,7 +123,37 @@ def distill(
             choose(chosen().runtime, spec.device)
         if spec.compile:
             require_compiler(chosen_device())
-        return _distill(images, spec, run, cache, resume, overwrite, show_progress, cluster)
+        with _alone(run):
+            return _distill(images, spec, run, cache, resume, overwrite, show_progress, cluster)
+
+
+@contextmanager
+def _alone(run: RunFolder) -> Iterator[None]:
+    """Hold a run's folder: a second process would take the student of the first away.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    refuse_as_output(run.root, "a run")
+    if rank() > 0 or run.root.is_file():  # the first process holds it for all; files are refused
+        yield
+        return
+    is_new = not run.root.exists()
+    run.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(holding(run.root))
+            except BlockingIOError:
+                raise RunError(
+                    f"another process is at work in {run.root}: wait until it is done, or name "
+                    "another --out"
+                ) from None
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # a run that was refused leaves nothing
+                run.root.rmdir()
 
 
 def _distill(
