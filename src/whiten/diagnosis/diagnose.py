@@ -17,6 +17,7 @@ from whiten.diagnosis.copies import exact_copies, near_copies
 from whiten.diagnosis.result import Diagnosis, Difference, StudentFacts, TeacherFacts
 from whiten.diagnosis.verdict import verdict
 from whiten.distillation.cache import Cache
+from whiten.distillation.discriminants import choose_discriminants
 from whiten.distillation.held_out import CROP_VIEWS
 from whiten.distillation.mix import choose_mix
 from whiten.distillation.mix import sample as mix_sample
@@ -237,6 +238,9 @@ def _student(
     mix, scores = choose_mix(features, targets, groups, spec, crops)
     if not scores:
         return None
+    closed, name = scores[mix.name], mix.name
+    if better := choose_discriminants(features, groups, spec, scores):
+        closed, name = better.score, better.name
     criterion = "mAP of held-out groups"
     if groups is None:
         criterion = "the fused teachers' neighbours and small crops on held-out images"
@@ -246,6 +250,6 @@ def _student(
         criterion=criterion,
         start=of_features["1 features"],
         whitened=max(score for name, score in of_features.items() if name != "1 features"),
-        closed=scores[mix.name],
-        mix=mix.name,
+        closed=closed,
+        mix=name,
     )

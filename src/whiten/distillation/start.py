@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from whiten.datasets.collection import Items
 from whiten.distillation.best import Best
+from whiten.distillation.discriminants import Discriminants, choose_discriminants
 from whiten.distillation.held_out import HeldOut
 from whiten.distillation.mix import SAMPLE, SHRINKAGES, Mix, choose_mix
 from whiten.distillation.ridge import Head, whitenings
@@ -50,7 +51,7 @@ def write_start(
     trained = len(items) - held
     features = open_targets(features_path(run)) if features_path(run).exists() else None
     crops = open_targets(crops_path(run)) if crops_path(run).exists() else None
-    space = _Space(None, None, {})
+    space = _Space()
     if not spec.teachers_online:
         groups = items.groups[:trained] if source in ("groups", "mixed") else None
         space = _write_space(run, spec, features, trained, groups)
@@ -84,11 +85,16 @@ def write_start(
 
 @dataclass(frozen=True)
 class _Space:
-    """The fused space: the mix that it is rotated from, and the scores of all that were tried."""
+    """The fused space: the mix that it is rotated from, and the scores of all that were tried.
 
-    mix: Mix | None
-    rotation: Whitener | None
-    tried: dict[str, float]
+    Attributes:
+        discriminants: a better start than the mix, if there is one; it is turned into the space.
+    """
+
+    mix: Mix | None = None
+    rotation: Whitener | None = None
+    tried: dict[str, float] = field(default_factory=dict)
+    discriminants: Discriminants | None = None
 
 
 def _write_space(
@@ -100,18 +106,19 @@ def _write_space(
 ) -> _Space:
     teachers = [target_path(run, number) for number in range(len(spec.teachers))]
     tried: dict[str, float] = {}
-    mix, own = None, None
+    mix, own, better = None, None, None
     if spec.start == "ridge" and not is_trained(spec) and features is not None:
         targets = [open_targets(path)[:trained] for path in teachers]
         names = None if groups is None else groups.to_pylist()
         mix, tried = choose_mix(features[:trained], targets, names, spec)
+        better = choose_discriminants(features[:trained], names, spec, tried)
         if mix.share:
             share = TARGET_SHARE if spec.start_weight is None else spec.start_weight
             own = Own(features, mix.own, share, mix.head())
     if not (mix or spec.align or spec.queue):
-        return _Space(None, None, {})
+        return _Space()
     rotation = write_fused_targets(teachers, spec.dim, fused_path(run), own)
-    return _Space(mix, rotation, tried)
+    return _Space(mix, rotation, tried, better)
 
 
 def _start(
@@ -122,19 +129,24 @@ def _start(
         name = "as trained before"
     elif features is None or spec.start == "random":
         name = "random"
+    elif space.discriminants is not None:
+        name = space.discriminants.name
+        write_head(net, space.discriminants.head)
     elif space.mix is not None and space.rotation is not None:
+        name = space.mix.name
         write_head(net, space.mix.head().then(space.rotation))
-        write_atomically(run.start, save(net.projection.state_dict()))
-        return space.mix.name
     else:
         name = "principal axes"
         fit, centring = features[:: _step(len(features)), 0], float("inf")
         write_head(net, whitenings(fit, spec.dim, [centring])[centring])
-    is_turned = spec.compatible or name == "principal axes"
+    is_mix = space.mix is not None and space.discriminants is None  # whose space it is
+    is_turned = not is_mix and (spec.compatible or name not in ("as trained before", "random"))
     if is_turned and features is not None and space.rotation is not None:
         rows = slice(None, len(features), _step(len(features)))
         targets = open_targets(fused_path(run))[rows, 0]
         net.turn_projection(np.array(features[rows, 0]), np.array(targets))
+    if space.mix is not None:
+        write_atomically(run.start, save(net.projection.state_dict()))
     return name
 
 

@@ -1,0 +1,91 @@
+"""Discriminants of groups: a start in closed form where groups say what is the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from helpers import TEACHER
+from whiten.distillation.discriminants import choose_discriminants, discriminants
+from whiten.distillation.mix import choose_mix, sample
+from whiten.distillation.ridge import whitenings
+from whiten.runs.spec import DistillSpec
+
+RNG = np.random.default_rng(0)
+
+
+def spec(**options: object) -> DistillSpec:
+    return DistillSpec.from_mapping({"teachers": [TEACHER], **options})
+
+
+def hidden_groups() -> tuple[np.ndarray, np.ndarray]:
+    """300 images of 100 groups, whose means differ along three axes of the least variance."""
+    codes = np.repeat(np.arange(100), 3)
+    features = RNG.normal(size=(300, 2, 12)) * ([0.1] * 3 + [1.0] * 9)
+    features[..., :3] += RNG.normal(size=(100, 3))[codes, None]
+    features[..., 3:] *= 5
+    return features.astype(np.float32), codes
+
+
+def test_discriminants_find_what_tells_groups_apart() -> None:
+    features, codes = hidden_groups()
+    head = discriminants(features, codes, 3, [1e-6])[1e-6]
+    found = head(features[:, 0])
+    assert np.sqrt((head(features.reshape(-1, 12)) ** 2).sum(axis=1).mean()) == pytest.approx(1)
+    share = np.square(head.weight[:, :3]).sum() / np.square(head.weight).sum()
+    assert share > 0.95
+    apart = found - np.stack([found[codes == code].mean(axis=0) for code in codes])
+    within = apart.T @ apart / len(apart)
+    np.testing.assert_allclose(within, np.eye(3) * within[0, 0], atol=1e-3 * within[0, 0])
+    strong = discriminants(features, codes, 12, [1e9])[1e9]  # that much leaves principal axes
+    axes = whitenings(features.reshape(-1, 12), 12, [float("inf")])[float("inf")]
+    np.testing.assert_allclose(
+        strong(features[:, 0]) @ strong(features[:, 0]).T,
+        axes(features[:, 0]) @ axes(features[:, 0]).T,
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_images_without_groups_tell_discriminants_nothing() -> None:
+    features, codes = hidden_groups()
+    assert discriminants(features, np.arange(300), 3, [0.1]) == {}
+    assert discriminants(features, np.full(300, -1), 3, [0.1]) == {}
+    alone = np.where(np.arange(300) < 150, codes, -1)
+    one, two = (
+        discriminants(features, c, 3, [0.1])[0.1]
+        for c in (alone, np.where(alone < 0, 1000 + np.arange(300), alone))
+    )
+    np.testing.assert_allclose(one.weight, two.weight)
+
+
+def test_groups_that_teachers_know_nothing_of_are_learnt_by_discriminants() -> None:
+    features, codes = hidden_groups()
+    names = [f"g{code}" for code in codes]
+    teachers = [RNG.normal(size=(300, 2, 12)).astype(np.float32)]
+    mix, scores = choose_mix(features, teachers, names, spec())
+    chosen = choose_discriminants(features, names, spec(), scores)
+    assert chosen is not None
+    assert chosen.score > 1.5 * scores[mix.name]
+    assert len(chosen.head.weight) == min(spec().dim, 12)
+    for none in (
+        choose_discriminants(features, names, spec(compatible=True), scores),
+        choose_discriminants(features, names, spec(start_weight=0.5), scores),
+        choose_discriminants(features, names, spec(), {}),  # too few images to choose on
+        choose_discriminants(features, names, spec(), {"ridge": chosen.score}),
+        choose_discriminants(features, None, spec(), scores),
+        choose_discriminants(features, [f"g{code}" for code in range(300)], spec(), scores),
+    ):
+        assert none is None
+
+
+def test_a_sample_takes_whole_groups() -> None:
+    codes = RNG.permutation(np.repeat(np.arange(1000), 4))
+    rows = sample(4000, 0, [f"g{code}" for code in codes])
+    assert len(rows) == 2048
+    assert np.all(np.diff(rows) > 0)
+    assert set(np.bincount(codes[rows])) == {0, 4}
+    large = np.repeat(np.arange(3), 4000)
+    found = large[sample(12_000, 0, [f"g{code}" for code in large])]
+    assert np.bincount(found).min() > 600
+    assert len(np.unique(sample(4000, 0, [None] * 4000))) == 2048
