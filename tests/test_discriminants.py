@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from helpers import TEACHER
+from helpers import TEACHER, write_groups
+from small_runs import OPTIONS, TEACHERS
+from whiten.distillation import start
 from whiten.distillation.discriminants import choose_discriminants, discriminants
-from whiten.distillation.mix import choose_mix, sample
-from whiten.distillation.ridge import whitenings
+from whiten.distillation.distill import distill
+from whiten.distillation.mix import Mix, choose_mix, sample
+from whiten.distillation.ridge import Head, whitenings
+from whiten.models.student import load_student
+from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
+from whiten.utils.arrays import Vectors
 
 RNG = np.random.default_rng(0)
 
@@ -89,3 +100,29 @@ def test_a_sample_takes_whole_groups() -> None:
     found = large[sample(12_000, 0, [f"g{code}" for code in large])]
     assert np.bincount(found).min() > 600
     assert len(np.unique(sample(4000, 0, [None] * 4000))) == 2048
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epochs", "backbone_lr"), [(0, 1.0), (1, 0.0), (1, 1.0)])
+def test_what_is_trained_must_beat_the_discriminants(
+    epochs: int, backbone_lr: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(features: Vectors, *_: Any) -> tuple[Mix, dict[str, float]]:
+        """A mix that takes all images for the same."""
+        head = Head(np.zeros((16, features.shape[2])), np.ones(16))
+        return Mix("nothing", 0.0, head, head), {"nothing": 0.1}
+
+    monkeypatch.setattr(start, "choose_mix", nothing)
+    images = write_groups(tmp_path / "images", dict.fromkeys([f"g{k}" for k in range(30)], 4))
+    options = {**OPTIONS, "student": TEACHERS[0], "start": "ridge", "held_out": 0.2, "lr": 1e-9}
+    options |= {"epochs": epochs, "backbone_lr": backbone_lr}
+    result = distill(images, TEACHERS, tmp_path / "run", show_progress=False, **options)
+    run = RunFolder(result.out)
+    measured = load_student(run.student)[1].training["measured"]
+    assert "discriminants" in measured["start"]
+    assert measured["scores"][measured["start"]] > 0.9
+    assert "discriminants of groups" in result.gain
+    assert ("training gained nothing" in result.gain) == (epochs > 0)
+    student = load_file(run.student / "model.safetensors")
+    for key, value in load_file(run.start).items():
+        torch.testing.assert_close(student[f"projection.{key}"], value)

@@ -58,7 +58,7 @@ def write_start(
     name = _start(run, spec, net, None if features is None else features[:trained], space)
     state = {key: value.clone() for key, value in net.state_dict().items()}
     measured: dict[str, Any] = {"start": name, "scores": {}, "tried": space.tried}
-    best = None
+    best, rival = None, None
     if held and features is not None:
         held_out = open_held_out(run, spec, items, trained, source)
         found = _project(net, features[trained:, 0])
@@ -70,6 +70,13 @@ def write_start(
         rivals = _to_beat(held_out, features, trained, crops, spec.dim)
         measured["scores"] = {**rivals, name: best.score}
         measured["evidence"] = _evidence(held_out, run, spec, features, trained, found, rivals)
+        if (better := space.discriminants) is not None and name != better.name:
+            write_head(net, better.head)
+            write_atomically(run.start, save(net.projection.state_dict()))
+            found = held_out.precisions(_project(net, features[trained:, 0]), None).tolist()
+            rival = Best({**net.state_dict()}, step=0, precisions=found, start=own)
+            measured["start"] = better.name
+            measured["scores"][better.name] = rival.score
     run.save_checkpoint(
         {
             "step": 0,
@@ -78,6 +85,7 @@ def write_start(
             "ema": state if spec.ema > 0 else {},
             "first": state if spec.keep_start else {},
             "best": None if best is None else vars(best),
+            "rival": None if rival is None else vars(rival),
         }
     )
     return space.rotation, measured
@@ -88,7 +96,8 @@ class _Space:
     """The fused space: the mix that it is rotated from, and the scores of all that were tried.
 
     Attributes:
-        discriminants: a better start than the mix, if there is one; it is turned into the space.
+        discriminants: a better closed form than the mix, if there is one. A whole network learns
+            more from the mix all the same, so that there they are only to be beaten.
     """
 
     mix: Mix | None = None
@@ -125,22 +134,21 @@ def _start(
     run: RunFolder, spec: DistillSpec, net: StudentNet, features: Vectors | None, space: _Space
 ) -> str:
     """Give the student its projection, and say in words which."""
+    is_turned = spec.compatible
     if is_trained(spec):  # it has one already
         name = "as trained before"
     elif features is None or spec.start == "random":
         name = "random"
-    elif space.discriminants is not None:
-        name = space.discriminants.name
+    elif space.discriminants is not None and not (spec.epochs and spec.backbone_lr):
+        name, is_turned = space.discriminants.name, True
         write_head(net, space.discriminants.head)
     elif space.mix is not None and space.rotation is not None:
-        name = space.mix.name
+        name, is_turned = space.mix.name, False
         write_head(net, space.mix.head().then(space.rotation))
     else:
-        name = "principal axes"
+        name, is_turned = "principal axes", True
         fit, centring = features[:: _step(len(features)), 0], float("inf")
         write_head(net, whitenings(fit, spec.dim, [centring])[centring])
-    is_mix = space.mix is not None and space.discriminants is None  # whose space it is
-    is_turned = not is_mix and (spec.compatible or name not in ("as trained before", "random"))
     if is_turned and features is not None and space.rotation is not None:
         rows = slice(None, len(features), _step(len(features)))
         targets = open_targets(fused_path(run))[rows, 0]
