@@ -58,6 +58,13 @@ def test_embeddings_in_lists_and_tensors_search(index: Index) -> None:
         assert index.search_arrays(given, 2)[0][:, 0].tolist() == ["a/0.png", "b/0.png"]
 
 
+def test_scores_of_queries_of_any_length_are_cosines(index: Index) -> None:
+    queries = index.vectors(["a/0.png", "b/0.png"])
+    scaled = index.search_arrays(queries * [[7], [0.01]], 3)
+    np.testing.assert_array_equal(scaled[0], index.search_arrays(queries, 3)[0])
+    np.testing.assert_allclose(scaled[1], index.search_arrays(queries, 3)[1], atol=1e-5)
+
+
 def test_what_cannot_be_asked(index: Index) -> None:
     with pytest.raises(ConfigError, match="k must be at least 1, not 0"):
         index.search(draw(0), k=0)

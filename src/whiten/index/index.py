@@ -24,14 +24,14 @@ from whiten.index.local.tuning import Tuning, check_kind
 from whiten.index.metadata import Metadata
 from whiten.index.model import can_query, open_model, require_model
 from whiten.index.places import Place, Places, open_existing, open_place
-from whiten.index.rows import Backend, Facts, Match, matches
+from whiten.index.rows import Backend, Facts, Match, as_queries, matches
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes
 from whiten.index.updating import update
 from whiten.index.where import parse_where
 from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable
-from whiten.utils.arrays import Vectors, as_numpy, normalize_rows, require_finite
+from whiten.utils.arrays import Vectors, normalize_rows
 
 if TYPE_CHECKING:
     from whiten.embedding.cluster import Cluster
@@ -386,16 +386,12 @@ class Index:
         """Search with (n, dim) embeddings of the index's model or of a compatible one.
 
         Raises:
-            ConfigError: k is below 1, the filter cannot be read, or the dimension differs.
+            ConfigError: k is below 1, the filter cannot be read, the dimension differs, or a value
+                is NaN or infinite.
         """
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
-        queries = as_numpy(queries)
-        if queries.ndim != 2 or queries.shape[1] != self.facts.dim:
-            raise ConfigError(
-                f"queries must be (n, {self.facts.dim}), as the index is, not {queries.shape}"
-            )
-        require_finite(queries, 0)
+        queries = as_queries(queries, self.facts.dim)
         if isinstance(where, str):
             where = parse_where(where, FILTERABLE | self.facts.columns)
         return self._backend.search(queries, k, where)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from whiten.errors import UPGRADE, StoreError
+from whiten.errors import UPGRADE, ConfigError, StoreError
 from whiten.index.columns import (
     COLLECTION,
     COLUMNS,
@@ -28,7 +28,9 @@ from whiten.index.columns import (
 )
 from whiten.index.conditions import Where
 from whiten.media.reading import Skipped, Stamp
-from whiten.utils.arrays import Vectors
+from whiten.utils.arrays import Vectors, as_numpy, normalize_rows, require_finite
+
+_ROUNDING = 1e-3  # of the length of embeddings that were stored in half precision
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,21 @@ def read_size(stamp: str) -> int | None:
     """Return the bytes of the file from its stamp as text; None if they are unknown."""
     size, _, rest = stamp.partition(":")
     return int(size) if rest and size.isdecimal() else None
+
+
+def as_queries(queries: Any, dim: int) -> Vectors:
+    """Return (n, dim) queries of length 1, so that scores are cosines; lengths differ elsewhere.
+
+    Raises:
+        ConfigError: they have another shape, are no numbers, or hold NaN or infinity.
+    """
+    rows = as_numpy(queries)
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ConfigError(f"queries must be (n, {dim}), as the index is, not {rows.shape}")
+    require_finite(rows, 0)
+    vectors = rows.astype(np.float32, copy=False)
+    is_unit = np.abs(np.linalg.norm(vectors, axis=1) - 1) < _ROUNDING
+    return vectors if is_unit.all() else normalize_rows(vectors)
 
 
 def match_columns(columns: Iterable[str]) -> list[str]:
