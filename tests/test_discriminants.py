@@ -13,9 +13,13 @@ from safetensors.torch import load_file
 from helpers import TEACHER, write_groups
 from small_runs import OPTIONS, TEACHERS
 from whiten.distillation import start
-from whiten.distillation.discriminants import choose_discriminants, discriminants
+from whiten.distillation.discriminants import (
+    choose_discriminants,
+    discriminants,
+    draw_groups,
+)
 from whiten.distillation.distill import distill
-from whiten.distillation.mix import Mix, choose_mix, sample
+from whiten.distillation.mix import Mix, choose_mix
 from whiten.distillation.ridge import Head, whitenings
 from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
@@ -90,16 +94,16 @@ def test_groups_that_teachers_know_nothing_of_are_learnt_by_discriminants() -> N
         assert none is None
 
 
-def test_a_sample_takes_whole_groups() -> None:
+def test_groups_are_drawn_whole_but_for_large_ones() -> None:
     codes = RNG.permutation(np.repeat(np.arange(1000), 4))
-    rows = sample(4000, 0, [f"g{code}" for code in codes])
+    rows = draw_groups(codes, 2048, 0)
     assert len(rows) == 2048
     assert np.all(np.diff(rows) > 0)
     assert set(np.bincount(codes[rows])) == {0, 4}
     large = np.repeat(np.arange(3), 4000)
-    found = large[sample(12_000, 0, [f"g{code}" for code in large])]
-    assert np.bincount(found).min() > 600
-    assert len(np.unique(sample(4000, 0, [None] * 4000))) == 2048
+    assert np.bincount(large[draw_groups(large, 2048, 0)]).min() > 600
+    assert len(np.unique(draw_groups(np.full(4000, -1), 2048, 0))) == 2048
+    np.testing.assert_array_equal(draw_groups(codes, 9999, 0), np.arange(4000))
 
 
 @pytest.mark.slow

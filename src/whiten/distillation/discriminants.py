@@ -23,6 +23,7 @@ from whiten.whitening.whitener import Whitener
 SHRINKAGES = (0.03, 0.1, 0.3, 1.0)
 _MOST_AXES = 1024  # principal axes that discriminants are looked for in
 _MOST_IMAGES = 8 * SAMPLE  # images that they are fitted on
+_AT_ONCE = 8  # images of a group that are drawn before those of other groups
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def choose_discriminants(
         return None
     codes = name_codes(groups)
     found: dict[float, list[npt.NDArray[np.float64]]] = {}
-    for fit, held in folds(sample(len(features), spec.seed, groups), groups):
+    for fit, held in folds(sample(len(features), spec.seed), groups):
         whole = features[held, 0]
         judge = HeldOut.of(whole, [groups[row] for row in held])
         for shrinkage, head in discriminants(features[fit], codes[fit], spec.dim).items():
@@ -70,9 +71,28 @@ def choose_discriminants(
     if score <= max(scores.values()):
         return None
     best = own[score]
-    rows = sample(len(features), spec.seed, groups, _MOST_IMAGES)
+    rows = draw_groups(codes, _MOST_IMAGES, spec.seed)
     head = discriminants(features[rows], codes[rows], spec.dim, [best])[best]
     return Discriminants(f"discriminants of groups ({best:g})", score, head)
+
+
+def draw_groups(codes: Rows, most: int, seed: int) -> Rows:
+    """Draw at most `most` images, in whole groups but for large ones: ascending rows.
+
+    Args:
+        codes: (n,) group of each image; a negative one is none.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(codes))
+    alone = codes.max(initial=-1) + 1 + np.arange(len(codes))
+    _, group, size = np.unique(
+        np.where(codes >= 0, codes, alone)[order], return_inverse=True, return_counts=True
+    )
+    place = np.empty(len(codes), np.int64)  # of each image in its group
+    first = np.repeat(size.cumsum() - size, size)
+    place[np.argsort(group, kind="stable")] = np.arange(len(codes)) - first
+    order = order[np.lexsort((rng.permutation(len(size))[group], place // _AT_ONCE))]
+    return np.sort(order[:most])
 
 
 def discriminants(

@@ -28,7 +28,6 @@ SHRINKAGES = (None, 0.1, 0.3, 1.0, 10.0)  # of their whitening; None leaves them
 STRENGTH, SHARE, SHRINKAGE = 0.1, 0.7, 0.3  # without groups
 FEW = 4 * FEWEST  # images that are too few to choose on, or to whiten by
 SAMPLE = 2048  # images that a choice looks at
-_AT_ONCE = 8  # images of a group that a sample takes before it goes on to other groups
 _FOLDS = 4
 
 Rows = npt.NDArray[np.int64]
@@ -102,7 +101,7 @@ def choose_mix(
     strengths: tuple[float, ...] = STRENGTHS
     if groups is None:
         shares, strengths = tuple(dict.fromkeys((1.0, *shares))), (STRENGTH,)
-    rows = sample(len(features), spec.seed, groups)
+    rows = sample(len(features), spec.seed)
     found: dict[str, list[npt.NDArray[np.float64]]] = {}
     for fit, held in folds(rows, groups):
         fused = normalize_rows(np.concatenate([teacher[held, 0] for teacher in teachers], axis=1))
@@ -137,25 +136,9 @@ def _applied(features: Vectors) -> Callable[[Head], Vectors]:
     return outputs
 
 
-def sample(
-    count: int, seed: int, groups: Sequence[str | None] | None = None, most: int = SAMPLE
-) -> Rows:
-    """Draw at most `most` of `count` images to choose on: ascending rows.
-
-    Groups are drawn whole, but of large ones a few images before the next group.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(count)
-    if groups is not None:
-        codes = name_codes(groups)[order]
-        own = np.where(codes >= 0, codes, codes.max(initial=-1) + 1 + np.arange(count))
-        _, own, size = np.unique(own, return_inverse=True, return_counts=True)
-        place = np.empty(count, np.int64)  # of each image in its group
-        place[np.argsort(own, kind="stable")] = np.arange(count) - np.repeat(
-            size.cumsum() - size, size
-        )
-        order = order[np.lexsort((rng.permutation(len(size))[own], place // _AT_ONCE))]
-    rows: Rows = np.sort(order[:most])
+def sample(count: int, seed: int) -> Rows:
+    """Draw the images, at most `SAMPLE` of `count`, that a mix is chosen on: ascending rows."""
+    rows: Rows = np.sort(np.random.default_rng(seed).permutation(count)[:SAMPLE])
     return rows
 
 
