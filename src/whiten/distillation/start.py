@@ -58,7 +58,7 @@ def write_start(
     name = _start(run, spec, net, None if features is None else features[:trained], space)
     state = {key: value.clone() for key, value in net.state_dict().items()}
     measured: dict[str, Any] = {"start": name, "scores": {}, "tried": space.tried}
-    best, rival = None, None
+    best = None
     if held and features is not None:
         held_out = open_held_out(run, spec, items, trained, source)
         found = _project(net, features[trained:, 0])
@@ -70,13 +70,6 @@ def write_start(
         rivals = _to_beat(held_out, features, trained, crops, spec.dim)
         measured["scores"] = {**rivals, name: best.score}
         measured["evidence"] = _evidence(held_out, run, spec, features, trained, found, rivals)
-        if (better := space.discriminants) is not None and name != better.name:
-            write_head(net, better.head)
-            write_atomically(run.start, save(net.projection.state_dict()))
-            found = held_out.precisions(_project(net, features[trained:, 0]), None).tolist()
-            rival = Best({**net.state_dict()}, step=0, precisions=found, start=own)
-            measured["start"] = better.name
-            measured["scores"][better.name] = rival.score
     run.save_checkpoint(
         {
             "step": 0,
@@ -85,7 +78,6 @@ def write_start(
             "ema": state if spec.ema > 0 else {},
             "first": state if spec.keep_start else {},
             "best": None if best is None else vars(best),
-            "rival": None if rival is None else vars(rival),
         }
     )
     return space.rotation, measured
@@ -96,8 +88,7 @@ class _Space:
     """The fused space: the mix that it is rotated from, and the scores of all that were tried.
 
     Attributes:
-        discriminants: a better closed form than the mix, if there is one. A whole network learns
-            more from the mix all the same, so that there they are only to be beaten.
+        discriminants: a better closed form than the mix, where nothing is trained.
     """
 
     mix: Mix | None = None
@@ -120,7 +111,8 @@ def _write_space(
         targets = [open_targets(path)[:trained] for path in teachers]
         names = None if groups is None else groups.to_pylist()
         mix, tried = choose_mix(features[:trained], targets, names, spec)
-        better = choose_discriminants(features[:trained], names, spec, tried)
+        if not spec.epochs:
+            better = choose_discriminants(features[:trained], names, spec, tried)
         if mix.share:
             share = TARGET_SHARE if spec.start_weight is None else spec.start_weight
             own = Own(features, mix.own, share, mix.head())
@@ -139,7 +131,7 @@ def _start(
         name = "as trained before"
     elif features is None or spec.start == "random":
         name = "random"
-    elif space.discriminants is not None and not (spec.epochs and spec.backbone_lr):
+    elif space.discriminants is not None:
         name, is_turned = space.discriminants.name, True
         write_head(net, space.discriminants.head)
     elif space.mix is not None and space.rotation is not None:

@@ -110,7 +110,6 @@ def train(
                     "ema": _cpu(average),
                     "first": _cpu(first_weights),
                     "best": None if best is None else vars(best),
-                    "rival": state.get("rival"),
                     "spent": until.spent,
                     "micro_batch": micro,
                 }
@@ -183,9 +182,6 @@ def train(
             if is_over or step == stop:
                 break
     if fabric.is_global_zero:
-        rival = Best.of(state.get("rival"))  # a closed form that training did not begin from
-        if best is not None and rival is not None and rival.score > best.score:
-            best = rival
         net.load_state_dict(kept() if best is None else best.model)
         config = data.describe(config, step, best)
         reasons: list[str] = []

@@ -316,8 +316,9 @@ class Index:
         Raises:
             StoreError: an id is not in the index.
         """
+        columns = self.facts.columns  # raises if the index was deleted
         rows = self._backend.fetch(ids).rows
-        return matches(rows, np.ones(len(rows)), self.facts.columns)
+        return matches(rows, np.ones(len(rows)), columns)
 
     def vectors(self, ids: Sequence[str]) -> Vectors:
         """Return embeddings by id: (n, dim) float32, L2-normalised.
