@@ -22,7 +22,7 @@ from whiten.whitening.whitener import Whitener
 
 SHRINKAGES = (0.03, 0.1, 0.3, 1.0)
 _MOST_AXES = 1024  # principal axes that discriminants are looked for in
-_MOST_IMAGES = 8 * SAMPLE  # images that they are fitted on
+_MOST_VIEWS = 8 * SAMPLE  # views of images that they are fitted on
 _AT_ONCE = 8  # images of a group that are drawn before those of other groups
 
 
@@ -71,7 +71,7 @@ def choose_discriminants(
     if score <= max(scores.values()):
         return None
     best = own[score]
-    rows = draw_groups(codes, _MOST_IMAGES, spec.seed)
+    rows = draw_groups(codes, _MOST_VIEWS // features.shape[1], spec.seed)
     head = discriminants(features[rows], codes[rows], spec.dim, [best])[best]
     return Discriminants(f"discriminants of groups ({best:g})", score, head)
 
@@ -98,7 +98,7 @@ def draw_groups(codes: Rows, most: int, seed: int) -> Rows:
 def discriminants(
     features: Vectors, codes: Rows, dim: int, shrinkages: Sequence[float] = SHRINKAGES
 ) -> dict[float, Head]:
-    """The axes along which the means of groups differ most, beside what differs within groups.
+    """Return the axes along which the means of groups differ most, beside what differs within them.
 
     The features are whitened by their covariance within groups, each eigenvalue raised by c times
     the mean one, and rotated to the principal axes that they then have (Fukunaga 1990, chapter 10).
