@@ -231,6 +231,14 @@ def test_wrong_models(uri: str, message: str) -> None:
 def test_whitening_images_without_a_whitening(images: Path) -> None:
     with pytest.raises(ConfigError, match=f"is written fuse:whitened:{TEACHER}"):
         load(TEACHER, whiten_on=images)
+    for uri in (f"fuse:raw:{TEACHER}", "fuse:compatible:runs/a"):
+        with pytest.raises(ConfigError, match=f"for fuse:whitened:URI,URI, not for {uri}"):
+            load(uri, whiten_on=images)
+
+
+def test_impossible_whitenings_are_refused_before_images_are_looked_for() -> None:
+    with pytest.raises(ConfigError, match="shrinkage must be 0"):
+        load(f"fuse:whitened:{TEACHER}", whiten_on="nowhere", shrinkage=-1)
 
 
 def test_split_uris() -> None:

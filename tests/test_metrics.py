@@ -10,6 +10,7 @@ import pytest
 
 from whiten import metrics
 from whiten.errors import ConfigError
+from whiten.evaluation.evaluate import score_revisited
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -40,6 +41,21 @@ def test_reproduces_the_svd_average_precision() -> None:
 def test_revisited_refuses_the_transposed_matrix() -> None:
     with pytest.raises(ConfigError, match=r"\(database, queries\)"):
         metrics.revisited(np.zeros((3, 500)), [{}, {}])
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_an_index_outside_of_the_gallery_is_refused(index: int) -> None:
+    message = f"index {index} is none of 3 items"
+    with pytest.raises(ConfigError, match=message):
+        metrics.revisited(np.zeros((3, 1)), [{"easy": [0], "junk": [index]}])
+    with pytest.raises(ConfigError, match=message):
+        score_revisited(np.ones((1, 2)), np.ones((3, 2)), [{"easy": [index]}])
+    with pytest.raises(ConfigError, match=message):
+        metrics.positive_ranks(np.zeros(3), np.array([index]))
+
+
+def test_ranks_of_lists() -> None:
+    assert metrics.positive_ranks([0.5, 0.9, 0.1], [0, 2], [1]).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("n_positives", [6, 150])  # few and many: they are counted differently
@@ -132,3 +148,5 @@ def test_an_interval_over_groups_draws_whole_groups() -> None:
     assert metrics.bootstrap_interval(values, groups=groups) == pytest.approx(once)
     alone = metrics.bootstrap_interval(values, groups=np.arange(len(values)))
     assert alone == pytest.approx(metrics.bootstrap_interval(values))
+    with pytest.raises(ConfigError, match="7 groups for 40 queries"):
+        metrics.bootstrap_interval(values, groups=np.arange(7))

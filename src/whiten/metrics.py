@@ -92,7 +92,7 @@ def revisited(
         where k is at most the rank of the last positive.
 
     Raises:
-        ConfigError: shapes do not match, or similarities are NaN.
+        ConfigError: shapes do not match, similarities are NaN, or an index is none of the database.
     """
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or similarity.shape[1] != len(ground_truth):
@@ -100,7 +100,7 @@ def revisited(
             f"similarity of shape {similarity.shape} does not fit {len(ground_truth)} queries: "
             "pass (database, queries)"
         )
-    labelled, positives = revisited_labels(ground_truth)
+    labelled, positives = revisited_labels(ground_truth, len(similarity))
     scores = [similarity[places, query] for query, places in enumerate(labelled)]
     counter = RankCounter(labelled, scores, positives)
     for start in range(0, len(similarity), BLOCK_ROWS):
@@ -111,13 +111,24 @@ def revisited(
 
 
 def revisited_labels(
-    ground_truth: Sequence[Mapping[str, Sequence[int]]],
+    ground_truth: Sequence[Mapping[str, Sequence[int]]], size: int
 ) -> tuple[list[Ranks], list[Ranks]]:
-    """Return all indices in each query's ground truth, and those that are ever positive."""
-    return (
-        [np.unique(_indices(truth, ("easy", "hard", "junk"))) for truth in ground_truth],
-        [np.unique(_indices(truth, ("easy", "hard"))) for truth in ground_truth],
-    )
+    """Return all indices in each query's ground truth, and those that are ever positive.
+
+    Raises:
+        ConfigError: an index is none of a database of this size.
+    """
+    labelled = [np.unique(_indices(truth, ("easy", "hard", "junk"))) for truth in ground_truth]
+    for own in labelled:
+        _require_within(own, size)
+    return labelled, [np.unique(_indices(truth, ("easy", "hard"))) for truth in ground_truth]
+
+
+def _require_within(indices: Ranks, size: int) -> None:
+    """Raise ConfigError for an index outside of a gallery; -1 would be its last item."""
+    outside = indices[(indices < 0) | (indices >= size)]
+    if len(outside):
+        raise ConfigError(f"index {outside[0]} is none of {size} items: count from 0")
 
 
 def revisited_scores(
@@ -155,7 +166,7 @@ def _indices(truth: Mapping[str, Sequence[int]], names: Iterable[str]) -> Ranks:
 
 
 def positive_ranks(
-    similarity: npt.NDArray[Any], positives: Ranks, junk: Ranks | None = None
+    similarity: npt.ArrayLike, positives: npt.ArrayLike, junk: npt.ArrayLike | None = None
 ) -> Ranks:
     """Return the ranks of the positives by descending similarity, without sorting the gallery.
 
@@ -168,13 +179,18 @@ def positive_ranks(
 
     Returns:
         (p,) ascending.
+
+    Raises:
+        ConfigError: a similarity is NaN, or an index is none of the gallery.
     """
-    absent = np.zeros(0, np.int64) if junk is None else junk
-    labelled = np.unique(np.concatenate([positives, absent]))
-    counter = RankCounter([labelled], [similarity[labelled]], [positives])
-    for start in range(0, len(similarity), BLOCK_ROWS):
-        counter.add(start, similarity[None, start : start + BLOCK_ROWS])
-    return counter.ranks(0, positives, absent)
+    scores, wanted = np.asarray(similarity), np.asarray(positives, np.int64)
+    absent = np.asarray([] if junk is None else junk, np.int64)
+    labelled = np.unique(np.concatenate([wanted, absent]))
+    _require_within(labelled, len(scores))
+    counter = RankCounter([labelled], [scores[labelled]], [wanted])
+    for start in range(0, len(scores), BLOCK_ROWS):
+        counter.add(start, scores[None, start : start + BLOCK_ROWS])
+    return counter.ranks(0, wanted, absent)
 
 
 def precision_at(ranks: Ranks, k: int) -> float:
@@ -244,10 +260,15 @@ def bootstrap_interval(
         values: (n,) one number per query.
         groups: (n,) the group of each query. With them whole groups are drawn: queries of one group
             succeed and fail together, so that an interval over queries is too narrow.
+
+    Raises:
+        ConfigError: there is not one group per query.
     """
     values = np.asarray(values, np.float64)
     sizes = np.ones(len(values))
     if groups is not None:
+        if len(groups) != len(values):
+            raise ConfigError(f"{len(groups)} groups for {len(values)} queries: pass one for each")
         _, of_query = np.unique(groups, return_inverse=True)
         values, sizes = np.bincount(of_query, values), np.bincount(of_query).astype(np.float64)
     generator = np.random.default_rng(seed)

@@ -134,6 +134,8 @@ def test_resume_needs_a_run(capsys: Captured, tmp_path: Path) -> None:
         (["--kl", "inf"], "kl must be a finite number"),
         (["--size", "0"], "size must be at least 1, not 0"),
         (["--size", "99999999999"], "size must be at most 10000 pixels, not 99999999999"),
+        (["--dim", "70000"], "dim must be at most 65536, not 70000"),
+        (["--shrinkage", "-1"], "shrinkage must be at least 0, not -1"),
         (["--views", "0"], "views must be at least 1, not 0"),
         (["--checkpoint-every", "0"], "checkpoint_every must be at least 1, not 0"),
         (["--seed", "-1"], "seed must be from 0 to 9223372036854775807, not -1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from command_line import Captured, fails, prints
 from helpers import TEACHER, write_groups, write_image
+from whiten.cli.terminal import print_json
 
 
 def test_embed_goes_on(capsys: Captured, images: Path) -> None:
@@ -30,6 +32,17 @@ def test_embed_goes_on(capsys: Captured, images: Path) -> None:
     summary = json.loads(out)
     assert (summary["store"], summary["embeddings"], summary["dim"]) == ("store", 34, 12)
     assert [skip["id"] for skip in summary["skipped"]] == ["a/broken.png", "b/empty.png"]
+
+
+def test_json_has_no_nan(capsys: Captured) -> None:
+    print_json({"loss": math.nan, "rows": [(math.inf, 0.5), {"low": -math.inf}]})
+    written = capsys.readouterr().out
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    facts = json.loads(written, parse_constant=refuse)
+    assert facts == {"loss": None, "rows": [[None, 0.5], {"low": None}]}
 
 
 def test_evaluate(capsys: Captured, images: Path) -> None:

@@ -74,7 +74,7 @@ def dedup(
     from whiten.dedup.near_duplicates import check_threshold
     from whiten.dedup.threshold import calibrate, check_precision
     from whiten.dedup.writing import write_results, write_table
-    from whiten.embedding.opening import load
+    from whiten.embedding.opening import fits_whitening, load
 
     choose(runtime, device)
     if (threshold is None) == (target_precision is None):
@@ -85,7 +85,7 @@ def dedup(
         check_precision(target_precision)
     kinds = _kinds(also)
     kept = cache or (None if out is None else out / "embeddings")
-    if whiten_on is None and (model or "").startswith("fuse:whitened:"):
+    if whiten_on is None and fits_whitening(model or ""):
         whiten_on = images
     encoder = None if model is None else load(model, whiten_on=whiten_on, cache=kept)
     with open_collection(

@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shlex
@@ -136,6 +137,8 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def print_json(value: Any) -> None:
+    """Print JSON, which has no NaN or infinity: they are null."""
+    value = _finite(value)
     if not _is_unicode(getattr(sys.stdout, "encoding", None)):  # it is None if it was closed
         print(json.dumps(value, indent=2))
         return
@@ -143,6 +146,15 @@ def print_json(value: Any) -> None:
     # A lone surrogate stands for a byte of a file name that is not valid Unicode: JSON can escape
     # it.
     print(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity in plain values by None."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_unicode(encoding: str | None) -> bool:

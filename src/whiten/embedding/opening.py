@@ -72,6 +72,7 @@ def load(
 
 
 Open = Callable[[str], Model]
+_WHITENED = "fuse:whitened:"
 
 
 def _load(
@@ -84,6 +85,12 @@ def _load(
     shrinkage: float,
     cache: Path | None,
 ) -> Encoder:
+    if whiten_on is not None and not fits_whitening(text):
+        raise ConfigError(
+            f"images to whiten on are for fuse:whitened:URI,URI, not for {text}: leave them out"
+            if text.startswith("fuse:")
+            else f"whitening {text} is written fuse:whitened:{text}"
+        )
     if text.startswith("fuse:"):
         if whitener is not None:
             raise ConfigError(
@@ -91,8 +98,6 @@ def _load(
                 "fuse:whitened:URI,URI with images to fit on"
             )
         return _load_fused(text, open_one, whiten_on, whiten_dim, shrinkage, cache)
-    if whiten_on is not None:
-        raise ConfigError(f"whitening {text} is written fuse:whitened:{text}")
     run = RunFolder(Path(text))
     if run.config.is_file():
         text = f"whiten:{run.student}"
@@ -103,6 +108,13 @@ def _load(
     teacher = open_one(text)
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
     return Encoder(f"{teacher.name}, whitened", [Part(teacher, fitted)])
+
+
+def fits_whitening(text: str) -> bool:
+    """Return whether a model's whitening is fitted on images when it is opened."""
+    kind, rest = text[: len(_WHITENED)], text[len(_WHITENED) :]
+    run = RunFolder(Path(rest))
+    return kind == _WHITENED and not (run.config.is_file() and run.read_config()[1].whiten)
 
 
 def _require_fitted_on(teacher: Model, whitener: Whitener, source: str) -> None:
@@ -180,6 +192,7 @@ def _load_fused(
         return _whitened(run, teachers)
     if whiten_on is None:
         raise ConfigError(f"{text} must know what to fit its whitening on: add --whiten-on IMAGES")
+    Whitener(whiten_dim, shrinkage=shrinkage)  # refuses impossible settings before it embeds
     parts = [
         Part(teacher, fit_on(teacher, whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache))
         for teacher in teachers

@@ -270,7 +270,7 @@ def score_revisited(
     def counters() -> Iterator[metrics.RankCounter]:
         for first in range(0, len(queries), QUERIES):
             part = slice(first, first + QUERIES)
-            labels = metrics.revisited_labels(ground_truth[part])
+            labels = metrics.revisited_labels(ground_truth[part], len(gallery))
             yield count_ranks(queries[part], gallery, *labels)
 
     return metrics.revisited_scores(counters(), ground_truth)

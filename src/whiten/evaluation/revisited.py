@@ -225,7 +225,7 @@ def score_settings(
         gallery: (n, d) float32, in the order of its images.
         distractors: blocks of (b, d) float32, positive for no query.
     """
-    labelled, positives = metrics.revisited_labels(truth.lists)
+    labelled, positives = metrics.revisited_labels(truth.lists, len(gallery))
     stacked = np.concatenate(list(queries.values()))
     parts = [slice(k * len(labelled), (k + 1) * len(labelled)) for k in range(len(queries))]
     similarity = stacked @ gallery.T

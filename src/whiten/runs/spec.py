@@ -29,6 +29,7 @@ _FROM_ONE = (
 )
 _SHARES = (("start_weight", 1.0), ("keep_start", 1.0), ("held_out", 0.5), ("warmup", 1.0))
 _LARGEST_SEED = 2**63 - 1  # that torch takes
+_LARGEST_DIM = 65_536  # a larger projection would fill the memory
 
 _MODELS, _TIME, _DATA, _OBJECTIVE, _OPTIMISATION, _HARDWARE, _PAPER = (
     Parameter(group=Group.create_ordered(name))
@@ -285,6 +286,10 @@ class DistillSpec:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         if (self.size or 1) > MOST_PIXELS:
             raise ConfigError(f"size must be at most {MOST_PIXELS} pixels, not {self.size}")
+        if self.dim > _LARGEST_DIM:
+            raise ConfigError(f"dim must be at most {_LARGEST_DIM}, not {self.dim}")
+        if not isinstance(self.shrinkage, str) and (self.shrinkage or 0) < 0:
+            raise ConfigError(f"shrinkage must be at least 0, not {self.shrinkage:g}")
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise ConfigError(f"seed must be from 0 to {_LARGEST_SEED}, not {self.seed}")
         for name, value in vars(self).items():
