@@ -74,6 +74,22 @@ def test_images_without_groups_tell_discriminants_nothing() -> None:
     np.testing.assert_allclose(one.weight, two.weight)
 
 
+def test_groups_of_copies_tell_discriminants_nothing() -> None:
+    features, codes = hidden_groups()
+    copies = features[np.arange(0, 300, 3)].repeat(3, axis=0)
+    assert discriminants(copies, codes, 3, [0.1]) == {}
+    names = [f"g{code}" for code in codes]
+    assert choose_discriminants(copies, names, spec(), {"ridge": 0.1}) is None
+
+
+def test_too_few_groups_to_measure_by_choose_no_discriminants() -> None:
+    features, _ = hidden_groups()
+    for count, is_enough in ((16, True), (15, False)):  # four in each fold, or three in one
+        names = [f"g{row % count}" for row in range(300)]
+        chosen = choose_discriminants(features, names, spec(), {"ridge": -1.0})
+        assert (chosen is not None) == is_enough
+
+
 def test_groups_that_teachers_know_nothing_of_are_learnt_by_discriminants() -> None:
     features, codes = hidden_groups()
     names = [f"g{code}" for code in codes]

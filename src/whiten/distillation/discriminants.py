@@ -23,6 +23,7 @@ from whiten.whitening.whitener import Whitener
 SHRINKAGES = (0.03, 0.1, 0.3, 1.0)
 _MOST_AXES = 1024  # principal axes that discriminants are looked for in
 _MOST_VIEWS = 8 * SAMPLE  # views of images that they are fitted on
+_ROUNDING = 1e-12  # share of the variance that is none within groups
 _AT_ONCE = 8  # images of a group that are drawn before those of other groups
 
 
@@ -50,7 +51,7 @@ def choose_discriminants(
     """Choose the shrinkage by the folds that `choose_mix` uses; None if no choice beats its scores.
 
     A student that must stand in its teachers' gallery, or is told its share of their space, has no
-    room for discriminants.
+    room for discriminants. Groups that are too few to measure each fold by choose none.
 
     Args:
         features: (n, views, f) to fit on.
@@ -64,6 +65,8 @@ def choose_discriminants(
     for fit, held in folds(sample(len(features), spec.seed), groups):
         whole = features[held, 0]
         judge = HeldOut.of(whole, [groups[row] for row in held])
+        if not judge.is_by_groups:  # it would judge by the neighbours of the features themselves
+            return None
         for shrinkage, head in discriminants(features[fit], codes[fit], spec.dim).items():
             found.setdefault(shrinkage, []).append(judge.precisions(head(whole)))
     own = {float(np.concatenate(each).mean()): shrinkage for shrinkage, each in found.items()}
@@ -111,7 +114,7 @@ def discriminants(
         shrinkages: values of c.
 
     Returns:
-        A map for each shrinkage; none if no group has two images.
+        A map for each shrinkage; none if no group has two images, or all are copies in theirs.
     """
     _, inside, size = np.unique(codes, return_inverse=True, return_counts=True)
     is_paired = (codes >= 0) & (size[inside] > 1)
@@ -127,6 +130,8 @@ def discriminants(
     np.add.at(means, inside, whole)
     apart = (whole - (means / size[:, None])[inside])[is_paired]
     values, rows = np.linalg.eigh(apart.T @ apart / len(apart))
+    if values.sum() <= _ROUNDING * np.trace(total):
+        return {}
     heads = {}
     for shrinkage in shrinkages:
         whitening = rows / np.sqrt(np.maximum(values, 0) + shrinkage * values.mean())
