@@ -1,4 +1,4 @@
-"""Text of docs/recipes.md and docs/differences.md, made of the results of the studies.
+"""Text of docs/comparison.md and docs/differences.md, made of the results of the studies.
 
 `tools/pages.py` writes it into the pages. The results are those of `quality.py table`,
 `quality.py trials`, `target_distributions.py` and `differences.py`.
@@ -186,7 +186,7 @@ def draw_test(rows: Sequence[Row], starts: Sequence[Row]) -> Figure:
 
 
 def recipe_tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Tables by their name on docs/recipes.md."""
+    """Tables by their name on docs/comparison.md."""
     rows = results["quality"]["rows"]
     tables = {
         "pretrained": validation_table(rows, "pretrained"),

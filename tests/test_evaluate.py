@@ -276,11 +276,14 @@ def make_teacher(features: int, **options: object) -> Teacher:
 
 
 def test_cost_of_parts_adds_up() -> None:
-    one = measure_cost(Encoder("one", [Part(make_teacher(4))]), repeats=1)
-    both = measure_cost(Encoder("both", [Part(make_teacher(4)), Part(make_teacher(6))]), repeats=1)
+    one = measure_cost(Encoder("one", [Part(make_teacher(4))]))
+    other = measure_cost(Encoder("other", [Part(make_teacher(6))]))
+    both = measure_cost(Encoder("both", [Part(make_teacher(4)), Part(make_teacher(6))]))
     assert (one.params, one.macs) == (12 * 4 + 4, 12 * 4)
     assert (both.params, both.macs) == (12 * 10 + 10, 12 * 10)
     assert one.ms_per_image is not None and 0 < one.ms_per_image < 1000
+    assert other.ms_per_image is not None  # a model is measured once, so that times add up, too
+    assert both.ms_per_image == one.ms_per_image + other.ms_per_image
 
 
 def test_cost_of_a_stored_model_is_unknown() -> None:

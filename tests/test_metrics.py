@@ -140,6 +140,13 @@ def test_bootstrap_interval_covers_and_repeats() -> None:
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
 
 
+def test_metrics_of_the_same_queries_share_their_resamples() -> None:
+    scores = {name: np.random.default_rng(seed).random(50) for seed, name in enumerate("ab")}
+    for name, figure in metrics.figures(scores).items():
+        expected = (scores[name].mean(), *metrics.bootstrap_interval(scores[name]))
+        assert (figure.value, figure.low, figure.high) == pytest.approx(expected)
+
+
 def test_an_interval_over_groups_draws_whole_groups() -> None:
     values = np.repeat([0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0], 5)
     groups = np.repeat(np.arange(8), 5)

@@ -49,7 +49,7 @@ def texts() -> Iterator[tuple[Path, dict[str, str]]]:
     yield DOCS / "scale.md", plan_scale.texts(measured)
     yield DOCS / "benchmarks.md", {name: table.render(found) for name, found in measured.items()}
     studies = tables.read_results()
-    yield DOCS / "recipes.md", tables.recipe_tables(studies)
+    yield DOCS / "comparison.md", tables.recipe_tables(studies)
     yield DOCS / "differences.md", tables.effects(studies["differences"])
 
 

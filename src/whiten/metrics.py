@@ -271,14 +271,19 @@ def bootstrap_interval(
             raise ConfigError(f"{len(groups)} groups for {len(values)} queries: pass one for each")
         _, of_query = np.unique(groups, return_inverse=True)
         values, sizes = np.bincount(of_query, values), np.bincount(of_query).astype(np.float64)
-    generator = np.random.default_rng(seed)
-    # Resampling draws how often each query appears: memory O(n) per resample.
-    means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = generator.integers(0, len(values), len(values))
-        means[i] = values[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    sums, counts = _resampled(np.stack([values, sizes], axis=1), resamples, seed).T
+    low, high = np.quantile(sums / counts, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _resampled(values: npt.NDArray[Any], resamples: int, seed: int) -> npt.NDArray[Any]:
+    """Return the sums of rows drawn with replacement, (n, m) -> (resamples, m)."""
+    generator = np.random.default_rng(seed)
+    sums = np.empty((resamples, values.shape[1]))
+    for row in sums:  # how often each is drawn: memory O(n)
+        drawn = generator.integers(0, len(values), len(values))
+        row[:] = np.bincount(drawn, minlength=len(values)) @ values
+    return sums
 
 
 @dataclass(frozen=True)
@@ -288,3 +293,16 @@ class Figure:
     value: float
     low: float
     high: float
+
+
+def figures(scores: Mapping[str, npt.NDArray[Any]]) -> dict[str, Figure]:
+    """Compute the mean and the interval of several metrics, all from the same resamples.
+
+    Args:
+        scores: each metric, (q,) one number per query.
+    """
+    values = np.stack([np.asarray(score, np.float64) for score in scores.values()], axis=1)
+    means = _resampled(values, 1000, 0) / len(values)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    columns = zip(scores, values.mean(axis=0), low, high, strict=True)
+    return {name: Figure(*map(float, each)) for name, *each in columns}

@@ -105,10 +105,8 @@ def split_scores(
         is_it = of_query == name
         results[name] = SourceResult(
             queries=int(is_it.sum()),
-            figures={
-                metric: Figure(float(v[is_it].mean()), *metrics.bootstrap_interval(v[is_it]))
-                for metric, v in scores.items()
-                if is_it.any()
-            },
+            figures=metrics.figures({name: of[is_it] for name, of in scores.items()})
+            if is_it.any()
+            else {},
         )
     return BySource(sources.column, results)

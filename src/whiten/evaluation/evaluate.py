@@ -223,14 +223,10 @@ def evaluate_task(
     for row, ranks in enumerate(_ranks(task, queries, rows, gallery)):
         for figure, function in PER_QUERY.items():
             scores[figure][row] = function(ranks)
-    figures = {
-        figure: Figure(float(values.mean()), *metrics.bootstrap_interval(values))
-        for figure, values in scores.items()
-    }
     return Evaluation(
         name=name,
         dim=int(gallery.shape[1]),
-        figures=figures,
+        figures=metrics.figures(scores),
         aps=scores["map"],
         query_ids=[item.id for item in task.queries],
         gallery_size=len(gallery),

@@ -201,10 +201,7 @@ def evaluate_videos(
         return VideoEvaluation(
             name=model.name,
             dim=model.dim,
-            figures={
-                name: Figure(float(values.mean()), *metrics.bootstrap_interval(values))
-                for name, values in scores.items()
-            },
+            figures=metrics.figures(scores),
             aps=aps,
             query_ids=[task.videos[video] for video in task.queries],
             gallery_size=task.searched,

@@ -1,6 +1,6 @@
 """Named recipes for the objective, and the choice between them by the data.
 
-The choice is based on `studies/quality.py`; docs/recipes.md shows its tables. A recipe fills in
+The choice is based on `studies/quality.py`; docs/comparison.md shows its tables. A recipe fills in
 open options and overrides none that were given.
 """
 
@@ -81,7 +81,7 @@ KEEP_START = 0.5
 def _choose(
     spec: DistillSpec, source: str, is_untrained: bool, map_on_groups: float | None
 ) -> tuple[str, str]:
-    """Return the recipe for pairs, student and teachers, and why: the best in docs/recipes.md."""
+    """Return the recipe for pairs, student and teachers, and why; see docs/comparison.md."""
     if source == "views" and spec.backbone_lr == 0:
         return "similarity", "a head on frozen features learns most from the pairs' similarities"
     if source == "groups" and spec.backbone_lr == 0:
