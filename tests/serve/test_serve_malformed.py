@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import struct
@@ -306,7 +307,29 @@ def test_unknown_fields_are_refused_by_name(client: TestClient) -> None:
         client.get("/search", params={"id": "a/0.png", "treshold": 1}),
     ):
         assert refused(send, 422) == "unknown field 'treshold'; did you mean 'threshold'?"
-    assert "unknown field 'k'" in refused(client.post("/embed", data={"id": "a", "k": 1}), 422)
+    sent = client.post("/embed", data={"id": "a", "k": 1})
+    assert refused(sent, 422) == "unknown field 'k'"  # that /search takes
+
+
+def test_unknown_fields_in_the_address_are_refused_by_name(client: TestClient) -> None:
+    for route, message in (
+        ("/items?limt=2", "unknown field 'limt'; did you mean 'limit'?"),
+        ("/item?id=a/0.png&k=1", "unknown field 'k'"),
+        ("/image?id=a/0.png&siz=64", "unknown field 'siz'; did you mean 'size'?"),
+    ):
+        assert refused(client.get(route), 422) == message
+    sent = client.post("/search?k=1", data={"id": "a/0.png"})
+    assert refused(sent, 422) == "unknown field 'k' in the address: send it in the form"
+    assert client.get("/?id=a/0.png").status_code == 200  # the page, which reads its own address
+
+
+def test_an_unreadable_image_leaves_the_others_of_its_query_alone(
+    client: TestClient, drawing: bytes, recwarn: pytest.WarningsRecorder
+) -> None:
+    files = [("image", ("x", b"no image")), ("image", ("y", drawing))]
+    refused(client.post("/search", files=files), 415)
+    gc.collect()
+    assert not recwarn.list  # of a coroutine that was never awaited
 
 
 def test_routes_and_methods_that_are_not_there(client: TestClient) -> None:

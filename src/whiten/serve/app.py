@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import FastAPI, Form, Query, Request, Response
+from fastapi import Depends, FastAPI, Form, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
@@ -24,7 +24,7 @@ from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.embedder import Embedder
 from whiten.serve.guard import Guard
-from whiten.serve.items import ITEM, NewItem, Writes, add_routes
+from whiten.serve.items import ITEM, Writes, add_routes
 from whiten.serve.limits import RETRY, Limits
 from whiten.serve.live import LiveIndex, Search, UnavailableError, UnknownImageError
 from whiten.serve.methods import Methods
@@ -38,6 +38,8 @@ from whiten.serve.queries import (
     RefusedError,
     SearchById,
     SearchByImages,
+    fields_of,
+    refuse_unknown,
 )
 from whiten.serve.settings import Settings
 
@@ -153,10 +155,8 @@ def create_app(
         docs_url=None,  # FastAPI's own page loads scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        responses={
-            code: {"model": Problem}
-            for code in (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 503)
-        },
+        dependencies=[Depends(refuse_unknown)],
+        responses={code: {"model": Problem} for code in _PROBLEMS},
     )
     # The last one added is the outermost.
     app.add_middleware(Methods, router=app.router)
@@ -343,8 +343,9 @@ def _answer_errors(app: FastAPI, *, is_writable: bool) -> None:
             detail = "this service only reads: start it with --writable"
         return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": _first_problem(error.errors())}, 422)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        detail = _first_problem(error.errors(), fields_of(request))
+        return JSONResponse({"detail": detail}, 422)
 
     async def busy(_: Request, error: BusyError) -> JSONResponse:
         return JSONResponse({"detail": "too many requests wait: try again soon"}, 503, RETRY)
@@ -366,13 +367,11 @@ def _answer_errors(app: FastAPI, *, is_writable: bool) -> None:
     app.add_exception_handler(ImageError, answer(415))
 
 
-def _first_problem(problems: Sequence[dict[str, Any]]) -> str:
+def _first_problem(problems: Sequence[dict[str, Any]], known: set[str]) -> str:
     """Omit the value itself, which may be a whole upload, or no valid JSON."""
     first = problems[0]
     where = [str(part) for part in first["loc"][1:]]
     if first["type"] == "extra_forbidden":
-        fields = (SearchByImages, SearchById, NewItem)
-        known = {name for model in fields for name in model.model_fields}
         return f"unknown field {where[0][:80]!r}{nearest(where[0], known)}"
     if first["type"] == "string_pattern_mismatch":
         return f"{where[0]}: must be x,y,width,height in pixels, the last two above 0"

@@ -85,8 +85,8 @@ class Embedder:
             raise RefusedError(422, "nothing to search for: send an image, a path or an id")
         if not query.box:
             known = [await run_sync(self._live.vector, name) for name in query.id]
-            reads = [*map(self.upload, uploads), *map(self.file, paths)]
-            received = [await self.receive(read) for read in reads]
+            received = [await self.receive(self.upload(file)) for file in uploads]
+            received += [await self.receive(self.file(path)) for path in paths]
             return _of_one_model([*[(one.vector, one.model) for one in received], *known])
         if count > 1:
             raise RefusedError(409, "a box is a part of one image: send exactly one image")

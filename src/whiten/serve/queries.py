@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import UploadFile
+from fastapi import Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
+
+from whiten.errors import nearest
 
 FORM = "multipart/form-data"
 MOST_IMAGES = 32  # per query
@@ -120,6 +122,41 @@ class SearchById(Options):
 
 class SearchByImages(Options, Images):
     """A search with any images."""
+
+
+async def refuse_unknown(request: Request) -> None:
+    """Refuse fields in the address that a route does not take there.
+
+    Pages take any: their scripts read the address.
+
+    Raises:
+        RefusedError: there is such a field; it would be ignored without a word.
+    """
+    route = _described(request)
+    in_address = {one["name"] for one in route.get("parameters", ()) if one["in"] == "query"}
+    for name in request.query_params if route else ():
+        if name not in in_address:
+            hint = nearest(name, in_address)
+            if name in fields_of(request):
+                hint = " in the address: send it in the form"
+            raise RefusedError(422, f"unknown field {name[:80]!r}{hint}")
+
+
+def fields_of(request: Request) -> set[str]:
+    """Return the names of the fields that a route takes, in the address or in a form."""
+    route = _described(request)
+    names = {one["name"] for one in route.get("parameters", ())}
+    for body in route.get("requestBody", {}).get("content", {}).values():
+        schema = body["schema"]["$ref"].rpartition("/")[2]
+        names |= request.app.openapi()["components"]["schemas"][schema]["properties"].keys()
+    return names
+
+
+def _described(request: Request) -> dict[str, Any]:
+    """Return the description of a route; {} if it is a page."""
+    path = request.app.openapi()["paths"].get(request.scope["route"].path_format, {})
+    found: dict[str, Any] = path.get(request.method.lower(), {})
+    return found
 
 
 def allowed_path(text: str, roots: Sequence[Path]) -> str:
