@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from helpers import TEACHER, draw, write_groups, write_image
 from service import Serve, TestClient, as_bytes
+from whiten.errors import NotThereError, StorageError
 from whiten.index import Index
 from whiten.index.query import SearchOptions, combined, search
 from whiten.models.inputs import Rendered, show
@@ -254,7 +255,38 @@ def test_an_indexed_file_that_is_gone_or_is_no_image_any_more(serve: Serve, imag
         answer = client.get("/image", params={"id": name})
         assert answer.status_code == 404
         assert "cannot be shown" in answer.json()["detail"] and "SECRET" not in answer.text
+        boxed = client.get("/search", params={"id": name, "box": "0,0,9,9"})
+        assert (boxed.status_code, boxed.json()) == (404, answer.json())
     assert len(ids(client.get("/search", params={"id": "a/0.png"}))) == 10  # its vector is there
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(StorageError("s3://bucket/a: no answer"), 503), (NotThereError("s3://bucket/a: gone"), 404)],
+)
+@pytest.mark.parametrize(
+    ("route", "module"),
+    [
+        ("/image?id=a/0.png", "app.stamp_of"),
+        ("/search?id=a/0.png&box=0,0,9,9", "embedder.read_bytes"),
+    ],
+)
+def test_a_storage_service_that_fails(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    route: str,
+    module: str,
+) -> None:
+    def fail(path: str) -> None:
+        raise error
+
+    client = serve()
+    monkeypatch.setattr(f"whiten.serve.{module}", fail)
+    answer = client.get(route)
+    assert answer.status_code == status and "s3://" not in answer.text
+    assert ("Retry-After" in answer.headers) == (status == 503)
 
 
 def test_changes_of_others_are_seen(

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from whiten._version import __version__
-from whiten.errors import ConfigError, ImageError, StoreError, nearest, one_line
+from whiten.errors import ConfigError, ImageError, StorageError, StoreError, nearest, one_line
 from whiten.index import Index, Match
 from whiten.index.columns import GROUP
 from whiten.index.query import SearchOptions, combined
@@ -30,7 +30,7 @@ from whiten.serve.live import LiveIndex, Search, UnavailableError, UnknownImageE
 from whiten.serve.methods import Methods
 from whiten.serve.metrics import CONTENT_TYPE, Measured, Metrics
 from whiten.serve.pages import Page, reference_page, search_page
-from whiten.serve.pictures import SIZES, Thumbnails
+from whiten.serve.pictures import SIZES, Thumbnails, of_indexed
 from whiten.serve.queries import (
     FORM,
     Images,
@@ -222,17 +222,15 @@ def create_app(
         size: Annotated[int, Query(ge=SIZES[0], le=SIZES[1])] = 320,
     ) -> Response:
         path = await run_sync(live.file, id)
-        content = await run_sync(_stamp, path)
-        tag = f'"{content}-{size}"'
-        headers = {"ETag": tag, "Cache-Control": "private, max-age=60", "Vary": "Authorization"}
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        try:
+        with of_indexed(id):  # its file may be missing, or a video
+            content = await run_sync(_stamp, path)
+            tag = f'"{content}-{size}"'
+            headers = {"ETag": tag, "Cache-Control": "private, max-age=60", "Vary": "Authorization"}
+            if request.headers.get("if-none-match") == tag:
+                return Response(status_code=304, headers=headers)
             data, (width, height) = await run_sync(
                 thumbnails.get, path, content, size, limiter=embedder.decoders
             )
-        except ImageError as error:  # its file is missing, or is a video
-            raise RefusedError(404, f"the image of {id[:200]!r} cannot be shown: {error}") from None
         headers |= {"X-Image-Width": str(width), "X-Image-Height": str(height)}
         return JPEGResponse(data, headers=headers)
 
@@ -356,12 +354,16 @@ def _answer_errors(app: FastAPI, *, is_writable: bool) -> None:
     async def unreadable(_: Request, error: StoreError) -> JSONResponse:
         return JSONResponse({"detail": "the index cannot be read at present"}, 503, RETRY)
 
+    async def unreached(_: Request, error: StorageError) -> JSONResponse:
+        return JSONResponse({"detail": "the storage of this image does not answer"}, 503, RETRY)
+
     app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type]
     app.add_exception_handler(RefusedError, refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
     app.add_exception_handler(BusyError, busy)  # type: ignore[arg-type]
     app.add_exception_handler(UnavailableError, unavailable)  # type: ignore[arg-type]
     app.add_exception_handler(StoreError, unreadable)  # type: ignore[arg-type]
+    app.add_exception_handler(StorageError, unreached)  # type: ignore[arg-type]
     app.add_exception_handler(UnknownImageError, answer(404))
     app.add_exception_handler(ConfigError, answer(422))
     app.add_exception_handler(ImageError, answer(415))

@@ -20,7 +20,7 @@ from whiten.models.teacher import Teacher
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.live import LiveIndex, UnavailableError
 from whiten.serve.metrics import Metrics
-from whiten.serve.pictures import require_image
+from whiten.serve.pictures import of_indexed, require_image
 from whiten.serve.queries import Images, RefusedError, SearchById, allowed_path
 from whiten.serve.settings import Settings
 from whiten.utils.arrays import Vectors
@@ -90,12 +90,14 @@ class Embedder:
             return _of_one_model([*[(one.vector, one.model) for one in received], *known])
         if count > 1:
             raise RefusedError(409, "a box is a part of one image: send exactly one image")
+        box = Box.parse(query.box)
         if query.id:
-            paths = [await run_sync(self._live.file, query.id[0])]
-            read = self._indexed(paths[0])
+            path = await run_sync(self._live.file, query.id[0])
+            with of_indexed(query.id[0]):
+                one = await self.receive(self._indexed(path), box)
         else:
             read = self.upload(uploads[0]) if uploads else self.file(paths[0])
-        one = await self.receive(read, Box.parse(query.box))
+            one = await self.receive(read, box)
         return one.vector[None], one.model
 
     async def receive(self, read: Read, box: Box | None = None) -> Received:

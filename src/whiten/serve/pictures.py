@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from whiten.errors import ImageError
+from whiten.errors import ImageError, NotThereError
 from whiten.media.decoding import stored_size
 from whiten.media.reading import read_bytes
 from whiten.media.thumbnails import as_jpeg, thumbnail
+from whiten.serve.queries import RefusedError
 
 SIZES = (16, 2048)  # minimum and maximum pixels of a thumbnail's longer side
 _CACHED = 32 << 20  # bytes of thumbnails
@@ -25,6 +28,23 @@ def require_image(data: bytes, max_pixels: int) -> None:
     width, height = stored_size(data)
     if width * height > max_pixels:
         raise ImageError(f"{width}x{height} pixels, above the limit of {max_pixels:,}")
+
+
+@contextmanager
+def of_indexed(name: str) -> Iterator[None]:
+    """Refuse, by its id, an indexed image whose file is gone or no image any more.
+
+    Raises:
+        RefusedError: see there; the reason has no path of the server.
+    """
+    try:
+        yield
+        return
+    except NotThereError:
+        reason = "no such object"
+    except ImageError as error:
+        reason = str(error)
+    raise RefusedError(404, f"the image of {name[:200]!r} cannot be shown: {reason}")
 
 
 class Thumbnails:
