@@ -14,6 +14,7 @@ from service import TestClient, as_bytes
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import load
 from whiten.errors import StoreError
+from whiten.errors import StoreError
 from whiten.index import Index
 from whiten.index.places import open_place
 from whiten.serve import create_app, live
@@ -97,6 +98,24 @@ def test_a_model_that_was_named_is_kept(
             assert "made again with another model" in answer.json()["detail"]
         remake(place, images, encoder)
         assert best(client, images / "b" / "0.png") == ("b/0.png", pytest.approx(1, abs=1e-5))
+
+
+def test_a_background_of_another_model(
+    encoder: Encoder, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused at the start; made later, it fails the searches that use it, and no others."""
+    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.0)
+    index = Index.build(encoder, images, tmp_path / "made")
+    wrong = str(tmp_path / "wrong")
+    Index.build(encoder, images, wrong)
+    app = create_app(index, background=Index.open(wrong))
+    with TestClient(app, base_url="http://localhost") as client:
+        remake(wrong, images, OTHER)
+        answer = client.get("/search?id=a/0.png&background=1")
+        assert answer.status_code == 503 and "background was made again" in answer.json()["detail"]
+        assert client.get("/search?id=a/0.png").status_code == 200
+    with pytest.raises(StoreError, match="background .* was made with another model"):
+        create_app(index, background=Index.open(wrong))
 
 
 def test_deleted_and_made_again(client: TestClient, images: Path, place: str) -> None:

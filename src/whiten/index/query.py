@@ -146,14 +146,22 @@ def search(index: Index, vectors: Vectors, options: SearchOptions) -> list[Match
         StoreError: the background was made with another model.
         ConfigError: the filter cannot be read.
     """
-    background = options.background
+    require_same_model(index, options.background)
+    hits = (_videos if options.videos else _images)(index, vectors, options)
+    return [hit for hit in hits if options.is_enough(hit)]
+
+
+def require_same_model(index: Index, background: Index | None) -> None:
+    """Refuse a background of another model than the index.
+
+    Raises:
+        StoreError: see there.
+    """
     if background is not None and background.facts.model != index.facts.model:
         raise StoreError(
             f"the background {background.place} was made with another model than {index.place}: "
             "index it with the same model"
         )
-    hits = (_videos if options.videos else _images)(index, vectors, options)
-    return [hit for hit in hits if options.is_enough(hit)]
 
 
 def _images(index: Index, vectors: Vectors, options: SearchOptions) -> list[Match]:

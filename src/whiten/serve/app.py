@@ -18,7 +18,7 @@ from whiten._version import __version__
 from whiten.errors import ConfigError, ImageError, StorageError, StoreError, nearest, one_line
 from whiten.index import Index, Match
 from whiten.index.columns import GROUP
-from whiten.index.query import SearchOptions, combined
+from whiten.index.query import SearchOptions, combined, require_same_model
 from whiten.index.rows import json_values
 from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
@@ -127,9 +127,11 @@ def create_app(
         background: index of images that match no query, for searches with `background`.
 
     Raises:
-        ConfigError, StoreError, TeacherError: the index's model cannot be opened.
+        ConfigError, StoreError, TeacherError: the index's model cannot be opened, or the background
+            is of another.
     """
     settings = settings or Settings()
+    require_same_model(index, background)
     live = LiveIndex(index, background=background, writable=settings.writable)
     metrics = Metrics(lambda: len(live), lambda: embedder.waiting)
     live.load()

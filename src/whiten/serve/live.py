@@ -223,6 +223,13 @@ class LiveIndex:
                             "the index was made again with another model just now: try again"
                         )
                     continue
+                background = searches[numbers[0]].options.background
+                if background is not None and background.facts.model != index.facts.model:
+                    found[numbers[0]] = UnavailableError(
+                        "the index or its background was made again with another model: index both "
+                        "with one model"
+                    )
+                    continue
                 try:
                     answers = _together(index, [searches[number] for number in numbers])
                 except _FILTER_ERRORS as error:  # all of them have this filter
