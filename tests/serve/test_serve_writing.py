@@ -147,6 +147,14 @@ def test_metadata_of_an_image_is_brought_up_to_date(client: TestClient, images: 
     assert client.get("/index").json()["columns"] == {"price": "float", "shop": "string"}
 
 
+def test_a_group_is_changed_and_taken_away(client: TestClient, images: Path) -> None:
+    known = (images / "a" / "1.png").read_bytes()
+    for group in ("z", "z", None, None):
+        answer = add(client, known, metadata={"group": group})
+        assert (answer.status_code, answer.json()["group"]) == (200, group)
+    assert client.get("/items/a/0.png").json()["group"] == "a"
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
@@ -184,6 +192,17 @@ def test_a_file_below_a_root(client: TestClient, images: Path, tmp_path: Path) -
     assert new.exists()
     assert client.post("/items", data={"path": "/etc/passwd"}).status_code == 403
     assert client.post("/items", data={"path": "none.png"}).status_code == 404
+
+
+def test_a_file_that_was_indexed_through_a_link(index: Index, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(images)
+    index = Index.build(TEACHER, tmp_path / "link", tmp_path / "linked")
+    settings = Settings(writable=True, token=TOKEN, roots=(tmp_path / "link",))
+    with TestClient(create_app(index, settings), base_url="http://localhost", headers=KNOWN) as one:
+        changed = write_image(images / "a" / "0.png", 78)
+        answer = one.post("/items", data={"path": "a/0.png"})
+        assert (answer.status_code, answer.json()["id"]) == (200, "a/0.png")
+        assert best(one, changed.read_bytes()) == ("a/0.png", 1.0)
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "end\n", "\n", "a/b\r\n/c", "\u2028"])
@@ -245,6 +264,20 @@ def test_a_removed_image_is_gone_at_once(client: TestClient, index: Index, drawi
             404, {"detail": f"there is no image {name!r}"},
         )  # fmt: skip
     assert total(client) == 12
+
+
+def test_only_uploads_are_deleted_from_their_folder(
+    index: Index, images: Path, drawing: bytes
+) -> None:
+    settings = Settings(writable=True, token=TOKEN, uploads=images)
+    with TestClient(create_app(index, settings), base_url="http://localhost", headers=KNOWN) as one:
+        assert one.delete("/items/a/0.png").status_code == 200
+        assert (images / "a" / "0.png").exists()  # the user's own
+        before = set(images.rglob("*.png"))
+        add(one, drawing, id="n")
+        [upload] = set(images.rglob("*.png")) - before
+        assert one.delete("/items/n").status_code == 200
+        assert not upload.exists()
 
 
 def test_what_is_added_to_an_emptied_index_stays(

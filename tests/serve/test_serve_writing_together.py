@@ -69,6 +69,16 @@ def test_another_process_that_writes_is_waited_for(
         assert waiting.result().status_code == 201
 
 
+def test_a_removal_that_waits_too_long_is_no_slow_upload(index: Index) -> None:
+    settings = Settings(writable=True, token=TOKEN, timeout=0.3)
+    with (
+        TestClient(create_app(index, settings), base_url="http://localhost", headers=KNOWN) as one,
+        open_place(index.place).writing(),
+    ):
+        answer = one.delete("/items/a/0.png")
+    assert (answer.status_code, answer.json()["detail"]) == (503, "no answer within 0.3 seconds")
+
+
 def test_a_full_disk_is_an_answer(
     client: TestClient, drawing: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

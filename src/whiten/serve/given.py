@@ -60,7 +60,7 @@ def metadata_of(rows: Sequence[Values], columns: Mapping[str, str]) -> Metadata 
     found: dict[str, Column] = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
-        if values[0] is not None or name in columns:
+        if values[0] is not None or name == GROUP or name in columns:
             found[name] = _column(name, values, columns)
     return Metadata("the metadata", found, np.ones(len(rows), bool)) if found else None
 

@@ -64,7 +64,7 @@ class Limits:
             answer = JSONResponse({"detail": error.detail}, error.status_code)
         except TimeoutError:
             limit = f"{self._timeout:g} seconds"
-            if has_arrived or scope["method"] == "GET":
+            if has_arrived or scope["method"] != "POST":  # only that uploads
                 answer = JSONResponse({"detail": f"no answer within {limit}"}, 503, RETRY)
             else:
                 answer = JSONResponse({"detail": f"the upload took more than {limit}"}, 408)

@@ -34,16 +34,20 @@ class Uploads:
         Raises:
             OSError: the folder cannot be written.
         """
-        path = self._root / content[:2] / f"{content}{_suffix(data)}"
+        path = self._place(content, _suffix(data))
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_durably(path, data)  # by one process at a time, see `LiveIndex.changing`
         return os.fspath(path)
 
-    def drop(self, path: str) -> None:
-        """Delete a file if it is an upload."""
-        if Path(path).is_relative_to(self._root):
-            Path(path).unlink(missing_ok=True)
+    def drop(self, path: str, content: str) -> None:
+        """Delete the file of an image if `save` wrote it: the folder may hold others, too."""
+        file = Path(path)
+        if file == self._place(content, file.suffix):
+            file.unlink(missing_ok=True)
+
+    def _place(self, content: str, suffix: str) -> Path:
+        return self._root / content[:2] / f"{content}{suffix}"
 
 
 def _suffix(data: bytes) -> str:

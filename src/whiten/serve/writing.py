@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 from whiten.datasets.collection import Item, Items
 from whiten.errors import LockedError, WhitenError
 from whiten.index import Index, Match
+from whiten.index.columns import GROUP
 from whiten.index.membership import index_in
 from whiten.index.rows import matches
 from whiten.index.sources import VectorSource
@@ -154,7 +156,7 @@ class Writer:
         """
         if before is not None:
             item = before.item
-            if before.content != add.content and item.path != add.path:
+            if before.content != add.content and not _is_one_file(item.path, add.path):
                 raise RefusedError(
                     409,
                     f"{item.id[:200]!r} is another image: delete it first, or choose another id",
@@ -209,31 +211,39 @@ class Writer:
         known = [name for name in ids if name in by_id]
         if known:
             index.remove(known)
-            self._drop_uploads(index, [by_id[name].item.path for name in known])
+            self._drop_uploads(index, [by_id[name] for name in known])
         return [
             Done(by_id[name].item) if name in by_id else UnknownImageError(name) for name in ids
         ]
 
-    def _drop_uploads(self, index: Index, paths: Sequence[str]) -> None:
+    def _drop_uploads(self, index: Index, removed: Sequence[_Known]) -> None:
         """Delete uploaded files that no other image shares."""
         if self._uploads is None:
             return
-        wanted = pa.array(map(os.fsencode, paths), pa.large_binary())
-        shared = np.zeros(len(paths), bool)
+        wanted = pa.array([os.fsencode(known.item.path) for known in removed], pa.large_binary())
+        shared = np.zeros(len(removed), bool)
         for page in index.pages(_PAGE):
             shared |= index_in(wanted, page["path"]) >= 0
-        for path, is_shared in zip(paths, shared, strict=True):
+        for known, is_shared in zip(removed, shared, strict=True):
             if not is_shared:
-                self._uploads.drop(path)
+                self._uploads.drop(known.item.path, known.content)
 
 
 def _is_as_asked(known: _Known, add: Add) -> bool:
     """Return whether an indexed image has the content and the metadata already."""
+    now = {**known.item.metadata, GROUP: known.item.group}
     return known.content == add.content and all(
-        known.item.metadata.get(name) == value
-        and type(known.item.metadata.get(name)) is type(value)
+        now.get(name) == value and type(now.get(name)) is type(value)
         for name, value in add.values.items()
     )
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    """Return whether two paths name one file, one of them perhaps through a link."""
+    try:
+        return Path(path).samefile(other)
+    except (OSError, ValueError):
+        return False
 
 
 def _find(index: Index, column: str, values: Sequence[str]) -> dict[str, _Known]:
