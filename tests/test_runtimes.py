@@ -25,6 +25,7 @@ from whiten.embedding.embed import embed
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
 from whiten.models import graphs, student_graph
 from whiten.models.choice import Choice, choice_restored, choose, describe_auto
+from whiten.models.graphs import UntraceableError
 from whiten.models.opening import for_many, open_model, runtime_of
 from whiten.models.registry import open_network
 from whiten.models.student_folder import read_student
@@ -243,6 +244,31 @@ def test_a_student_that_cannot_be_traced_runs_in_torch(
     photo, out = images / "a" / "0.png", student.parent / "index"
     fails(capsys, "index", images, "--model", student, "--out", out, "--runtime", "onnx")
     assert not out.exists() and photo.exists()
+
+
+def test_tracing_is_tried_again_once_what_prevented_it_may_be_gone(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (student / "model.onnx").unlink()
+
+    def fail(error: Exception) -> Any:
+        def trace(*_: Any) -> None:
+            raise UntraceableError("no") from error
+
+        return trace
+
+    for lack in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with monkeypatch.context() as patch:
+            patch.setattr(student_graph, "_trace", fail(lack))
+            assert finish_student(student) == "no"
+        assert not (student / "no-graph.txt").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(student_graph, "_trace", fail(ValueError("unsupported operator")))
+        assert finish_student(student) == "no"
+        assert teacher_of(student).runtime == "torch"
+    with monkeypatch.context() as patch:
+        patch.setattr(student_graph, "version", lambda library: "99.0")  # an upgrade
+        assert teacher_of(student).runtime == "onnx"
 
 
 def test_without_onnx_runtime_students_run_in_torch(

@@ -15,9 +15,10 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from whiten.errors import MissingExtraError, one_line
+from whiten.errors import MissingExtraError, causes, one_line
 from whiten.models.card import model_card
 from whiten.models.exported import Manifest, file_metadata
 from whiten.models.graphs import UntraceableError, open_graph, require_parity
@@ -96,7 +97,7 @@ def _read_graph(files: StudentFiles) -> StudentGraph | None:
     """Read the graph of these weights; None if there is none.
 
     Raises:
-        UntraceableError: tracing these weights failed before.
+        UntraceableError: tracing these weights with these libraries failed before.
     """
     made_from = _source(files)
     with contextlib.suppress(OSError):
@@ -109,7 +110,7 @@ def _read_graph(files: StudentFiles) -> StudentGraph | None:
                 return StudentGraph(model, params, macs)
     with contextlib.suppress(OSError, ValueError):
         reason, source = (files.folder / REASON).read_text("utf-8").splitlines()
-        if source == made_from:
+        if source == _attempt(made_from):
             raise UntraceableError(reason)
     return None
 
@@ -119,6 +120,18 @@ def _source(files: StudentFiles) -> str:
     config = files.config
     facts = [config.architecture, config.pool, config.dim, dataclasses.asdict(config.preprocess)]
     return fingerprint([_FORMAT, files.weights_hash, *facts])
+
+
+def _attempt(made_from: str) -> str:
+    """Return a fingerprint of all that decides whether tracing fails."""
+    return fingerprint([made_from, *map(_version, ("torch", "timm", "onnx", "onnxruntime"))])
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # perhaps another build, such as onnxruntime-gpu
+        return ""
 
 
 _DIGITS = 16
@@ -167,16 +180,26 @@ def add_graph(files: StudentFiles) -> StudentGraph:
     """Trace a student, compare its graph with torch, and store it in the student's folder.
 
     Raises:
-        UntraceableError: it cannot be traced, or its embeddings differ. The folder records this.
+        UntraceableError: it cannot be traced, or its embeddings differ. The folder records this,
+            unless memory ran out.
         TeacherError: its weights and configuration do not fit.
     """
     try:
         graph = _trace(files)
     except UntraceableError as error:
-        _write(files.folder, REASON, f"{one_line(error)}\n{_source(files)}\n".encode())
+        if not _is_of_memory(error):
+            reason = f"{one_line(error)}\n{_attempt(_source(files))}\n"
+            _write(files.folder, REASON, reason.encode())
         raise
     _write(files.folder, GRAPH, graph.model)
     return graph
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out, which says nothing about the student."""
+    return any(
+        isinstance(cause, MemoryError) or "alloc" in str(cause).lower() for cause in causes(error)
+    )
 
 
 def finish_student(folder: Path) -> str:
