@@ -8,6 +8,9 @@ import pytest
 
 from command_line import STUDENT, Captured, fails, prints
 from helpers import TEACHER, write_groups
+from whiten.errors import RunError
+from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
 
 
 def test_empty_folder(capsys: Captured, tmp_path: Path) -> None:
@@ -120,6 +123,22 @@ def test_existing_run(capsys: Captured, images: Path, run: Path) -> None:
 def test_resume_needs_a_run(capsys: Captured, tmp_path: Path) -> None:
     assert "is not a run folder" in fails(capsys, "distill", "--out", "nothing", "--resume")
     assert "is not a run folder" in fails(capsys, "report", "nothing")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "mine.txt").touch()
+    line = fails(capsys, "distill", "photos", "--teachers", TEACHER, "--out", foreign, "--resume")
+    assert "holds no run to go on with: name another --out" in line
+
+
+def test_a_finished_run_without_its_checkpoint_is_still_finished(tmp_path: Path) -> None:
+    """People delete it, as it is the largest file."""
+    run, spec = RunFolder(tmp_path / "run"), DistillSpec(teachers=[TEACHER])
+    run.begin("photos", spec, resume=False, overwrite=False)
+    run.student.mkdir()
+    (run.student / "config.json").touch()
+    assert run.begin("photos", spec, resume=True, overwrite=False) == spec
+    with pytest.raises(RunError, match="was begun with another images"):
+        run.begin("others", spec, resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize(

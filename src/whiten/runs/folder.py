@@ -195,7 +195,7 @@ class RunFolder:
             RunError: the folder is occupied, or options differ from the run's own.
         """
         refuse_as_output(self.root, "a run")
-        if resume and self.checkpoint.exists():
+        if resume and (self.checkpoint.exists() or self.is_finished):
             saved_images, saved = self.read_config()
             changed = _changed(saved, spec)
             if changed or saved_images != images:
@@ -212,6 +212,8 @@ class RunFolder:
         # Before the first checkpoint only embeddings exist, which suit any options.
         is_begun = not self.config.exists() or self.checkpoint.exists() or self.is_finished
         if is_begun and not self._is_empty():
+            if resume:
+                raise RunError(f"{self.root} holds no run to go on with: name another --out")
             if not overwrite:
                 raise RunError(
                     f"{self.root} is not empty: go on with --resume, start again with --overwrite, "
