@@ -11,6 +11,7 @@ import pytest
 
 from command_line import prints
 from whiten.distillation.distill import distill
+from whiten.errors import RunError
 from whiten.utils import progress as shown
 from whiten.utils.progress import announce, be_quiet, logging_to, note, progress
 
@@ -73,6 +74,15 @@ def test_warnings_and_the_end_of_a_failed_run_are_logged(tmp_path: Path) -> None
             raise ValueError("no disk")
     text = (tmp_path / "log.txt").read_text()
     assert "warning: few images" in text and "ended early: no disk" in text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_a_log_on_a_full_disk_hides_no_error(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with logging_to(tmp_path / "log.txt"):
+        note("a line")
+    with pytest.raises(RunError, match="no room"), logging_to(tmp_path / "log.txt"):
+        raise RunError("no room for a checkpoint")
 
 
 def test_a_run_has_a_log(

@@ -17,7 +17,7 @@ Update = Callable[..., None]
 _QUIET_SECONDS = 20.0
 
 _is_quiet = False
-_log: IO[str] | None = None
+_log: IO[bytes] | None = None
 
 
 def be_quiet(quiet: bool) -> None:
@@ -41,9 +41,8 @@ def note(text: str) -> None:
     """Write a line to the log, if there is one, with the time."""
     if _log is not None:
         with suppress(OSError, ValueError):  # a full disk is told by what is really needed
-            moment = time.strftime("%Y-%m-%d %H:%M:%S")
-            _log.write(f"{moment} {' '.join(text.split())}\n")
-            _log.flush()
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(text.split())}\n"
+            _log.write(line.encode("utf-8", "backslashreplace"))
 
 
 class _Warnings(logging.Handler):
@@ -66,7 +65,8 @@ def logging_to(path: Path, *, enabled: bool = True) -> Iterator[None]:
         show(message, *rest, **more)
 
     before = _log
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as _log:
+    # Unbuffered: on a full disk, closing a buffer would raise in place of the block's own error.
+    with path.open("ab", buffering=0) as _log:
         root.addHandler(handler)
         warnings.showwarning = show_and_note
         try:
@@ -77,7 +77,6 @@ def logging_to(path: Path, *, enabled: bool = True) -> Iterator[None]:
         finally:
             root.removeHandler(handler)
             warnings.showwarning = show
-            _log.flush()
             _log = before
 
 
