@@ -171,6 +171,17 @@ def test_indexes_and_stores_of_one_runtime_serve_the_other(
 # --- damaged, foreign and missing graphs ------------------------------------------------
 
 
+def test_an_index_whose_student_has_moved_says_how_to_name_it(
+    student: Path, images: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    index, photo = tmp_path / "index", images / "a" / "0.png"
+    prints(capsys, "index", images, "--model", student, "--out", index)
+    moved = student.rename(tmp_path / "moved")
+    line = fails(capsys, "search", photo, "--index", index)
+    assert "is not a student folder" in line and "elsewhere now, name it with --model" in line
+    assert "a/0.png" in prints(capsys, "search", photo, "--index", index, "--model", moved)[0]
+
+
 def test_a_graph_of_other_weights_is_never_used(student: Path, tmp_path: Path) -> None:
     other = write_student(tmp_path / "other", seed=1)
     shutil.copy(student / "model.onnx", other / "model.onnx")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
-from whiten.errors import ConfigError, StoreError
+from whiten.errors import ConfigError, StoreError, TeacherError, one_line
 from whiten.index.rows import Facts
 
 
@@ -33,12 +33,19 @@ def open_model(facts: Facts, place: str) -> Encoder:
     Raises:
         ConfigError: no single URI opens it.
         StoreError: its URI now opens another model.
+        TeacherError: it cannot be opened, perhaps as its folder has moved.
     """
     if not facts.uri:
         raise ConfigError(
             f"{place} was made with {facts.name}, which no single URI opens: name the model with "
             "--model"
         )
-    encoder = load(facts.uri)
+    try:
+        encoder = load(facts.uri)
+    except TeacherError as error:
+        raise TeacherError(
+            f"{place} was made with {facts.name}, which cannot be opened ({one_line(error)}): if "
+            "it is elsewhere now, name it with --model"
+        ) from error
     require_model(encoder, facts, place)
     return encoder
