@@ -6,7 +6,7 @@ from html import escape
 
 from whiten.dedup.finding import Deduplication, Group, Member
 from whiten.media.thumbnails import data_url
-from whiten.report.page import PAGE, STYLE
+from whiten.report.page import STYLE, facts_list, page
 from whiten.utils.names import display_path
 
 MOST_GROUPS = 200  # with their pictures about 10 MB
@@ -46,7 +46,6 @@ def groups_page(found: Deduplication, table: str) -> str:
     Args:
         table: name of the file that lists all groups.
     """
-    title = escape(f"{len(found.groups):,} groups of near-duplicate {found.what}s")
     kinds = [member.kind for group in found.groups for member in group.members]
     facts = [
         (f"{found.what}s compared", f"{found.count:,}"),
@@ -57,8 +56,7 @@ def groups_page(found: Deduplication, table: str) -> str:
         ("size of the copies", f"{sum(m.bytes for m in found.copies) / 1e6:,.1f} MB"),
         ("could not be read", f"{len(found.skipped):,}"),
     ]
-    listed = "</div><div>".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
-    parts = [f"<h1>{title}</h1>", f"<dl><div>{listed}</div></dl>"]
+    parts = [facts_list(facts)]
     if found.calibration is not None:
         parts.append(f"<p>{escape(found.calibration.line(found.what))}</p>")
     if found.groups:
@@ -72,7 +70,8 @@ def groups_page(found: Deduplication, table: str) -> str:
             f"{escape(table)}.</p>"
         )
     parts += [_group(group, found.threshold) for group in shown]
-    return PAGE.format(title=title, style=_STYLE, body="\n".join(parts))
+    title = f"{len(found.groups):,} groups of near-duplicate {found.what}s"
+    return page(title, parts, _STYLE)
 
 
 def _group(group: Group, threshold: float) -> str:

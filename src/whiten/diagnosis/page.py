@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from whiten.diagnosis.result import Diagnosis
-from whiten.report.page import PAGE, STYLE, embedded, section
+from whiten.report import page as html
+from whiten.report.page import embedded, section
 from whiten.report.plots import spectra, teacher_colours
 from whiten.report.table import printable
 from whiten.report.teachers import agreement, contributions
-from whiten.utils.files import write_atomically
 
 _HEADINGS = (
     "teacher", "alone", "adds", "dim", "effective rank", "images per dim", "params", "ms/image",
@@ -23,27 +22,18 @@ _HEADINGS = (
 
 def write_page(found: Diagnosis, path: Path) -> Path:
     """Write the page, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page(found).encode("utf-8", "backslashreplace"))
-    return path
+    return html.write_page(path, page(found))
 
 
 def page(found: Diagnosis) -> str:
     """Return the page's HTML."""
-    title = f"{len(found.teachers)} teachers on {found.images:,} images"
-    notes = "".join(f"<li>{escape(printable(note))}</li>" for note in found.verdict)
-    facts = "</div><div>".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(printable(fact))}</dd>" for name, fact in _facts(found)
-    )
-    parts = [f"<h1>{escape(title)}</h1>"]
-    if notes:
-        parts.append(f'<ul class="notes">{notes}</ul>')
-    parts.append(f"<dl><div>{facts}</div></dl>")
+    parts = [html.notes_list(found.verdict)] if found.verdict else []
+    parts.append(html.facts_list(_facts(found)))
     parts.append(section("Teachers", _help(found), _table(found)))
     for heading, help_, png in _plots(found):
         if png is not None:
             parts.append(section(heading, help_, embedded(heading, png)))
-    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(parts))
+    return html.page(f"{len(found.teachers)} teachers on {found.images:,} images", parts)
 
 
 def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
@@ -74,10 +64,9 @@ def _help(found: Diagnosis) -> str:
 
 
 def _table(found: Diagnosis) -> str:
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in _HEADINGS)
-    body = ""
+    rows = []
     for teacher in found.teachers:
-        cells = (
+        texts = (
             "–" if teacher.score is None else f"{100 * teacher.score:.1f}",
             "–" if teacher.adds is None else str(teacher.adds),
             f"{teacher.dim:,}",
@@ -87,10 +76,8 @@ def _table(found: Diagnosis) -> str:
             "–" if teacher.ms_per_image is None else f"{teacher.ms_per_image:#.3g}",
             teacher.whitening,
         )
-        row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        body += f'<tr><th scope="row">{escape(printable(teacher.name))}</th>{row}</tr>\n'
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
+        rows.append((printable(teacher.name), html.cells(texts)))
+    return html.table(_HEADINGS, rows)
 
 
 def _plots(found: Diagnosis) -> Iterator[tuple[str, str, bytes | None]]:

@@ -6,9 +6,8 @@ from html import escape
 from pathlib import Path
 
 from whiten.evaluation.videos import VideoEvaluation
-from whiten.report.page import PAGE, STYLE, embedded, section
+from whiten.report.page import embedded, facts_list, page, section, write_page
 from whiten.retrieval.sets import SET_SIMILARITIES
-from whiten.utils.files import write_atomically
 
 FOUND_HELP = (
     "Queries with the best, the median and the worst average precision. Of each video that was "
@@ -31,7 +30,6 @@ def write_video_report(evaluation: VideoEvaluation, path: Path) -> Path:
     from whiten.report import alignment as video_plots
     from whiten.report import grids  # matplotlib is slow to import
 
-    title = escape(f"{evaluation.name}: finding videos")
     facts = [
         ("queries", f"{len(evaluation.query_ids):,}"),
         ("videos searched", f"{evaluation.gallery_size:,}"),
@@ -42,8 +40,7 @@ def write_video_report(evaluation: VideoEvaluation, path: Path) -> Path:
             for name, figure in evaluation.figures.items()
         ),
     ]
-    listed = "</div><div>".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
-    parts = [f"<h1>{title}</h1>", f"<dl><div>{listed}</div></dl>"]
+    parts = [facts_list(facts)]
     rows = [(e.label, e.query_paths[0], e.ap, e.hits) for e in evaluation.examples]
     if (png := grids.retrievals(rows)) is not None:
         parts.append(section("What is found", FOUND_HELP, embedded("Videos that were found", png)))
@@ -60,7 +57,4 @@ def write_video_report(evaluation: VideoEvaluation, path: Path) -> Path:
             aligned += f"<h3>{escape(heading)}</h3>{embedded(heading, png)}"
     if aligned:
         parts.append(section("How the frames align", ALIGNMENT_HELP, aligned))
-    page = PAGE.format(title=title, style=STYLE, body="\n".join(parts))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page.encode("utf-8", "backslashreplace"))
-    return path
+    return write_page(path, page(f"{evaluation.name}: finding videos", parts))

@@ -1,13 +1,16 @@
-"""The HTML page of a report: its frame, style and sections."""
+"""The HTML page of a report: its frame, style, sections, facts and tables."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
 from whiten.report.table import printable
+from whiten.utils.files import write_atomically
 
-PAGE = """<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -18,6 +21,7 @@ PAGE = """<!DOCTYPE html>
 <style>{style}</style>
 </head>
 <body><main>
+<h1>{title}</h1>
 {body}
 </main></body>
 </html>
@@ -66,6 +70,57 @@ pre { margin: 0; padding: 1rem; font: .88rem/1.7 ui-monospace, Menlo, Consolas, 
   th, td { padding: .45rem .55rem; } tbody th { min-width: 8rem; }
   .card img { max-width: 36rem; } }
 """
+
+
+def page(title: str, parts: Iterable[str], style: str = STYLE) -> str:
+    """Return the HTML of a self-contained page.
+
+    Args:
+        title: text of the title and of the heading.
+        parts: HTML below the heading.
+    """
+    return _PAGE.format(title=escape(title), style=style, body="\n".join(parts))
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Write a page atomically, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, html.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def facts_list(facts: Iterable[tuple[str, str]]) -> str:
+    """Return a list of facts, each a name and its text."""
+    listed = [f"<dt>{escape(name)}</dt><dd>{escape(printable(fact))}</dd>" for name, fact in facts]
+    return "<dl><div>" + "</div><div>".join(listed) + "</div></dl>"
+
+
+def notes_list(notes: Iterable[str]) -> str:
+    """Return a list of sentences that stand out."""
+    listed = "".join(f"<li>{escape(printable(note))}</li>" for note in notes)
+    return f'<ul class="notes">{listed}</ul>'
+
+
+def table(headings: Iterable[str], rows: Iterable[tuple[str, str]]) -> str:
+    """Return a table.
+
+    Args:
+        headings: texts of the columns.
+        rows: per row the text of its first cell, and the HTML of the others, see `cells`.
+    """
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{others}</tr>\n' for name, others in rows
+    )
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def cells(texts: Iterable[str]) -> str:
+    """Return cells of a row."""
+    return "".join(f"<td>{escape(text)}</td>" for text in texts)
 
 
 def section(heading: str, help_: str, content: str) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from whiten.report import page
 from whiten.report.overlap import Overlap
-from whiten.report.page import PAGE, STYLE, embedded, section
+from whiten.report.page import embedded, section
 from whiten.report.seen_unseen import SeenUnseen
 from whiten.report.table import HEADINGS, Row, cells_of, printable
 from whiten.report.texts import RETRIEVALS_HELP, SECTIONS, TABLE_HELP
@@ -95,9 +96,7 @@ def write_report(data: ReportData, folder: Path) -> Path:
     drawn = _draw(data)
     for name, png in drawn.items():
         write_atomically(figures / f"{name}.png", png)
-    page = folder / "report.html"
-    write_atomically(page, _page(data, drawn).encode("utf-8", "backslashreplace"))
-    return page
+    return page.write_page(folder / "report.html", _page(data, drawn))
 
 
 def _draw(data: ReportData) -> dict[str, bytes]:
@@ -175,14 +174,11 @@ def _curve(points: Iterable[tuple[Any, Any]]) -> tuple[Array, Array]:
 
 
 def _page(data: ReportData, drawn: Mapping[str, bytes]) -> str:
-    title = escape(printable(data.title))
-    parts = [f"<h1>{title}</h1>"]
+    parts = []
     if data.notes:
-        notes = "".join(f"<li>{escape(note)}</li>" for note in data.notes)
-        parts.append(f'<ul class="notes">{notes}</ul>')
+        parts.append(page.notes_list(data.notes))
     if data.facts:
-        pairs = [f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in data.facts]
-        parts.append("<dl><div>" + "</div><div>".join(pairs) + "</div></dl>")
+        parts.append(page.facts_list(data.facts))
     if data.rows:
         parts.append(section("Results", TABLE_HELP, _table(data.rows)))
     if (compared := data.seen_unseen) is not None:
@@ -200,20 +196,17 @@ def _page(data: ReportData, drawn: Mapping[str, bytes]) -> str:
     if data.commands:
         lines = "\n".join(map(escape, data.commands))
         parts.append(section("Continue", "Copy a line into a shell.", f"<pre>{lines}</pre>"))
-    body = "\n".join(parts)
-    return PAGE.format(title=title, style=STYLE, body=body)
+    return page.page(printable(data.title), parts)
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in HEADINGS)
     best = max((row.map for row in rows if math.isfinite(row.map)), default=None)
-    body = ""
+    shown = []
     for row in rows:
-        name, kind, mean, *others = map(escape, cells_of(row))
+        name, kind, mean, *others = cells_of(row)
         if row.map == best:
             number, _, interval = mean.partition(" ")
             mean = f"<b>{number}</b> {interval}".rstrip()
-        numbers = "".join(f"<td>{cell}</td>" for cell in (mean, *others))
-        body += f'<tr><th scope="row">{name}</th><td class="{kind}">{kind}</td>{numbers}</tr>\n'
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
+        kind_cell = f'<td class="{kind}">{kind}</td>'
+        shown.append((name, f"{kind_cell}<td>{mean}</td>{page.cells(others)}"))
+    return page.table(HEADINGS, shown)

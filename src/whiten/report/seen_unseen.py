@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from typing import Any, NamedTuple
 
+from whiten.report import page
 from whiten.report.table import Kind, fit, printable, width_of
 
 _MOST = 60  # columns of a name on a terminal
@@ -90,13 +90,9 @@ class SeenUnseen:
 
     def html(self) -> str:
         """Return the table for a page."""
-        head, *rows = [[escape(cell) for cell in row] for row in self.cells()]
-        body = "".join(
-            f'<tr><th scope="row">{name}</th><td class="{row.kind}">{row.kind}</td>'
-            f"<td>{seen}</td><td>{unseen}</td></tr>\n"
-            for row, (name, seen, unseen) in zip(self.rows, rows, strict=True)
-        )
-        head.insert(1, "kind")
-        top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-        table = f"<table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>"
-        return f'<div class="wide">{table}</div>'
+        [name, *columns], *rows = self.cells()
+        shown = [
+            (text, f'<td class="{row.kind}">{row.kind}</td>{page.cells(scores)}')
+            for row, (text, *scores) in zip(self.rows, rows, strict=True)
+        ]
+        return page.table([name, "kind", *columns], shown)
