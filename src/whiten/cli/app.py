@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import unquote
 
 from cyclopts import App, ArgumentCollection, Parameter
@@ -18,7 +19,7 @@ from whiten.utils.urls import as_url
 def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Refuse 2.5 where an integer is expected; it would be rounded silently."""
     for argument in arguments:
-        kinds = {argument.hint, *get_args(argument.hint)}
+        kinds = set(_types_in(argument.hint))
         if int in kinds and float not in kinds:
             for token in argument.tokens:
                 if re.fullmatch(r"[-+]?\d*\.\d+(e[-+]?\d+)?", token.value.strip(), re.IGNORECASE):
@@ -48,10 +49,17 @@ def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
                     raise ConfigError(f"{argument.name} {token.value} is a folder: name a file")
 
 
+def _types_in(hint: Any) -> Iterator[Any]:
+    """Yield a type and the types that it is made of, as `Path` of `list[Path] | None`."""
+    yield hint
+    for part in get_args(hint):
+        yield from _types_in(part)
+
+
 def known_places(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Refuse places that are none: empty, as a browser names files, or of unknown services."""
     for argument in arguments:
-        is_place = argument.name in _PLACES or "Path" in str(argument.hint)
+        is_place = argument.name in _PLACES or Path in _types_in(argument.hint)
         for token in argument.tokens if argument.name not in _TEXTS else ():
             if is_place and not token.value:  # it would be the current folder
                 raise ConfigError(f"{argument.name} is empty: name a place")
@@ -94,10 +102,18 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` prints how to continue
 )
 
-Json = Annotated[bool, Parameter("--json")]
+Json = Annotated[bool, Parameter("--json", help="print JSON.")]
 Quiet = Annotated[bool, Parameter("--quiet", help="show no progress.")]
 Cache = Annotated[Path | None, Parameter(("--cache", "--embeddings"))]
 Patterns = Annotated[tuple[str, ...], Parameter(consume_multiple=False, show_default=False)]
+Exclude = Annotated[
+    Patterns,
+    Parameter(
+        help="leave out images whose path below the folder, or any part of it, matches this glob; "
+        "repeatable.",
+    ),
+]
+Include = Annotated[Patterns, Parameter(help="take only images that match this glob; repeatable.")]
 Model = Annotated[str | None, Parameter(("--model", "--student"))]
 Runtime = Annotated[
     Literal["auto", "torch", "onnx", "openvino"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Device, Json, Model, Patterns, Quiet, Runtime, app
+from whiten.cli.app import Cache, Device, Exclude, Include, Json, Model, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
@@ -21,8 +21,8 @@ def compact(
     queries: Path | None = None,
     out: Path | None = None,
     cache: Cache = None,
-    exclude: Patterns = (),
-    include: Patterns = (),
+    exclude: Exclude = (),
+    include: Include = (),
     plot: Path | None = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
@@ -39,11 +39,7 @@ def compact(
         queries: images to query with; by default each image queries all others.
         out: folder for an index that is stored in the one kind of --kinds.
         cache: folder for embeddings, to reuse them.
-        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
-            repeatable.
-        include: take only images that match this glob; repeatable.
         plot: draw the table into this PNG.
-        as_json: print JSON.
     """
     be_quiet(quiet)
     from whiten.compact.running import costs_of, open_embedded, write_index

@@ -8,11 +8,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Device, Json, OnCluster, Patterns, Quiet, Runtime, app
+from whiten.cli.app import Device, Exclude, Include, Json, OnCluster, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_duplicates, list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
 from whiten.utils.progress import be_quiet
+
+_Summary = Annotated[Json, Parameter(help="print the summary as JSON.")]
 
 
 @app.command
@@ -26,14 +28,14 @@ def embed(
     seed: int = 0,
     precision: str = "auto",
     dtype: str = "float32",
-    exclude: Patterns = (),
-    include: Patterns = (),
+    exclude: Exclude = (),
+    include: Include = (),
     workers: int | None = None,
     cluster: OnCluster = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: _Summary = False,
 ) -> None:
     """Embed images into a store; run it again to continue or to extend the store.
 
@@ -47,12 +49,8 @@ def embed(
         seed: seed of the random views.
         precision: 32, bf16, or auto: the precision of an existing store, else bf16 if it is faster.
         dtype: float32, or float16 for half the disk space.
-        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
-            repeatable.
-        include: take only images that match this glob; repeatable.
         workers: threads that decode images; by default one per core. With --cluster, cores per copy
             of the model where there are no GPUs; by default 4.
-        as_json: print the summary as JSON.
     """
     be_quiet(quiet)
     from whiten.datasets.frames import find_or_extract
@@ -120,7 +118,7 @@ def frames(
     include: Patterns = (),
     workers: int | None = None,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: _Summary = False,
 ) -> None:
     """Extract frames of videos, for every verb that takes images; run it again to continue.
 
@@ -133,7 +131,6 @@ def frames(
             repeatable.
         include: take only videos that match this glob; repeatable.
         workers: videos that are read at the same time; by default one per core.
-        as_json: print the summary as JSON.
     """
     be_quiet(quiet)
     from whiten.datasets.finding import find_videos
@@ -166,7 +163,6 @@ def datasets(root: Path = Path(), /, *, as_json: Json = False) -> None:
 
     Args:
         root: the folder.
-        as_json: print JSON.
     """
     from whiten.datasets.catalogue import find_datasets
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Cache, Device, Json, Model, Patterns, Quiet, Runtime, app
+from whiten.cli.app import Cache, Device, Exclude, Include, Json, Model, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
@@ -34,8 +34,8 @@ def dedup(
     also: str | None = None,
     whiten_on: Path | None = None,
     cache: Cache = None,
-    exclude: Patterns = (),
-    include: Patterns = (),
+    exclude: Exclude = (),
+    include: Include = (),
     csv: Annotated[Path | None, Parameter("--csv")] = None,
     runtime: Runtime = "auto",
     device: Device = "auto",
@@ -63,11 +63,7 @@ def dedup(
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on; by default those of
             IMAGES.
         cache: folder for embeddings, to reuse them; by default OUT/embeddings.
-        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
-            repeatable.
-        include: take only images that match this glob; repeatable.
         csv: write the table of groups to this file.
-        as_json: print JSON.
     """
     be_quiet(quiet)
     from whiten.dedup import deduplicate, open_collection

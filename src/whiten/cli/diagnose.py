@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whiten.cli.app import Cache, Device, Json, Patterns, Quiet, Runtime, app
+from whiten.cli.app import Cache, Device, Exclude, Include, Json, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.models.choice import choose
 from whiten.utils.progress import be_quiet
@@ -21,8 +21,8 @@ def diagnose(
     sample: int = 2048,
     out: Path | None = None,
     cache: Cache = None,
-    exclude: Patterns = (),
-    include: Patterns = (),
+    exclude: Exclude = (),
+    include: Include = (),
     runtime: Runtime = "auto",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -38,10 +38,6 @@ def diagnose(
         sample: most images that are embedded, drawn at random in whole groups; 0 is all.
         out: write a page with plots to this file.
         cache: folder for embeddings; whiten distill with the same folder uses them again.
-        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
-            repeatable.
-        include: take only images that match this glob; repeatable.
-        as_json: print JSON.
     """
     be_quiet(quiet)
     from whiten.diagnosis.diagnose import diagnose as run

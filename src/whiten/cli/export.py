@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Json, Patterns, Quiet, app
+from whiten.cli.app import Exclude, Include, Json, Quiet, app
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.utils.progress import be_quiet
 
@@ -23,8 +23,8 @@ def export(
     fold_normalisation: bool = False,
     int8_floor: float = 0.9,
     int8_loss: float = 0.02,
-    exclude: Patterns = (),
-    include: Patterns = (),
+    exclude: Exclude = (),
+    include: Include = (),
     workers: int | None = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -42,11 +42,7 @@ def export(
         fold_normalisation: make the graphs take uint8 RGB pixels and normalise them.
         int8_floor: minimum mean-centred cosine to torch for int8.
         int8_loss: maximum loss of mAP for int8, if the images have groups.
-        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
-            repeatable.
-        include: take only images that match this glob; repeatable.
         workers: threads that decode images; by default one per core.
-        as_json: print JSON.
     """
     be_quiet(quiet)
     from whiten.export import export as run

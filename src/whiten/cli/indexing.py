@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from whiten.cli.app import Device, Json, Model, OnCluster, Patterns, Quiet, Runtime, app
+from whiten.cli.app import (
+    Device,
+    Exclude,
+    Include,
+    Json,
+    Model,
+    OnCluster,
+    Patterns,
+    Quiet,
+    Runtime,
+    app,
+)
 from whiten.cli.terminal import list_skipped, print_json, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
 from whiten.storage.places import is_member
 from whiten.utils.progress import be_quiet
 from whiten.utils.urls import as_url
+
+if TYPE_CHECKING:
+    from whiten.index import Index
 
 
 @app.command
@@ -33,8 +48,8 @@ def index(
     kind: Literal["auto", "exact", "int8", "ivf", "hnsw"] | None = None,
     recall: float | None = None,
     storage: str | None = None,
-    exclude: Patterns = (),
-    include: Patterns = (),
+    exclude: Exclude = (),
+    include: Include = (),
     drop_columns: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     cluster: OnCluster = None,
     runtime: Runtime = "auto",
@@ -63,15 +78,9 @@ def index(
         recall: minimum recall@10 against exact search; 0.95 for a new index.
         storage: how to store vectors: float32 float16 int8 binary pca:K pq:M, with +float32 to keep
             full vectors that re-rank the hits; by default unchanged, float32 for a new index.
-        exclude: leave out images whose path below the folder, or any part of it, matches this glob;
-            repeatable.
-        include: take only images that match this glob; repeatable.
         drop_columns: columns of the index to drop.
-        as_json: print JSON.
     """
     be_quiet(quiet)
-    from dataclasses import asdict
-
     choose(runtime, device)
     from whiten.embedding.cluster import connected
     from whiten.index import Index
@@ -124,14 +133,18 @@ def index(
                 show_progress=True,
                 cluster=on,
             )
-    tuning, loss = changed.tuning, changed.loss
+    _print_changed(changed, as_json)
+
+
+def _print_changed(changed: Index, as_json: bool) -> None:
+    """Print what an index holds now, and what has changed."""
+    done, tuning, loss = changed.changes, changed.tuning, changed.loss
     if as_json:
         how = None if tuning is None else asdict(tuning)
-        facts = {"place": changed.place, "images": len(changed), **asdict(changed.changes)}
+        facts = {"place": changed.place, "images": len(changed), **asdict(done)}
         kept = {"storage": changed.storage, "loss": None if loss is None else asdict(loss)}
         print_json(facts | {"search": how} | kept | {"runtime": changed.runtime})
         return
-    done = changed.changes
     print(
         f"{changed.place}: {len(changed):,} images; {done.added:,} added ({done.embedded:,} images "
         f"embedded), {done.updated:,} updated, {done.removed:,} removed"
@@ -199,7 +212,6 @@ def search(
         exclude: with --in, leave out images whose path below the folder, or any part of it,
             matches this glob; repeatable.
         include: with --in, take only images that match this glob; repeatable.
-        as_json: print JSON.
         paths_only: print only paths, one per line.
         open_page: write a page of the hits and open it in the browser.
     """

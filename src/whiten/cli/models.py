@@ -16,7 +16,6 @@ def teachers(pattern: str = "", /, *, as_json: Json = False) -> None:
 
     Args:
         pattern: part of a name, to list matches; or a whole URI, to describe that model.
-        as_json: print JSON.
     """
     from whiten.models.listing import describe, list_teachers, names_one
 
@@ -53,7 +52,6 @@ def convert(
         out: file of the whitening or folder of the student to write.
         p: GeM power of a student; 3 for landmarks, 1 for videos.
         size: input side of a student in pixels.
-        as_json: print JSON.
     """
     from whiten.models.published import convert as run
 

@@ -70,7 +70,6 @@ def evaluate(
         exclude: leave out images whose path below a folder, or any part of it, matches this glob;
             repeatable.
         include: take only images that match this glob; repeatable.
-        as_json: print JSON.
     """
     be_quiet(quiet)
     from whiten.embedding.opening import load

@@ -91,7 +91,6 @@ def distill(
         overwrite: delete the run in OUT first.
         cache: folder for the teachers' embeddings, to share them between runs.
         test: grouped images that training does not see, for the table in the report.
-        as_json: print JSON.
     """
     be_quiet(quiet)
     from whiten.distillation.distill import distill as run
@@ -166,7 +165,6 @@ def report(
         exclude: leave out test images whose path below the folder, or any part of it, matches this
             glob; repeatable.
         include: take only test images that match this glob; repeatable.
-        as_json: print JSON.
     """
     be_quiet(quiet)
     from whiten.evaluation.run import measure_run, unseen_verdict
@@ -208,7 +206,6 @@ def demo(
     Args:
         out: the demo's folder.
         quick: a version of a few seconds, whose metrics mean nothing.
-        as_json: print JSON.
     """
     from whiten.demo.drawings import conclusions
     from whiten.demo.run import next_commands, run_demo
