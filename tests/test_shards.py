@@ -11,7 +11,8 @@ import pytest
 
 from store_helpers import ORIGIN, make_rows, make_store, rewrite
 from whiten.errors import StoreError
-from whiten.media.reading import Skipped, Stamp
+from whiten.media.reading import Skipped
+from whiten.storage.blobs import Stamp
 from whiten.store.shards import Seen
 from whiten.store.store import Store
 

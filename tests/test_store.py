@@ -19,7 +19,7 @@ import pytest
 from store_helpers import ORIGIN, content_hashes, make_rows, make_store, rewrite, vectors
 from whiten.errors import StoreError
 from whiten.media.reading import Skipped
-from whiten.store.store import Store, stored_precision
+from whiten.store.store import Store, stored_origin
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -33,7 +33,8 @@ def test_round_trip(tmp_path: Path, dtype: str) -> None:
     assert (len(store), store.dim) == (7, 6)
     assert store.skipped == [Skipped("bad", "empty file")]
     assert content_hashes(store) == {name: name * 32 for name in "abcde"}
-    assert stored_precision(tmp_path / "s") == "32"
+    origin = stored_origin(tmp_path / "s")
+    assert origin is not None and origin.precision == "32"
 
 
 def test_the_files_are_plain_parquet(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_no_store(tmp_path: Path) -> None:
         Store.open(tmp_path / "nowhere")
     with pytest.raises(StoreError, match="holds no embeddings yet"):
         Store.open(tmp_path)
-    assert stored_precision(tmp_path / "nowhere") is None
+    assert stored_origin(tmp_path / "nowhere") is None
     (tmp_path / ".DS_Store").touch()  # what a file manager leaves is no foreign file
     assert len(Store.create_or_resume(tmp_path, ORIGIN)) == 0
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.datasets.collection import Items
 from whiten.errors import ConfigError, NoImagesError, one_line
-from whiten.utils.names import name_codes
+from whiten.utils.names import name_codes, repeated
 
 LANDMARKS = "train_clean.csv"
 LANDMARKS_IN = (".", "meta", "metadata", "train")  # usual folders of the list
@@ -60,8 +59,7 @@ def read_landmarks(table: Path, images: Path) -> Items:
             f"{table} lists {ids[bad].as_py()!r}, which is no image id: download it again"
         )
     codes = name_codes(landmarks)
-    alone = np.bincount(codes)[codes] < 2
-    groups = pc.if_else(pa.array(alone), pa.scalar(None, pa.large_string()), landmarks)
+    groups = pc.if_else(pa.array(repeated(codes)), landmarks, pa.scalar(None, pa.large_string()))
     items = Items(ids, _paths(ids, images), groups).sorted()
     if (name := items.first_twice()) is not None:
         raise ConfigError(f"{table} lists {name!r} twice: download it again")

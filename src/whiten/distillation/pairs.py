@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import ConfigError
-from whiten.utils.names import Names, name_codes
+from whiten.utils.names import Names, name_codes, repeated
 
 Ints = npt.NDArray[Any]
 
@@ -276,8 +276,7 @@ def plan_pairs(
             f"pairs of an even and an odd view need an even number of --views, not {views}"
         )
     codes = name_codes(groups)
-    in_group = (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1)
-    in_group &= source in ("groups", "mixed")
+    in_group = repeated(codes) & (source in ("groups", "mixed"))
     members, bounds = _by_class(np.flatnonzero(in_group), codes)
     grouped = len(bounds) - 1
     if source != "groups":

@@ -21,9 +21,10 @@ from whiten.media.reading import Skipped, stamp_of
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.teacher import Teacher
 from whiten.store.shards import Origin
-from whiten.store.store import Store, stored_origin, stored_precision
+from whiten.store.store import Store, stored_origin
 from whiten.store.upkeep import bring_up_to_date, refuse_other_images
 from whiten.utils.devices import computes_faster_in_bf16
+from whiten.utils.names import name_codes, repeated
 from whiten.views.plan import ViewPlan
 
 if TYPE_CHECKING:
@@ -163,9 +164,8 @@ def embed(
 def summarize(store: Store, items: Sequence[Item]) -> Summary:
     """Summarise a store for the collection that it was made from."""
     items = Items.of(items)
-    codes = store.content_hashes(items.by_id).dictionary_encode().indices
-    content = codes.fill_null(-1).to_numpy()
-    is_copied = (content >= 0) & (np.bincount(content + 1)[content + 1] > 1)
+    content = name_codes(store.content_hashes(items.by_id))
+    is_copied = repeated(content)
     copies: dict[int, list[str]] = {}
     for item, number in zip(items.take(is_copied), content[is_copied].tolist(), strict=True):
         copies.setdefault(number, []).append(item.id)
@@ -247,9 +247,8 @@ def _fingerprint(model: Model, stored: Origin | None) -> str:
 
 
 def _default_precision(model: Model, folder: str | os.PathLike[str], *, wants_fast: bool) -> str:
-    stored = stored_precision(folder)
-    if stored is not None:
-        return stored
+    if (stored := stored_origin(folder)) is not None:
+        return stored.precision
     if not wants_fast or not isinstance(model, Teacher) or model.module is None:
         return "32"
     return "bf16" if computes_faster_in_bf16(model.module, model.device_type) else "32"

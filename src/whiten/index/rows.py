@@ -27,7 +27,8 @@ from whiten.index.columns import (
     stored_name,
 )
 from whiten.index.conditions import Where
-from whiten.media.reading import Skipped, Stamp
+from whiten.media.reading import Skipped
+from whiten.storage.blobs import Stamp
 from whiten.utils.arrays import Vectors, as_numpy, normalize_rows, require_finite
 
 _ROUNDING = 1e-3  # of the length of embeddings that were stored in half precision

@@ -11,17 +11,6 @@ from whiten.storage.blobs import Stamp, stamp_from
 from whiten.storage.places import is_plain, member_stamp, read_member, split_member
 from whiten.utils.urls import as_url
 
-__all__ = [
-    "MAX_BYTES",
-    "Skipped",
-    "Stamp",
-    "Unread",
-    "is_there_now",
-    "read_bytes",
-    "skipped_for",
-    "stamp_of",
-]
-
 MAX_BYTES = 1 << 30  # an image of MAX_PIXELS takes 600 MB uncompressed
 
 

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from whiten.errors import StoreError, refuse_later
 from whiten.media import colour
-from whiten.media.reading import Skipped, Stamp
-from whiten.storage.blobs import BlobFile, open_blob
+from whiten.media.reading import Skipped
+from whiten.storage.blobs import BlobFile, Stamp, open_blob
 from whiten.storage.objects import write_object
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import renaming
@@ -326,18 +326,7 @@ def _table(rows: Sequence[Row], origin: Origin) -> pa.Table:
             pa.field("embedding", embedding.type),
         ]
     )
-    columns: list[Any] = [
-        [r.id for r in rows],
-        [r.path for r in rows],
-        [r.group for r in rows],
-        [r.view for r in rows],
-        [r.frame_ms for r in rows],
-        [r.content_hash for r in rows],
-    ]
-    arrays = [
-        pa.array(column, type=field.type)
-        for column, field in zip(columns, list(schema)[:-1], strict=True)
-    ]
+    arrays = [pa.array([getattr(r, name) for r in rows], kind) for name, kind in _TYPES.items()]
     return pa.Table.from_arrays([*arrays, embedding], schema=schema)
 
 

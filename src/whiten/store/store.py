@@ -38,18 +38,6 @@ from whiten.utils.names import NameIndex
 from whiten.utils.urls import as_path
 from whiten.views.plan import agree
 
-__all__ = [
-    "Origin",
-    "Row",
-    "Seen",
-    "Shard",
-    "Store",
-    "Vectors",
-    "embedded_by_all",
-    "stored_origin",
-    "stored_precision",
-]
-
 _log = logging.getLogger(__name__)
 
 
@@ -267,12 +255,6 @@ def stored_origin(folder: str | os.PathLike[str]) -> Origin | None:
     root = as_path(folder)
     paths = shard_paths(root) if is_place(root) else []
     return read_shard(paths[0])[0] if paths else None
-
-
-def stored_precision(folder: str | os.PathLike[str]) -> str | None:
-    """Return the precision that a store was computed in; None if there is no store yet."""
-    origin = stored_origin(folder)
-    return None if origin is None else origin.precision
 
 
 def _shard_number(path: Path) -> int:

@@ -45,7 +45,8 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
         seen = store.seen(shard)
         found: dict[str, Seen] = {}
         changed: set[str] = set()
-        for item in _wanted(items, shard.ids):
+        wanted = _wanted(items, shard.ids)
+        for item in wanted:
             now = _look_again(item, seen[item.id])
             if now.content_hash != seen[item.id].content_hash:
                 changed.add(item.id)
@@ -55,10 +56,10 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
         forgotten = {item.id for item in skipped if _may_work(item, seen.get(item.id), usable)}
         colours = shard.colours
         if colours < colour.VERSION:
-            foreign = _of_foreign_colours(_wanted(items, shard.ids)) - changed
+            foreign = _of_foreign_colours(wanted) - changed
             recoloured += len(foreign)
             changed |= foreign
-            if len(_wanted(items, shard.ids)) == len(set(shard.ids)):
+            if len(wanted) == len(set(shard.ids)):
                 colours = colour.VERSION
         if changed or forgotten:
             store.amend(shard, drop=changed, forget=forgotten, found=found, colours=colours)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,6 +26,17 @@ def name_codes(names: Names) -> Indices:
     column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
     codes: Indices = column.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64)
     return codes
+
+
+def repeated(codes: Indices) -> npt.NDArray[np.bool_]:
+    """Return which of (n,) numbers from `name_codes` occur twice or more; -1 never counts."""
+    return (codes >= 0) & (np.bincount(codes + 1)[codes + 1] > 1)
+
+
+def group_codes(names: Names) -> Indices:
+    """Number the groups by first occurrence; -1 for no group, and for one of a single member."""
+    codes = name_codes(names)
+    return np.where(repeated(codes), codes, -1)
 
 
 def label_codes(labels: Any) -> Indices:

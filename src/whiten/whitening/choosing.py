@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from whiten.errors import WhiteningError
 from whiten.utils.arrays import as_numpy, normalize_rows
-from whiten.utils.names import Names, label_codes, name_codes
+from whiten.utils.names import Names, group_codes, label_codes, name_codes
 from whiten.whitening.whitener import Whitener
 
 Vectors = npt.NDArray[Any]
@@ -246,8 +246,7 @@ def _evidence(
 ) -> list[_Evidence]:
     evidence = []
     if groups is not None:
-        codes = name_codes(groups)
-        classes = np.where(np.bincount(codes + 1)[codes + 1] < 2, -1, codes)
+        classes = group_codes(groups)
         if len(np.unique(classes[classes >= 0])) >= _FOLDS:
             evidence.append(_Evidence(GROUPS, classes))
     if others and n >= 2 * _FOLDS:

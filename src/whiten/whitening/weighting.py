@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.utils.arrays import Array, normalize_rows
-from whiten.utils.names import Names, name_codes
+from whiten.utils.names import Names, group_codes
 from whiten.whitening.choosing import Choice, average_precisions, fit_chosen, with_positive
 from whiten.whitening.whitener import Whitener
 
@@ -135,7 +135,7 @@ def judge_of(
         seed: seed of the folds.
     """
     n = len(teachers[0])
-    classes = np.full(n, -1) if groups is None else _classes(groups)
+    classes = np.full(n, -1) if groups is None else group_codes(groups)
     by_groups = groups is not None and has_groups(groups)
     if n < _FEWEST or not (by_groups or second_views is not None):
         return None
@@ -167,14 +167,8 @@ def judge_of(
 
 def has_groups(groups: Names) -> bool:
     """Whether groups are enough to measure by: 16 of two images."""
-    classes = _classes(groups)
+    classes = group_codes(groups)
     return len(np.unique(classes[classes >= 0])) >= _GROUPS
-
-
-def _classes(groups: Names) -> npt.NDArray[np.int64]:
-    """Number the groups; -1 without a group, or alone in it."""
-    codes = name_codes(groups)
-    return np.where(np.bincount(codes + 1)[codes + 1] < 2, -1, codes)
 
 
 def _fit(choice: Choice, embeddings: Vectors) -> Whitener:
