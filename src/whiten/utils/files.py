@@ -26,11 +26,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write atomically, and return once the file is on the disk and would survive a power cut."""
-    with renaming(path) as partial, partial.open("wb") as file:
+    with renaming(path) as partial, written_out(partial) as file:
         file.write(content)
+    flush_folder(path.parent)
+
+
+@contextmanager
+def written_out(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to write; it is on the disk when the block ends without error."""
+    with path.open("wb") as file:
+        yield file
         file.flush()
         flush(file.fileno())
-    flush_folder(path.parent)
 
 
 @contextmanager

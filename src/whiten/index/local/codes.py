@@ -23,7 +23,7 @@ import numpy.typing as npt
 from whiten.errors import StoreError
 from whiten.retrieval.exact import Mask, Nearest, Rows
 from whiten.utils.arrays import Vectors
-from whiten.utils.files import flush
+from whiten.utils.files import written_out
 from whiten.utils.memory import forget
 
 Codes = npt.NDArray[np.int8]
@@ -89,7 +89,7 @@ def write_codes(folder: Path, vectors: Vectors) -> None:
     step = np.float32(max(float(np.abs(turned(start)).max()) for start in starts) / _TOP or 1)
     error = longest = 0.0
     folder.mkdir()
-    with (folder / _CODES).open("wb") as file:
+    with written_out(folder / _CODES) as file:
         for start in starts:
             block = turned(start)
             codes = np.rint(block / step).clip(-_TOP, _TOP).astype(np.int8)
@@ -97,14 +97,10 @@ def write_codes(folder: Path, vectors: Vectors) -> None:
             rounded = codes * step
             error = max(error, float(np.linalg.norm(block - rounded, axis=1).max()))
             longest = max(longest, float(np.linalg.norm(rounded, axis=1).max()))
-        file.flush()
-        flush(file.fileno())
     facts = np.zeros((1, dim), np.float32)
     facts[0, :3] = step, np.nextafter(np.float32(error), 9), np.nextafter(np.float32(longest), 9)
-    with (folder / _FRAME).open("wb") as file:
+    with written_out(folder / _FRAME) as file:
         np.save(file, np.concatenate([facts, centre[None], rotation]))
-        file.flush()
-        flush(file.fileno())
 
 
 class CodedSegment:

@@ -34,9 +34,10 @@ from whiten.index.local.storage.loss import measure
 from whiten.index.local.storage.state import Storage, save_codec
 from whiten.index.local.tuning import RECALL, Tuning, choose
 from whiten.index.rows import Block, Facts, Match
-from whiten.media.reading import Stamp, stamp_of
+from whiten.media.reading import stamp_of
+from whiten.storage.blobs import Stamp
 from whiten.utils.arrays import Vectors
-from whiten.utils.files import flush, flush_folder, lock, remove_if_only, write_durably
+from whiten.utils.files import flush_folder, lock, remove_if_only, write_durably, written_out
 
 _log = logging.getLogger(__name__)
 
@@ -231,10 +232,8 @@ class FolderIndex:
                 if not there.any():
                     continue
                 part = replace(part, gone=f"{_GONE}{generation:06d}-{number}")
-                with (self.root / part.gone).open("wb") as file:  # not yet named by a manifest
+                with written_out(self.root / part.gone) as file:  # not yet named by a manifest
                     file.write(np.packbits(~there).tobytes())
-                    file.flush()
-                    flush(file.fileno())
             parts.append(part)
         return parts
 

@@ -31,7 +31,7 @@ from whiten.index.local.storage.reranked import Reranked
 from whiten.index.rows import Block, Facts, as_of
 from whiten.retrieval.exact import Mask, Nearest, Rows, scan
 from whiten.utils.arrays import Array, Vectors
-from whiten.utils.files import flush
+from whiten.utils.files import flush, written_out
 from whiten.utils.memory import gather_rows
 
 VECTORS = "vectors.f32"
@@ -218,10 +218,7 @@ def _join_batches(path: Path, schema: pa.Schema) -> None:
     """
     rows = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     joined = path.with_name(f"{path.name}.partial")
-    with joined.open("wb") as file:
-        with pa.ipc.new_stream(file, schema) as stream:
-            for start in range(0, len(rows), _BATCH):
-                stream.write_table(rows.slice(start, _BATCH).combine_chunks())
-        file.flush()
-        flush(file.fileno())
+    with written_out(joined) as file, pa.ipc.new_stream(file, schema) as stream:
+        for start in range(0, len(rows), _BATCH):
+            stream.write_table(rows.slice(start, _BATCH).combine_chunks())
     os.replace(joined, path)

@@ -12,7 +12,7 @@ import numpy as np
 from whiten.index.local.storage.codec import Codec
 from whiten.retrieval.exact import Mask, Nearest, scan
 from whiten.utils.arrays import Array, Vectors, normalize_rows
-from whiten.utils.files import flush
+from whiten.utils.files import written_out
 from whiten.utils.memory import forget, is_large, take_rows
 
 SAMPLE_ROWS = 50_000  # most rows that a codec is fitted on
@@ -92,13 +92,11 @@ def map_codes(path: Path, codec: Codec, count: int) -> Array:
 
 def write_codes(path: Path, codec: Codec, vectors: Vectors) -> None:
     """Encode (n, dim) float32, may be a memory map, one block at a time."""
-    with path.open("wb") as file:
+    with written_out(path) as file:
         for start in range(0, len(vectors), _BLOCK):
             part = vectors[start : start + _BLOCK]
             file.write(np.ascontiguousarray(codec.encode(part)).tobytes())
             forget(part)
-        file.flush()
-        flush(file.fileno())
 
 
 def sample_rows(vectors: Vectors) -> Vectors:
