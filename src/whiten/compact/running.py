@@ -13,14 +13,13 @@ from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.patterns import Patterns
 from whiten.embedding.encoder import Encoder
-from whiten.embedding.rows import embed_rows, require_embedded_by
+from whiten.embedding.rows import embed_rows, open_store, require_embedded_by
 from whiten.errors import ConfigError
 from whiten.index import Index
 from whiten.index.local.storage.kinds import default_kinds
 from whiten.media.reading import Skipped
 from whiten.store.places import is_store
 from whiten.store.rows import stored_items, stored_rows
-from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
 from whiten.utils.urls import as_path
 
@@ -67,14 +66,7 @@ def open_embedded(
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if is_store(as_path(source)):
-            if exclude or include:
-                raise ConfigError(
-                    f"{source} is a store: --exclude and --include choose among the images of a "
-                    "folder or a table"
-                )
-            store = Store.open(source)
-            store.say_colours()
+        if (store := open_store(source, exclude, include)) is not None:
             require_embedded_by(store, encoder)
             items = stored_items(store)
             vectors = stored_rows(store, items, folder)

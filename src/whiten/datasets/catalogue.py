@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +79,9 @@ class DataSet:
         yield f"  size       {self.size}"
 
 
+_Look: TypeAlias = Callable[[DataSet, Path], None]
+
+
 def find_datasets(root: Path) -> list[DataSet]:
     """Look for every data set that has a reader, in a folder or just below it.
 
@@ -85,65 +90,58 @@ def find_datasets(root: Path) -> list[DataSet]:
     """
     if not root.is_dir():
         raise ConfigError(f"{root} is no folder: name the one that holds the data sets")
-    sets = [
-        DataSet(
-            "GLDv2-clean",
-            "whiten distill ROOT: images of a landmark are a group",
-            "https://github.com/cvdfoundation/google-landmark",
-            "1,580,470 images of 81,313 landmarks, chosen from the 4,132,914 of GLDv2's train set",
-            "train set: 500 archives of about 1 GB; with index and test set about 595 GB",
-        ),
-        *(
-            DataSet(
-                title,
-                f"whiten evaluate ROOT --model MODEL --protocol {name}",
-                f"http://cmp.felk.cvut.cz/revisitop (ground truth), {images} (images)",
-                f"70 queries, {count:,} images",
-                UNSTATED,
-            )
-            for title, name, images, count in (
-                (
-                    "ROxford5k",
-                    "roxford5k",
-                    "https://www.robots.ox.ac.uk/~vgg/data/oxbuildings",
-                    4993,
-                ),
-                (
-                    "RParis6k",
-                    "rparis6k",
-                    "https://www.robots.ox.ac.uk/~vgg/data/parisbuildings",
-                    6322,
-                ),
-            )
-        ),
-        DataSet(
-            "R1M",
-            "whiten evaluate … --distractors ROOT",
-            "http://cmp.felk.cvut.cz/revisitop",
-            "1,001,001 images in 100 archives",
-            UNSTATED,
-        ),
-        DataSet(
-            "SVD",
-            "whiten distill ROOT, whiten evaluate ROOT --model MODEL --protocol svd",
-            "https://svdbase.github.io",
-            "over 500,000 short videos, over 30,000 of them labelled",
-            UNSTATED,
-        ),
-    ]
-    looks: list[Callable[[DataSet, Path], None]] = [
-        _look_for_landmarks,
-        lambda found, place: _look_for_set(found, place, "roxford5k"),
-        lambda found, place: _look_for_set(found, place, "rparis6k"),
-        _look_for_distractors,
-        _look_for_videos,
-    ]
-    for found, look in zip(sets, looks, strict=True):
+    sets = _published()
+    for found, look in sets:
         try:
             look(found, root)
         except WhitenError as error:  # report damaged lists
             found.missing.append(f"a readable list: {error}")
-    return sets
+    return [found for found, _ in sets]
+
+
+def _published() -> list[tuple[DataSet, _Look]]:
+    """Return the data sets, and what looks for each."""
+    gldv2 = DataSet(
+        "GLDv2-clean",
+        "whiten distill ROOT: images of a landmark are a group",
+        "https://github.com/cvdfoundation/google-landmark",
+        "1,580,470 images of 81,313 landmarks, chosen from the 4,132,914 of GLDv2's train set",
+        "train set: 500 archives of about 1 GB; with index and test set about 595 GB",
+    )
+    r1m = DataSet(
+        "R1M",
+        "whiten evaluate … --distractors ROOT",
+        "http://cmp.felk.cvut.cz/revisitop",
+        "1,001,001 images in 100 archives",
+        UNSTATED,
+    )
+    svd = DataSet(
+        "SVD",
+        "whiten distill ROOT, whiten evaluate ROOT --model MODEL --protocol svd",
+        "https://svdbase.github.io",
+        "over 500,000 short videos, over 30,000 of them labelled",
+        UNSTATED,
+    )
+    return [
+        (gldv2, _look_for_landmarks),
+        _revisited("ROxford5k", "oxbuildings", 4993),
+        _revisited("RParis6k", "parisbuildings", 6322),
+        (r1m, _look_for_distractors),
+        (svd, _look_for_videos),
+    ]
+
+
+def _revisited(title: str, images: str, count: int) -> tuple[DataSet, _Look]:
+    name = title.lower()
+    found = DataSet(
+        title,
+        f"whiten evaluate ROOT --model MODEL --protocol {name}",
+        "http://cmp.felk.cvut.cz/revisitop (ground truth), "
+        f"https://www.robots.ox.ac.uk/~vgg/data/{images} (images)",
+        f"70 queries, {count:,} images",
+        UNSTATED,
+    )
+    return found, partial(_look_for_set, name=name)
 
 
 def _look_for_landmarks(found: DataSet, root: Path) -> None:

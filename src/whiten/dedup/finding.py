@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import stat
@@ -24,15 +23,13 @@ from whiten.errors import ImageError
 from whiten.media.formats import FORMATS
 from whiten.media.reading import Skipped, read_bytes
 from whiten.storage.places import is_plain
-from whiten.utils.hashing import content_hash
+from whiten.utils.hashing import content_hash, hash_file
 from whiten.utils.names import display_path
 from whiten.utils.progress import progress
 from whiten.utils.threads import ordered_map
 
 Keep = Literal["best", "first"]
 Kind = Literal["kept", "exact", "near"]
-
-_CHUNK = 1 << 20  # bytes of a file hashed at once
 
 
 @dataclass(frozen=True)
@@ -307,7 +304,7 @@ def _look(collection: Collection, file: int) -> _Facts:
         if is_plain(path):
             status = os.stat(path)
             size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-            digest = digest or _hash_file(path)
+            digest = digest or hash_file(path)
         else:
             data = read_bytes(path)
             size, digest = len(data), digest or content_hash(data)
@@ -317,15 +314,6 @@ def _look(collection: Collection, file: int) -> _Facts:
     # A frame tells the size of its video, and nothing of its compression.
     quality = quality_of(picture) if picture == path else Quality(*_pixels(picture), fidelity=1.0)
     return _Facts(quality, size, digest, Path(path).is_symlink())
-
-
-def _hash_file(path: str) -> str:
-    """Return the content hash of a file that may be larger than memory."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while part := file.read(_CHUNK):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _pixels(path: str) -> tuple[int, int]:

@@ -21,12 +21,11 @@ from whiten.datasets.svd import FRAMES_TABLE
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.dedup.turned import Also, TurnedSimilarity, embed_turned
 from whiten.embedding.encoder import Encoder, embed_cached
-from whiten.embedding.rows import embed_rows, require_embedded_by
+from whiten.embedding.rows import embed_rows, open_store, require_embedded_by
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.video_task import count_frames
 from whiten.media.reading import Skipped
 from whiten.storage.places import is_plain
-from whiten.store.places import is_store
 from whiten.store.rows import stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.hashing import fingerprint
@@ -106,19 +105,12 @@ def open_collection(
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         folder = cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if is_store(as_path(source)):
-            if exclude or include:
-                raise ConfigError(
-                    f"{source} is a store: --exclude and --include choose among the images of a "
-                    "folder or a table"
-                )
+        if (store := open_store(source, exclude, include)) is not None:
             if also:
                 raise ConfigError(
                     f"{source} holds embeddings of upright images only: name the images and "
                     "--model, or leave --also out"
                 )
-            store = Store.open(source)
-            store.say_colours()
             yield marked(_of_store(store, encoder, folder), reference)
             return
         if encoder is None:

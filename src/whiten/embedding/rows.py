@@ -14,11 +14,14 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from whiten.datasets.collection import Item, Items
+from whiten.datasets.patterns import Patterns
 from whiten.embedding.encoder import Encoder, Part, embed_cached
 from whiten.errors import ConfigError, NoImagesError
 from whiten.media.reading import Skipped
+from whiten.store.places import is_store
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.arrays import Vectors
+from whiten.utils.urls import as_path
 
 if TYPE_CHECKING:
     from whiten.embedding.cluster import Cluster
@@ -69,6 +72,24 @@ def embed_rows(
             file.flush()
             vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), encoder.dim))
     return kept, vectors, skipped
+
+
+def open_store(source: Path, exclude: Patterns, include: Patterns) -> Store | None:
+    """Open a source that is a store of embeddings; None if it is anything else.
+
+    Raises:
+        ConfigError: it is a store, and there are patterns.
+    """
+    if not is_store(as_path(source)):
+        return None
+    if exclude or include:
+        raise ConfigError(
+            f"{source} is a store: --exclude and --include choose among the images of a folder or "
+            "a table"
+        )
+    store = Store.open(source)
+    store.say_colours()
+    return store
 
 
 def require_embedded_by(store: Store, encoder: Encoder | None) -> None:

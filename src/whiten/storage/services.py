@@ -126,11 +126,12 @@ def refuse_as_output(place: str | os.PathLike[str], what: str) -> None:
     Raises:
         ConfigError: it is one.
     """
-    if (url := as_url(place)) is not None:
-        raise ConfigError(
-            f"{what} cannot be written to {scheme_of(url)}://: name a folder on a disk, and copy "
-            "it there when it is done (stores of embeddings can be written there, `whiten embed`)"
-        )
+    _refuse_url(
+        place,
+        f"{what} cannot be written to",
+        "name a folder on a disk, and copy it there when it is done (stores of embeddings can be "
+        "written there, `whiten embed`)",
+    )
 
 
 def refuse_as_index(place: str | os.PathLike[str]) -> None:
@@ -139,11 +140,16 @@ def refuse_as_index(place: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: it is one.
     """
+    _refuse_url(
+        place,
+        "an index is read from a disk or a database, not from",
+        "copy it to a folder, and name that",
+    )
+
+
+def _refuse_url(place: str | os.PathLike[str], refusal: str, remedy: str) -> None:
     if (url := as_url(place)) is not None:
-        raise ConfigError(
-            f"an index is read from a disk or a database, not from {scheme_of(url)}://: copy it to "
-            "a folder, and name that"
-        )
+        raise ConfigError(f"{refusal} {scheme_of(url)}://: {remedy}")
 
 
 def _seconds(usual: float) -> float:

@@ -7,7 +7,6 @@ only on centring and the spectrum: a rotation afterwards does not change them.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import warnings
@@ -25,6 +24,7 @@ from whiten.errors import (
 )
 from whiten.utils.arrays import Array, as_numpy, is_block
 from whiten.utils.files import load_sealed, save_sealed
+from whiten.utils.hashing import content_hash
 from whiten.whitening.affine import map_rows
 from whiten.whitening.eigen import principal_axes
 from whiten.whitening.moments import Moments
@@ -251,8 +251,7 @@ class Whitener:
     def fingerprint(self) -> str:
         """Fingerprint of the transform, 32 hexadecimal digits."""
         assert self.mean_ is not None
-        content = self.mean_.tobytes() + self.projection_.tobytes()
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return content_hash(self.mean_.tobytes() + self.projection_.tobytes())
 
     def with_settings(self, *, dim: int | None = None, shrinkage: float | None = None) -> Whitener:
         """Return the same fit with other settings: O(dim·D), without samples, also after `load`.
