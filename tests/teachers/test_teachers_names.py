@@ -6,7 +6,7 @@ import pytest
 
 from whiten.errors import ConfigError
 from whiten.models.registry import open_teacher
-from whiten.models.sources import onnx_file, python_factory, timm_models, torchvision_models
+from whiten.models.sources import timm_models, torchvision_models
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,6 @@ def test_wrong_name_or_option(uri: str, message: str) -> None:
 
 
 def test_listed_names_can_be_asked_for() -> None:
-    assert onnx_file.list_names() == python_factory.list_names() == []
     assert "vit_small_patch14_dinov2.lvd142m" in timm_models.list_names()
     names = torchvision_models.list_names()
     assert "resnet50" in names

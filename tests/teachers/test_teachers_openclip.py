@@ -15,7 +15,7 @@ from hf_models import MEAN, STD
 from teacher_helpers import Explosive, check_same, make_pixels, normalise, shake
 from whiten.errors import ConfigError, TeacherError
 from whiten.models.registry import open_teacher
-from whiten.models.sources import huggingface, openclip
+from whiten.models.sources import openclip
 from whiten.views.rendering import Preprocess
 
 pytestmark = pytest.mark.usefixtures("empty_caches")
@@ -55,7 +55,6 @@ def save_openclip(file: Path, name: str = "whiten-tiny", seed: int = 0, **option
 
 def test_openclip_names() -> None:
     assert "ViT-B-16/laion2b_s34b_b88k" in openclip.list_names()
-    assert huggingface.list_names() == []
 
 
 @pytest.mark.parametrize("name", ["whiten-tiny", "whiten-coca"])

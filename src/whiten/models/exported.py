@@ -329,10 +329,6 @@ def _run(run: Run, name: str, inputs: Arrays) -> Arrays:
 # --- as a teacher -----------------------------------------------------------------------
 
 
-def list_names() -> list[str]:
-    return []  # the user's own folders cannot be listed
-
-
 def open_uri(uri: TeacherURI) -> Teacher:
     """Open `onnx:`, `openvino:` or `torchscript:FOLDER`, with `?precision=`; or `onnx:FILE`.
 

@@ -323,10 +323,6 @@ def _sized(config: StudentConfig) -> dict[str, Any]:
 # --- a student is a teacher too ---------------------------------------------------------
 
 
-def list_names() -> list[str]:
-    return []  # the user's own folders cannot be listed
-
-
 def open_uri(uri: TeacherURI) -> Teacher:
     """Open `whiten:FOLDER`; takes no options."""
     uri.take()

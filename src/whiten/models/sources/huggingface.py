@@ -23,10 +23,6 @@ POOLS = ("cls", "avg", "pooler")
 _PIL_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def list_names() -> list[str]:
-    return []  # the hub's catalogue is online
-
-
 def open_uri(uri: TeacherURI) -> Teacher:
     """Open a folder that `save_pretrained` wrote, or a repository of the hub.
 

@@ -35,13 +35,9 @@ from whiten.models.teacher import (
 )
 from whiten.models.uri import TeacherURI
 from whiten.utils.validation import check_types
-from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocess
 
 _AS_PIXELS = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "white": 255.0}
-
-
-def list_names() -> list[str]:
-    return []  # the user's own files cannot be listed
 
 
 def open_uri(uri: TeacherURI) -> Teacher:
@@ -74,7 +70,7 @@ def open_uri(uri: TeacherURI) -> Teacher:
         ("fit", ("crop", "squash")),
         ("channels", ("rgb", "bgr")),
         ("layout", ("", "nchw", "nhwc")),
-        ("interpolation", ("nearest", "bilinear", "bicubic", "lanczos")),
+        ("interpolation", tuple(RESAMPLING)),
         ("pool", ("", "cls", "mean", "gem", "max")),
     ):
         if options[name] not in allowed:

@@ -22,10 +22,6 @@ from whiten.utils.hashing import fingerprint
 from whiten.views.rendering import Preprocess
 
 
-def list_names() -> list[str]:
-    return []  # the user's own functions cannot be listed
-
-
 def open_uri(uri: TeacherURI) -> Teacher:
     """Call `factory(**options)` of `python:pkg.module:factory?option=text`.
 

@@ -11,10 +11,6 @@ from whiten.store.store import Store
 from whiten.views.rendering import Preprocess
 
 
-def list_names() -> list[str]:
-    return []  # the user's own folders cannot be listed
-
-
 def open_uri(uri: TeacherURI) -> StoredModel:
     """Open a store as a model; takes no options.
 
