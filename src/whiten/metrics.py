@@ -294,6 +294,11 @@ class Figure:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, values: npt.NDArray[Any]) -> Figure:
+        """Return the mean of (n,) values, one per query, with its interval."""
+        return cls(float(values.mean()), *bootstrap_interval(values))
+
 
 def figures(scores: Mapping[str, npt.NDArray[Any]]) -> dict[str, Figure]:
     """Compute the mean and the interval of several metrics, all from the same resamples.

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from whiten import metrics
 from whiten.datasets.collection import Item
 from whiten.datasets.sources import Sources
 from whiten.metrics import Figure, Scores
-from whiten.report.table import fit, printable, width_of
+from whiten.report.table import aligned, printable
 
 _MOST = 32  # columns of a source's name on a terminal
 
@@ -77,11 +76,8 @@ class BySource:
     def lines(self, queries: int, overall: Mapping[str, Figure]) -> Iterator[str]:
         """Yield lines for display."""
         yield f"{self.measured}."
-        rows = [[fit(name, _MOST), *cells] for name, *cells in self.cells(queries, overall)]
-        widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
-        for name, *cells in rows:
-            numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-            yield "  ".join(["", name + " " * (widths[0] - width_of(name)), *numbers])
+        for line in aligned(self.cells(queries, overall), _MOST):
+            yield f"  {line}"
 
 
 def _shown(name: str, figure: Figure | None) -> str:

@@ -255,12 +255,7 @@ def _setting(kind: str, distractors: int, scores: Setups) -> Setting:
     return Setting(
         queries=kind,
         distractors=distractors,
-        figures={
-            name: Figure(scores[name]["map"], *metrics.bootstrap_interval(aps))
-            if len(aps)
-            else None
-            for name, aps in known.items()
-        },
+        figures={name: Figure.of(aps) if len(aps) else None for name, aps in known.items()},
         precisions={
             name: dict(setup["mp_at"]) if len(known[name]) else {} for name, setup in scores.items()
         },

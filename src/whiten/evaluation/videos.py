@@ -32,7 +32,6 @@ from whiten.evaluation.svd import svd_task
 from whiten.evaluation.video_ranking import VideoSearch
 from whiten.evaluation.video_task import VideoTask
 from whiten.media.video import MAX_FRAMES
-from whiten.metrics import Figure
 from whiten.models.stored_model import Model
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import fingerprint

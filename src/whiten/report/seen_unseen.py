@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from whiten.report import page
-from whiten.report.table import Kind, fit, printable, width_of
+from whiten.report.table import Kind, aligned, printable
 
 _MOST = 60  # columns of a name on a terminal
 
@@ -82,11 +82,7 @@ class SeenUnseen:
     def lines(self) -> Iterator[str]:
         """Yield lines for display."""
         yield self.measured
-        rows = [[fit(name, _MOST), *cells] for name, *cells in self.cells()]
-        widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
-        for name, *cells in rows:
-            numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-            yield "  ".join([name + " " * (widths[0] - width_of(name)), *numbers])
+        yield from aligned(self.cells(), _MOST)
 
     def html(self) -> str:
         """Return the table for a page."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,6 +91,19 @@ def width_of(text: str) -> int:
         0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in text
     )
+
+
+def aligned(rows: Sequence[Sequence[str]], most: int) -> Iterator[str]:
+    """Yield the lines of a table: names to the left, at most `most` columns wide, then numbers.
+
+    Args:
+        rows: name and numbers of each row, the heading first.
+    """
+    cells = [[fit(name, most), *numbers] for name, *numbers in rows]
+    widths = [max(map(width_of, column)) for column in zip(*cells, strict=True)]
+    for name, *numbers in cells:
+        ends = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        yield "  ".join([name + " " * (widths[0] - width_of(name)), *ends])
 
 
 def fit(name: str, room: int) -> str:

@@ -198,8 +198,8 @@ def cost(kind: str, codec: Codec, base: Answers, answers: Answers) -> Cost:
     shared = np.array([len(np.intersect1d(*pair)) / len(pair[0]) for pair in pairs])
     mean = loss = None
     if answers.aps is not None and base.aps is not None:
-        mean, loss = float(answers.aps.mean()), _figure(base.aps - answers.aps)
-    return Cost(kind, bytes_per_vector(codec), mean, loss, _figure(shared))
+        mean, loss = float(answers.aps.mean()), Figure.of(base.aps - answers.aps)
+    return Cost(kind, bytes_per_vector(codec), mean, loss, Figure.of(shared))
 
 
 def measure(
@@ -222,7 +222,3 @@ def measure(
     chosen = choose_queries(vectors, items, _MEASURED_BY)
     base = answer(chosen, fit(BASE, vectors[:1]), vectors, None)
     return cost(name, codec, base, answer(chosen, codec, codes, kept))
-
-
-def _figure(values: Scores) -> Figure:
-    return Figure(float(values.mean()), *metrics.bootstrap_interval(values))
