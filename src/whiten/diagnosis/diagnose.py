@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.patterns import Patterns
 from whiten.diagnosis.copies import exact_copies, near_copies
@@ -25,12 +26,13 @@ from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.fitting import require_varied
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.cost import measure_cost
+from whiten.media.reading import Skipped
 from whiten.models.registry import open_teacher
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.student import backbone_as_teacher, build_student
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import embedded_by_all
-from whiten.utils.arrays import Array, Vectors, normalize_rows
+from whiten.utils.arrays import Array, Indices, Vectors, normalize_rows
 from whiten.utils.names import distinct, name_codes
 from whiten.utils.progress import announce
 from whiten.whitening.choosing import Choice, choose, fit_chosen, sample_rows
@@ -97,15 +99,8 @@ def diagnose(
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         embedding = Cache(Path(cache or temporary), spec, show_progress=show_progress)
         models = [*opened, *([] if backbone is None else [backbone])]
-        stores = [embedding.embed(model, items, views, model.name) for model in models]
-        items, skipped = embedded_by_all(items, stores, views)
-        if len(items) < 2:
-            raise NoImagesError(
-                f"{len(items)} of the images could be embedded by all teachers: name at least two"
-            )
-        names = items.ids.to_pylist()
-        vectors = [[store.gather(names, view) for view in views] for store in stores]
-        contents = name_codes(stores[0].content_hashes(items.by_id))
+        embedded = _embed(embedding, models, items, views)
+        items, vectors = embedded.items, embedded.vectors
         crops = None
         if backbone is not None and not by_groups:
             judged = items.take(mix_sample(len(items), seed))
@@ -132,8 +127,8 @@ def diagnose(
             for choice, own in zip(choices, vectors, strict=True)
         ]
         told = _student(spec, features, whitened, groups, crops)
-    distinct = np.unique(contents, return_index=True)[1]
-    near = near_copies(items.take(distinct), fused([each[distinct] for each in raw], fusion))
+    first = np.unique(embedded.contents, return_index=True)[1]  # of each content
+    near = near_copies(items.take(first), fused([each[first] for each in raw], fusion))
     exact = exact_copies(found)
     return Diagnosis(
         images=len(found),
@@ -152,8 +147,36 @@ def diagnose(
             whitening_adds=adds,
             student=told,
         ),
-        skipped=skipped,
+        skipped=embedded.skipped,
     )
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """The sampled images that all models could embed.
+
+    Attributes:
+        vectors: per model and view, (n, dim) embeddings.
+        contents: (n,) number of each image's content.
+    """
+
+    items: Items
+    vectors: list[list[Vectors]]
+    contents: Indices
+    skipped: list[Skipped]
+
+
+def _embed(cache: Cache, models: Sequence[Model], items: Items, views: range) -> _Embedded:
+    stores = [cache.embed(model, items, views, model.name) for model in models]
+    items, skipped = embedded_by_all(items, stores, views)
+    if len(items) < 2:
+        raise NoImagesError(
+            f"{len(items)} of the images could be embedded by all teachers: name at least two"
+        )
+    names = items.ids.to_pylist()
+    vectors = [[store.gather(names, view) for view in views] for store in stores]
+    contents = name_codes(stores[0].content_hashes(items.by_id))
+    return _Embedded(items, vectors, contents, skipped)
 
 
 def _choices(

@@ -19,7 +19,7 @@ from whiten.embedding.setup import Setup
 from whiten.errors import ClusterError, ImageError, WhitenError, one_line
 from whiten.media.reading import Unread, read_bytes
 from whiten.models.choice import chosen
-from whiten.models.teacher import Teacher
+from whiten.models.teacher import Teacher, first_line
 from whiten.utils.arrays import Vectors
 from whiten.views.plan import ViewPlan
 
@@ -218,7 +218,7 @@ class Pool:
                     first, last = unit.tasks[0].item.id, unit.tasks[-1].item.id
                     raise ClusterError(
                         f"the images from {first!r} to {last!r} ended {DEATHS} replicas of the "
-                        f"model, the last one with: {_first_line(error)}; what is embedded is kept"
+                        f"model, the last one with: {first_line(error)}; what is embedded is kept"
                     ) from error
                 lost.append(unit)
                 continue
@@ -242,7 +242,7 @@ class Pool:
             self._failed_starts += is_new
             if self._failed_starts >= DEATHS and not (self._busy or self._idle):
                 raise ClusterError(
-                    f"replicas of the model end while they start: {_first_line(error)}"
+                    f"replicas of the model end while they start: {first_line(error)}"
                 ) from error
             return
         if reason:
@@ -295,8 +295,3 @@ def _require_shared(tasks: list[Task], part: Part) -> None:
                 f"({unread[task.item.id]}), this machine can: keep the images on storage that all "
                 "nodes reach by the same path"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from whiten.datasets.collection import Item, Items
 from whiten.errors import ImageError, NoImagesError
 from whiten.media.reading import Skipped, skipped_for
-from whiten.models.inputs import show
+from whiten.models.inputs import show_or_fail
 from whiten.models.teacher import drawn_pixels
 from whiten.utils.threads import ordered_map
 from whiten.views.rendering import Preprocess
@@ -89,7 +88,7 @@ def _read(
     items: Sequence[Item], preprocess: Preprocess, workers: int | None, skipped: list[Skipped]
 ) -> tuple[list[Item], Pixels]:
     kept, shown = [], []
-    found = ordered_map(partial(_show, preprocess), items, workers=workers)
+    found = ordered_map(lambda item: show_or_fail(item.path, preprocess), items, workers=workers)
     for item, pixels in zip(items, found, strict=True):
         if isinstance(pixels, ImageError):
             skipped.append(skipped_for(item.id, pixels))
@@ -97,13 +96,6 @@ def _read(
             kept.append(item)
             shown.append(pixels)
     return kept, np.stack(shown) if shown else np.zeros((0, *preprocess.size, 3), np.uint8)
-
-
-def _show(preprocess: Preprocess, item: Item) -> Pixels | ImageError:
-    try:
-        return show(item.path, preprocess)
-    except ImageError as error:
-        return error
 
 
 def draw_images(preprocess: Preprocess, count: int = 64) -> Sample:

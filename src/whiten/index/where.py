@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from whiten.errors import ConfigError, nearest
 from whiten.index.columns import FILTERABLE, KINDS, NUMBER, TIME, TRUTH, UTC, stored_name
@@ -28,11 +28,7 @@ _OPERATORS: dict[type[ast.cmpop], Operator] = {
     ast.GtE: ">=",
     ast.In: "in",
 }
-_TESTS: dict[str, Test] = {
-    "startswith": "startswith",
-    "endswith": "endswith",
-    "contains": "contains",
-}
+_TESTS: dict[str, Test] = {name: name for name in get_args(Test)}
 _OF_PANDAS = dict.fromkeys(("isna", "isnull"), "name is None") | dict.fromkeys(
     ("notna", "notnull"), "name is not None"
 )

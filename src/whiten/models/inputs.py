@@ -150,7 +150,7 @@ def embed_inputs(
         ImageError: an image cannot be read; the message names it.
     """
     require_batch_size(batch_size)
-    look = partial(_show_or_fail, preprocess=teacher.preprocess)
+    look = partial(show_or_fail, preprocess=teacher.preprocess)
     # A single query is faster without a thread.
     size = batch_size or (_BATCH if teacher.device_type == "cpu" else 8 * _BATCH)
     shown = ordered_map(look, images, ahead=2 * size) if len(images) > 1 else map(look, images)
@@ -180,7 +180,8 @@ def _named(error: ImageError, row: int, images: Sequence[Embeddable]) -> ImageEr
     return named
 
 
-def _show_or_fail(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8] | ImageError:
+def show_or_fail(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8] | ImageError:
+    """Return what `show` returns, or the error that it raises."""
     try:
         return show(image, preprocess)
     except ImageError as error:
