@@ -22,8 +22,9 @@ from whiten.distillation.pairs import enough_views, plan_pairs
 from whiten.distillation.ridge import Head, Ridge, whitenings
 from whiten.distillation.training import learning_rate
 from whiten.errors import ConfigError, NoImagesError
-from whiten.evaluation.run import report_run
+from whiten.evaluation.run import measure_run
 from whiten.models.student import StudentNet, build_student, load_student
+from whiten.report.run_page import write_report
 from whiten.runs.folder import RunFolder
 from whiten.runs.measured import AS_IT_IS, best_starts
 from whiten.runs.recipes import complete
@@ -429,6 +430,6 @@ def test_other_images_are_learnt_on_but_never_held_out(
 @pytest.mark.slow
 def test_the_report_draws_the_curve(shared_images: Path, cache: Path, tmp_path: Path) -> None:
     result = run(shared_images, tmp_path / "run", cache)
-    page, _ = report_run(result.out)
+    page = write_report(measure_run(result.out), result.out)
     assert (result.out / "figures" / "held_out.png").is_file()
     assert "What training gains" in page.read_text()

@@ -67,13 +67,6 @@ def read_truth(file: Path) -> GroundTruth:
         ) from error
 
 
-def write_truth_json(truth: GroundTruth, file: Path) -> None:
-    """Write the JSON form, which is safe to read from untrusted sources."""
-    gnd = [{**lists, "bbx": list(box)} for lists, box in zip(truth.lists, truth.boxes, strict=True)]
-    facts = {"imlist": truth.images, "qimlist": truth.queries, "gnd": gnd}
-    file.write_text(json.dumps(facts), "utf-8")
-
-
 def _check(facts: Any) -> GroundTruth:
     images, queries = _names(facts["imlist"]), _names(facts["qimlist"])
     truths = facts["gnd"]

@@ -24,7 +24,7 @@ from whiten.evaluation.overlap import describe_overlap, run_overlap
 from whiten.evaluation.run_encoders import START, START_WHITENED, run_encoders, training_images
 from whiten.evaluation.seen_unseen import Measured, measure_seen_unseen
 from whiten.models.student import load_student
-from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report
+from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities
 from whiten.report.seen_unseen import SeenUnseen
 from whiten.report.table import Kind, Row
 from whiten.retrieval.exact import exact_search
@@ -168,29 +168,6 @@ def teacher_pictures(
         similarities[raw.name] = sample_similarities(vectors, part.apply(vectors), groups)
         spectra[raw.name] = part.whitener.eigenvalues_
     return similarities, spectra
-
-
-def report_run(
-    root: Path,
-    *,
-    test: Path | None = None,
-    exclude: Patterns = (),
-    include: Patterns = (),
-    show_progress: bool = False,
-) -> tuple[Path, list[Row]]:
-    """Write a run's `report.html`.
-
-    Args:
-        root: the folder of a finished run.
-        test, exclude, include: see `measure_run`.
-
-    Returns:
-        Path of the report, and the rows of its table.
-    """
-    data = measure_run(
-        root, test=test, exclude=exclude, include=include, show_progress=show_progress
-    )
-    return write_report(data, root), data.rows
 
 
 def measure_run(

@@ -29,7 +29,6 @@ from whiten.models.torch_file import read_torch_file
 from whiten.views.rendering import Preprocess
 from whiten.whitening.whitener import Whitener
 
-_WHITENING_KEYS = {"dim1", "dim2", "whit", "d", "v", "n_0", "mean", "dvt"}
 _STUDENT_PREFIX = "module.base_encoder."
 _FEATURES = 512  # of both architectures
 

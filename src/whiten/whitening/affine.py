@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from whiten.utils.arrays import Array, require_finite
-
-if TYPE_CHECKING:
-    pass
-
 
 _PART = 4096  # rows mapped at once, which bounds memory beyond the result
 

@@ -264,10 +264,10 @@ class PgvectorIndex:
         kinds = {"path": "bytea NOT NULL", "frame_ms": "bigint", "group": _TYPES["string"]}
         text = f"{_TYPES['string']} NOT NULL"
         columns = [
-            SQL("{} {}").format(Identifier(name), _raw(kinds.get(name, text))) for name in COLUMNS
+            SQL("{} {}").format(Identifier(name), SQL(kinds.get(name, text))) for name in COLUMNS
         ]
         columns += [
-            SQL("{} {}").format(identifier(name), _raw(_TYPES[kind]))
+            SQL("{} {}").format(identifier(name), SQL(_TYPES[kind]))
             for name, kind in facts.added().items()
         ]
         connection.execute(
@@ -297,7 +297,7 @@ class PgvectorIndex:
         for name, kind in now.added().items():
             if name in changed or name not in before.added():
                 add = SQL("ALTER TABLE {} ADD COLUMN {} {}")
-                connection.execute(add.format(self._rows, identifier(name), _raw(_TYPES[kind])))
+                connection.execute(add.format(self._rows, identifier(name), SQL(_TYPES[kind])))
         update = SQL("UPDATE {} SET {} WHERE key = %s").format(
             self._rows, SQL(", ").join(SQL("{} = %s").format(identifier(f)) for f in fields)
         )
@@ -341,10 +341,6 @@ def _is_table(connection: Connection[Any], table: Identifier) -> bool:
 
 def _names(facts: Facts) -> Composed:
     return SQL(", ").join(map(identifier, facts.schema().names))
-
-
-def _raw(kind: str) -> SQL:
-    return SQL(kind)
 
 
 def _key(name: str) -> bytes:

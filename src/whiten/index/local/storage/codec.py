@@ -79,18 +79,16 @@ def offset_rows(parts: Vectors, along: Vectors, length: float, mean: Vectors) ->
     return out
 
 
-def require_state(
-    state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], dtype: type = np.float32
-) -> list[Array]:
-    """Return the arrays of a codec's state, in the order of `shapes`.
+def require_state(state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> list[Array]:
+    """Return the float32 arrays of a codec's state, in the order of `shapes`.
 
     Raises:
         StoreError: an array is missing, not finite, or has another shape or type.
     """
     for name, shape in shapes.items():
         array = state.get(name)
-        if array is None or array.shape != shape or array.dtype != dtype:
-            raise StoreError(f"its {name} is missing or is no {dtype.__name__} of shape {shape}")
+        if array is None or array.shape != shape or array.dtype != np.float32:
+            raise StoreError(f"its {name} is missing or is no float32 of shape {shape}")
         if not np.isfinite(array).all():
             raise StoreError(f"its {name} holds NaN or infinity")
     return [state[name] for name in shapes]
