@@ -58,33 +58,7 @@ def load(
         WhiteningError: the whitener cannot be read, or was fitted on another model.
     """
     require_batch_size(batch_size)
-    encoder = _load(
-        os.fspath(model),
-        partial(open_model, runtime=runtime, device=device),
-        whitener=whitener,
-        whiten_on=whiten_on,
-        whiten_dim=whiten_dim,
-        shrinkage=shrinkage,
-        cache=cache,
-    )
-    encoder.batch_size = batch_size
-    return encoder
-
-
-Open = Callable[[str], Model]
-_WHITENED = "fuse:whitened:"
-
-
-def _load(
-    text: str,
-    open_one: Open,
-    *,
-    whitener: str | os.PathLike[str] | None,
-    whiten_on: str | os.PathLike[str] | None,
-    whiten_dim: int,
-    shrinkage: float,
-    cache: Path | None,
-) -> Encoder:
+    text, open_one = os.fspath(model), partial(open_model, runtime=runtime, device=device)
     if whiten_on is not None and not fits_whitening(text):
         raise ConfigError(
             f"images to whiten on are for fuse:whitened:URI,URI, not for {text}: leave them out"
@@ -97,7 +71,25 @@ def _load(
                 f"a whitener is for a single model, not for {text}: write fuse:whitened:RUN, or "
                 "fuse:whitened:URI,URI with images to fit on"
             )
-        return _load_fused(text, open_one, whiten_on, whiten_dim, shrinkage, cache)
+        fit: Fit | None = None
+        if whiten_on is not None:
+            Whitener(whiten_dim, shrinkage=shrinkage)  # refuses settings before models are opened
+            fit = partial(
+                fit_on, images=whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache
+            )
+        encoder = _load_fused(text, open_one, fit)
+    else:
+        encoder = _load_single(text, open_one, whitener)
+    encoder.batch_size = batch_size
+    return encoder
+
+
+Open = Callable[[str], Model]
+Fit = Callable[[Model], Whitener]
+_WHITENED = "fuse:whitened:"
+
+
+def _load_single(text: str, open_one: Open, whitener: str | os.PathLike[str] | None) -> Encoder:
     run = RunFolder(Path(text))
     if run.config.is_file():
         text = f"whiten:{run.student}"
@@ -164,14 +156,7 @@ def load_fusions(
     return fusions
 
 
-def _load_fused(
-    text: str,
-    open_one: Open,
-    whiten_on: str | os.PathLike[str] | None,
-    whiten_dim: int,
-    shrinkage: float,
-    cache: Path | None,
-) -> Encoder:
+def _load_fused(text: str, open_one: Open, fit: Fit | None) -> Encoder:
     _, kind, rest = (*text.split(":", 2), "", "")[:3]
     if kind not in ("raw", "whitened", "compatible") or not rest:
         raise ConfigError(
@@ -190,13 +175,9 @@ def _load_fused(
         return _raw(teachers, _lasting(text))
     if spec is not None and spec.whiten:
         return _whitened(run, teachers)
-    if whiten_on is None:
+    if fit is None:
         raise ConfigError(f"{text} must know what to fit its whitening on: add --whiten-on IMAGES")
-    Whitener(whiten_dim, shrinkage=shrinkage)  # refuses impossible settings before it embeds
-    parts = [
-        Part(teacher, fit_on(teacher, whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache))
-        for teacher in teachers
-    ]
+    parts = [Part(teacher, fit(teacher)) for teacher in teachers]
     return Encoder(f"{_names(teachers)}, whitened", parts)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from whiten.datasets.collection import Item
 from whiten.datasets.sources import Sources
-from whiten.metrics import Figure, Scores
+from whiten.metrics import Figure, Scores, figures
 from whiten.report.table import aligned, printable
 
 _MOST = 32  # columns of a source's name on a terminal
@@ -101,7 +101,7 @@ def split_scores(
         is_it = of_query == name
         results[name] = SourceResult(
             queries=int(is_it.sum()),
-            figures=metrics.figures({name: of[is_it] for name, of in scores.items()})
+            figures=figures({metric: of[is_it] for metric, of in scores.items()})
             if is_it.any()
             else {},
         )

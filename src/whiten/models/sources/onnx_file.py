@@ -90,20 +90,9 @@ def open_uri(uri: TeacherURI) -> Teacher:
         options |= _AS_PIXELS
     layouts = takes.layouts(options["layout"], path)
     sizes = {layout: takes.size(layout, options["size"], path) for layout in layouts}
-    given = [
-        Preprocess(
-            size=sizes[layout],
-            fit=options["fit"],
-            crop_fraction=options["crop"],
-            interpolation=options["interpolation"],
-            mean=options["mean"],
-            std=options["std"],
-            white=options["white"],
-            channels=options["channels"],
-            layout=layout,
-        )
-        for layout in layouts
-    ]
+    names = ("fit", "interpolation", "mean", "std", "white", "channels")
+    shown = {"crop_fraction": options["crop"], **{name: options[name] for name in names}}
+    given = [Preprocess(size=sizes[layout], layout=layout, **shown) for layout in layouts]
     return _open(
         graph,
         uri=str(uri),
