@@ -54,7 +54,7 @@ def find_rows(
 def _match(path: Path, read: Table, items: Items) -> tuple[str, Rows]:
     """Return the column that names the images, and the row of each image, -1 if it is not listed.
 
-    Files decide before names: an `id` beside `path` may look like the path of another image.
+    Match by files before names: an `id` may look like the path of another image.
     """
     ids = items.ids.to_pylist()
     if "path" in read.names and (files := _files(path, read)) is not None:

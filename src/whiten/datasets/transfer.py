@@ -1,4 +1,4 @@
-"""A transfer set: other images that a distillation learns on beside the user's own."""
+"""A transfer set: other images that a distillation learns from, in addition to the user's own."""
 
 from __future__ import annotations
 

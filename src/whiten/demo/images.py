@@ -34,7 +34,7 @@ def extract_drawings(folder: Path, groups: int | None = None) -> None:
 
 
 def extract_photos(folder: Path, groups: int | None = None) -> None:
-    """Write the photographs as `GROUP/NAME.webp`, beside the tables `train.csv` and `test.csv`.
+    """Write the photographs as `GROUP/NAME.webp`, and the tables `train.csv` and `test.csv`.
 
     `train.csv` (path, group, source) also lists the fruit and vegetables, of the source `produce`.
 

@@ -204,7 +204,7 @@ def measure_run(
     ]
     if spec.holdout_source:
         data.facts.append(("unseen sources", training.get("unseen sources", "")))
-    # Without a test set, the figures use the training images.
+    # Without a test set, the plots use the training images.
     items = training_images(run) if test is None else find_items(test, None, exclude, include)
     # Each teacher is opened once for the whole report.
     is_measured = test is not None or bool(spec.holdout_source)

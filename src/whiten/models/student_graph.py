@@ -1,4 +1,4 @@
-"""The fp32 ONNX graph of a student, stored beside its weights, which embeds without torch.
+"""The fp32 ONNX graph of a student, stored next to its weights, which embeds without torch.
 
 It ends in a seal: a hash of the graph and of the weights and settings that it was traced from. A
 graph of other weights, or a damaged one, is never used. The seal is an entry of the graph's own
@@ -153,7 +153,7 @@ def _seal(graph: bytes | memoryview, made_from: str, params: int, macs: int) -> 
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:
-    """Write a file beside the weights, if the folder is writable.
+    """Write a file next to the weights, if the folder is writable.
 
     Several processes may do this at once: each has its own temporary file, and all write the same.
     """

@@ -55,6 +55,7 @@ class MetricsResponse(Response):
 _SEARCHES = 32  # that share one pass over the vectors
 _MOST_LISTED = 1000
 _WRITING = ("POST", "PUT", "PATCH", "DELETE")
+_PROBLEMS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 503)
 
 
 class Item(BaseModel):

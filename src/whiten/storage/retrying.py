@@ -23,7 +23,7 @@ _DENIED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrieval
 
 
 class CutError(Exception):
-    """Fewer bytes arrived than were asked for."""
+    """Fewer bytes arrived than were requested."""
 
 
 def retried(call: Callable[[], Value], place: str) -> Value:

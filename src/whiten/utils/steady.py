@@ -1,7 +1,7 @@
-"""Keep the speed beside other programs: threads that sleep while they wait, one per core.
+"""Keep the speed while other programs run: threads that sleep while they wait, one per core.
 
-Threads of OpenMP and BLAS spin while they wait for each other. Beside another busy program they
-then burn the time of the very thread that they wait for.
+Threads of OpenMP and BLAS spin while they wait for each other. If another program is busy, they
+burn the time of the very thread that they wait for.
 """
 
 from __future__ import annotations

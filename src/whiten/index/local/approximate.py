@@ -44,9 +44,10 @@ _FEWEST = 0.5  # fraction of nodes that must be allowed: with fewer, walks of th
 
 
 def open_faiss() -> ModuleType:
-    """
+    """Import FAISS.
+
     Raises:
-        MissingExtraError: FAISS is not installed.
+        MissingExtraError: it is not installed.
     """
     try:
         import faiss

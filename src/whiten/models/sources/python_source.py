@@ -1,4 +1,4 @@
-"""Hash the source of a factory: its module, and what that imports from beside it."""
+"""Hash the source of a factory: its module, and the modules next to it that it imports."""
 
 from __future__ import annotations
 
