@@ -133,6 +133,28 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_less_memory(
+    shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(shared_images, tmp_path / "whole", cache)
+    with interrupted_at(5):
+        run(shared_images, tmp_path / "parts", cache)
+    sizes: list[int] = []
+    original = training.MicroBatches
+    monkeypatch.setattr(
+        training,
+        "MicroBatches",
+        lambda *given: sizes.append(given[-1]) or original(*given),
+    )
+    options = {"cache": cache, "resume": True, "show_progress": False}
+    with pytest.raises(RunError, match="begun with another lr"):
+        distill("", out=tmp_path / "parts", micro_batch=3, lr=0.5, **options)
+    distill("", out=tmp_path / "parts", micro_batch=3, **options)
+    assert set(sizes) == {3}
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_images_and_teachers_that_it_began_with(
     cache: Path, tmp_path: Path
 ) -> None:

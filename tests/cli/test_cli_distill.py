@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from command_line import SMALL, STUDENT, Captured, prints
+from command_line import SMALL, STUDENT, Captured, fails, prints
 from helpers import TEACHER
 from whiten import cli
 from whiten.models.registry import open_teacher
@@ -52,6 +52,12 @@ def test_a_report_opens_each_model_once(
 def test_resume_a_finished_run(capsys: Captured, run: Path) -> None:
     out, _ = prints(capsys, "distill", "--out", run, "--resume")
     assert out.splitlines()[-2] == f"student  {run / 'student'}"
+
+
+def test_resume_with_options(capsys: Captured, run: Path) -> None:
+    prints(capsys, "distill", "--out", run, "--resume", "--micro-batch", 4, "--workers", 1)
+    line = fails(capsys, "distill", "--out", run, "--resume", "--lr", "0.5")
+    assert "was begun with another lr" in line
 
 
 @pytest.mark.slow

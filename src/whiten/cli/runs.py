@@ -47,9 +47,17 @@ class _Options(Yaml):
 
 
 def _from_files(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill options that the command line leaves open from `--config FILE` and `--recipe FILE`."""
+    """Fill options that the command line leaves open from `--config FILE` and `--recipe FILE`.
+
+    A run that is resumed with options, such as `--micro-batch`, has all others from its own file.
+    """
+    from whiten.runs.folder import RunFolder
+
     given = {name: argument for argument in arguments for name in argument.names}
     files = [token.value for token in given["--config"].tokens]
+    if given["--resume"].tokens and not given["--teachers"].tokens and given["--out"].tokens:
+        own = RunFolder(Path(given["--out"].tokens[-1].value)).config
+        files += [str(own)] if own.is_file() else []
     for token in list(given["--recipe"].tokens):
         if _is_file(token.value):
             given["--recipe"].tokens.remove(token)  # the file may name a recipe

@@ -84,11 +84,12 @@ def distill(
     Args:
         images: a folder, or a CSV or Parquet with columns `path,group`.
         spec: the options; or the teachers' URIs, see `whiten teachers`, with other options as
-            keywords. May be omitted to resume a run.
+            keywords. May be omitted to resume a run, on other hardware if options say so.
         out: the run folder; must be new or empty.
         cache: folder for the teachers' embeddings, to share them between runs; by default inside
             the run folder, or to resume where the run has kept them.
-        resume: continue the run in `out`.
+        resume: continue the run in `out`; `device`, `compile`, `micro_batch` and `workers` may be
+            others than before.
         overwrite: delete the run in `out` first.
         show_progress: show progress on stderr.
         cluster: Ray cluster, `ray` or `ray://HEAD:PORT`, that embeds, and that trains if there are
@@ -104,8 +105,9 @@ def distill(
     if not isinstance(spec, DistillSpec):
         if isinstance(spec, str):
             raise ConfigError(f"teachers is a list of URIs: write [{spec!r}]")
-        if resume and not spec and not options:
-            images, spec = run.read_config()
+        if resume and not spec:
+            images, begun = run.read_config()
+            spec = DistillSpec.from_mapping({**begun.to_mapping(), **options})
         else:
             spec = DistillSpec.from_mapping({"teachers": list(spec or ()), **options})
     elif options:

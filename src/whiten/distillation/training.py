@@ -93,7 +93,9 @@ def train(
     if fabric.is_global_zero:
         run.truncate_metrics(step)
     names = data.teacher_names
-    micro = state.get("micro_batch") or _micro_batch(net, data, config, fabric)
+    micro = state.get("micro_batch")
+    if micro is None or isinstance(spec.micro_batch, int):  # which may be new
+        micro = _micro_batch(net, data, config, fabric)
 
     def kept() -> dict[str, Tensor]:
         """Return the weights of the student if training ended here."""

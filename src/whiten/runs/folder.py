@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import yaml
 
 from whiten._version import __version__
 from whiten.errors import DAMAGED, UPGRADE, ConfigError, RunError, one_line
-from whiten.runs.spec import EPOCHS, PLANNED, DistillSpec
+from whiten.runs.spec import EPOCHS, HARDWARE, PLANNED, DistillSpec
 from whiten.storage.services import refuse_as_output
 from whiten.utils.files import partial_of, renaming, write_atomically
 from whiten.utils.hashing import content_hash
@@ -189,7 +189,8 @@ class RunFolder:
                 default inside the run.
 
         Returns:
-            The options, with what an earlier start of the run has planned.
+            The options, with what an earlier start of the run has planned; those of the hardware as
+            they are given now.
 
         Raises:
             RunError: the folder is occupied, or options differ from the run's own.
@@ -206,7 +207,7 @@ class RunFolder:
                 )
             if self.is_finished:  # and perhaps killed while it tidied up
                 shutil.rmtree(self.targets, ignore_errors=True)
-            return saved
+            return replace(saved, **{name: getattr(spec, name) for name in HARDWARE})
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"{self.root} is a file: name another --out")
         # Before the first checkpoint only embeddings exist, which suit any options.
@@ -340,11 +341,12 @@ class RunFolder:
 
 
 def _changed(saved: DistillSpec, given: DistillSpec) -> list[str]:
-    """Return the options of a run that differ from given ones; what it planned does not."""
+    """Return the options of a run that differ from given ones and decide what it learns."""
     wanted = given.to_mapping()
-    open_ = [name for name in PLANNED if wanted[name] is None]
+    open_ = {name for name in PLANNED if wanted[name] is None}
     if saved.budget is None:  # versions before 0.2 recorded the default
-        open_ = ["epochs"] if saved.epochs == EPOCHS and wanted["epochs"] is None else []
+        open_ = {"epochs"} if saved.epochs == EPOCHS and wanted["epochs"] is None else set()
+    open_ |= HARDWARE
     return [
         name
         for name, value in saved.to_mapping().items()

@@ -22,6 +22,7 @@ SOURCE_COLUMN = "source"
 EPOCHS = 20
 # Options that a budget chooses where the user leaves them open, and the run then records.
 PLANNED = ("size", "views", "rounds", "epochs", "stop_step", "micro_batch")
+HARDWARE = frozenset({"device", "compile", "micro_batch", "workers"})  # may change when resumed
 _RENAMED = {"accelerator": "device"}  # in runs before 0.2
 _FROM_ONE = (
     *("dim", "whiten_dim", "size", "views", "pairs_per_class", "rounds", "checkpoint_every"),
