@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from helpers import TEACHER, write_groups
 from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
-from whiten.models import graphs, student_graph
+from whiten.models import choice, graphs, runtimes, student_graph
 from whiten.models.choice import Choice, choice_restored, choose, describe_auto
 from whiten.models.graphs import UntraceableError
 from whiten.models.opening import for_many, open_model, runtime_of
@@ -325,6 +326,28 @@ def test_auto_is_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whiten.models.choice.best_device", Gpu)
     assert Choice().resolved == "torch"
     assert describe_auto() == "auto is torch, on the GPU"
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("cpu", ["CPUExecutionProvider"]),
+        ("cuda:1", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("mps", ["CPUExecutionProvider"]),
+    ],
+)
+def test_onnx_files_compute_on_the_chosen_device(
+    device: str,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    ort = SimpleNamespace(get_available_providers=lambda: known)
+    monkeypatch.setattr(choice, "_chosen", Choice(device=device))
+    assert runtimes.providers(ort, "x.onnx") == expected
+    assert ("x.onnx runs on the CPU" in caplog.text) == (device == "mps")
 
 
 def test_a_hidden_gpu_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

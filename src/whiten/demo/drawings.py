@@ -1,7 +1,7 @@
 """The demo's drawings: one emoji, drawn by four design teams, finds itself.
 
 Three networks of different families, tasks and input conventions teach one EfficientNet-Lite0 at
-64 px. First without labels, on the backbone's frozen features, from raw and from whitened teachers
+96 px. First without labels, on the backbone's frozen features, from raw and from whitened teachers
 with equal budget; then with groups as positive pairs, training the whole network, which can also
 query a gallery of its teachers. Train and test groups are disjoint, and the settings below were
 chosen on the validation split.
@@ -58,10 +58,10 @@ FULL = DrawingPlan(
         "demo:mobilenetv2?size=128&fit=squash",
         "demo:open-nsfw?fit=squash",
     ],
-    student="demo:efficientnet-lite0?size=64&fit=squash",
+    student="demo:efficientnet-lite0?size=96&fit=squash",
     groups=None,
     label_free={"dim": 256, "backbone_lr": 0.0, "epochs": 20, "batch_size": 256},
-    grouped={"dim": 256, "compatible": True, "lr": 2e-3, "epochs": 4, "batch_size": 128},
+    grouped={"dim": 256, "compatible": True, "lr": 2e-3, "epochs": 2, "batch_size": 128},
 )
 
 QUICK = DrawingPlan(

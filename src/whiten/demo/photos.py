@@ -32,7 +32,7 @@ FULL = PhotoPlan(
     teachers=["demo:efficientnet-lite2", "demo:mobilenetv2", "demo:open-nsfw"],
     student="demo:efficientnet-lite0?size=160",
     groups=None,
-    options={"views": 4, "rounds": 2, "epochs": 2},
+    options={"views": 4, "rounds": 2, "epochs": 1},
 )
 
 QUICK = PhotoPlan(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from whiten.errors import MissingExtraError, TeacherError
-from whiten.models.choice import Choice, chosen
+from whiten.models.choice import Choice, choice_restored, choose, chosen
 from whiten.models.graphs import UntraceableError, as_graph
 from whiten.models.registry import open_teacher
 from whiten.models.stored_model import Model
@@ -47,7 +47,9 @@ def open_model(
             return open_student(parsed, wanted, choice.graph_device)
         except _UNAVAILABLE as error:
             _stay_in_torch(choice, str(parsed), error)
-    model = open_teacher(parsed)
+    with choice_restored():
+        choose(choice.runtime, choice.device)  # which models of other runtimes look at
+        model = open_teacher(parsed)
     if isinstance(model, Teacher) and model.runtime == "torch":
         if wanted != "torch" and not choice.is_auto:
             return _traced(model, choice)

@@ -5,6 +5,7 @@ The first two need no torch. Each uses as many threads as torch would.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -17,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import ConfigError, MissingExtraError, TeacherError
+from whiten.models.choice import chosen
 from whiten.utils.threads import cores
 
 Arrays = npt.NDArray[Any]
 Run = Callable[[Arrays], Arrays]
 """Maps (n, …) normalised float32 input, or uint8 pixels -> (n, dim) float32."""
+
+_log = logging.getLogger("whiten.models")
 
 CPU_BATCH = 4  # images per batch; more do not fit into the CPU's caches
 
@@ -29,7 +33,23 @@ CPU_BATCH = 4  # images per batch; more do not fit into the CPU's caches
 def open_onnx(path: Path, precision: str) -> Run:
     """Open a graph with ONNX Runtime; its first output is the embedding."""
     ort = import_onnxruntime("running an exported ONNX model")
-    return _run_onnx(ort, str(path), ort.get_available_providers())
+    return _run_onnx(ort, str(path), providers(ort, str(path)))
+
+
+def providers(ort: Any, name: str) -> list[str]:
+    """Return the execution providers for the chosen device; `auto` is all there are.
+
+    Args:
+        name: of the graph, to log that it runs on the CPU though a GPU was chosen.
+    """
+    known: list[str] = ort.get_available_providers()
+    device = chosen().device.partition(":")[0]
+    if device == "auto":
+        return known
+    wanted = f"{device.upper()}ExecutionProvider"
+    if device != "cpu" and wanted not in known:
+        _log.warning("%s runs on the CPU: this ONNX Runtime does not compute on %s", name, device)
+    return [each for each in dict.fromkeys((wanted, "CPUExecutionProvider")) if each in known]
 
 
 def open_openvino(path: Path, precision: str) -> Run:

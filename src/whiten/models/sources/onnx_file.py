@@ -9,7 +9,13 @@ from typing import Any
 
 from whiten.errors import ConfigError, TeacherError, WhitenError, one_line, refuse_later
 from whiten.models.readout import describe, is_scores, pool_array, pools_of
-from whiten.models.runtimes import Arrays, fixed_batch, run_session, session_options
+from whiten.models.runtimes import (
+    Arrays,
+    fixed_batch,
+    providers,
+    run_session,
+    session_options,
+)
 from whiten.models.sources.onnx_ends import (
     ImageInput,
     choose_output,
@@ -235,7 +241,7 @@ def _open(
     cut(network, output)
     fold_subtractions(network)
     try:
-        session = open_session(graph, session_options(ort), ort.get_available_providers())
+        session = open_session(graph, session_options(ort), providers(ort, uri))
     except Exception as error:  # its errors have no common base
         raise TeacherError(
             f"{path} cannot be opened ({one_line(error)}): upgrade onnxruntime, or export it again"
