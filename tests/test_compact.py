@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -287,8 +288,10 @@ def test_the_verb_prints_a_table(images: Path, capsys: Captured, tmp_path: Path)
     assert found["rows"][0]["map_loss"]["low"] <= found["rows"][0]["map_loss"]["value"]
     # The default kinds, some of which cannot be had of so little.
     assert "needs 256 different vectors" in prints(capsys, *command)[0] or not HAS_FAISS
-    out, _ = prints(capsys, *command, "--kinds", "float32", "--queries", images)
-    assert "20 queries" in out
+    shutil.copytree(images, "asked")
+    Path("asked/a/broken.png").write_bytes(b"no image")
+    out, said = prints(capsys, *command, "--kinds", "float32", "--queries", "asked")
+    assert "20 queries" in out and "a/broken.png" in said
 
 
 @pytest.mark.usefixtures("colour_teachers")

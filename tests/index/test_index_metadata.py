@@ -101,6 +101,7 @@ def test_a_table_of_metadata(encoder: Encoder, images: Path, place: Path, tmp_pa
     for text, message in (
         ("name,wide\nx,1\n", "has no column 'id' or 'path'"),
         ("id,wide\na/0.png,1\na/0.png,2\n", "lists 'a/0.png' twice"),
+        ("id,wide\n,1\n,2\na/0.png,1\na/0.png,2\n", "lists 'a/0.png' twice"),
         ("id,wide\nx,1\n", "describes none of these images; its first is x"),
         ("id,wide,wide\na/0.png,1,2\n", "has two columns 'wide': rename one"),
         ("", "cannot read"),

@@ -95,6 +95,8 @@ def costs_of(
 ) -> Costs:
     """Measure the table of kinds, by default a range of them.
 
+    Queries that cannot be read join what the source skipped.
+
     Raises:
         ConfigError: queries are given without an encoder, or a kind is unknown.
     """
@@ -102,13 +104,14 @@ def costs_of(
     if queries is not None:
         if source.encoder is None:
             raise ConfigError("queries must be embedded: add --model MODEL")
-        who, vectors, _ = embed_rows(
+        who, vectors, skipped = embed_rows(
             source.encoder,
             find_items(queries, None, exclude, include),
             # Ids are unique only within a folder, so each collection has its own stores.
             cache=source.folder / "queries",
             show_progress=show_progress,
         )
+        source.skipped.extend(skipped)
         searching = (who, vectors)
     return measure_costs(
         source.vectors,

@@ -95,5 +95,6 @@ def _names(path: Path, read: Table, key: str) -> pa.Array:
 
 def _require_once(path: Path, read: Table, key: str) -> None:
     counts = Counter(_names(path, read, key).to_pylist())
-    if twice := next((name for name, count in counts.items() if count > 1), None):
-        raise ConfigError(f"{path} lists {twice!r} twice: give every image one row")
+    twice = [name for name, count in counts.items() if name is not None and count > 1]
+    if twice:
+        raise ConfigError(f"{path} lists {twice[0]!r} twice: give every image one row")
