@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from whiten.distillation.averages import blended, update_average
 from whiten.distillation.best import Best
 from whiten.distillation.deadline import Deadline
+from whiten.distillation.folding import folded_norms
 from whiten.distillation.measuring import held_precisions
 from whiten.distillation.micro_batches import MicroBatches, fitting_size, free_memory
 from whiten.distillation.objective import Batch, objective
@@ -119,7 +121,11 @@ def train(
 
     visible = show_progress and fabric.is_global_zero
     set_training(model, is_moving)
-    with progress("distil", enabled=visible) as update, run.metrics.open("a") as log:
+    with (
+        progress("distil", enabled=visible) as update,
+        run.metrics.open("a") as log,
+        nullcontext() if is_frozen or spec.compile else folded_norms(net, config.preprocess.size),
+    ):
         # A run that was killed after it had stopped early does not go on.
         is_over = step >= stop or (best is not None and best.is_over(step, batches_per_epoch))
         left = () if is_over else _batches(data, config.preprocess, spec, fabric, start=step)
