@@ -272,8 +272,9 @@ def main() -> None:
         first = trained or new_student(LITE, 256, folder / "lite0")
         second = new_student(RESNET, 512, folder / "resnet18")
         name = "the demo's student" if trained else "the demo's network, untrained projection"
+        side = load_student(first)[1].preprocess.size[0]
         students = [
-            prepare(f"{name}, 64 px", first, folder / "one", images / "test"),
+            prepare(f"{name}, {side} px", first, folder / "one", images / "test"),
             prepare("ResNet-18, 224 px, random weights", second, folder / "two", images / "test"),
         ]
         for student in students:
