@@ -11,8 +11,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# A process per core, and each file to one of them, so that its fixtures are made once.
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Each file to one process, so that its fixtures are made once; one process more than there are cores,
+# since tests of servers and of processes that are killed wait for them.
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() + 1))')
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Scripts that take the options of a benchmark; the others are imported.
 BENCHMARKS := $(basename $(notdir $(shell grep -l "arguments(__doc__)" benchmarks/*.py)))
