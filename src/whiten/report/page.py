@@ -10,6 +10,7 @@ from pathlib import Path
 from whiten.report.table import printable
 from whiten.utils.files import write_atomically
 
+_LONG = 100  # characters of a fact
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -47,6 +48,7 @@ dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 4
   gap: .9rem 1.25rem; margin: 0; }
 dt { color: var(--quiet); font-size: .85rem; }
 dd { margin: 0; font-weight: 500; }
+.long { grid-column: 1 / -1; max-width: 46rem; }
 .wide, .card, pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; }
 .wide, pre { background: var(--card); }
 .card { background: #fff; padding: .75rem; }
@@ -90,9 +92,13 @@ def write_page(path: Path, html: str) -> Path:
 
 
 def facts_list(facts: Iterable[tuple[str, str]]) -> str:
-    """Return a list of facts, each a name and its text."""
-    listed = [f"<dt>{escape(name)}</dt><dd>{escape(printable(fact))}</dd>" for name, fact in facts]
-    return "<dl><div>" + "</div><div>".join(listed) + "</div></dl>"
+    """Return a list of facts, each a name and its text; a long text has a line of its own."""
+    listed = [
+        f"<div{' class=long' if len(fact) > _LONG else ''}><dt>{escape(name)}</dt>"
+        f"<dd>{escape(printable(fact))}</dd></div>"
+        for name, fact in facts
+    ]
+    return f"<dl>{''.join(listed)}</dl>"
 
 
 def notes_list(notes: Iterable[str]) -> str:
