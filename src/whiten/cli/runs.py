@@ -95,7 +95,8 @@ def distill(
             path,group; or a URL of any of these.
         out: the run's folder; the student is written to OUT/student.
         config: a YAML file with any of these options; options on the command line take precedence.
-        resume: continue the run in OUT; nothing but --test needs to be repeated.
+        resume: continue the run in OUT; nothing but --test needs to be repeated. --device,
+            --compile, --micro-batch and --workers may be new.
         overwrite: delete the run in OUT first.
         cache: folder for the teachers' embeddings, to share them between runs.
         test: grouped images that training does not see, for the table in the report.
