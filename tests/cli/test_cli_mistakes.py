@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,18 @@ def test_a_finished_run_without_its_checkpoint_is_still_finished(tmp_path: Path)
     assert run.begin("photos", spec, resume=True, overwrite=False) == spec
     with pytest.raises(RunError, match="was begun with another images"):
         run.begin("others", spec, resume=True, overwrite=False)
+
+
+def test_a_resumed_run_keeps_the_parts_that_its_budget_planned(tmp_path: Path) -> None:
+    run, spec = RunFolder(tmp_path / "run"), DistillSpec(teachers=[TEACHER], budget="10m")
+    planned = replace(spec, epochs=3, micro_batch=8)
+    run.begin("photos", spec, resume=False, overwrite=False)
+    run.write_config("photos", planned, None)
+    run.save_checkpoint({})
+    assert run.begin("photos", spec, resume=True, overwrite=False) == planned
+    smaller = replace(spec, micro_batch=4, device="cpu")
+    expected = replace(planned, micro_batch=4, device="cpu")
+    assert run.begin("photos", smaller, resume=True, overwrite=False) == expected
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,10 @@ class RunFolder:
                 )
             if self.is_finished:  # and perhaps killed while it tidied up
                 shutil.rmtree(self.targets, ignore_errors=True)
-            return replace(saved, **{name: getattr(spec, name) for name in HARDWARE})
+            now = {name: getattr(spec, name) for name in HARDWARE}  # None is what the run planned
+            return replace(
+                saved, **{name: value for name, value in now.items() if value is not None}
+            )
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"{self.root} is a file: name another --out")
         # Before the first checkpoint only embeddings exist, which suit any options.

@@ -75,6 +75,7 @@ def _final(error: Exception, place: str) -> StorageError | None:
             "(environment, configuration file, role of the machine)"
         )
     is_passing = status is None or status in _PASSING or status >= 500
+    # Mistakes of ours, and what a service's file system says it cannot do.
     is_ours = isinstance(error, TypeError | ValueError | ImportError | NotImplementedError)
     if is_passing and not is_ours:
         return None
