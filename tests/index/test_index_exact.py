@@ -48,13 +48,15 @@ def by_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     return search
 
 
-@pytest.fixture(params=["products at once", "products row by row", "codes"])
+@pytest.fixture(params=["at once", "block by block", "row by row", "codes"])
 def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Search:
     for module, name in ((exact, "BLOCK_ROWS"), (codes, "_ROWS")):
         monkeypatch.setattr(module, name, 500)  # several blocks, for there are few rows
     monkeypatch.setattr(exact, "_SHARED_BYTES", 4000)
-    monkeypatch.setattr(exact, "_FEW", 0 if request.param == "products at once" else 10**6)
+    monkeypatch.setattr(exact, "_FEW", 10**6 if request.param == "row by row" else 0)
+    monkeypatch.setattr(exact, "_SOME", 10**6 if request.param == "block by block" else 0)
     monkeypatch.setattr(exact, "_ROWS", 60)
+    monkeypatch.setattr(exact, "_SMALL", 1500)
     if request.param == "codes":
         monkeypatch.setattr(codes, "_MOST", 10**6)  # never give up
         found: Search = request.getfixturevalue("by_codes")

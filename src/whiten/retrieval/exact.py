@@ -24,11 +24,15 @@ QUERIES = 256  # per pass
 BLOCK_BYTES = 4 << 20  # of similarities: small enough for the CPU's caches
 BLOCK_ROWS = 65536  # limit for few queries
 _SLACK = 8  # candidates kept, in multiples of the answers, before pruning
+_FLOOD = 32  # candidates of one block, likewise, before a look at the whole block
 _SAMPLE = 4096  # rows that set the first bar
 _LONG = 4096  # similarities compared at once
 _SHARED_BYTES = 4 << 20  # of vectors, above which a second thread pays
-_FEW = 8  # queries, for which BLAS's product is slower than row by row
-_ROWS = 1024  # rows that fit into a core's cache while these queries pass over them
+_FEW = 4  # queries, for which BLAS's product is slower than row by row
+_SOME = 24  # queries, up to which blocks of rows are faster than the whole product
+_ROWS = 1024  # rows that fit into a core's cache while few queries pass over them
+_SMALL = 750_000  # multiplications, up to which OpenBLAS with AVX-512 copies no matrix
+_FEW_DECODED = 8  # queries, likewise, where the rows are decoded first
 _DECODED = 2048  # rows of codes decoded at once, which fit into a core's cache
 _SPARSE = 0.1  # below this fraction of allowed rows, the others are dropped before the product
 
@@ -55,7 +59,8 @@ class Nearest:
         self.queries = queries
         self.k = k
         self._margin = margin
-        self._bar: Values = np.full(queries, _LOWEST[kind], kind)
+        self._lowest = _LOWEST[kind]
+        self._bar: Values = np.full(queries, self._lowest, kind)
         self._kept: list[tuple[Rows, Rows, Values]] = []  # queries, rows, similarities
         self._count = self._least = 0
 
@@ -67,10 +72,10 @@ class Nearest:
                 rows shown before; may be the transpose of a contiguous matrix.
             rows: (b,) row numbers, if not consecutive.
         """
-        if not self._count:
+        if (self._bar == self._lowest).any():
             self._raise_bar(similarities[:, : max(_SAMPLE, 2 * self.k)])
         passing = _above(similarities, self._bar)
-        if len(passing) > _SLACK * self.queries * self.k:
+        if len(passing) > _FLOOD * self.queries * self.k:
             self._raise_bar(similarities)  # sorting so many would take longer
             passing = _above(similarities, self._bar)
         if not len(passing):
@@ -211,7 +216,10 @@ def scan(
             _few_products(part, queries, similarities)
         else:  # a tall product is 1.3 times as fast as a wide one
             tall = block.reshape(-1, len(queries))
-            np.matmul(part, queries.T, out=tall)
+            if len(queries) <= _SOME:
+                _some_products(part, queries, tall)
+            else:
+                np.matmul(part, queries.T, out=tall)
             similarities = tall.T
         if allowed is not None:
             similarities[:, ~allowed[start : start + size]] = -np.inf
@@ -236,10 +244,40 @@ def _few_products(vectors: Vectors, queries: Vectors, out: Vectors) -> None:
         out: (q, n).
     """
 
+    def some(rows: slice) -> None:
+        np.vecdot(vectors[rows], queries[:, None], out=out[:, rows])
+
+    _on_all_cores(some, vectors, _ROWS)
+
+
+def _some_products(vectors: Vectors, queries: Vectors, out: Vectors) -> None:
+    """Compute products block by block: BLAS would copy all vectors, which takes longer.
+
+    Args:
+        out: (n, q).
+    """
+    turned = np.ascontiguousarray(queries.T)
+
+    def some(rows: slice) -> None:
+        np.matmul(vectors[rows], turned, out=out[rows])
+
+    _on_all_cores(some, vectors, max(1, _SMALL // turned.size) if _copies_none() else _ROWS)
+
+
+@cache
+def _copies_none() -> bool:
+    """Return whether NumPy's BLAS computes small products without copying the matrices."""
+    built: Any = np.show_config(mode="dicts")
+    simd = {"AVX512F", "X86_V4"} & {*built["SIMD Extensions"]["found"]}  # NumPy's old and new name
+    return bool(simd) and "openblas" in built["Build Dependencies"]["blas"]["name"]
+
+
+def _on_all_cores(work: Callable[[slice], None], vectors: Vectors, step: int) -> None:
+    """Call `work` with slices of `step` rows; a second thread pays for many vectors only."""
+
     def some(rows: range) -> None:
-        for start in range(rows.start, rows.stop, _ROWS):
-            part = slice(start, min(start + _ROWS, rows.stop))
-            np.vecdot(vectors[part], queries[:, None], out=out[:, part])
+        for start in range(rows.start, rows.stop, step):
+            work(slice(start, min(start + step, rows.stop)))
 
     every = range(len(vectors))
     if vectors.nbytes < _SHARED_BYTES:
@@ -264,7 +302,7 @@ def _decoded_products(
         rows, own = decode(codes[start : start + _DECODED]), out[start : start + _DECODED]
         np.vecdot(rows[:, None], queries, out=own)
 
-    if len(queries) <= _FEW:
+    if len(queries) <= _FEW_DECODED:
         list(_pool().map(few, starts) if len(starts) > 1 else map(few, starts))
         return
     for start in starts:
