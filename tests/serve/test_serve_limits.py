@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from service import Serve
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, ImageError
-from whiten.index import Index
+from whiten.index import Index, Match
+from whiten.index.local.folder import FolderIndex
 from whiten.index.query import SearchOptions
 from whiten.serve import Settings
 from whiten.serve.batching import Batcher, BusyError
@@ -309,6 +311,31 @@ def test_searches_together_are_searches_alone(index: Index) -> None:
         found = together[number]
         assert isinstance(found, list)
         assert [match.id for match in found] == [match.id for match in alone]
+
+
+def test_images_are_read_while_others_are_searched(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, searching, read = LiveIndex(index), threading.Event(), threading.Event()
+    find = FolderIndex.search
+
+    def slow(folder: FolderIndex, *arguments: Any) -> list[list[Match]]:
+        searching.set()
+        assert read.wait(60)
+        return find(folder, *arguments)
+
+    monkeypatch.setattr(FolderIndex, "search", slow)
+    [name] = index.ids()[:1]
+    vector, _ = live.vector(name)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(live.search, [Search(vector[None], SearchOptions(1))])
+        assert searching.wait(60)
+        assert live.item(name).id == name
+        assert live.listing(0, 1)[0] == len(live) == len(index)
+        read.set()
+        [hits] = found.result()
+    assert isinstance(hits, list)
+    assert [hit.id for hit in hits] == [name]
 
 
 # --- behind a proxy ---------------------------------------------------------------------

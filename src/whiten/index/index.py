@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,6 +278,15 @@ class Index:
     def loss(self) -> Cost | None:
         """Cost of the storage, measured when it was chosen; None for float32."""
         return self._backend.storage.loss if isinstance(self._backend, FolderIndex) else None
+
+    def snapshot(self) -> Index:
+        """Return the index of a folder as it is now, for any number of threads to read.
+
+        A database is returned itself: it has one connection, and is always as it is now.
+        """
+        if not isinstance(self._backend, FolderIndex):
+            return self
+        return Index(copy(self._backend), self._encoder)
 
     def refresh(self) -> None:
         """Load what other processes have changed since, and check it as on opening.

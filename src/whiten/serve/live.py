@@ -6,8 +6,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,12 @@ class Search:
     options: SearchOptions
     model: str | None = None
 
+    def against(self, background: Index | None) -> Search:
+        """Return the same search, if it has a background with this one."""
+        if self.options.background is None:
+            return self
+        return replace(self, options=replace(self.options, background=background))
+
     @property
     def is_plain(self) -> bool:
         """True if it can share a pass over the vectors with other searches."""
@@ -67,13 +73,14 @@ class Search:
 
 
 class LiveIndex:
-    """An index behind a lock; changes by others are seen within a second.
+    """An index that many threads read; changes by others are seen within a second.
 
     If the index is made again with another model, that model is loaded; if it cannot be, nothing is
     answered, since the scores would mean nothing.
 
-    An index in a folder opens other files when it has changed, and a database has one connection:
-    neither is thread-safe. Waiting searches share one pass over the vectors.
+    A folder is read as it was when it was last looked at, so that no reader waits for a search. A
+    database has one connection, and several indexes are searched as one: these are read by one
+    thread at a time. Waiting searches share one pass over the vectors.
     """
 
     def __init__(
@@ -88,6 +95,10 @@ class LiveIndex:
         # Changed beside the searches, whose state is another. A database has one connection.
         self._changed = Index.open(index.place) if writable and index.folder else None
         self._background = background
+        self._of_folders = index.folder is not None and (
+            background is None or background.folder is not None
+        )
+        self._now = self._snapshots()
         self._clock = clock
         self._lock = threading.Lock()
         self._seen = -math.inf
@@ -108,8 +119,28 @@ class LiveIndex:
                 raise UnavailableError(self._reason()) from None
             if self._model is not None and self._model[1] != self._index.facts.model:
                 self._model = None
+            self._now = self._snapshots()
             self._seen = self._clock()
         return self._index
+
+    def _snapshots(self) -> tuple[Index, Index | None]:
+        background = self._background
+        return self._index.snapshot(), background and background.snapshot()
+
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[Index, Index | None]]:
+        """Yield the current index and its background; the lock is held where only one may read.
+
+        Raises:
+            UnavailableError: see `_fresh`.
+        """
+        with ExitStack() as held:
+            held.enter_context(self._lock)
+            self._fresh()
+            now = self._now
+            if self._of_folders:
+                held.close()
+            yield now
 
     def _is_due(self) -> bool:
         if self._changed is not None:
@@ -188,12 +219,12 @@ class LiveIndex:
 
     @property
     def facts(self) -> Facts:
-        with self._lock:
-            return self._fresh().facts
+        with self._reading() as (index, _):
+            return index.facts
 
     def __len__(self) -> int:
-        with self._lock:
-            return len(self._fresh())
+        with self._reading() as (index, _):
+            return len(index)
 
     def read_where(self, text: str) -> Where | None:
         """Parse a filter; raises ConfigError if it is invalid."""
@@ -214,8 +245,8 @@ class LiveIndex:
             filtered = f"{search.model} {search.options.where!r}"
             key = filtered if search.is_plain else f"alone {number}"
             shared.setdefault(key, []).append(number)
-        with self._lock:
-            index = self._fresh()
+        with self._reading() as (index, now):
+            searches = [search.against(now) for search in searches]
             for numbers in shared.values():
                 if searches[numbers[0]].model not in (None, index.facts.model):
                     for number in numbers:
@@ -242,8 +273,7 @@ class LiveIndex:
 
     def item(self, name: str) -> Match:
         """Return an image by id; raises UnknownImageError if it is not in the index."""
-        with self._lock:
-            index = self._fresh()
+        with self._reading() as (index, _):
             try:
                 return index.items([name])[0]
             except (StoreError, ValueError):  # text that is not valid UTF-8 names nothing
@@ -259,8 +289,7 @@ class LiveIndex:
         Raises:
             UnknownImageError: there is no such image.
         """
-        with self._lock:
-            index = self._fresh()
+        with self._reading() as (index, _):
             try:
                 vector: Vectors = index.vectors([name])[0]
             except (StoreError, ValueError):
@@ -269,8 +298,7 @@ class LiveIndex:
 
     def listing(self, offset: int, limit: int) -> tuple[int, list[Match]]:
         """Return the number of images, and one page of them in the index's order."""
-        with self._lock:
-            index = self._fresh()
+        with self._reading() as (index, _):
             total, first, parts = len(index), 0, []
             if offset >= total:
                 return total, []
