@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from side_by_side import arguments
+from side_by_side import arguments, logarithmic
 
 PLOT = Path(__file__).parent.parent / "docs" / "memory.png"
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -253,7 +253,6 @@ def growth(rows: list[dict[str, Any]], sizes: tuple[int, ...], long_size: int) -
 
 def draw(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> bytes | None:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
 
     from whiten.report.style import QUIET, RUNS, styled
 
@@ -265,7 +264,8 @@ def draw(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> bytes | None:
             for name, colour, marker in zip(STAGES, RUNS, "osD^vP", strict=True):
                 found = [r[field] for r in rows if r["stage"] == name and r["dim"] == SHORT]
                 axes.plot(sizes, found, color=colour, marker=marker, markersize=5, label=name)
-            axes.set(xscale="log", yscale="log", xlabel="images")
+            axes.set(xlabel="images")
+            logarithmic(axes)
         # What one copy of the embeddings of the usual teachers would take.
         for dim, dashes in ((512, ":"), (2048, "-.")):
             held = [4 * dim * n / 1e6 for n in sizes]
@@ -276,8 +276,6 @@ def draw(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> bytes | None:
         times.plot(sizes, linear, color=QUIET, linestyle=":", linewidth=1, label="linear")
         space.set(ylabel="peak memory above start, MB", title="Memory, mapped files included")
         times.set(ylabel="seconds beyond start", title="Time")
-        for axis in (space.xaxis, space.yaxis, times.xaxis, times.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         space.set_ylim(bottom=1)
         space.legend(ncols=2)
         times.legend(ncols=2)

@@ -7,8 +7,8 @@ connection, each sending its next request when it has its answer. Uploads are ph
 megapixel and of 224 pixels, and searches by id need no model. The model is a ResNet-18 at 224 px
 with random weights, in torch and exported to ONNX in fp32; the index holds random vectors beside
 the few images that exist. Both share the machine's cores, so that a service alone is faster than
-this. The last run sends everything in turn, damaged files too, and watches the service's resident
-memory.
+this. One run sends everything in turn, damaged files too, and watches the service's resident
+memory; another adds an image after every nine searches by id.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 import re
 import signal
 import statistics
@@ -42,6 +43,8 @@ from side_by_side import Comparison, Report, arguments
 BACKBONE = "timm:resnet18?pretrained=0&size=224"
 DIM = 512
 PHOTOGRAPHS = 16
+ADDED = 200
+TOKEN = "of-this-benchmark"
 CLIENTS = (1, 8, 32)
 BUSY = 503  # an answer that is meant: come back later
 
@@ -57,10 +60,12 @@ class Request:
     expected: tuple[int, ...] = (200, BUSY)
 
 
-def upload(data: bytes, expected: tuple[int, ...] = (200, BUSY)) -> Request:
+def upload(
+    data: bytes, expected: tuple[int, ...] = (200, BUSY), *, path: str = "/search"
+) -> Request:
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
     body = head + data + b"\r\n--b--\r\n"
-    return Request("POST", "/search", body, "multipart/form-data; boundary=b", expected)
+    return Request("POST", path, body, "multipart/form-data; boundary=b", expected)
 
 
 # --- the clients, in a process of their own -------------------------------------------------
@@ -91,7 +96,9 @@ def send(url: str, requests: Sequence[Request], clients: int, count: int) -> Loa
             if number >= count:
                 break
             request = requests[number % len(requests)]
-            headers = {"Content-Type": request.kind} if request.kind else {}
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            if request.kind:
+                headers["Content-Type"] = request.kind
             began = time.perf_counter()
             try:
                 connection.request(request.method, request.path, request.body or None, headers)
@@ -161,7 +168,12 @@ def build_index(root: Path, size: int) -> None:
 def serving(root: Path, *options: str) -> Iterator[tuple[str, int]]:
     """The URL of a service and its process id."""
     command = ("-m", "whiten.cli", "serve", str(root / "index"), "--port", "0", *options)
-    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "WHITEN_TOKEN": TOKEN},
+    )
     assert process.stderr is not None
     try:
         line = process.stderr.readline()
@@ -185,6 +197,9 @@ def resident_mb(process: int) -> float:
 # --- the runs -------------------------------------------------------------------------------
 
 
+MIXED = "nine searches by id and an upload that is added, in turn"
+
+
 def requests_of() -> dict[str, list[Request]]:
     large, small, damaged = [], [], []
     for number in range(PHOTOGRAPHS):
@@ -199,11 +214,18 @@ def requests_of() -> dict[str, list[Request]]:
     shown = [Request("GET", f"/image?id={number:02d}.jpg") for number in range(PHOTOGRAPHS)]
     listed = [Request("GET", f"/items?offset={37 * number}") for number in range(PHOTOGRAPHS)]
     kinds = (large, small, named, shown, listed, damaged)
+    mixed = []
+    for number in range(ADDED):
+        buffer = io.BytesIO()
+        photograph(1000 + number, 224, 224).save(buffer, "JPEG", quality=90)
+        mixed += [named[(9 * number + turn) % PHOTOGRAPHS] for turn in range(9)]
+        mixed.append(upload(buffer.getvalue(), (200, 201, BUSY), path="/items"))
     return {
         "uploads of 224 px": small,
         "uploads of a megapixel": large,
         "searches by id": named,
         "everything in turn": [one for each in zip(*kinds, strict=True) for one in each],
+        MIXED: mixed,
     }
 
 
@@ -268,13 +290,17 @@ def measure(options: Namespace, root: Path) -> Report:
     uploads = [kind for kind in requests_of() if kind.startswith("uploads")]
     with sending(root) as (run, process):
         for kind in requests_of():
-            title = f"{kind}, {options.images:,} images"
-            report.add(loads(run, kind, title, options.requests))
+            if kind != MIXED:
+                title = f"{kind}, {options.images:,} images"
+                report.add(loads(run, kind, title, options.requests))
         report.add(memory(run, process, options.memory))
     with sending(root, "--student", f"onnx:{root / 'exported'}") as (run, _):
         for kind in uploads:
             title = f"{kind}, {options.images:,} images, the student exported to ONNX"
             report.add(loads(run, kind, title, options.requests))
+    with sending(root, "--writable") as (run, _):
+        title = f"{MIXED}, {options.images:,} images"
+        report.add(loads(run, MIXED, title, options.requests))
     return report
 
 

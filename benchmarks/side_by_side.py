@@ -91,6 +91,15 @@ def take_turns(
     return result
 
 
+def logarithmic(axes: Any) -> None:
+    """Scale both axes of a plot logarithmically, with numbers as people write them."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
 def peak_bytes(action: Action) -> int:
     """Growth of this process's resident memory while `action` runs, at its highest.
 
