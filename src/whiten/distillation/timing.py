@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from whiten.datasets.collection import Items
 from whiten.datasets.transfer import is_own
 from whiten.distillation import deadline
 from whiten.distillation.cache import Cache
+from whiten.distillation.folding import folded_norms
 from whiten.distillation.held_out import CROP_VIEWS, hold_out
 from whiten.distillation.micro_batches import fitting_size, free_memory
 from whiten.distillation.pairs import MOST_PAIRS, enough_views, plan_pairs
 from whiten.distillation.planning import Speeds, Work, plan
 from whiten.distillation.resolution import candidate_sizes, drawn, own_side
+from whiten.distillation.training import set_training
 from whiten.distillation.worth import why_untrained
 from whiten.errors import ConfigError, NoImagesError
 from whiten.models.choice import chosen_device
@@ -195,14 +198,16 @@ def _seconds_per_step(net: StudentNet, config: StudentConfig, spec: DistillSpec)
     others = torch.rand(4096, spec.dim, device=device)  # as in the queue
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-6)
     seconds = []
-    for _ in range(_REPEATS):
-        began = deadline.clock()
-        loss = (F.normalize(trained(inputs), dim=1) @ others.T).log_softmax(dim=1)[:, 0].mean()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()  # waits for the device
-        seconds.append((deadline.clock() - began) / count)
+    set_training(net, spec.batch_statistics != "frozen")
+    with nullcontext() if is_frozen or spec.compile else folded_norms(net, config.preprocess.size):
+        for _ in range(_REPEATS):
+            began = deadline.clock()
+            loss = (F.normalize(trained(inputs), dim=1) @ others.T).log_softmax(dim=1)[:, 0].mean()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()  # waits for the device
+            seconds.append((deadline.clock() - began) / count)
     return statistics.median(seconds)
 
 
