@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def test_distill_and_report(capsys: Captured, run: Path) -> None:
     for kind in ("teacher", "fusion-raw", "fusion-whitened", "student"):
         assert any(f"  {kind}  " in line for line in out.splitlines()), kind
     assert out.splitlines()[-1] == f"report   {run / 'report.html'}"
+
+
+@pytest.mark.slow
+def test_a_report_without_the_training_images(capsys: Captured, run: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "run")
+    options = saved_options(moved) | {"images": "elsewhere"}
+    RunFolder(moved).config.write_text(yaml.safe_dump(options))
+    out, err = prints(capsys, "report", moved, "--test", run.parent / "images")
+    assert "student's start, whitened is left out: the images that" in err
+    assert "student's start" in out and "student's start, whitened" not in out
+    assert "put them back" in fails(capsys, "report", moved)
 
 
 @pytest.mark.slow

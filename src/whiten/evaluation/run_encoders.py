@@ -11,13 +11,14 @@ from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import fit_on, load
-from whiten.errors import RunError, one_line
+from whiten.errors import RunError, WhitenError, one_line
 from whiten.models.student import as_teacher, backbone_as_teacher, build_student
 from whiten.models.teacher import Teacher
 from whiten.report.table import Kind
 from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
+from whiten.utils.progress import announce
 
 # Rows for a student before training: the baseline of a distillation.
 START = "student's start"
@@ -38,8 +39,13 @@ def run_encoders(
         yield fusions["whitened"], "fusion-whitened", "whitened fusion"
     start = start_features(spec)
     yield Encoder(START, [Part(start)]), "student", START
-    whitener = fit_on(start, training_images(run), dim=spec.dim, cache=run.cache)
-    yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
+    try:
+        trained_on = training_images(run)
+    except RunError as error:
+        announce(f"{START_WHITENED} is left out: {one_line(error)}")
+    else:
+        whitener = fit_on(start, trained_on, dim=spec.dim, cache=run.cache)
+        yield Encoder(START_WHITENED, [Part(start, whitener)]), "student", START_WHITENED
     if spec.epochs != 0 and run.start.exists():
         yield Encoder(CLOSED_FORM, [Part(_closed_form(run, spec))]), "student", CLOSED_FORM
     yield load(run.student), "student", "student"
@@ -69,7 +75,17 @@ def _closed_form(run: RunFolder, spec: DistillSpec) -> Teacher:
 
 
 def training_images(run: RunFolder) -> Items:
-    """Return a run's own images, without those of held-out sources."""
+    """Return a run's own images, without those of held-out sources.
+
+    Raises:
+        RunError: they are not where they were.
+    """
     images, spec = run.read_config()
-    items = find_items(images, None, spec.exclude, spec.include)
+    try:
+        items = find_items(images, None, spec.exclude, spec.include)
+    except WhitenError as error:
+        raise RunError(
+            f"the images that {run.root} was trained on cannot be found ({one_line(error)}): put "
+            "them back, or work in the folder where the run was begun"
+        ) from error
     return Apart.read(run).not_in(items) if spec.holdout_source else items
