@@ -333,13 +333,14 @@ def test_auto_is_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
         ("cpu", ["CPUExecutionProvider"]),
-        ("cuda:1", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("cuda:1", [("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"]),
         ("mps", ["CPUExecutionProvider"]),
     ],
 )
 def test_onnx_files_compute_on_the_chosen_device(
     device: str,
-    expected: list[str],
+    expected: list[runtimes.Provider],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -348,6 +349,27 @@ def test_onnx_files_compute_on_the_chosen_device(
     monkeypatch.setattr(choice, "_chosen", Choice(device=device))
     assert runtimes.providers(ort, "x.onnx") == expected
     assert ("x.onnx runs on the CPU" in caplog.text) == (device == "mps")
+
+
+def test_a_student_computes_on_the_gpu_of_the_chosen_number(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ort = runtimes.import_onnxruntime("a test")
+    passed = []
+
+    def on_the_cpu(graph: bytes, options: Any, providers: list[runtimes.Provider]) -> Any:
+        passed.append(providers)
+        return open_session(graph, options, providers=["CPUExecutionProvider"])
+
+    open_session = ort.InferenceSession
+    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: known)
+    monkeypatch.setattr(ort, "InferenceSession", on_the_cpu)
+    monkeypatch.setattr("whiten.models.choice.require_device", lambda name: None)
+    for device in ("cuda:1", "cuda", "cpu"):
+        open_model(f"whiten:{made}", runtime="onnx", device=device)
+    with_number = ("CUDAExecutionProvider", {"device_id": "1"})
+    assert passed == [[with_number, known[1]], known, known[1:]]
 
 
 def test_a_hidden_gpu_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

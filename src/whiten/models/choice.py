@@ -24,7 +24,7 @@ class Choice:
 
     Attributes:
         runtime: one of `CHOICES`.
-        device: auto, cpu, cuda or mps.
+        device: auto, cpu, cuda, cuda:1 or mps.
     """
 
     runtime: str = "auto"
@@ -82,8 +82,8 @@ class Choice:
 
     @property
     def graph_device(self) -> str:
-        """Device of a graph."""
-        return "cuda" if self.device.startswith("cuda") else "cpu"
+        """Device of a graph: a GPU keeps its number."""
+        return self.device if self.device.startswith("cuda") else "cpu"
 
 
 _chosen = Choice()

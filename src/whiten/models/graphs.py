@@ -24,7 +24,7 @@ def as_graph(teacher: Teacher, runtime: str = "onnx", device: str = "cpu") -> Te
 
     Args:
         runtime: onnx or openvino.
-        device: cpu, or for onnx cuda.
+        device: cpu, or for onnx cuda or cuda:1.
 
     Raises:
         UntraceableError: see there.

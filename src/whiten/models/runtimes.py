@@ -25,7 +25,12 @@ Arrays = npt.NDArray[Any]
 Run = Callable[[Arrays], Arrays]
 """Maps (n, …) normalised float32 input, or uint8 pixels -> (n, dim) float32."""
 
+Provider = str | tuple[str, dict[str, str]]
+"""An execution provider of ONNX Runtime, with its options."""
+
 _log = logging.getLogger("whiten.models")
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 CPU_BATCH = 4  # images per batch; more do not fit into the CPU's caches
 
@@ -36,20 +41,26 @@ def open_onnx(path: Path, precision: str) -> Run:
     return _run_onnx(ort, str(path), providers(ort, str(path)))
 
 
-def providers(ort: Any, name: str) -> list[str]:
+def providers(ort: Any, name: str) -> list[Provider]:
     """Return the execution providers for the chosen device; `auto` is all there are.
 
     Args:
         name: of the graph, to log that it runs on the CPU though a GPU was chosen.
     """
     known: list[str] = ort.get_available_providers()
-    device = chosen().device.partition(":")[0]
+    device = chosen().device
     if device == "auto":
-        return known
-    wanted = f"{device.upper()}ExecutionProvider"
-    if device != "cpu" and wanted not in known:
+        return [*known]
+    if device.startswith("cuda") and _CUDA in known:
+        return _on_cuda(device)
+    if device != "cpu":
         _log.warning("%s runs on the CPU: this ONNX Runtime does not compute on %s", name, device)
-    return [each for each in dict.fromkeys((wanted, "CPUExecutionProvider")) if each in known]
+    return [_CPU]
+
+
+def _on_cuda(device: str) -> list[Provider]:
+    number = device.partition(":")[2]
+    return [(_CUDA, {"device_id": number}) if number else _CUDA, _CPU]
 
 
 def open_openvino(path: Path, precision: str) -> Run:
@@ -62,7 +73,7 @@ def run_graph(graph: bytes, runtime: str, device: str = "cpu") -> Run:
 
     Args:
         runtime: onnx or openvino.
-        device: cpu, or for onnx cuda.
+        device: cpu, or for onnx cuda or cuda:1.
 
     Raises:
         ConfigError: ONNX Runtime cannot compute on this device.
@@ -72,15 +83,15 @@ def run_graph(graph: bytes, runtime: str, device: str = "cpu") -> Run:
         return _run_openvino(graph, "fp32")
     ort = import_onnxruntime("running a model as an ONNX graph")
     if device == "cpu":
-        return _run_onnx(ort, graph, ["CPUExecutionProvider"])
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return _run_onnx(ort, graph, [_CPU])
+    if _CUDA not in ort.get_available_providers():
         raise ConfigError(
             "this ONNX Runtime has no CUDA: pip install onnxruntime-gpu, or leave out --runtime"
         )
-    return _run_onnx(ort, graph, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    return _run_onnx(ort, graph, _on_cuda(device))
 
 
-def _run_onnx(ort: Any, graph: str | bytes, providers: list[str]) -> Run:
+def _run_onnx(ort: Any, graph: str | bytes, providers: list[Provider]) -> Run:
     session = ort.InferenceSession(graph, session_options(ort), providers=providers)
     output = session.get_outputs()[0].name
     return lambda inputs: run_session(session, output, inputs)
@@ -150,7 +161,7 @@ def run_session(session: Any, output: str, inputs: Arrays) -> Arrays:
     """Run an ONNX Runtime graph on any number of images, in batches of a fast size."""
     feed = session.get_inputs()[0]
     fixed = fixed_batch(session)
-    on_cpu = session.get_providers()[0] == "CPUExecutionProvider"
+    on_cpu = session.get_providers()[0] == _CPU
     array = np.ascontiguousarray(inputs)
     size = fixed or (CPU_BATCH if on_cpu else len(array))
     parts = []

@@ -56,7 +56,7 @@ def open_student(uri: TeacherURI, runtime: str, device: str = "cpu") -> Teacher:
 
     Args:
         runtime: onnx or openvino.
-        device: cpu, or for onnx cuda.
+        device: cpu, or for onnx cuda or cuda:1.
 
     Raises:
         TeacherError: the folder is damaged.

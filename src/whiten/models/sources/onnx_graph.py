@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whiten.errors import TeacherError
-from whiten.models.runtimes import Arrays, import_onnx
+from whiten.models.runtimes import Arrays, Provider, import_onnx
 from whiten.utils.hashing import content_hash
 
 _AT_ONCE = 1 << 30  # a serialised graph is limited to 2 GiB: larger weights stay in their files
@@ -289,7 +289,7 @@ def count_macs(graph: Graph, output: str, blank: Arrays) -> int:
     return total // len(blank)
 
 
-def open_session(graph: Graph, options: Any, providers: list[str]) -> Any:
+def open_session(graph: Graph, options: Any, providers: list[Provider]) -> Any:
     """Open a graph with ONNX Runtime."""
     _, ort = libraries()
     if graph.folder:
