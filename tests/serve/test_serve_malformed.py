@@ -323,6 +323,28 @@ def test_unknown_fields_in_the_address_are_refused_by_name(client: TestClient) -
     assert client.get("/?id=a/0.png").status_code == 200  # the page, which reads its own address
 
 
+def test_a_field_of_one_value_that_comes_twice_is_refused_by_name(
+    client: TestClient, drawing: bytes
+) -> None:
+    image = ("image", ("x", drawing))
+    for answer, name in (
+        (client.get("/search?id=a/0.png&k=3&k=5"), "k"),
+        (client.get("/item?id=a/0.png&id=a/1.png"), "id"),
+        (client.get("/items?limit=1&limit=1"), "limit"),
+        (client.post("/search", data={"id": "a/0.png", "k": ["3", "5"]}), "k"),
+        (client.post("/search", files=[image], data={"where": ["", ""]}), "where"),
+        (client.post("/embed", files=[image], data={"box": ["0,0,9,9"] * 3}), "box"),
+    ):
+        count = 3 if name == "box" else 2
+        assert refused(answer, 422) == f"{name}: sent {count} times, of which one would count"
+    for answer in (  # lists
+        client.get("/search?id=a/0.png&id=a/1.png&k=1"),
+        client.post("/search", data={"id": ["a/0.png", "a/1.png"]}),
+        client.post("/search", files=[image, image]),
+    ):
+        assert answer.status_code == 200
+
+
 def test_an_unreadable_image_leaves_the_others_of_its_query_alone(
     client: TestClient, drawing: bytes, recwarn: pytest.WarningsRecorder
 ) -> None:

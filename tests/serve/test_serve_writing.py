@@ -223,6 +223,7 @@ def test_an_id_with_line_breaks(client: TestClient, drawing: bytes, name: str) -
         ({"image": b"no image"}, 415, ""),
         ({"image": b""}, 415, "empty file"),
         ({"ids": "x"}, 422, "unknown field 'ids'; did you mean 'id'"),
+        ({"id": ["x", "y"]}, 422, "id: sent 2 times, of which one would count"),
         ({"id": "x" * 1001}, 422, "id: "),
     ],
 )

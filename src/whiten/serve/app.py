@@ -39,7 +39,7 @@ from whiten.serve.queries import (
     SearchById,
     SearchByImages,
     fields_of,
-    refuse_unknown,
+    refuse_ignored,
 )
 from whiten.serve.settings import Settings
 
@@ -157,7 +157,7 @@ def create_app(
         docs_url=None,  # FastAPI's own page loads scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        dependencies=[Depends(refuse_unknown)],
+        dependencies=[Depends(refuse_ignored)],
         responses={code: {"model": Problem} for code in _PROBLEMS},
     )
     # The last one added is the outermost.

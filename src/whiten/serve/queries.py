@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
+from starlette.datastructures import ImmutableMultiDict
 
 from whiten.errors import nearest
 
@@ -124,32 +125,53 @@ class SearchByImages(Options, Images):
     """A search with any images."""
 
 
-async def refuse_unknown(request: Request) -> None:
-    """Refuse fields in the address that a route does not take there.
+async def refuse_ignored(request: Request) -> None:
+    """Refuse what would be ignored without a word.
 
-    Pages take any: their scripts read the address.
+    Pages take anything in the address: their scripts read it.
 
     Raises:
-        RefusedError: there is such a field; it would be ignored without a word.
+        RefusedError: the address has a field that the route does not take there, or a field of one
+            value comes several times, in the address or in the form.
     """
     route = _described(request)
-    in_address = {one["name"] for one in route.get("parameters", ()) if one["in"] == "query"}
+    in_address = _in_address(route)
     for name in request.query_params if route else ():
         if name not in in_address:
             hint = nearest(name, in_address)
             if name in fields_of(request):
                 hint = " in the address: send it in the form"
             raise RefusedError(422, f"unknown field {name[:80]!r}{hint}")
+    _refuse_repeated(request.query_params, in_address)
+    if in_form := _in_form(request):
+        _refuse_repeated(await request.form(), in_form)  # which FastAPI has parsed already
+
+
+def _refuse_repeated(given: ImmutableMultiDict[str, Any], fields: dict[str, Any]) -> None:
+    for name, field in fields.items():
+        if field.get("type") != "array" and (count := len(given.getlist(name))) > 1:
+            raise RefusedError(422, f"{name}: sent {count} times, of which one would count")
 
 
 def fields_of(request: Request) -> set[str]:
     """Return the names of the fields that a route takes, in the address or in a form."""
-    route = _described(request)
-    names = {one["name"] for one in route.get("parameters", ())}
-    for body in route.get("requestBody", {}).get("content", {}).values():
+    in_path = {one["name"] for one in _described(request).get("parameters", ())}
+    return in_path | _in_form(request).keys()
+
+
+def _in_address(route: dict[str, Any]) -> dict[str, Any]:
+    """Return the schemas of a route's fields in the address, by name."""
+    fields = route.get("parameters", ())
+    return {one["name"]: one["schema"] for one in fields if one["in"] == "query"}
+
+
+def _in_form(request: Request) -> dict[str, Any]:
+    """Return the schemas of the fields in the form of a route, by name."""
+    found: dict[str, Any] = {}
+    for body in _described(request).get("requestBody", {}).get("content", {}).values():
         schema = body["schema"]["$ref"].rpartition("/")[2]
-        names |= request.app.openapi()["components"]["schemas"][schema]["properties"].keys()
-    return names
+        found |= request.app.openapi()["components"]["schemas"][schema]["properties"]
+    return found
 
 
 def _described(request: Request) -> dict[str, Any]:
