@@ -115,7 +115,7 @@ def test_the_summary_for_people_names_each_skipped_image(
     with pytest.raises(SystemExit) as stopped:
         cli.main(command)
     assert stopped.value.code == 2
-    assert "none of 2 images could be read" in capsys.readouterr().err
+    assert "none of 2 images could be embedded" in capsys.readouterr().err
 
 
 def test_copies_are_reported(folder: Path, run: Embed, capsys: pytest.CaptureFixture[str]) -> None:

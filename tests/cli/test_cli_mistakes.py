@@ -33,7 +33,7 @@ def test_no_readable_image(capsys: Captured, tmp_path: Path) -> None:
         ("evaluate", broken, "--model", TEACHER),
     ):
         line = fails(capsys, *command, progress="embed colour_teachers:make: 3/3")
-        assert "none of 3 images could be read, first 'a/0.png'" in line
+        assert "none of 3 images could be embedded, first 'a/0.png'" in line
 
 
 @pytest.mark.parametrize(

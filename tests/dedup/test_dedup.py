@@ -94,7 +94,7 @@ def test_broken_images_are_listed(copied: tuple[Path, dict[str, str]], capsys: C
 def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "bad.png").write_bytes(b"no image")
-    with pytest.raises(NoImagesError, match="none of 1 images could be read"):
+    with pytest.raises(NoImagesError, match="none of 1 images could be embedded"):
         run(tmp_path / "images", 0.9)
 
 
@@ -107,7 +107,9 @@ def test_another_threshold_embeds_nothing(
     folder, _ = copied
     model = load(TEACHER)
     first = run(folder, 0.97, cache=tmp_path / "cache")
-    monkeypatch.setattr(type(model.parts[0].teacher), "embed", lambda *a, **k: pytest.fail("again"))
+    monkeypatch.setattr(
+        type(model.parts[0].teacher), "embed_usable", lambda *a, **k: pytest.fail("again")
+    )
     with open_collection(folder, model, tmp_path / "cache") as collection:
         second = deduplicate(collection, 0.5)
         again = deduplicate(collection, 0.97)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from whiten.errors import ConfigError
 from whiten.retrieval.sets import set_similarity
-from whiten.utils.arrays import Vectors
+from whiten.utils.arrays import Vectors, has_direction
 from whiten.utils.memory import forget
 
 Rows = npt.NDArray[np.int64]
@@ -191,6 +191,16 @@ class SetSimilarity:
             product = (a / _norms(a)[:, None]) @ (b / _norms(b)[:, None]).T
             out[place] = (product.max(axis=1).mean() + product.max(axis=0).mean()) / 2
         return out
+
+
+def usable_rows(vectors: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which rows, (n,), have a cosine to others, see `has_direction`; read by blocks."""
+    usable = np.ones(len(vectors), bool)
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = vectors[start : start + BLOCK_ROWS]
+        usable[start : start + BLOCK_ROWS] = has_direction(block)
+        forget(block)
+    return usable
 
 
 def _norms(rows: npt.NDArray[Any]) -> Doubles:

@@ -18,7 +18,13 @@ from whiten.datasets.finding import find_items
 from whiten.datasets.frames import find_or_extract
 from whiten.datasets.patterns import Patterns
 from whiten.datasets.svd import FRAMES_TABLE
-from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
+from whiten.dedup.pair_similarity import (
+    PairSimilarity,
+    Rows,
+    SetSimilarity,
+    VectorSimilarity,
+    usable_rows,
+)
 from whiten.dedup.turned import Also, TurnedSimilarity, embed_turned
 from whiten.embedding.encoder import Encoder, embed_cached
 from whiten.embedding.rows import embed_rows, open_store, require_embedded_by
@@ -28,6 +34,7 @@ from whiten.media.reading import Skipped
 from whiten.storage.places import is_plain
 from whiten.store.rows import stored_items, stored_rows
 from whiten.store.store import Store
+from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import fingerprint
 from whiten.utils.names import name_codes, real_path
 from whiten.utils.progress import progress
@@ -206,24 +213,10 @@ def _of_images(items: Items, encoder: Encoder, cache: Path, show_progress: bool)
     kept, vectors, skipped = embed_rows(
         encoder, known.take(first), cache=cache, show_progress=show_progress
     )
-    skipped = [*store.skipped_of(items.by_id), *skipped]
     # Another model may fail on an image that the first one could embed.
-    row_of = kept.by_id.rows(known.take(first).ids.to_pylist())[code]
-    is_left = row_of >= 0
-    known, row_of = known.take(is_left), row_of[is_left]
-    return Collection(
-        what="image",
-        names=known.ids.to_pylist(),
-        paths=[os.fsdecode(path) for path in known.paths.to_pylist()],
-        groups=known.groups.to_pylist(),
-        pictures=[os.fsdecode(path) for path in known.paths.to_pylist()],
-        copy_of=row_of,
-        hashes=hashes.filter(pa.array(is_left)).to_pylist(),
-        similarity=VectorSimilarity(vectors),
-        items=kept,
-        skipped=list({skip.id: skip for skip in skipped}.values()),
-        folder=cache,
-    )
+    at = kept.by_id.rows(known.take(first).ids.to_pylist())
+    skipped = [*store.skipped_of(items.by_id), *skipped]
+    return _compared(known, hashes, at[code], kept, vectors, skipped, cache)
 
 
 def _of_store(store: Store, encoder: Encoder | None, cache: Path) -> Collection:
@@ -236,18 +229,52 @@ def _of_store(store: Store, encoder: Encoder | None, cache: Path) -> Collection:
         )
     hashes, code, first = _contents(store, items)
     wanted = items.take(first)
-    paths = [os.fsdecode(path) for path in items.paths.to_pylist()]
+    vectors = stored_rows(store, wanted, cache)
+    return _compared(items, hashes, code, wanted, vectors, store.skipped, cache)
+
+
+def _compared(
+    known: Items,
+    hashes: pa.Array,
+    row_of: Rows,
+    kept: Items,
+    vectors: Vectors,
+    skipped: Sequence[Skipped],
+    cache: Path,
+) -> Collection:
+    """Return a collection of images, without those that have no embedding.
+
+    Args:
+        known: the images.
+        hashes: (n,) their content hashes.
+        row_of: (n,) row of each among `kept`; -1 if it has none.
+        kept: images of different content.
+        vectors: (m, d) embeddings of `kept`.
+    """
+    usable = usable_rows(vectors)
+    if not usable.all():  # stores of earlier versions hold embeddings of zeros
+        lost = kept.take(~usable).ids.to_pylist()
+        skipped = [
+            *skipped,
+            *(Skipped(name, "its embedding is zero or not finite") for name in lost),
+        ]
+        new_row = np.where(usable, np.cumsum(usable) - 1, -1)
+        row_of = np.where(row_of < 0, -1, new_row[row_of])
+        kept, vectors = kept.take(usable), vectors[usable]
+    is_left = row_of >= 0
+    known = known.take(is_left)
+    paths = [os.fsdecode(path) for path in known.paths.to_pylist()]
     return Collection(
         what="image",
-        names=items.ids.to_pylist(),
+        names=known.ids.to_pylist(),
         paths=paths,
-        groups=items.groups.to_pylist(),
+        groups=known.groups.to_pylist(),
         pictures=paths,
-        copy_of=code,
-        hashes=hashes.to_pylist(),
-        similarity=VectorSimilarity(stored_rows(store, wanted, cache)),
-        items=wanted,
-        skipped=store.skipped,
+        copy_of=row_of[is_left],
+        hashes=hashes.filter(pa.array(is_left)).to_pylist(),
+        similarity=VectorSimilarity(vectors),
+        items=kept,
+        skipped=list({skip.id: skip for skip in skipped}.values()),
         folder=cache,
     )
 

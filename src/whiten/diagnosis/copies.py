@@ -9,7 +9,7 @@ import numpy as np
 
 from whiten.datasets.collection import Items
 from whiten.dedup.near_duplicates import Forest, range_search
-from whiten.dedup.pair_similarity import VectorSimilarity
+from whiten.dedup.pair_similarity import VectorSimilarity, usable_rows
 from whiten.errors import ImageError
 from whiten.media.pixels import Pictures
 from whiten.media.reading import read_bytes, stamp_of
@@ -51,6 +51,8 @@ def near_copies(items: Items, vectors: Vectors) -> int:
         items: images of different content.
         vectors: (n, d) their fused embeddings, L2-normalised.
     """
+    usable = usable_rows(vectors)  # stores of earlier versions hold embeddings of zeros
+    items, vectors = items.take(usable), vectors[usable]
     pairs = (
         (float(value), int(one), int(other))
         for ones, others, values in range_search(VectorSimilarity(vectors), ALIKE)

@@ -155,7 +155,7 @@ def embed(
     if not any((items.by_id.rows(shard.ids) >= 0).any() for shard in store.shards):
         first = store.skipped_of(items.by_id)[0]
         raise NoImagesError(
-            f"none of {len(items)} images could be read, first {first.id!r}: {first.reason}; "
+            f"none of {len(items)} images could be embedded, first {first.id!r}: {first.reason}; "
             "name a folder with readable images"
         )
     return store

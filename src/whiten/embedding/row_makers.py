@@ -125,7 +125,7 @@ class Computed:
             [render_bytes(data, self.plan, task.item.id, v, preprocess) for v in task.views]
         )
 
-    def rows(self, batch: Sequence[Read], _skipped: list[Skipped]) -> list[Row]:
+    def rows(self, batch: Sequence[Read], skipped: list[Skipped]) -> list[Row]:
         pixels: list[Pixels] = []
         first: dict[str, int] = {}  # of each content in this batch that may come again
         places: list[int | None] = []  # per row, among the pixels; None for earlier contents
@@ -139,9 +139,18 @@ class Computed:
             places.append(place)
             if place == len(pixels):
                 pixels.append(read.pixels[number])
-        embedded = self.teacher.embed(np.stack(pixels), bf16=self.bf16) if pixels else ()
+        unusable: dict[int, str] = {}
+        if pixels:
+            embedded, unusable = self.teacher.embed_usable(np.stack(pixels), bf16=self.bf16)
         for digest, place in first.items():
-            self.repeats.add(digest, embedded[place])
+            if place not in unusable:
+                self.repeats.add(digest, embedded[place])
+        lost = {
+            read.task.item.id: Skipped(read.task.item.id, unusable[place])
+            for (read, _), place in zip(asked, places, strict=True)
+            if place in unusable
+        }
+        skipped.extend(lost.values())
         return [
             _row(
                 read,
@@ -149,6 +158,7 @@ class Computed:
                 self.repeats[read.seen.content_hash] if place is None else embedded[place],
             )
             for (read, number), place in zip(asked, places, strict=True)
+            if read.task.item.id not in lost
         ]
 
     def is_shared(self, task: Task, number: int) -> bool:

@@ -143,11 +143,12 @@ def embed_inputs(
     Args:
         batch_size: images per batch; by default 16 on a CPU and 128 elsewhere.
         progress: called with (done, total) after every batch.
-        failed: receives the images that cannot be read, whose rows are NaN; None raises.
+        failed: receives the images without an embedding, whose rows are NaN; None raises.
 
     Raises:
         ConfigError: the batch size is below 1.
-        ImageError: an image cannot be read; the message names it.
+        ImageError: an image cannot be read, or its embedding is zero or not finite; the message
+            names it.
     """
     require_batch_size(batch_size)
     look = partial(show_or_fail, preprocess=teacher.preprocess)
@@ -166,9 +167,21 @@ def embed_inputs(
             else:
                 failed[row] = _named(seen, row, images)
         if rows:
-            out[rows] = teacher.embed(np.stack(pixels))
+            out[rows], unusable = teacher.embed_usable(np.stack(pixels))
+            for place, why in unusable.items():
+                row = rows[place]
+                error = _named(_no_embedding(images[row], why), row, images)
+                if failed is None:
+                    raise error
+                failed[row] = error
+                out[row] = np.nan
         progress(min(start + size, len(images)), len(images))
     return out
+
+
+def _no_embedding(image: Embeddable, why: str) -> ImageError:
+    name = named_place(image) if isinstance(image, str | os.PathLike) else "the image"
+    return ImageError(f"cannot embed {name}: {why}")
 
 
 def _named(error: ImageError, row: int, images: Sequence[Embeddable]) -> ImageError:

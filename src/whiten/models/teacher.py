@@ -16,6 +16,7 @@ import numpy.typing as npt
 from whiten.errors import TeacherError, WhitenError
 from whiten.models.choice import chosen_device
 from whiten.models.uri import MOST_PIXELS
+from whiten.utils.arrays import has_direction
 from whiten.utils.hashing import fingerprint
 from whiten.views.rendering import Preprocess
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 UNKNOWN_LICENCE = "unknown"
 _SHORTEST = 1e-12  # minimum norm that an embedding is divided by
+_NOT_FINITE = "returned NaN or infinity: check that its weights match the model"
 
 
 @dataclass
@@ -163,10 +165,21 @@ class Teacher(Identity):
         """
         embeddings = self._embed_pixels(pixels, bf16)
         if not np.isfinite(embeddings).all():
-            raise TeacherError(
-                f"{self.uri} returned NaN or infinity: check that its weights match the model"
-            )
+            raise TeacherError(f"{self.uri} {_NOT_FINITE}")
         return embeddings
+
+    def embed_usable(
+        self, pixels: npt.NDArray[np.uint8] | Tensor, *, bf16: bool = False
+    ) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
+        """Embed a batch, see `embed`; also return which rows are no embedding, and why.
+
+        Zeros have no direction: nothing is similar to them.
+        """
+        embeddings = self._embed_pixels(pixels, bf16)
+        return embeddings, {
+            row: f"{self.uri} {_NOT_FINITE if embeddings[row].any() else 'returned only zeros'}"
+            for row in np.flatnonzero(~has_direction(embeddings)).tolist()
+        }
 
     def forward_tensor(self, inputs: Tensor) -> Tensor:
         """Run the network on a torch tensor, whatever the runtime."""

@@ -24,6 +24,13 @@ def require_finite(rows: Array, offset: int) -> None:
         )
 
 
+def has_direction(rows: Array) -> npt.NDArray[np.bool_]:
+    """Return which rows, (n,), are finite and not zero: others have no cosine to anything."""
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    usable: npt.NDArray[np.bool_] = (largest > 0) & np.isfinite(largest)
+    return usable
+
+
 def as_numpy(embeddings: Any) -> Array:
     """Convert a tensor, a data frame or a list of rows to an array; arrays are returned unchanged.
 
