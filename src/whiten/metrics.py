@@ -21,6 +21,7 @@ from whiten.retrieval.ranks import RankCounter as RankCounter
 from whiten.retrieval.ranks import Ranks as Ranks
 from whiten.retrieval.sets import SET_SIMILARITIES as SET_SIMILARITIES
 from whiten.retrieval.sets import set_similarity as set_similarity
+from whiten.utils.arrays import as_numpy
 
 Scores = npt.NDArray[np.float64]
 
@@ -94,7 +95,7 @@ def revisited(
     Raises:
         ConfigError: shapes do not match, similarities are NaN, or an index is none of the database.
     """
-    similarity = np.asarray(similarity)
+    similarity = as_numpy(similarity)
     if similarity.ndim != 2 or similarity.shape[1] != len(ground_truth):
         raise ConfigError(
             f"similarity of shape {similarity.shape} does not fit {len(ground_truth)} queries: "
@@ -183,7 +184,7 @@ def positive_ranks(
     Raises:
         ConfigError: a similarity is NaN, or an index is none of the gallery.
     """
-    scores, wanted = np.asarray(similarity), np.asarray(positives, np.int64)
+    scores, wanted = as_numpy(similarity), np.asarray(positives, np.int64)
     absent = np.asarray([] if junk is None else junk, np.int64)
     labelled = np.unique(np.concatenate([wanted, absent]))
     _require_within(labelled, len(scores))
@@ -228,7 +229,7 @@ def micro_average_precision(
     Raises:
         ConfigError: shapes do not match, scores are NaN, or `n_positives` is too small.
     """
-    values, right = np.asarray(scores).ravel(), np.asarray(labels).ravel().astype(bool)
+    values, right = as_numpy(scores).ravel(), np.asarray(labels).ravel().astype(bool)
     if np.shape(scores) != np.shape(labels) or np.isnan(values).any():
         raise ConfigError(
             f"scores {np.shape(scores)} and labels {np.shape(labels)} must have one shape and no "

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import MissingExtraError
-from whiten.utils.arrays import normalize_rows
+from whiten.utils.arrays import normalize_rows, require_unmasked
 from whiten.whitening.whitener import DEFAULT_SHRINKAGE, Whitener
 
 try:
@@ -54,6 +54,7 @@ class WhitenerTransformer(
     # scikit-learn's own names for its arguments.
     def fit(self, X: Array, y: object = None) -> WhitenerTransformer:  # noqa: N803
         """Fit on (n, D) samples; `y` is not used."""
+        require_unmasked(X)
         samples = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         self.whitener_ = Whitener(self.dim, shrinkage=self.shrinkage).fit(samples)
         return self
@@ -61,6 +62,7 @@ class WhitenerTransformer(
     def transform(self, X: Array) -> Array:  # noqa: N803
         """Whiten (n, D) samples -> (n, dim), in the samples' precision."""
         check_is_fitted(self)
+        require_unmasked(X)
         samples = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         whitened = self.whitener_.transform(samples)
         found: Array = normalize_rows(whitened) if self.normalize else whitened

@@ -26,6 +26,8 @@ from whiten.dedup.pair_similarity import (
     VectorSimilarity,
 )
 from whiten.errors import ConfigError
+from whiten.utils.arrays import as_numpy
+from whiten.utils.validation import as_number
 
 TOLERANCE = 1e-9  # identical vectors have similarity 1, minus float64 rounding
 _PAIRS = 1 << 18  # pairs held at once
@@ -61,12 +63,12 @@ def near_duplicates(
         ConfigError: the threshold is out of range, or vectors are not (n, d), zero or not finite.
     """
     check_threshold(threshold)
-    return linked(VectorSimilarity(vectors, block_rows), threshold, progress)
+    return linked(VectorSimilarity(as_numpy(vectors), block_rows), threshold, progress)
 
 
 def check_threshold(threshold: float) -> None:
     """Raise ConfigError if a number is no threshold on similarities."""
-    if not -1 < threshold <= 1:
+    if not -1 < as_number("threshold", threshold) <= 1:
         raise ConfigError(
             f"threshold must be a similarity above -1 and at most 1, not {threshold:g}"
         )

@@ -35,6 +35,7 @@ from whiten.store.store import embedded_by_all
 from whiten.utils.arrays import Array, Indices, Vectors, normalize_rows
 from whiten.utils.names import distinct, name_codes
 from whiten.utils.progress import announce
+from whiten.utils.validation import as_whole
 from whiten.whitening.choosing import Choice, choose, fit_chosen, sample_rows
 from whiten.whitening.profile import CHOICE, agreement, effective_rank, spectrum
 from whiten.whitening.weighting import Judge, fused, has_groups, judge_of
@@ -83,7 +84,7 @@ def diagnose(
         {"teachers": list(teachers), "seed": seed, "size": size}
         | ({} if student is None else {"student": student})
     )
-    if sample < 0:
+    if as_whole("sample", sample) < 0:
         raise ConfigError(f"sample must be at least 0, not {sample}")
     found = find_items(images, announce if show_progress else None, exclude, include)
     items = found.take(sample_rows(len(found), found.groups, seed, sample or len(found)))

@@ -33,7 +33,7 @@ def load(
     whiten_on: str | os.PathLike[str] | None = None,
     whiten_dim: int = 256,
     shrinkage: float = 0.1,
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Encoder:
     """Open an encoder.
 
@@ -266,7 +266,7 @@ def fit_on(
     *,
     dim: int = 256,
     shrinkage: float = 0.1,
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Whitener:
     """Fit a teacher's whitening on a collection of images.
 
@@ -277,6 +277,6 @@ def fit_on(
     """
     items = images if isinstance(images, Items) else find_items(images)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
-        store = embed_cached(teacher, items, cache or Path(temporary))
+        store = embed_cached(teacher, items, Path(cache or temporary))
         usable, _ = embedded_by_all(items, [store])
         return fit_whitener(store, usable.by_id, dim=dim, shrinkage=shrinkage)

@@ -5,6 +5,7 @@ Memory use does not depend on the number of images or the embedding dimension.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,7 +34,7 @@ def embed_rows(
     encoder: Encoder,
     items: Sequence[Item],
     *,
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
     show_progress: bool = False,
     cluster: Cluster | None = None,
 ) -> tuple[Items, Vectors, list[Skipped]]:
@@ -51,7 +52,7 @@ def embed_rows(
         NoImagesError: no image could be embedded by all models.
     """
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
-        folder = cache or Path(temporary)
+        folder = Path(cache or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         stores = [
             embed_cached(part.teacher, items, folder, show_progress=show_progress, cluster=cluster)

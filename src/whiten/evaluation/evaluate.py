@@ -121,7 +121,7 @@ def evaluate(
     queries: str | os.PathLike[str] | None = None,
     gallery_encoder: Encoder | str | os.PathLike[str] | None = None,
     source_column: str | None = None,
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
     exclude: Patterns = (),
     include: Patterns = (),
     show_progress: bool = False,
@@ -170,7 +170,7 @@ def evaluate(
             model,
             query_items,
             # Ids are unique only within a folder, so each collection has its own stores.
-            cache=cache / "queries" if cache else None,
+            cache=Path(cache) / "queries" if cache else None,
             show_progress=show_progress,
         )
         task = folder_task(kept, who)

@@ -130,7 +130,7 @@ def evaluate_videos(
     examples: bool = False,
     exclude: Patterns = (),
     include: Patterns = (),
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
     show_progress: bool = False,
 ) -> VideoEvaluation:
     """Evaluate retrieval of near-duplicate videos.
@@ -173,7 +173,7 @@ def evaluate_videos(
     if max_frames < 1 or stride < 1:
         raise ConfigError(f"max frames {max_frames} and stride {stride} must be at least 1")
     with ExitStack() as stack:
-        place = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="whiten-")))
+        place = Path(cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="whiten-")))
         place.mkdir(parents=True, exist_ok=True)
         source = Path(data).resolve()
         frames = place / f"frames-{source.stem}-{fingerprint(str(source))[:8]}"

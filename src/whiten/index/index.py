@@ -33,6 +33,7 @@ from whiten.index.where import parse_where
 from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable
 from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.validation import as_whole
 
 if TYPE_CHECKING:
     from whiten.embedding.cluster import Cluster
@@ -400,7 +401,7 @@ class Index:
             ConfigError: k is below 1, the filter cannot be read, the dimension differs, or a value
                 is NaN or infinite.
         """
-        if k < 1:
+        if as_whole("k", k) < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
         queries = as_queries(queries, self.facts.dim)
         if isinstance(where, str):

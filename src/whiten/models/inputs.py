@@ -19,6 +19,7 @@ from whiten.media.reading import read_bytes
 from whiten.models.teacher import Teacher
 from whiten.utils.threads import ordered_map
 from whiten.utils.urls import named_place
+from whiten.utils.validation import as_whole
 from whiten.views.plan import ViewPlan
 from whiten.views.rendering import Preprocess, View, render, render_bytes
 
@@ -77,7 +78,7 @@ def require_errors(errors: str) -> None:
 
 
 def require_batch_size(batch_size: int | None) -> None:
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and as_whole("batch_size", batch_size) < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import ConfigError, nearest
-from whiten.utils.arrays import Vectors
+from whiten.utils.arrays import Vectors, as_numpy
 
 SET_SIMILARITIES = {
     "cf": "chamfer: mean over the query's frames of the best of the candidate's",
@@ -85,7 +85,7 @@ class _Sets:
         lengths: Sequence[int] | npt.NDArray[Any],
         what: str,
     ) -> None:
-        self.frames = np.asarray(frames) if not isinstance(frames, np.memmap) else frames
+        self.frames = frames if isinstance(frames, np.memmap) else as_numpy(frames)
         self.lengths: Counts = np.asarray(lengths, np.int64)
         if self.frames.ndim != 2 or self.lengths.ndim != 1:
             raise ConfigError(

@@ -31,12 +31,26 @@ def has_direction(rows: Array) -> npt.NDArray[np.bool_]:
     return usable
 
 
+def require_unmasked(values: Any) -> None:
+    """Refuse a NumPy array, or a list with one, of which values are masked.
+
+    Conversions to plain arrays take what is below the mask, without a word.
+
+    Raises:
+        ConfigError: see above.
+    """
+    parts = values if isinstance(values, list | tuple) else [values]
+    if any(np.ma.is_masked(part) for part in parts):
+        raise ConfigError("some values are masked: fill them (`filled`), or leave their rows out")
+
+
 def as_numpy(embeddings: Any) -> Array:
     """Convert a tensor, a data frame or a list of rows to an array; arrays are returned unchanged.
 
     Raises:
-        ConfigError: the values are not numbers, or the rows differ in length.
+        ConfigError: the values are not numbers, some are masked, or the rows differ in length.
     """
+    require_unmasked(embeddings)
     if not hasattr(embeddings, "detach"):  # not a torch tensor
         try:
             values: Array = np.asarray(embeddings)

@@ -1,7 +1,9 @@
-"""Check the values of dataclasses against their annotations."""
+"""Check values from callers and files: those of dataclasses against their annotations."""
 
 from __future__ import annotations
 
+import operator
+from numbers import Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +23,29 @@ def check_types(values: Any) -> None:
         if not _is_of(value, kind):
             hint = nearest(value, _choices(kind))
             raise ConfigError(f"{name} must be {_describe(kind)}, not {value!r}{hint}")
+
+
+def as_whole(name: str, value: Any) -> int:
+    """Return a whole number, also one of NumPy.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def as_number(name: str, value: Any) -> float:
+    """Return a number, also one of NumPy.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, Real):
+        raise ConfigError(f"{name} must be a number, not {value!r}")
+    return float(value)
 
 
 def _is_of(value: Any, kind: Any) -> bool:

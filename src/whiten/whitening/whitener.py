@@ -25,6 +25,7 @@ from whiten.errors import (
 from whiten.utils.arrays import Array, as_numpy, is_block
 from whiten.utils.files import load_sealed, save_sealed
 from whiten.utils.hashing import content_hash
+from whiten.utils.validation import as_number, as_whole
 from whiten.whitening.affine import map_rows
 from whiten.whitening.eigen import principal_axes
 from whiten.whitening.moments import Moments
@@ -60,9 +61,9 @@ class Whitener:
     """
 
     def __init__(self, dim: int | None = None, *, shrinkage: float = DEFAULT_SHRINKAGE) -> None:
-        if dim is not None and dim < 1:
+        if dim is not None and (dim := as_whole("whitening dim", dim)) < 1:
             raise ConfigError(f"whitening dim must be at least 1, not {dim}")
-        if not shrinkage >= 0:
+        if not as_number("shrinkage", shrinkage) >= 0:
             raise ConfigError(f"shrinkage must be 0 (exact PCA-whitening) or more, not {shrinkage}")
         self.dim = dim
         self.shrinkage = float(shrinkage)
@@ -155,7 +156,7 @@ class Whitener:
 
     def _solve(self) -> None:
         if self._moments is None or self._moments.n == 0:
-            raise WhiteningError("no samples to fit a whitening on: pass at least two embeddings")
+            raise WhiteningError("no samples to fit a whitening on: fit on at least two embeddings")
         source_dim = self._moments.dim
         dim = source_dim if self.dim is None else self.dim
         if dim > source_dim:
@@ -250,8 +251,9 @@ class Whitener:
 
     def fingerprint(self) -> str:
         """Fingerprint of the transform, 32 hexadecimal digits."""
+        projection = self.projection_
         assert self.mean_ is not None
-        return content_hash(self.mean_.tobytes() + self.projection_.tobytes())
+        return content_hash(self.mean_.tobytes() + projection.tobytes())
 
     def with_settings(self, *, dim: int | None = None, shrinkage: float | None = None) -> Whitener:
         """Return the same fit with other settings: O(dim·D), without samples, also after `load`.

@@ -23,6 +23,7 @@ from whiten.index.local.storage.codec import Codec
 from whiten.retrieval.exact import Mask, Rows, exact_search
 from whiten.utils.arrays import Vectors
 from whiten.utils.memory import forget, gather_rows, take_rows
+from whiten.utils.validation import as_number
 
 KINDS = ("auto", "exact", "int8", "ivf", "hnsw")
 RECALL = 0.95
@@ -122,7 +123,7 @@ def check_kind(kind: str | None, recall: float | None) -> None:
             f"there is no kind of search {kind!r}{nearest(kind, KINDS) or '.'} "
             f"There are {', '.join(KINDS)}."
         )
-    if recall is not None and not 0 < recall <= 1:
+    if recall is not None and not 0 < as_number("recall", recall) <= 1:
         raise ConfigError(f"recall must be above 0 and at most 1, not {recall:g}")
     if kind in ("ivf", "hnsw"):
         open_faiss()

@@ -1,0 +1,109 @@
+"""Values of a wrong kind that callers pass from Python: refused in one line, or taken as meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import whiten
+from helpers import TEACHER
+from whiten import metrics
+from whiten.errors import ConfigError, WhiteningError
+from whiten.index import Index
+from whiten.whitening.whitener import Whitener
+
+ROWS = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+
+
+@pytest.fixture
+def index(images: Path, tmp_path: Path, colour_teachers: None) -> Index:
+    return Index.build(TEACHER, images, tmp_path / "index")
+
+
+# --- numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Whitener(dim="3"), "whitening dim must be a whole number, not '3'"),  # type: ignore[arg-type]
+        (lambda: Whitener(dim=2.5), "whitening dim must be a whole number, not 2.5"),  # type: ignore[arg-type]
+        (lambda: Whitener(shrinkage="x"), "shrinkage must be a number, not 'x'"),  # type: ignore[arg-type]
+        (lambda: whiten.near_duplicates(ROWS, "0.9"), "threshold must be a number, not '0.9'"),  # type: ignore[arg-type]
+        (
+            lambda: whiten.diagnose("images", [TEACHER], sample="3"),  # type: ignore[arg-type]
+            "sample must be a whole number, not '3'",
+        ),
+        (
+            lambda: Index.build(TEACHER, "images", "index", recall="1"),  # type: ignore[arg-type]
+            "recall must be a number, not '1'",
+        ),
+        (lambda: whiten.load(TEACHER, batch_size="8"), "batch_size must be a whole number"),  # type: ignore[arg-type]
+    ],
+)
+def test_numbers_of_another_kind_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_numbers_of_numpy_are_taken(index: Index) -> None:
+    assert Whitener(np.int64(3), shrinkage=np.float32(0)).fit(ROWS).projection_.shape == (3, 12)  # type: ignore[arg-type]
+    assert len(index.search_vectors(ROWS[:1], np.int64(2))[0]) == 2  # type: ignore[arg-type]
+    for k in ("3", 2.5, None):
+        with pytest.raises(ConfigError, match="k must be a whole number"):
+            index.search_vectors(ROWS[:1], k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("use", ["fingerprint", "save", "transform", "with_settings"])
+def test_a_whitener_before_its_fit(use: str, tmp_path: Path) -> None:
+    arguments = {"save": [tmp_path / "w"], "transform": [ROWS]}.get(use, [])
+    with pytest.raises(WhiteningError, match="no samples to fit a whitening on: fit on"):
+        getattr(Whitener(), use)(*arguments)
+
+
+def test_a_cache_may_be_named_by_a_text(
+    images: Path, tmp_path: Path, colour_teachers: None
+) -> None:
+    whiten.evaluate(TEACHER, images, cache=str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir())
+
+
+# --- masked arrays ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda rows: Whitener().fit(rows),
+        lambda rows: Whitener().fit(iter([ROWS, rows])),
+        lambda rows: Whitener().fit(list(rows)),
+        lambda rows: Whitener().fit(ROWS).transform(rows),
+        lambda rows: whiten.choose_whitening(ROWS, others=[rows]),
+        lambda rows: whiten.near_duplicates(rows, 0.9),
+        lambda rows: metrics.set_similarity(rows, [60], ROWS, [60]),
+        lambda rows: metrics.revisited(rows, [{}] * 12),
+        lambda rows: metrics.positive_ranks(rows[1], [0]),
+        lambda rows: metrics.micro_average_precision(rows[1], np.ones(12)),
+    ],
+)
+def test_masked_values_are_refused(take: Callable[[Any], object]) -> None:
+    mask = np.zeros(ROWS.shape, bool)
+    mask[1, 2] = True
+    with pytest.raises(ConfigError, match="some values are masked"):
+        take(np.ma.masked_array(ROWS, mask))
+
+
+def test_queries_and_transformers_refuse_masked_values(index: Index) -> None:
+    from whiten.sklearn import WhitenerTransformer
+
+    masked = np.ma.masked_greater(ROWS, 1)
+    with pytest.raises(ConfigError, match="some values are masked"):
+        index.search_arrays(masked)
+    with pytest.raises(ConfigError, match="some values are masked"):
+        WhitenerTransformer().fit(masked)
+    unmasked = np.ma.masked_array(ROWS)
+    assert np.array_equal(Whitener().fit(unmasked).mean_, Whitener().fit(ROWS).mean_)
