@@ -136,6 +136,14 @@ def test_the_queries_of_a_source_search_the_whole_gallery(folder: Path) -> None:
     assert result.gallery_size == 6
 
 
+def test_a_source_called_all_is_not_the_row_of_all_queries(folder: Path) -> None:
+    table = write_csv(folder / "photos.csv", names(folder), ["all", "x", "all", "x", "x", "x"])
+    split = evaluate(load(TEACHER), table, source_column="shop").by_source
+    assert split is not None and split.measured.endswith("; '(all)' is all queries")
+    rows = split.cells(6, split.results["all"].figures)
+    assert [row[:2] for row in rows[1:]] == [["all", "2"], ["x", "4"], ["(all)", "6"]]
+
+
 def test_a_source_without_queries_is_shown(folder: Path) -> None:
     write_image(folder / "c" / "0.png", seed=9)  # alone in its group
     table = write_csv(folder / "photos.csv", names(folder), ["x"] * 6 + ["lonely"])

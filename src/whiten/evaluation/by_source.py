@@ -52,9 +52,17 @@ class BySource:
     def measured(self) -> str:
         """One sentence on what is measured."""
         return (
-            f"By {self.column}: the queries of one source search the gallery of all sources; 'all' "
-            "is all queries"
+            f"By {self.column}: the queries of one source search the gallery of all sources; "
+            f"'{self.total}' is all queries"
         )
+
+    @property
+    def total(self) -> str:
+        """Name of the row of all queries, which is no source's."""
+        name = "all"
+        while name in self.results:
+            name = f"({name})"
+        return name
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -68,7 +76,7 @@ class BySource:
         names = list(overall)
         everything = SourceResult(queries, dict(overall))
         rows = [[self.column, "queries", *names]]
-        for source, result in [*self.results.items(), ("all", everything)]:
+        for source, result in [*self.results.items(), (self.total, everything)]:
             figures = [_shown(name, result.figures.get(name)) for name in names]
             rows.append([printable(source), f"{result.queries:,}", *figures])
         return rows
