@@ -17,7 +17,7 @@ from small_runs import OPTIONS, STUDENT, TEACHERS
 from whiten.distillation import best, training
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.held_out import ENOUGH, FEWEST, HeldOut, hold_out
-from whiten.distillation.mix import choose_mix
+from whiten.distillation.mix import choose_mix, criterion_of
 from whiten.distillation.pairs import enough_views, plan_pairs
 from whiten.distillation.ridge import Head, Ridge, whitenings
 from whiten.distillation.training import learning_rate
@@ -130,6 +130,19 @@ def test_the_mix_with_the_best_score_is_taken() -> None:
     mix, scores = choose_mix(features, [teachers.astype(np.float32)], groups, spec())
     assert scores[mix.name] == max(scores.values())
     assert mix.share < 1  # the teachers are linear in the features, and know the groups
+
+
+def test_the_criterion_says_what_each_fold_was_measured_by() -> None:
+    enough = [f"g{number % 20}" for number in range(200)]
+    fewer = [f"g{number % 14}" for number in range(200)]  # 4, 4, 3 and 3 in the four folds
+    few = [f"g{number % 6}" for number in range(200)]
+    neighbours = "agreement with the fused teachers' neighbours on held-out images"
+    assert criterion_of(200, enough, 0) == "mAP of held-out groups"
+    assert criterion_of(200, fewer, 0) == (
+        f"mAP of held-out groups in 2 of 4 folds, {neighbours} in the others"
+    )
+    assert criterion_of(200, few, 0) == neighbours
+    assert "crops" in criterion_of(200, None, 0)
 
 
 def test_without_groups_the_mix_is_fixed_and_only_measured() -> None:

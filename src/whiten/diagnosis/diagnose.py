@@ -20,7 +20,7 @@ from whiten.diagnosis.verdict import verdict
 from whiten.distillation.cache import Cache
 from whiten.distillation.discriminants import choose_discriminants
 from whiten.distillation.held_out import CROP_VIEWS
-from whiten.distillation.mix import choose_mix
+from whiten.distillation.mix import choose_mix, criterion_of
 from whiten.distillation.mix import sample as mix_sample
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.fitting import require_varied
@@ -265,13 +265,10 @@ def _student(
     closed, name = scores[mix.name], mix.name
     if better := choose_discriminants(features, groups, spec, scores):
         closed, name = better.score, better.name
-    criterion = "mAP of held-out groups"
-    if groups is None:
-        criterion = "the fused teachers' neighbours and small crops on held-out images"
     of_features = {name: score for name, score in scores.items() if name.startswith("1 features")}
     return StudentFacts(
         uri=spec.student,
-        criterion=criterion,
+        criterion=criterion_of(len(features), groups, spec.seed),
         start=of_features["1 features"],
         whitened=max(score for name, score in of_features.items() if name != "1 features"),
         closed=closed,

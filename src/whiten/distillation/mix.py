@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from whiten.distillation.held_out import FEWEST, HeldOut
 from whiten.distillation.ridge import Head, Ridge, whitenings
+from whiten.retrieval.held_out import BY_CROPS, BY_GROUPS, BY_NEIGHBOURS, are_enough
 from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import name_codes
@@ -150,6 +151,17 @@ def folds(rows: Rows, groups: Sequence[str | None] | None) -> Iterator[tuple[Row
         fold_of = np.where(codes >= 0, codes % _FOLDS, fold_of)
     for fold in range(_FOLDS):
         yield rows[fold_of != fold], rows[fold_of == fold]
+
+
+def criterion_of(count: int, groups: Sequence[str | None] | None, seed: int) -> str:
+    """Return what the scores of `choose_mix` mean, of all folds, in words."""
+    if groups is None:
+        return BY_CROPS
+    parts = [held for _, held in folds(sample(count, seed), groups)]
+    by_groups = sum(are_enough([groups[row] for row in held]) for held in parts)
+    if by_groups in (0, len(parts)):
+        return BY_GROUPS if by_groups else BY_NEIGHBOURS
+    return f"{BY_GROUPS} in {by_groups} of {len(parts)} folds, {BY_NEIGHBOURS} in the others"
 
 
 def candidates(

@@ -21,6 +21,10 @@ NEIGHBOURS = (1, 5)  # nearest ones in the fused teachers' space
 FEWEST_GROUPS = 4  # held-out groups of at least two images that are enough to measure by
 FEWEST_IMAGES = NEIGHBOURS[-1] + 2  # fewest to measure by neighbours: one is not to be found
 
+BY_GROUPS = "mAP of held-out groups"
+BY_NEIGHBOURS = "agreement with the fused teachers' neighbours on held-out images"
+BY_CROPS = "the fused teachers' neighbours and small crops on held-out images"
+
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
@@ -48,20 +52,16 @@ class HeldOut:
             groups: group of each image, or None to measure without them.
             has_crops: whether crops count, too, where groups do not.
         """
-        if groups is not None:
+        if groups is not None and are_enough(groups):
             codes = name_codes(groups)
             same = (codes[:, None] == codes) & (codes >= 0)
             np.fill_diagonal(same, False)
-            if len(np.unique(codes[same.any(axis=1)])) >= FEWEST_GROUPS:
-                return cls([same], "mAP of held-out groups", has_crops=False)
+            return cls([same], BY_GROUPS, has_crops=False)
         order = _ranking(teachers)
         relevant = [np.zeros((len(order), len(order)), bool) for _ in NEIGHBOURS]
         for flags, count in zip(relevant, NEIGHBOURS, strict=True):
             np.put_along_axis(flags, order[:, :count], values=True, axis=1)
-        criterion = "agreement with the fused teachers' neighbours on held-out images"
-        if has_crops:
-            criterion = "the fused teachers' neighbours and small crops on held-out images"
-        return cls(relevant, criterion, has_crops)
+        return cls(relevant, BY_CROPS if has_crops else BY_NEIGHBOURS, has_crops)
 
     @property
     def is_by_groups(self) -> bool:
@@ -93,6 +93,13 @@ class HeldOut:
     def score(self, embeddings: npt.NDArray[Any], crops: npt.NDArray[Any] | None = None) -> float:
         """The mean of `precisions`."""
         return float(self.precisions(embeddings, crops).mean())
+
+
+def are_enough(groups: Names) -> bool:
+    """Return whether the groups of held-out images are enough to measure by."""
+    codes = name_codes(groups)
+    _, sizes = np.unique(codes[codes >= 0], return_counts=True)
+    return int((sizes > 1).sum()) >= FEWEST_GROUPS
 
 
 def _found(crops: npt.NDArray[Any], wholes: npt.NDArray[Any]) -> Floats:
