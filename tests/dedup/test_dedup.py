@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from command_line import Captured, fails, prints
 from copies import TEACHER, hostile_copies, pairs, run, shell
-from helpers import write_image
+from helpers import write_groups, write_image
 from whiten.datasets.finding import find_items
 from whiten.dedup import deduplicate, open_collection
 from whiten.dedup.page import MOST_GROUPS, groups_page
@@ -78,6 +78,16 @@ def test_groups_that_are_linked_through_others_keep_several(tmp_path: Path) -> N
     assert len(kept) > 1
     assert all(member.similarity >= 0.7 for member in found.copies)
     assert {member.copy_of for member in found.copies} <= set(kept)
+
+
+def test_patterns_choose_among_the_images_that_a_whitening_is_fitted_on(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    images = write_groups(tmp_path / "images", dict.fromkeys("abcd", 4))
+    command = ("--model", f"fuse:whitened:{TEACHER}", "--threshold", -0.9, "--json")
+    first = json.loads(prints(capsys, "dedup", images, *command, "--exclude", "d")[0])
+    shutil.rmtree(images / "d")
+    assert json.loads(prints(capsys, "dedup", images, *command)[0]) == first
 
 
 def test_broken_images_are_listed(copied: tuple[Path, dict[str, str]], capsys: Captured) -> None:

@@ -14,6 +14,7 @@ from whiten.models.choice import choose
 from whiten.utils.progress import be_quiet
 
 if TYPE_CHECKING:
+    from whiten.datasets.collection import Items
     from whiten.dedup.turned import Also
 
 _SHOWN = 10  # groups printed if they are not written to a folder
@@ -66,6 +67,7 @@ def dedup(
         csv: write the table of groups to this file.
     """
     be_quiet(quiet)
+    from whiten.datasets.finding import find_items
     from whiten.dedup import deduplicate, open_collection
     from whiten.dedup.near_duplicates import check_threshold
     from whiten.dedup.threshold import calibrate, check_precision
@@ -81,9 +83,10 @@ def dedup(
         check_precision(target_precision)
     kinds = _kinds(also)
     kept = cache or (None if out is None else out / "embeddings")
+    fitted_on: Path | Items | None = whiten_on
     if whiten_on is None and fits_whitening(model or ""):
-        whiten_on = images
-    encoder = None if model is None else load(model, whiten_on=whiten_on, cache=kept)
+        fitted_on = find_items(images, None, exclude, include)
+    encoder = None if model is None else load(model, whiten_on=fitted_on, cache=kept)
     with open_collection(
         images,
         encoder,

@@ -30,7 +30,7 @@ def load(
     *,
     runtime: str | None = None,
     whitener: str | os.PathLike[str] | None = None,
-    whiten_on: str | os.PathLike[str] | None = None,
+    whiten_on: str | os.PathLike[str] | Items | None = None,
     whiten_dim: int = 256,
     shrinkage: float = 0.1,
     cache: str | os.PathLike[str] | None = None,
@@ -48,7 +48,8 @@ def load(
         runtime: auto, torch, onnx or openvino, see `open_model`; by default auto, which on a CPU
             runs students without torch.
         whitener: file written by `Whitener.save`, for the embeddings of a single model.
-        whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`.
+        whiten_on: images to fit the whitening on, for `fuse:whitened:URI,…`: a folder or table, or
+            the images that were found there.
         whiten_dim: number of axes that this whitening keeps.
         shrinkage: shrinkage of this whitening, see `Whitener`.
         cache: folder that keeps embeddings of `whiten_on`; none by default.
