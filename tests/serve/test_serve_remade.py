@@ -13,9 +13,10 @@ from helpers import FACTORY, TEACHER, draw, write_groups
 from service import TestClient, as_bytes
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import load
-from whiten.errors import StoreError
+from whiten.errors import ConfigError, StoreError
 from whiten.index import Index
 from whiten.index.places import open_place
+from whiten.index.query import SearchOptions
 from whiten.serve import create_app, live
 from whiten.whitening.whitener import Whitener
 
@@ -115,6 +116,45 @@ def test_a_background_of_another_model(
         assert client.get("/search?id=a/0.png").status_code == 200
     with pytest.raises(StoreError, match="was made with another model"):
         create_app(index, background=Index.open(wrong))
+
+
+def test_only_errors_of_a_filter_are_said_to_be_its(
+    encoder: Encoder, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beyond(*_: object) -> None:
+        raise OverflowError("too large")
+
+    index = live.LiveIndex(Index.build(encoder, images, tmp_path / "made"))
+    wrong = np.ones((1, encoder.dim + 1), np.float32)
+    [found] = index.search([live.Search(wrong, SearchOptions())])
+    assert isinstance(found, ConfigError) and str(found).startswith("queries must be (n, ")
+    monkeypatch.setattr(live, "_together", beyond)
+    for text, message in (("id == 'a'", "the filter cannot be used: too large"), ("", "too large")):
+        options = SearchOptions(where=index.read_where(text))
+        [found] = index.search([live.Search(wrong, options)])
+        assert str(found) == message
+
+
+def test_a_background_that_is_deleted(
+    encoder: Encoder, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails the searches that use it, and no others; the index is not said to be gone."""
+    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.0)
+    index = Index.build(encoder, images, tmp_path / "made")
+    background = Index.build(encoder, images, tmp_path / "background")
+    app = create_app(index, background=background)
+    with TestClient(app, base_url="http://localhost") as client:
+        delete(background.place)
+        answer = client.get("/search?id=a/0.png&background=1")
+        assert answer.status_code == 503
+        assert answer.json()["detail"] == "the background is gone, or is being made again"
+        for path in ("/search?id=a/0.png", "/healthz", "/items"):
+            assert client.get(path).status_code == 200
+        Index.build(encoder, images, background.place)
+        assert client.get("/search?id=a/0.png&background=1").status_code == 200
+        delete(index.place)
+        answer = client.get("/search?id=a/0.png&background=1")
+        assert answer.json()["detail"] == "the index is gone, or is being made again"
 
 
 def test_deleted_and_made_again(client: TestClient, images: Path, place: str) -> None:

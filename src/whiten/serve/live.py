@@ -29,8 +29,12 @@ REFRESH_SECONDS = 1.0
 MAX_WHERE = 2000  # characters; longer filters would strain Python's parser
 _PAGE = 4096  # rows per block
 
+_OTHER_BACKGROUND = (
+    "the index or its background was made again with another model: index both with one model"
+)
+
 # Errors of a filter that only show when it is applied, such as a number beyond 64 bits.
-_FILTER_ERRORS = (ConfigError, pa.ArrowException, OverflowError, ValueError, TypeError)
+_FILTER_ERRORS = (ConfigError, pa.ArrowException, OverflowError)
 
 
 class UnknownImageError(Exception):
@@ -72,6 +76,15 @@ class Search:
         )
 
 
+@dataclass(frozen=True)
+class _State:
+    """An index and its background as they were at one time, and why the latter cannot be used."""
+
+    index: Index
+    background: Index | None
+    no_background: str
+
+
 class LiveIndex:
     """An index that many threads read; changes by others are seen within a second.
 
@@ -98,7 +111,7 @@ class LiveIndex:
         self._of_folders = index.folder is not None and (
             background is None or background.folder is not None
         )
-        self._now = self._snapshots()
+        self._now = self._state("")
         self._clock = clock
         self._lock = threading.Lock()
         self._seen = -math.inf
@@ -113,22 +126,21 @@ class LiveIndex:
         if self._is_due():
             try:
                 self._index.refresh()
-                if self._background is not None:
-                    self._background.refresh()
             except StoreError:
                 raise UnavailableError(self._reason()) from None
+            no_background = self._refresh_background()
             if self._model is not None and self._model[1] != self._index.facts.model:
                 self._model = None
-            self._now = self._snapshots()
+            self._now = self._state(no_background)
             self._seen = self._clock()
         return self._index
 
-    def _snapshots(self) -> tuple[Index, Index | None]:
+    def _state(self, no_background: str) -> _State:
         background = self._background
-        return self._index.snapshot(), background and background.snapshot()
+        return _State(self._index.snapshot(), background and background.snapshot(), no_background)
 
     @contextmanager
-    def _reading(self) -> Iterator[tuple[Index, Index | None]]:
+    def _reading(self) -> Iterator[_State]:
         """Yield the current index and its background; the lock is held where only one may read.
 
         Raises:
@@ -141,6 +153,19 @@ class LiveIndex:
             if self._of_folders:
                 held.close()
             yield now
+
+    def _refresh_background(self) -> str:
+        """Return why the background cannot be used; "" if it can. Other searches go on."""
+        if self._background is None:
+            return ""
+        try:
+            self._background.refresh()
+        except StoreError:
+            is_gone = not self._background.exists
+            what = "is gone, or is being made again" if is_gone else "cannot be read at present"
+            return f"the background {what}"
+        is_other = self._background.facts.model != self._index.facts.model
+        return _OTHER_BACKGROUND if is_other else ""
 
     def _is_due(self) -> bool:
         if self._changed is not None:
@@ -219,12 +244,12 @@ class LiveIndex:
 
     @property
     def facts(self) -> Facts:
-        with self._reading() as (index, _):
-            return index.facts
+        with self._reading() as now:
+            return now.index.facts
 
     def __len__(self) -> int:
-        with self._reading() as (index, _):
-            return len(index)
+        with self._reading() as now:
+            return len(now.index)
 
     def read_where(self, text: str) -> Where | None:
         """Parse a filter; raises ConfigError if it is invalid."""
@@ -245,27 +270,27 @@ class LiveIndex:
             filtered = f"{search.model} {search.options.where!r}"
             key = filtered if search.is_plain else f"alone {number}"
             shared.setdefault(key, []).append(number)
-        with self._reading() as (index, now):
-            searches = [search.against(now) for search in searches]
+        with self._reading() as now:
+            searches = [search.against(now.background) for search in searches]
             for numbers in shared.values():
-                if searches[numbers[0]].model not in (None, index.facts.model):
+                if searches[numbers[0]].model not in (None, now.index.facts.model):
                     for number in numbers:
                         found[number] = UnavailableError(
                             "the index was made again with another model just now: try again"
                         )
                     continue
-                background = searches[numbers[0]].options.background
-                if background is not None and background.facts.model != index.facts.model:
-                    found[numbers[0]] = UnavailableError(
-                        "the index or its background was made again with another model: index both "
-                        "with one model"
-                    )
+                options = searches[numbers[0]].options
+                if options.background is not None and now.no_background:
+                    found[numbers[0]] = UnavailableError(now.no_background)
                     continue
                 try:
-                    answers = _together(index, [searches[number] for number in numbers])
-                except _FILTER_ERRORS as error:  # all of them have this filter
+                    answers = _together(now.index, [searches[number] for number in numbers])
+                except _FILTER_ERRORS as error:
+                    told: Exception = error
+                    if options.where is not None:  # which all of them have
+                        told = ConfigError(f"the filter cannot be used: {one_line(error)}")
                     for number in numbers:
-                        found[number] = ConfigError(f"the filter cannot be used: {one_line(error)}")
+                        found[number] = told
                     continue
                 for number, hits in zip(numbers, answers, strict=True):
                     found[number] = hits
@@ -273,9 +298,9 @@ class LiveIndex:
 
     def item(self, name: str) -> Match:
         """Return an image by id; raises UnknownImageError if it is not in the index."""
-        with self._reading() as (index, _):
+        with self._reading() as now:
             try:
-                return index.items([name])[0]
+                return now.index.items([name])[0]
             except (StoreError, ValueError):  # text that is not valid UTF-8 names nothing
                 raise UnknownImageError(name) from None
 
@@ -289,16 +314,17 @@ class LiveIndex:
         Raises:
             UnknownImageError: there is no such image.
         """
-        with self._reading() as (index, _):
+        with self._reading() as now:
             try:
-                vector: Vectors = index.vectors([name])[0]
+                vector: Vectors = now.index.vectors([name])[0]
             except (StoreError, ValueError):
                 raise UnknownImageError(name) from None
-            return vector, index.facts.model
+            return vector, now.index.facts.model
 
     def listing(self, offset: int, limit: int) -> tuple[int, list[Match]]:
         """Return the number of images, and one page of them in the index's order."""
-        with self._reading() as (index, _):
+        with self._reading() as now:
+            index = now.index
             total, first, parts = len(index), 0, []
             if offset >= total:
                 return total, []
