@@ -12,8 +12,11 @@ import pytest
 import whiten
 from helpers import TEACHER
 from whiten import metrics
-from whiten.errors import ConfigError, WhiteningError
+from whiten.errors import ConfigError, TeacherError, WhiteningError
+from whiten.export import export
 from whiten.index import Index
+from whiten.index.query import Query
+from whiten.serve import Settings
 from whiten.whitening.whitener import Whitener
 
 ROWS = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
@@ -70,6 +73,22 @@ def test_a_cache_may_be_named_by_a_text(
 ) -> None:
     whiten.evaluate(TEACHER, images, cache=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir())
+
+
+# --- one name where several may be ------------------------------------------------------
+
+
+def test_one_text_is_one_name(index: Index, images: Path, tmp_path: Path) -> None:
+    assert index.items("a/0.png") == index.items(["a/0.png"])
+    assert np.array_equal(index.vectors("a/0.png"), index.vectors(["a/0.png"]))
+    query = Query(images=images / "a" / "0.png", ids="a/0.png")  # type: ignore[arg-type]
+    assert (query.images, query.ids) == ((images / "a" / "0.png",), ("a/0.png",))
+    settings = Settings(hosts="example.org", roots=str(images))  # type: ignore[arg-type]
+    assert (settings.hosts, settings.roots) == (("example.org",), (images,))
+    with pytest.raises(ConfigError, match="no column 'price' to drop"):
+        Index.build(TEACHER, images, index.place, drop_columns="price")
+    with pytest.raises(TeacherError, match="nowhere"):
+        export("nowhere", tmp_path / "out", formats="onnx", precisions="fp32")
 
 
 # --- masked arrays ----------------------------------------------------------------------

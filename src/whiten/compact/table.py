@@ -25,6 +25,7 @@ from whiten.index.local.storage.loss import (
 )
 from whiten.index.local.storage.product import CENTROIDS
 from whiten.utils.arrays import Vectors
+from whiten.utils.names import several
 from whiten.utils.progress import progress
 
 QUERIES = 2000  # maximum, drawn at random
@@ -100,7 +101,7 @@ def _line(row: Cost) -> str:
 def measure_costs(
     vectors: Vectors,
     items: Items,
-    kinds: Sequence[str],
+    kinds: Sequence[str] | str,
     *,
     queries: tuple[Items, Vectors] | None = None,
     name: str = "",
@@ -120,6 +121,7 @@ def measure_costs(
     Raises:
         ConfigError: a kind is unknown, or there are fewer than 3 vectors.
     """
+    kinds = several(kinds)
     for kind in kinds:
         parse_storage(kind)
     if len(vectors) < FEWEST:

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from whiten.datasets.collection import Items
+from whiten.utils.names import several
 
 Patterns = Sequence[str]
 
@@ -27,8 +28,8 @@ class Choice:
     """
 
     def __init__(self, exclude: Patterns = (), include: Patterns = ()) -> None:
-        self._exclude = {text: _parse(text) for text in _several(exclude)}
-        self._include = {text: _parse(text) for text in _several(include)}
+        self._exclude = {text: _parse(text) for text in several(exclude)}
+        self._include = {text: _parse(text) for text in several(include)}
         self._matched: set[str] = set()
 
     def __bool__(self) -> bool:
@@ -66,10 +67,6 @@ class Choice:
         found = [text for text, pattern in patterns.items() if _covers(pattern, parts)]
         self._matched.update(found)
         return bool(found)
-
-
-def _several(patterns: Patterns) -> Patterns:
-    return [patterns] if isinstance(patterns, str) else patterns
 
 
 def _parse(text: str) -> list[str]:

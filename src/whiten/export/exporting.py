@@ -30,6 +30,7 @@ from whiten.models.teacher import Teacher
 from whiten.runs.folder import RunFolder
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import replacing
+from whiten.utils.names import several
 from whiten.utils.progress import progress
 
 INT8_FLOOR, INT8_LOSS = 0.9, 0.02
@@ -70,8 +71,8 @@ def export(
     student: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    formats: Sequence[str] = ("onnx",),
-    precisions: Sequence[str] = ("fp32",),
+    formats: Sequence[str] | str = ("onnx",),
+    precisions: Sequence[str] | str = ("fp32",),
     images: str | os.PathLike[str] | None = None,
     fold_normalisation: bool = False,
     int8_floor: float = INT8_FLOOR,
@@ -102,7 +103,7 @@ def export(
         TeacherError: the student cannot be loaded or exported, or an export is not exact enough.
         MissingExtraError: a library is not installed.
     """
-    wanted, left_out = choose(list(formats), list(precisions))
+    wanted, left_out = choose(several(formats), several(precisions))
     if math.isnan(int8_floor) or math.isnan(int8_loss):  # nothing would be refused
         raise ConfigError("int8_floor and int8_loss must be numbers, not nan")
     if images is None and (exclude or include):

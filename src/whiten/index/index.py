@@ -33,6 +33,7 @@ from whiten.index.where import parse_where
 from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable
 from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.names import several
 from whiten.utils.validation import as_whole
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Index:
         cache: Place | None = None,
         exclude: Patterns = (),
         include: Patterns = (),
-        drop_columns: Sequence[str] = (),
+        drop_columns: Sequence[str] | str = (),
         show_progress: bool = False,
         cluster: Cluster | None = None,
     ) -> Index:
@@ -159,7 +160,7 @@ class Index:
             keep=keep,
             collection=collection,
             remove_missing=remove_missing,
-            drop=drop_columns,
+            drop=several(drop_columns),
             show_progress=show_progress,
         )
         index.runtime = source.runtime
@@ -203,7 +204,7 @@ class Index:
         Raises:
             StoreError: an id is not in the index; nothing is removed then.
         """
-        gone = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
+        gone = list(dict.fromkeys(several(ids)))
         with self._backend.writing():
             self._backend.fetch(gone)  # refuses unknown ids
             self._backend.write(self.facts, gone, ())
@@ -321,24 +322,20 @@ class Index:
         """Ids of all images."""
         return [name for page in self.pages(1 << 16) for name in page["id"].to_pylist()]
 
-    def items(self, ids: Sequence[str]) -> list[Match]:
-        """Return images by id as matches with score 1.
-
-        Raises:
-            StoreError: an id is not in the index.
-        """
+    def items(self, ids: Sequence[str] | str) -> list[Match]:
+        """Return images by id as matches of score 1; raises StoreError for unknown ids."""
         columns = self.facts.columns  # raises if the index was deleted
-        rows = self._backend.fetch(ids).rows
+        rows = self._backend.fetch(several(ids)).rows
         return matches(rows, np.ones(len(rows)), columns)
 
-    def vectors(self, ids: Sequence[str]) -> Vectors:
+    def vectors(self, ids: Sequence[str] | str) -> Vectors:
         """Return embeddings by id: (n, dim) float32, L2-normalised.
 
         Raises:
             StoreError: an id is not in the index.
         """
         self._require_complete()
-        vectors = self._backend.fetch(ids).vectors
+        vectors = self._backend.fetch(several(ids)).vectors
         return vectors if self.storage == BASE else normalize_rows(vectors)
 
     def as_stored(self, vector: Vectors, ids: Sequence[str]) -> Vectors:

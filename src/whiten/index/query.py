@@ -29,6 +29,7 @@ from whiten.media.video import VIDEO_SUFFIXES, sample_frames
 from whiten.retrieval.reranking import expand_queries, normalize_scores
 from whiten.storage.places import is_plain
 from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.names import several
 from whiten.utils.urls import named_place
 
 Combine = Literal["mean", "max"]
@@ -61,6 +62,8 @@ class Query:
     combine: Combine | None = None
 
     def __post_init__(self) -> None:
+        for name in ("images", "ids"):
+            object.__setattr__(self, name, tuple(several(getattr(self, name))))
         if not self.images and not self.ids:
             raise ConfigError("nothing to search for: name an image, or the id of one in the index")
         if self.box is not None and (self.ids or len(self.images) != 1 or self.has_video):

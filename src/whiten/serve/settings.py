@@ -10,6 +10,7 @@ from pathlib import Path
 
 from whiten.errors import ConfigError, one_line
 from whiten.media.decoding import MAX_PIXELS
+from whiten.utils.names import several
 
 LOOPBACK_NAMES = ("localhost",)
 
@@ -48,6 +49,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Validate; raises ConfigError for settings that make no sense."""
+        object.__setattr__(self, "hosts", tuple(several(self.hosts)))
+        object.__setattr__(self, "roots", tuple(map(Path, several(self.roots))))
         for name in ("max_upload", "max_pixels", "max_hits", "waiting", "batch", "timeout"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):

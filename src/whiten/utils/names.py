@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,17 @@ from whiten.utils.urls import absolute, as_url
 
 Names: TypeAlias = "Sequence[str | None] | pa.Array"
 
+Name = TypeVar("Name", bound="str | os.PathLike[str]")
+
 _CHUNK = 65536
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def several(names: Iterable[Name] | Name) -> list[Name]:
+    """List names; a single text or path is one name, not a sequence of letters."""
+    if isinstance(names, str | os.PathLike):
+        return [names]
+    return list(names)
 
 
 def name_codes(names: Names) -> Indices:
