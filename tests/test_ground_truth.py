@@ -199,6 +199,8 @@ def one_query(**changes: Any) -> dict[str, Any]:
         (one_query(hard=[-1]), "beyond the 2 of imlist"),
         (one_query(hard=[0.5]), "hard is no list of indices"),
         (one_query(junk="ab"), "junk is no list of indices"),
+        (one_query(junk=[1, 0]), "query 'q': image 'a' is easy and junk"),
+        (one_query(junk=[1]), "query 'q': image 'b' is hard and junk"),
         (one_query(bbx=[0, 0, 5]), "not enough values"),
         (one_query(bbx=[5, 0, 5, 5]), "is no box"),
         (one_query(bbx=[0, 0, float("nan"), 5]), "is no box"),

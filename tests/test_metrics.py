@@ -54,6 +54,12 @@ def test_an_index_outside_of_the_gallery_is_refused(index: int) -> None:
         metrics.positive_ranks(np.zeros(3), np.array([index]))
 
 
+def test_a_positive_that_is_junk_is_refused() -> None:
+    truth = [{"easy": [0]}, {"hard": [1, 2], "junk": [0, 2]}]
+    with pytest.raises(ConfigError, match="query 1: index 2 is junk and easy or hard"):
+        metrics.revisited(np.eye(3)[:, :2], truth)
+
+
 def test_ranks_of_lists() -> None:
     assert metrics.positive_ranks([0.5, 0.9, 0.1], [0, 2], [1]).tolist() == [0, 1]
 

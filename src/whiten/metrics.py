@@ -93,7 +93,8 @@ def revisited(
         where k is at most the rank of the last positive.
 
     Raises:
-        ConfigError: shapes do not match, similarities are NaN, or an index is none of the database.
+        ConfigError: shapes do not match, similarities are NaN, or an index is none of the database,
+            or both junk and a positive of a query.
     """
     similarity = as_numpy(similarity)
     if similarity.ndim != 2 or similarity.shape[1] != len(ground_truth):
@@ -117,12 +118,18 @@ def revisited_labels(
     """Return all indices in each query's ground truth, and those that are ever positive.
 
     Raises:
-        ConfigError: an index is none of a database of this size.
+        ConfigError: an index is none of a database of this size, or both junk and positive.
     """
     labelled = [np.unique(_indices(truth, ("easy", "hard", "junk"))) for truth in ground_truth]
-    for own in labelled:
+    positives = [np.unique(_indices(truth, ("easy", "hard"))) for truth in ground_truth]
+    for query, (own, right) in enumerate(zip(labelled, positives, strict=True)):
         _require_within(own, size)
-    return labelled, [np.unique(_indices(truth, ("easy", "hard"))) for truth in ground_truth]
+        both = np.intersect1d(right, _indices(ground_truth[query], ("junk",)))
+        if len(both):
+            raise ConfigError(
+                f"query {query}: index {both[0]} is junk and easy or hard: leave it in one list"
+            )
+    return labelled, positives
 
 
 def _require_within(indices: Ranks, size: int) -> None:

@@ -75,6 +75,8 @@ def _check(facts: Any) -> GroundTruth:
     if not queries or not images:
         raise ValueError("no images or no queries")
     lists = [{name: _indices(one, name, len(images)) for name in LISTS} for one in truths]
+    for query, one in zip(queries, lists, strict=True):
+        _refuse_junk_positives(query, one, images)
     return GroundTruth(images, queries, lists, [_box(one["bbx"]) for one in truths])
 
 
@@ -100,6 +102,12 @@ def _indices(truth: Any, name: str, count: int) -> list[int]:
     if values and not 0 <= min(values) <= max(values) < count:
         raise ValueError(f"{name} names images beyond the {count} of imlist")
     return list(values)
+
+
+def _refuse_junk_positives(query: str, lists: dict[str, list[int]], images: list[str]) -> None:
+    for name in ("easy", "hard"):
+        if both := set(lists[name]) & set(lists["junk"]):
+            raise ValueError(f"query {query!r}: image {images[min(both)]!r} is {name} and junk")
 
 
 def _box(values: Any) -> Box:
