@@ -91,6 +91,22 @@ def test_links_to_copies_are_deleted_with_them(tmp_path: Path) -> None:
     assert [path.name for path in first.parent.iterdir()] == ["a.png"]
 
 
+@pytest.mark.parametrize("file", ["a.png", "b.png"])
+def test_chains_of_links_are_deleted_from_their_end(tmp_path: Path, file: str) -> None:
+    """To a copy, and to the kept file."""
+    first = write_image(tmp_path / "images" / "a.png", 1)
+    shutil.copy(first, first.with_name("b.png"))
+    (first.parent / "sub").mkdir()
+    for link, target in (("c.png", file), ("sub/d.png", "../c.png"), ("e.png", "sub/d.png")):
+        (first.parent / link).symlink_to(target)
+    script = write_results(run(tmp_path / "images", 0.99), tmp_path / "out")[2]
+    done = shell(script, "--yes", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"4 deleted, 0 left alone" in done.stdout
+    assert sorted(path.name for path in first.parent.iterdir()) == ["a.png", "sub"]
+    assert not list((first.parent / "sub").iterdir())
+
+
 def test_the_script_without_b2sum(tmp_path: Path) -> None:
     [(kept, copy), *_] = hostile_copies(tmp_path)
     script = write_results(run(tmp_path / "images", 0.999), tmp_path / "out")[2]

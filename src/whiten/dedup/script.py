@@ -121,13 +121,25 @@ def deletion_script(found: Deduplication) -> bytes:
 
 
 def _links_first(members: Sequence[Member]) -> list[Member]:
-    """Return the copies of each kept file with links first: without its target, a link is none."""
+    """Return the copies of each kept file with links first, of a chain of links the last one first.
+
+    A link whose target is gone is no copy any more, and would be left behind.
+    """
     kept = accumulate(member.is_kept for member in members)
     order = [
-        (number, not member.is_kept, not os.path.islink(member.path))  # noqa: PTH114
+        (number, not member.is_kept, -_links_on_the_way(member.path))
         for number, member in zip(kept, members, strict=True)
     ]
     return [members[row] for row in sorted(range(len(members)), key=order.__getitem__)]
+
+
+def _links_on_the_way(path: str) -> int:
+    """Return how many links lead from a path to its file; 0 if it is the file."""
+    seen: set[str] = set()
+    while os.path.islink(path) and path not in seen:  # noqa: PTH114
+        seen.add(path)
+        path = os.path.join(os.path.dirname(path), os.readlink(path))  # noqa: PTH115, PTH120
+    return len(seen)
 
 
 def _shown(member: Member) -> bytes:
