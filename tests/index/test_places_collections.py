@@ -120,7 +120,7 @@ def test_a_name_that_comes_later_or_changes(
     write_image(first / "b" / "DSC0001.png", 301)  # and now the first meets the name
     with pytest.raises(StoreError, match=r"'b/DSC0001\.png' for .*second/DSC0001\.png"):
         Index.build(encoder, first, place)
-    for name in ("", "a/b"):
+    for name in ("", " ", "a/b"):
         with pytest.raises(ConfigError, match="a collection cannot be called"):
             Index.build(encoder, first, place, collection=name)
 

@@ -166,6 +166,7 @@ def test_a_group_is_changed_and_taken_away(client: TestClient, images: Path) -> 
         ('{"price": "much"}', "column 'price' of the metadata does not fit the index"),
         ('{"id": "x"}', "'id' is no column"),
         ('{"": 1}', "a column cannot be called ''"),
+        ('{" ": 1}', "a column cannot be called ' '"),
     ],
 )
 def test_metadata_that_cannot_be_stored(

@@ -101,8 +101,11 @@ def join(
         StoreError: the index is of other images, which would be replaced.
         ConfigError: the name cannot be one.
     """
-    if name is not None and (not name or "/" in name):
-        raise ConfigError(f"a collection cannot be called {name!r}: use a name without slashes")
+    if name is not None and (not name.strip() or "/" in name):
+        raise ConfigError(
+            f"a collection cannot be called {name!r}: use a name that is not blank and has no "
+            "slashes"
+        )
     mine = (name or "") if origin is None else origin
     sources = [""] if before is None else list(before.sources) or [""]
     prefixes = {} if before is None else dict(before.prefixes)

@@ -37,7 +37,7 @@ def read_values(text: str) -> Values:
     if len(values) > _MOST:
         raise ConfigError(f"metadata: {len(values)} columns, above the limit of {_MOST}")
     for name, value in values.items():
-        if not 0 < len(name) <= _LONGEST or "\0" in name:
+        if not name.strip() or len(name) > _LONGEST or "\0" in name:
             raise ConfigError(f"metadata: a column cannot be called {name[:_LONGEST]!r}")
         if name in OWN:
             raise ConfigError(f"metadata: {name!r} is no column but a field of every image")
