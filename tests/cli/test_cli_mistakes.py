@@ -53,6 +53,19 @@ def test_unknown_teachers(capsys: Captured, images: Path, uri: str, message: str
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--micro-batch", "must be an integer or auto, not 'many'"),
+        ("--shrinkage", "must be a number or auto, not 'many'"),
+        ("--epochs", "must be an integer, not 'many'"),
+    ],
+)
+def test_a_value_of_the_wrong_kind(capsys: Captured, option: str, message: str) -> None:
+    line = fails(capsys, "distill", "x", "--out", "r", "--teachers", TEACHER, option, "many")
+    assert line == f"whiten: Invalid value for {option}: {message}\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["distill", "x", "--out", "r", "--teacher", TEACHER], "mean --teachers?"),

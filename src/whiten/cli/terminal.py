@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cyclopts import CycloptsError
+from cyclopts import CoercionError, CycloptsError
 
 from whiten.errors import WhitenError, one_line
+from whiten.utils.validation import describe
 
 _LISTED = 10  # lines of a list on stderr; a file holds longer ones
 USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as in shells
@@ -77,7 +78,7 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
         if sys.stdout is not None:  # closed with >&-
             sys.stdout.flush()
     except (WhitenError, CycloptsError) as error:
-        _end(one_line(error), USAGE)
+        _end(_told(error), USAGE)
     except KeyboardInterrupt:
         for child in multiprocessing.active_children():  # Python would wait for them to end
             child.terminate()
@@ -94,6 +95,16 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
             advice = "name another place"
         _end(f"{what}{where}; finished work is kept, {advice}", USAGE)
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line, which says what a value must be as that of a file does."""
+    line = one_line(error)
+    if isinstance(error, CoercionError) and error.token is not None:
+        start, is_unable, _ = line.partition("unable to convert ")
+        if is_unable:
+            return f"{start}must be {describe(error.target_type)}, not {error.token.value!r}"
+    return line
 
 
 def how_to_continue(arguments: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ def check_types(values: Any) -> None:
         value = getattr(values, name)
         if not _is_of(value, kind):
             hint = nearest(value, _choices(kind))
-            raise ConfigError(f"{name} must be {_describe(kind)}, not {value!r}{hint}")
+            raise ConfigError(f"{name} must be {describe(kind)}, not {value!r}{hint}")
 
 
 def as_whole(name: str, value: Any) -> int:
@@ -78,8 +78,8 @@ def _choices(kind: Any) -> list[str]:
     return [choice for part in get_args(kind) for choice in _choices(part)]
 
 
-def _describe(kind: Any) -> str:
-    """Describe a type in plain words."""
+def describe(kind: Any) -> str:
+    """Describe the type of an option in plain words."""
     origin, parts = get_origin(kind), get_args(kind)
     plain = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
     if kind in plain:
@@ -87,7 +87,7 @@ def _describe(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, parts))
     if origin in (Union, UnionType):
-        return " or ".join(_describe(part) for part in parts if part is not type(None))
+        return " or ".join(describe(part) for part in parts if part is not type(None))
     if origin is list and parts == (str,):
         return "a list of texts"
     return {list: "a list", tuple: f"{len(parts)} values", dict: "a mapping"}.get(
