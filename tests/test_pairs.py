@@ -124,6 +124,14 @@ def test_a_few_strays_do_not_cost_a_second_view() -> None:
     assert plan_pairs([*GROUPS, None], [*CONTENTS, "stray"]).source == "groups"
 
 
+def test_a_mixed_batch_has_room_for_the_only_single_image() -> None:
+    groups = [*(f"g{n // 2}" for n in range(40)), None]
+    contents = [str(i) for i in range(len(groups))]
+    plan = plan_pairs(groups, contents, source="mixed", views=2, batch_size=4)
+    [batch] = plan.epoch(0)
+    assert [pair.label < plan.grouped for pair in batch].count(False) == 1
+
+
 def test_frames_are_one_image_of_each_group_in_two_views() -> None:
     groups = [*GROUPS, None, None]
     contents = [*CONTENTS, "stray", "stray"]

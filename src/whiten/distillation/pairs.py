@@ -136,7 +136,7 @@ class PairPlan:
         pairs = int(available.sum())
         share = max(LABELLED_SHARE, pairs / (pairs + singles))
         at_once = int(np.minimum(available, self.pairs_per_class).sum())
-        size = min(round(share * self.batch_size), at_once)
+        size = min(round(share * self.batch_size), at_once, self.batch_size - 1)
         return max(size, self.batch_size - singles)
 
     def _pairs_of_groups(self, rng: np.random.Generator) -> Ints:
