@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ from whiten.whitening.whitener import Whitener
 @pytest.fixture(scope="module")
 def groups() -> dict[str, int]:
     return dict.fromkeys("abcdefgh", 4)
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
 
 
 def run(shared_images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
@@ -130,6 +138,33 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
     ]
     assert weights[0] == weights[1]
     assert whole.steps == len(losses(tmp_path / "parts"))
+
+
+def test_what_a_killed_preparation_left_is_no_part_of_a_run_with_other_options(
+    shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"start": "random", "labels": 1.0, "recipe": "labels", "epochs": 1}
+    first = RunFolder(tmp_path / "killed")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "save_checkpoint", raising(KeyboardInterrupt))
+        run(shared_images, first.root, cache, pairs="views", start="ridge", epochs=0)
+    assert first.whitener(1).exists() and not first.checkpoint.exists()
+    first.start.write_bytes(b"of other options")
+    for name in ("killed", "fresh"):
+        distill(
+            shared_images,
+            TEACHERS[:1],
+            tmp_path / name,
+            cache=cache,
+            show_progress=False,
+            **{**OPTIONS, **options},
+        )
+    left, fresh = (
+        {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
+        for name in ("killed", "fresh")
+    )
+    assert left == fresh
+    assert losses(tmp_path / "killed") == losses(tmp_path / "fresh")
 
 
 @pytest.mark.slow

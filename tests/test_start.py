@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import whiten
-from helpers import TEACHER, write_groups
+from helpers import TEACHER, write_groups, write_image
 from small_runs import OPTIONS, STUDENT, TEACHERS
 from whiten.distillation import best, training
 from whiten.distillation.distill import DistillResult, distill
@@ -427,6 +428,8 @@ def test_other_images_are_learnt_on_but_never_held_out(
 ) -> None:
     alone = run(shared_images, tmp_path / "alone", cache, epochs=0)
     others = write_groups(tmp_path / "others", {"g0": 8, "other": 12})  # ids that meet the first
+    for n, path in enumerate(sorted(others.glob("*/*.png"))):  # and not their contents
+        write_image(path, seed=800 + n)
     both = run(shared_images, tmp_path / "both", cache, epochs=1, unlabelled=[str(others)])
     trained = [load_student(result.student)[1].training for result in (alone, both)]
     assert [training["images"] for training in trained] == [96, 96 + 20]
@@ -438,6 +441,18 @@ def test_other_images_are_learnt_on_but_never_held_out(
         run(shared_images, tmp_path / "none", cache, unlabelled=[str(tmp_path / "missing")])
     with pytest.raises(ConfigError, match="--unlabelled"):
         spec(pairs="frames", unlabelled=["a"])
+
+
+def test_copies_of_own_images_in_a_transfer_set_never_train(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Otherwise held-out images would train."""
+    again = shutil.copytree(shared_images, tmp_path / "again")
+    write_image(again / "new" / "0.png", seed=900)
+    result = run(shared_images, tmp_path / "run", cache, epochs=0, unlabelled=[str(again)])
+    training = load_student(result.student)[1].training
+    assert training["held_out"] > 0
+    assert training["images"] == 96 + 1
 
 
 @pytest.mark.slow

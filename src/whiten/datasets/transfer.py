@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.datasets.collection import Item, Items
@@ -52,4 +53,16 @@ def is_own(items: Items) -> npt.NDArray[np.bool_]:
     flags: npt.NDArray[np.bool_] = ~pc.starts_with(items.ids, _PREFIX).to_numpy(
         zero_copy_only=False
     )
+    return flags
+
+
+def repeats_own(items: Items, contents: pa.Array) -> npt.NDArray[np.bool_]:
+    """(n,) whether an image of a transfer set is a copy of one of the user's own.
+
+    Args:
+        contents: (n,) content hash of each image.
+    """
+    own = is_own(items)
+    known = pc.is_in(contents, value_set=contents.filter(pa.array(own)))
+    flags: npt.NDArray[np.bool_] = ~own & known.to_numpy(zero_copy_only=False)
     return flags

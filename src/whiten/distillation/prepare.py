@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
-from whiten.datasets.transfer import is_own
+from whiten.datasets.transfer import is_own, repeats_own
 from whiten.distillation.apart import copies_of, describe_split, split_sources
 from whiten.distillation.cache import Cache
 from whiten.distillation.deadline import Deadline
@@ -116,9 +117,14 @@ def prepare(
     items, skipped = embedded_by_all(items, stores, teacher_views)
     if not items:
         raise NoImagesError("no image could be embedded by all teachers: look at the stores' lists")
-    is_copy = copies_of(unseen, stores[0].content_hashes(items.by_id))
-    items, copies = items.take(~is_copy), items.take(is_copy)
-    _make(run.whiteners, run.targets)
+    contents = stores[0].content_hashes(items.by_id)
+    is_copy = copies_of(unseen, contents)
+    copies = items.take(is_copy)
+    # A held-out image would train as its copy in the transfer set.
+    items = items.take(~is_copy & ~repeats_own(items, contents))
+    if source == "mixed":  # perhaps no ungrouped images are left
+        source = resolve_source(items.groups, spec.pairs)
+    _make_anew(run)
     whiteners: list[Whitener | None] = [None] * len(stores)
     choices: list[Choice | None] = []
     if spec.whiten:
@@ -301,6 +307,11 @@ def _require_room(spec: DistillSpec, images: int, width: int) -> None:
         )
 
 
-def _make(*folders: Path) -> None:
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+def _make_anew(run: RunFolder) -> None:
+    """Make the folders of the preparation, without what a killed one, perhaps with other options,
+    has left: some files are read wherever they are present."""
+    for path in (run.start, run.apart):
+        path.unlink(missing_ok=True)
+    for folder in (run.whiteners, run.targets):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)

@@ -70,7 +70,6 @@ def weigh_teachers(
         is_equal = len(set(chosen)) == 1
         text = "equal" if is_equal else ",".join(f"{weight:g}" for weight in chosen)
         spec = dataclasses.replace(spec, teacher_weights=text)
-    run.weights.unlink(missing_ok=True)
     if len(set(spec.weights)) > 1:
         write_atomically(run.weights, json.dumps(spec.weights).encode())
     return spec
