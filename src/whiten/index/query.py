@@ -97,7 +97,9 @@ class Query:
 
 
 def combined(vectors: Vectors, combine: Combine) -> Vectors:
-    return vectors if combine == "max" else normalize_rows(vectors.mean(axis=0, keepdims=True))
+    if combine == "max" or len(vectors) == 1:
+        return vectors
+    return normalize_rows(vectors.mean(axis=0, keepdims=True))
 
 
 @dataclass(frozen=True)

@@ -310,6 +310,8 @@ def _describe_errors(app: FastAPI) -> None:
     problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:  # each request asks for it
+            return app.openapi_schema
         description = described()
         for operations in description["paths"].values():
             for operation in operations.values():
