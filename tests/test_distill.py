@@ -140,6 +140,26 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
     assert whole.steps == len(losses(tmp_path / "parts"))
 
 
+@pytest.mark.slow
+def test_training_goes_on_after_its_targets_are_lost(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    run(shared_images, tmp_path / "whole", cache)
+    with interrupted_at(5):
+        run(shared_images, tmp_path / "parts", cache)
+    begun = RunFolder(tmp_path / "parts")
+    facts_path(begun).write_text("{")
+    options = {"out": begun.root, "cache": cache, "resume": True, "show_progress": False}
+    with pytest.raises(RunError, match="delete it and run again with --resume"):
+        distill("", **options)
+    shutil.rmtree(begun.targets)
+    with interrupted_at(5):  # it did not begin again
+        distill("", **options)
+    assert begun.load_checkpoint()["step"] == 4
+    distill("", **options)
+    assert losses(begun.root) == losses(tmp_path / "whole")
+
+
 def test_what_a_killed_preparation_left_is_no_part_of_a_run_with_other_options(
     shared_images: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

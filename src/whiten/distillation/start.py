@@ -70,16 +70,18 @@ def write_start(
         rivals = _to_beat(held_out, features, trained, crops, spec.dim)
         measured["scores"] = {**rivals, name: best.score}
         measured["evidence"] = _evidence(held_out, run, spec, features, trained, found, rivals)
-    run.save_checkpoint(
-        {
-            "step": 0,
-            "model": state,
-            "optimizer": {},
-            "ema": state if spec.ema > 0 else {},
-            "first": state if spec.keep_start else {},
-            "best": None if best is None else vars(best),
-        }
-    )
+    # Where only the targets were lost, training goes on from its own checkpoint.
+    if not run.checkpoint.exists() or run.load_checkpoint()["step"] == 0:
+        run.save_checkpoint(
+            {
+                "step": 0,
+                "model": state,
+                "optimizer": {},
+                "ema": state if spec.ema > 0 else {},
+                "first": state if spec.keep_start else {},
+                "best": None if best is None else vars(best),
+            }
+        )
     return space.rotation, measured
 
 
