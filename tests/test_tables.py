@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import tempfile
 from datetime import UTC
 from pathlib import Path
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 
 from whiten.datasets.collection import Item
 from whiten.datasets.finding import find_items
+from whiten.datasets.given import given_items
+from whiten.datasets.matching import find_rows
 from whiten.datasets.tables import read_table
 from whiten.errors import ConfigError
 
@@ -105,6 +108,23 @@ def test_a_name_like_group_is_pointed_out(tmp_path: Path, near: str) -> None:
     table.write_text("path,size\na.jpg,1\n")
     find_items(table, told.append)
     assert len(told) == 1
+
+
+def test_paths_that_were_written_on_windows(tmp_path: Path) -> None:
+    for name in ("a/b/1.png", "c\\2.png", "c/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    table = tmp_path / "images.csv"
+    table.write_text("path,price\na\\b\\1.png,5\nc\\2.png,6\nnone\\3.png,7\n")
+    items = find_items(table)
+    assert items.ids.to_pylist() == ["a\\b\\1.png", "c\\2.png", "none\\3.png"]
+    found = [os.path.relpath(os.fsdecode(path), tmp_path) for path in items.paths.to_pylist()]
+    assert found == ["a/b/1.png", "c\\2.png", "none\\3.png"]
+    folder = find_items(tmp_path / "a")
+    read = read_table(table, ("path",))
+    assert find_rows(table, read, folder)[1].tolist() == [0]
+    frame = pa.table({"path": [str(tmp_path / "a") + "\\b\\1.png"]})
+    assert given_items(frame)[0].path == str(tmp_path / "a/b/1.png")
 
 
 def test_an_id_beside_the_path_is_the_id_of_the_row(tmp_path: Path) -> None:

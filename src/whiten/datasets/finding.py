@@ -32,7 +32,7 @@ from whiten.media.reading import stamp_of
 from whiten.media.video import VIDEO_SUFFIXES
 from whiten.storage.places import is_member
 from whiten.utils.names import as_utf8
-from whiten.utils.urls import as_path, as_url, joined
+from whiten.utils.urls import as_path, as_url, listed
 
 # What was left out is no error, and whoever calls wants to know.
 _log = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ def _read_table(table: Path, tell: Callable[[str], None] | None, choice: Choice)
     folder = os.fspath(table.parent)
     files = []
     for part in _in_parts(paths):
-        places = [joined(folder, path) for path in part]
+        places = [listed(folder, path) for path in part]
         see_anew(places)
         files.append(pa.array(map(os.fsencode, places), pa.large_binary()))
     times = times and times.combine_chunks()

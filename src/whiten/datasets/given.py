@@ -14,7 +14,7 @@ from whiten.datasets.locating import see_anew
 from whiten.datasets.spellings import merge_given
 from whiten.errors import ConfigError, NoImagesError
 from whiten.utils.names import as_utf8
-from whiten.utils.urls import named_place
+from whiten.utils.urls import listed, named_place
 
 
 def is_frame(images: object) -> bool:
@@ -84,7 +84,7 @@ def _rows(table: pa.Table) -> Iterator[Item]:
             path = str(row["path"])
             yield Item(
                 as_utf8(path) if name is None else str(name),
-                path,
+                listed("", path),
                 None if _is_missing(group) else str(group),
                 row["frame_ms"] if isinstance(row.get("frame_ms"), int) else None,
             )

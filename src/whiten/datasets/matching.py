@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from whiten.datasets.collection import Items
 from whiten.datasets.tables import Table, near_name
 from whiten.errors import ConfigError
-from whiten.utils.urls import absolute, joined
+from whiten.utils.urls import absolute, listed
 
 Rows = npt.NDArray[np.int64]
 
@@ -72,7 +72,7 @@ def _files(path: Path, read: Table) -> list[str] | None:
     """Return the files that the paths of a table name; None if they cannot be told apart."""
     names = _names(path, read, "path").to_pylist()
     folder = os.fspath(path.parent)
-    files = [absolute(joined(folder, name)) for name in names if name]
+    files = [absolute(listed(folder, name)) for name in names if name]
     return files if len(set(files)) == len(names) else None
 
 

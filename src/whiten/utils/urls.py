@@ -63,3 +63,16 @@ def joined(folder: str, path: str) -> str:
     if (url := as_url(folder)) is not None:
         return f"{url.rstrip('/')}/{path}"
     return os.path.join(folder, path)
+
+
+def listed(folder: str, path: str) -> str:
+    """Return where a path of a table leads that starts at a folder.
+
+    A path that was written on Windows leads where its backslashes are slashes, if only that exists.
+    """
+    place = joined(folder, path)
+    if "\\" in path and as_url(place) is None and not os.path.lexists(place):
+        turned = joined(folder, path.replace("\\", "/"))
+        if os.path.lexists(turned):
+            return turned
+    return place
