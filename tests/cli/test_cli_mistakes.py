@@ -36,6 +36,10 @@ def test_no_readable_image(capsys: Captured, tmp_path: Path) -> None:
         assert "none of 3 images could be embedded, first 'a/0.png'" in line
 
 
+def test_help_shows_the_backticks_of_filters(capsys: Captured) -> None:
+    assert "`my price` > 5" in prints(capsys, "search", "--help")[0]
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [

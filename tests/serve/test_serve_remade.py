@@ -225,3 +225,37 @@ def test_an_index_that_stays_open(encoder: Encoder, images: Path, place: str) ->
     for use in (reader.ids, lambda: reader.search(picture), lambda: reader.items(["a/0.png"])):
         with pytest.raises(StoreError, match="is no longer an index"):
             use()
+
+
+def test_several_that_no_longer_fit(
+    encoder: Encoder, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused until they fit again, and no place on the server is named."""
+    monkeypatch.setattr(live, "REFRESH_SECONDS", 0.0)
+    others = write_groups(tmp_path / "others", {"z": 2})
+    table = tmp_path / "table.csv"
+    places = [str(tmp_path / name) for name in "AB"]
+
+    def remake_both(first: str, second: str, group: str = "z") -> None:
+        for folder, place, value in ((images, places[0], first), (others, places[1], second)):
+            table.write_text(f"id,price\n{'a' if folder == images else group}/0.png,{value}\n")
+            Index.build(encoder, folder, place, metadata=table, remove_missing=True)
+
+    remake_both("1", "2")
+    app = create_app(Index.open(places))
+    with TestClient(app, base_url="http://localhost") as client:
+        remake_both("1", "dear")
+        refused(client, tmp_path)
+        (others / "z").rename(others / "a")
+        remake_both("1", "2", group="a")
+        refused(client, tmp_path)
+        (others / "a").rename(others / "z")
+        remake_both("1", "2")
+        assert client.get("/items").json()["total"] == len(Index.open(places))
+
+
+def refused(client: TestClient, folder: Path) -> None:
+    for path in ("/healthz", "/items", "/search?id=a/0.png") * 2:
+        answer = client.get(path)
+        assert answer.status_code == 503
+        assert str(folder) not in answer.text

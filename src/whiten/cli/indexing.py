@@ -200,7 +200,7 @@ def search(
         k: number of hits.
         threshold: minimum score of a hit.
         where: filter on columns of the index: price < 10 and group in ['shoes', 'bags'], taken is
-            None, name.startswith('a'), `my price` > 5.
+            None, name.startswith('a'), \\`my price\\` > 5.
         box: x,y,w,h in pixels: the region of the single image to query with.
         combine: how several images form one query: mean averages their embeddings, max takes the
             highest similarity to any of them; by default mean, and max for the frames of a video.

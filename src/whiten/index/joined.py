@@ -49,12 +49,12 @@ class JoinedIndex:
 
     def _check(self) -> None:
         self.facts = _joined_facts(self._parts)
-        self._states = [_state(part) for part in self._parts]
         self._ids = [[page["id"] for page in part.pages(_AT_ONCE)] for part in self._parts]
         self.__dict__.pop("_by_id", None)
         ids = pa.chunked_array([c for own in self._ids for id_ in own for c in id_.chunks], _TEXT)
         if pc.count_distinct(ids).as_py() < len(ids):
             self._refuse_same(ids)
+        self._states = [_state(part) for part in self._parts]  # last: what is refused stays refused
 
     def _refuse_same(self, ids: pa.ChunkedArray) -> NoReturn:
         counted = ids.value_counts()

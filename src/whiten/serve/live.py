@@ -126,7 +126,7 @@ class LiveIndex:
         if self._is_due():
             try:
                 self._index.refresh()
-            except StoreError:
+            except (StoreError, ConfigError):  # which name places
                 raise UnavailableError(self._reason()) from None
             no_background = self._refresh_background()
             if self._model is not None and self._model[1] != self._index.facts.model:
