@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -284,11 +285,24 @@ def test_the_verb_prints_and_writes(
     assert all("-copy" in name for name in kept), "a hyphen comes before a full stop"
 
 
+def test_copies_in_shards_have_no_script_to_run(
+    copied: tuple[Path, dict[str, str]], tmp_path: Path, capsys: Captured
+) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as shard:
+        shard.add(copied[0], "photos")
+    command = ("dedup", tmp_path / "photos.tar", "--student", TEACHER, "--threshold", 0.97)
+    out, err = prints(capsys, *command, "--out", "out")
+    assert "3 byte-identical copies" in out
+    assert "out/delete.sh" in err and "lists what it would delete" not in err
+
+
 def test_mistakes_are_one_line(copied: tuple[Path, dict[str, str]], capsys: Captured) -> None:
     command = ("dedup", copied[0], "--student", TEACHER)
     assert "give one of --threshold and --target-precision" in fails(capsys, *command)
     both = ("--threshold", 0.9, "--target-precision", 0.9)
     assert "give one of" in fails(capsys, *command, *both)
+    chosen = ("--threshold", 0.9, "--positives", "views")
+    assert "--positives chooses the threshold: give" in fails(capsys, *command, *chosen)
     assert "threshold must be" in fails(capsys, *command, "--threshold", 1.5)
     # Before anything is embedded: there is no line of progress.
     assert "between 0 and 1" in fails(capsys, *command, "--target-precision", "nan")

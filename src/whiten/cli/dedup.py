@@ -11,6 +11,7 @@ from whiten.cli.app import Cache, Device, Exclude, Include, Json, Model, Quiet, 
 from whiten.cli.terminal import list_skipped, print_json, printable, say
 from whiten.errors import ConfigError
 from whiten.models.choice import choose
+from whiten.storage.places import is_plain
 from whiten.utils.progress import be_quiet
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ def dedup(
     if (threshold is None) == (target_precision is None):
         raise ConfigError("give one of --threshold and --target-precision")
     if threshold is not None:
+        if positives is not None:
+            raise ConfigError(
+                "--positives chooses the threshold: give --target-precision, or leave it out"
+            )
         check_threshold(threshold)
     if target_precision is not None:
         check_precision(target_precision)
@@ -131,7 +136,7 @@ def dedup(
             print(f"  group {group.number}, least alike {group.lowest:.4f}: {names}")
     for path in written:
         say(f"wrote    {path}")
-    if written and found.copies:
+    if any(is_plain(member.path) for member in found.copies) and written:
         say(f"         sh {written[-1]} lists what it would delete; with --yes it deletes")
     list_skipped(found.skipped, found.what)
 

@@ -44,7 +44,10 @@ def find_rows(
     else:
         key, rows = _match(path, read, items)
     if len(items) and not (rows >= 0).any():
-        first = read.columns[key][0] if len(read.columns) else None
+        named = read.columns[key].drop_null()
+        if not len(named):
+            raise ConfigError(f"{path} has no row with a value of {key!r}, which names the image")
+        first = named[0]
         near = near_name(key, [name for name in read.names if name != key])
         hint = f"; {near!r} is not read" if near else ""
         raise ConfigError(f"{path} describes none of these images; its first is {first!s}{hint}")
