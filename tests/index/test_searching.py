@@ -20,7 +20,7 @@ from helpers import TEACHER, draw, write_groups, write_image
 from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, StoreError
 from whiten.index import Index, Match
 from whiten.index.hits_page import write_hits_page
 from whiten.index.query import Query, SearchOptions, search
@@ -91,6 +91,17 @@ def test_query_expansion(capsys: Captured, index: Index, images: Path, encoder: 
     scores = dict(zip(index.ids(), (gallery @ asked.T)[:, 0], strict=True))
     assert {hit["id"]: hit["score"] for hit in hits} == pytest.approx(scores, abs=1e-5)
     assert "must be at least 0" in fails(capsys, *command, "--expand=-1")
+
+
+def test_the_length_of_a_query_decides_nothing(index: Index) -> None:
+    options = SearchOptions(k=3, expand=2)
+    query = index.vectors(["a/0.png"]) + index.vectors(["b/0.png"])
+    expected = search(index, normalize_rows(query), options)
+    for vectors in (7 * query, query / 7, (7 * query).tolist()):
+        found = search(index, vectors, options)
+        assert [hit.id for hit in found] == [hit.id for hit in expected]
+        scores = [hit.score for hit in expected]
+        assert [hit.score for hit in found] == pytest.approx(scores, abs=1e-5)
 
 
 @pytest.mark.parametrize("storage", ["int8", "binary"])
@@ -293,6 +304,16 @@ def test_mistakes(capsys: Captured, index: Index, images: Path) -> None:
         ("milvus: names no database: write milvus:ADDRESS", (query, "--store", "milvus:")),
     ):
         assert message in fails(capsys, "search", *arguments)
+
+
+def test_ids_that_are_no_text(capsys: Captured, index: Index) -> None:
+    name = "a\udcff.png"
+    for verb, place, option in (("search", "--index", "--id"), ("index", "--out", "--remove")):
+        message = fails(capsys, verb, place, "index", option, name)
+        assert "index has no image 'a\\udcff.png'" in message
+    for read in (index.items, index.vectors, index.remove):
+        with pytest.raises(StoreError, match="has no image"):
+            read(["a/0.png", "a\udcff.png"])
 
 
 def test_an_unreadable_query_costs_no_indexing(encoder: Encoder, capsys: Captured) -> None:

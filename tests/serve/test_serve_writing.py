@@ -226,6 +226,8 @@ def test_an_id_with_line_breaks(client: TestClient, drawing: bytes, name: str) -
         ({"ids": "x"}, 422, "unknown field 'ids'; did you mean 'id'"),
         ({"id": ["x", "y"]}, 422, "id: sent 2 times, of which one would count"),
         ({"id": "x" * 1001}, 422, "id: "),
+        ({"image": b"x", "id": "."}, 422, "an id cannot be '.'"),
+        ({"image": b"x", "id": ".."}, 422, "an id cannot be '..'"),
     ],
 )
 def test_what_cannot_be_added(

@@ -25,7 +25,7 @@ from whiten.index.local.tuning import Tuning, check_kind
 from whiten.index.metadata import Metadata
 from whiten.index.model import can_query, open_model, require_model
 from whiten.index.places import Place, Places, open_existing, open_place
-from whiten.index.rows import Backend, Facts, Match, as_queries, matches
+from whiten.index.rows import Backend, Block, Facts, Match, as_queries, matches
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes
 from whiten.index.updating import update
@@ -206,7 +206,7 @@ class Index:
         """
         gone = list(dict.fromkeys(several(ids)))
         with self._backend.writing():
-            self._backend.fetch(gone)  # refuses unknown ids
+            self._fetch(gone)  # refuses unknown ids
             self._backend.write(self.facts, gone, ())
         self.changes = Changes(removed=len(gone), unchanged=len(self))
         return self.changes
@@ -325,7 +325,7 @@ class Index:
     def items(self, ids: Sequence[str] | str) -> list[Match]:
         """Return images by id as matches of score 1; raises StoreError for unknown ids."""
         columns = self.facts.columns  # raises if the index was deleted
-        rows = self._backend.fetch(several(ids)).rows
+        rows = self._fetch(ids).rows
         return matches(rows, np.ones(len(rows)), columns)
 
     def vectors(self, ids: Sequence[str] | str) -> Vectors:
@@ -335,8 +335,14 @@ class Index:
             StoreError: an id is not in the index.
         """
         self._require_complete()
-        vectors = self._backend.fetch(several(ids)).vectors
+        vectors = self._fetch(ids).vectors
         return vectors if self.storage == BASE else normalize_rows(vectors)
+
+    def _fetch(self, ids: Sequence[str] | str) -> Block:
+        try:
+            return self._backend.fetch(several(ids))
+        except UnicodeEncodeError as error:  # the bytes of a file name, which are no text
+            raise StoreError(f"{self.place} has no image {error.object!r}") from None
 
     def as_stored(self, vector: Vectors, ids: Sequence[str]) -> Vectors:
         """Return (n, dim): a (1, dim) embedding as it would be stored next to each image."""

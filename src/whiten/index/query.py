@@ -21,7 +21,7 @@ from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, ImageError, StoreError
 from whiten.index.conditions import Where
 from whiten.index.index import Index
-from whiten.index.rows import Match
+from whiten.index.rows import Match, as_queries
 from whiten.media.boxes import Box, crop
 from whiten.media.decoding import decode
 from whiten.media.reading import read_bytes
@@ -149,9 +149,10 @@ def search(index: Index, vectors: Vectors, options: SearchOptions) -> list[Match
 
     Raises:
         StoreError: the background was made with another model.
-        ConfigError: the filter cannot be read.
+        ConfigError: the filter cannot be read, or the vectors do not fit the index.
     """
     require_same_model(index, options.background)
+    vectors = as_queries(vectors, index.facts.dim)  # the length would weigh in the expansion
     hits = (_videos if options.videos else _images)(index, vectors, options)
     return [hit for hit in hits if options.is_enough(hit)]
 

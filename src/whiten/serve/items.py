@@ -135,6 +135,8 @@ class Writes:
             raise RefusedError(422, "send one image, or the path of one")
         if "\0" in new.id:
             raise RefusedError(422, "an id has no null bytes")
+        if new.id in (".", ".."):  # clients take these out of an address, also if they are escaped
+            raise RefusedError(422, f"an id cannot be {new.id!r}: no address would name the image")
         values = read_values(new.metadata)
         if not await run_sync(self._live.can_add):
             raise UnavailableError("the index was made again with another model")

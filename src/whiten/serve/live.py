@@ -160,7 +160,7 @@ class LiveIndex:
             return ""
         try:
             self._background.refresh()
-        except StoreError:
+        except (StoreError, ConfigError):
             is_gone = not self._background.exists
             what = "is gone, or is being made again" if is_gone else "cannot be read at present"
             return f"the background {what}"
