@@ -247,7 +247,7 @@ def test_a_failed_append_leaves_nothing(
 
     def fail(*arguments: Any, **_: Any) -> None:
         if failing != "os.replace":
-            Path(arguments[1]).write_bytes(b"PAR1")
+            arguments[1].write(b"PAR1")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

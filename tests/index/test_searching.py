@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from clips import segments, write_video
 from command_line import Captured, fails, prints
 from helpers import TEACHER, draw, write_groups, write_image
 from whiten.datasets.finding import find_items
+from whiten.embedding.embed import embed
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
@@ -314,6 +316,18 @@ def test_ids_that_are_no_text(capsys: Captured, index: Index) -> None:
     for read in (index.items, index.vectors, index.remove):
         with pytest.raises(StoreError, match="has no image"):
             read(["a/0.png", "a\udcff.png"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_of_places_that_are_no_text(encoder: Encoder, images: Path, tmp_path: Path) -> None:
+    place, store = tmp_path / "made\udcff", tmp_path / "store\udcff"
+    Index.build(encoder, images, place)
+    assert Index.build(encoder, images, place).changes.unchanged == len(Index.open(place)) == 6
+    assert Index.open(place).items(["a/0.png"])[0].id == "a/0.png"
+    embed(list(find_items(images)), load(TEACHER).parts[0].teacher, store)
+    assert len(Index.build(None, store, tmp_path / "of store")) == 6
+    with pytest.raises(ConfigError, match="which is not text"):
+        Index.build(encoder, images, place, collection="\udcff")
 
 
 def test_an_unreadable_query_costs_no_indexing(encoder: Encoder, capsys: Captured) -> None:

@@ -106,6 +106,8 @@ def join(
             f"a collection cannot be called {name!r}: use a name that is not blank and has no "
             "slashes"
         )
+    if name is not None and any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise ConfigError(f"a collection cannot be called {name!r}, which is not text")
     mine = (name or "") if origin is None else origin
     sources = [""] if before is None else list(before.sources) or [""]
     prefixes = {} if before is None else dict(before.prefixes)

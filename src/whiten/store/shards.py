@@ -212,7 +212,10 @@ def read_shard(path: Path) -> tuple[Origin, Shard]:
 
 def _opened(path: Path) -> pq.ParquetFile:
     url = as_url(path)
-    source = path if url is None else pa.PythonFile(BlobFile(open_blob(url)), "r")
+    if url is None:
+        source = pa.OSFile(os.fsencode(path))  # names need not be text
+    else:
+        source = pa.PythonFile(BlobFile(open_blob(url)), "r")
     return pq.ParquetFile(source, page_checksum_verification=True)
 
 
@@ -346,8 +349,8 @@ def _write(table: pa.Table, path: Path, *, is_new: bool = False) -> None:
         write_object(url, content.getvalue(), is_new=is_new)
         return
     try:
-        with renaming(path) as partial:
-            pq.write_table(table, partial, **options)
+        with renaming(path) as partial, pa.OSFile(os.fsencode(partial), "wb") as file:
+            pq.write_table(table, file, **options)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StoreError(

@@ -108,7 +108,7 @@ class Segment:
         """
         problem = f"{folder} is damaged (%s): delete the index and index again"
         try:
-            table = pa.ipc.open_stream(pa.memory_map(str(folder / ROWS))).read_all()
+            table = pa.ipc.open_stream(pa.memory_map(os.fsencode(folder / ROWS))).read_all()
             if len(table) != count:
                 raise StoreError(problem % "its parts do not fit")
             table = table.select([name for name in table.schema.names if name not in lost])
@@ -129,7 +129,7 @@ class Segment:
         """Read the complete batches of an unfinished segment; None if it is of another model."""
         batches = []
         try:
-            with pa.OSFile(str(folder / ROWS)) as file:
+            with pa.OSFile(os.fsencode(folder / ROWS)) as file:
                 reader = pa.ipc.open_stream(file)
                 if json.loads(reader.schema.metadata[_KEY]) != [facts.model, facts.dim]:
                     return None
@@ -216,7 +216,7 @@ def _join_batches(path: Path, schema: pa.Schema) -> None:
 
     A kill leaves the one file or the other.
     """
-    rows = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    rows = pa.ipc.open_stream(pa.memory_map(os.fsencode(path))).read_all()
     joined = path.with_name(f"{path.name}.partial")
     with written_out(joined) as file, pa.ipc.new_stream(file, schema) as stream:
         for start in range(0, len(rows), _BATCH):
