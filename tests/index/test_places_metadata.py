@@ -156,4 +156,5 @@ def test_paths_that_are_not_text(place: str) -> None:
         backend.write(facts, (), [Block(rows, block.vectors)])
     index = Index(open_place(place))
     assert index._backend.known()["path"].to_pylist() == paths
-    assert [match.path for match in index.items(list("abcd"))] == [os.fsdecode(path) for path in paths]
+    found = index.items(list("abcd"))
+    assert [match.path for match in found] == [os.fsdecode(path) for path in paths]

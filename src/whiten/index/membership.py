@@ -22,6 +22,7 @@ from whiten.errors import ConfigError, StoreError
 from whiten.index.columns import COLLECTION
 from whiten.index.rows import Facts
 from whiten.media.reading import is_there_now
+from whiten.utils.names import is_text
 from whiten.utils.urls import as_url
 
 _FEWER = 8  # times as many rows as values
@@ -106,7 +107,7 @@ def join(
             f"a collection cannot be called {name!r}: use a name that is not blank and has no "
             "slashes"
         )
-    if name is not None and any("\ud800" <= letter <= "\udfff" for letter in name):
+    if name is not None and not is_text(name):
         raise ConfigError(f"a collection cannot be called {name!r}, which is not text")
     mine = (name or "") if origin is None else origin
     sources = [""] if before is None else list(before.sources) or [""]

@@ -18,6 +18,7 @@ from whiten.errors import ConfigError, nearest
 from whiten.index.columns import FILTERABLE, KINDS, NUMBER, TIME, TRUTH, UTC, stored_name
 from whiten.index.conditions import Compare, Logic, Missing, Operator, Test, Text, Value, Where
 from whiten.index.dates import read_moment
+from whiten.utils.names import is_text
 
 _OPERATORS: dict[type[ast.cmpop], Operator] = {
     ast.Eq: "==",
@@ -176,7 +177,7 @@ class _Reader:
             raise ConfigError(
                 f"column {name} holds {kind} values, {value!r} is none{_REMEDY.get(kind, '')}"
             )
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if isinstance(value, str) and not is_text(value):
             raise self._wrong(f" has {value!r}, which is not text")
         assert isinstance(value, str | int | float)
         return value
@@ -215,7 +216,7 @@ class _Reader:
             raise ConfigError(f"column {name} holds {kind} values, and only text {test} a text")
         if not isinstance(value, str):
             raise self._wrong(f": {test} takes one text, like name.{test}('a')")
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
+        if not is_text(value):
             raise self._wrong(f" has {value!r}, which is not text")
         return Text(self._stored(name), test, value)
 

@@ -30,6 +30,11 @@ def several(names: Iterable[Name] | Name) -> list[Name]:
     return list(names)
 
 
+def is_text(name: str) -> bool:
+    """Return whether a name is text, and not the bytes of a file name that is no UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def name_codes(names: Names) -> Indices:
     """Number the names by first occurrence, equal names alike; -1 for None."""
     column = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
