@@ -100,6 +100,16 @@ def test_options_of_embed(capsys: Captured, images: Path, options: list[str], me
 
 
 @pytest.mark.parametrize(
+    "options", [("--teacher", TEACHER, "--student", TEACHER), ("--view", "0", "--dim", "0")]
+)
+def test_a_misspelt_option_is_named_before_values(
+    capsys: Captured, images: Path, options: tuple[str, ...]
+) -> None:
+    line = fails(capsys, "distill", images, *options, "--out", "run")
+    assert line == f"whiten: Unknown option: {options[0]}. Did you mean {options[0]}s?\n"
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("epoch: 2\n", "Did you mean --epochs?"),

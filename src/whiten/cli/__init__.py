@@ -22,8 +22,9 @@ from whiten.cli import (  # noqa: F401 - they add their verbs
     runs,
     serve,
 )
-from whiten.cli.app import app
+from whiten.cli.app import app, unknown_option
 from whiten.cli.terminal import one_line_endings, show_warning
+from whiten.errors import ConfigError
 from whiten.models.choice import choice_restored
 from whiten.utils.memory import keep_freed_memory
 from whiten.utils.steady import be_steady
@@ -36,4 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     with one_line_endings(tokens), choice_restored():
-        app(tokens)
+        try:
+            app(tokens)
+        except ConfigError:
+            if (unknown := unknown_option(tokens)) is not None:
+                raise unknown from None
+            raise

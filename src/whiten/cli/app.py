@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import unquote
 
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import App, ArgumentCollection, Parameter, Token, UnknownOptionError
 
 from whiten._version import __version__
 from whiten.errors import ConfigError, nearest
@@ -101,6 +101,26 @@ app = App(
     default_parameter=Parameter(consume_multiple=True, negative=()),  # --teachers A B
     suppress_keyboard_interrupt=False,  # `main` prints how to continue
 )
+
+
+def unknown_option(tokens: Sequence[str]) -> UnknownOptionError | None:
+    """Return the error of an option that the verb does not have, if there is one.
+
+    Values are checked before names: what was meant by a misspelt option is missing, or has other
+    values than were meant, and that error alone would mislead.
+    """
+    command = app.parse_commands(tokens)[1][-1]
+    known = command.assemble_argument_collection()
+    names = {name for argument in known for name in argument.names}
+    for text in tokens:
+        if text == "--":  # what follows are no options
+            return None
+        name = text.partition("=")[0]
+        if name.startswith("--") and name not in names:
+            token = Token(keyword=name, source="cli")
+            return UnknownOptionError(token=token, argument_collection=known, verbose=False)
+    return None
+
 
 Json = Annotated[bool, Parameter("--json", help="print JSON.")]
 Quiet = Annotated[bool, Parameter("--quiet", help="show no progress.")]

@@ -261,12 +261,12 @@ def _some_products(vectors: Vectors, queries: Vectors, out: Vectors) -> None:
     def some(rows: slice) -> None:
         np.matmul(vectors[rows], turned, out=out[rows])
 
-    _on_all_cores(some, vectors, max(1, _SMALL // turned.size) if _copies_none() else _ROWS)
+    _on_all_cores(some, vectors, max(1, _SMALL // turned.size) if _has_small_kernels() else _ROWS)
 
 
 @cache
-def _copies_none() -> bool:
-    """Return whether NumPy's BLAS computes small products without copying the matrices."""
+def _has_small_kernels() -> bool:
+    """Return whether NumPy's BLAS has kernels for small products, which copy no matrix."""
     built: Any = np.show_config(mode="dicts")
     simd = {"AVX512F", "X86_V4"} & {*built["SIMD Extensions"]["found"]}  # NumPy's old and new name
     return bool(simd) and "openblas" in built["Build Dependencies"]["blas"]["name"]
