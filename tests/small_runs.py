@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from whiten.distillation import training
+from whiten.distillation.distill import DistillResult, distill
 from whiten.runs.folder import RunFolder
 
 TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=48"]
@@ -26,9 +27,16 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def losses(run: Path) -> list[float]:
+def run(images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:
+    """Distil with these options, or others in their place."""
+    return distill(
+        images, TEACHERS, out=out, cache=cache, show_progress=False, **{**OPTIONS, **options}
+    )
+
+
+def losses(folder: Path) -> list[float]:
     """The loss of each step of a run."""
-    return [record["loss"] for record in RunFolder(run).read_metrics()]
+    return [record["loss"] for record in RunFolder(folder).read_metrics()]
 
 
 @contextmanager
