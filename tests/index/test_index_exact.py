@@ -54,7 +54,7 @@ def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
         monkeypatch.setattr(module, name, 500)  # several blocks, for there are few rows
     monkeypatch.setattr(exact, "_SHARED_BYTES", 4000)
     monkeypatch.setattr(exact, "_FEW", 10**6 if request.param == "row by row" else 0)
-    monkeypatch.setattr(exact, "_SOME", 10**6 if request.param == "block by block" else 0)
+    monkeypatch.setattr(exact, "_SOME_CACHED", 10**6 if request.param == "block by block" else 0)
     monkeypatch.setattr(exact, "_ROWS", 60)
     monkeypatch.setattr(exact, "_SMALL", 1500)
     if request.param == "codes":

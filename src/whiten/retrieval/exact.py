@@ -29,7 +29,9 @@ _SAMPLE = 4096  # rows that set the first bar
 _LONG = 4096  # similarities compared at once
 _SHARED_BYTES = 4 << 20  # of vectors, above which a second thread pays
 _FEW = 4  # queries, for which BLAS's product is slower than row by row
-_SOME = 24  # queries, up to which blocks of rows are faster than the whole product
+_SOME = 24  # queries, up to which blocks of rows are faster than the whole product,
+_SOME_CACHED = 8  # and where the vectors fit into the processor's cache, so that copies cost less:
+_CACHED_BYTES = 16 << 20
 _ROWS = 1024  # rows that fit into a core's cache while few queries pass over them
 _SMALL = 750_000  # multiplications, up to which OpenBLAS with AVX-512 copies no matrix
 _FEW_DECODED = 8  # queries, likewise, where the rows are decoded first
@@ -216,7 +218,8 @@ def scan(
             _few_products(part, queries, similarities)
         else:  # a tall product is 1.3 times as fast as a wide one
             tall = block.reshape(-1, len(queries))
-            if len(queries) <= _SOME:
+            some = _SOME if part.nbytes > _CACHED_BYTES else _SOME_CACHED
+            if len(queries) <= some:
                 _some_products(part, queries, tall)
             else:
                 np.matmul(part, queries.T, out=tall)
