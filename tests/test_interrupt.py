@@ -1,4 +1,7 @@
-"""Ctrl-C on real processes: they end soon, in one line, with code 130, and say how to go on."""
+"""Ctrl-C and `kill` on real processes: they end soon, in one line, and say how to go on.
+
+The exit code is that of shells: 128 and the signal's number.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -49,9 +52,9 @@ def work_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments: str, under: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "whiten.cli", *arguments],
+        [*under, sys.executable, "-m", "whiten.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -70,15 +73,17 @@ def wait_for(event: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def interrupted(process: subprocess.Popen[str], *, group: bool = False) -> str:
+def interrupted(
+    process: subprocess.Popen[str], number: int = signal.SIGINT, *, group: bool = False
+) -> str:
     """Interrupt it; the line that it ends with."""
-    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+    (os.killpg if group else os.kill)(process.pid, number)
     try:
         out, err = process.communicate(timeout=SOON)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"still running after {SOON} s: {process.communicate()}")
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert out == ""
     assert "Traceback" not in err
     said = [line for line in err.splitlines() if line.startswith("whiten: ")]
@@ -103,12 +108,25 @@ def test_embed() -> None:
     assert len(Store.open("store")) == 48
 
 
-def test_evaluate() -> None:
-    process = start("evaluate", "images", "--model", TEACHER, SECONDS_A_BATCH="30")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_evaluate(name: str) -> None:
+    Path("scratch").mkdir()
+    command = ("evaluate", "images", "--model", TEACHER)
+    process = start(*command, SECONDS_A_BATCH="30", TMPDIR="scratch")
     wait_for(Path("begun").exists, process)
-    line = interrupted(process)
+    line = interrupted(process, getattr(signal, name))
     assert "run the same command again" in line
     assert "is kept" not in line  # there is no cache to keep anything in
+    assert not list(Path("scratch").glob("whiten-*"))
+
+
+def test_a_closed_terminal_does_not_end_what_nohup_protects() -> None:
+    command = ("evaluate", "images", "--model", TEACHER)
+    process = start(*command, SECONDS_A_BATCH="2", under=["nohup"])
+    wait_for(Path("begun").exists, process)
+    os.kill(process.pid, signal.SIGHUP)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
 
 
 def test_evaluate_with_a_cache() -> None:

@@ -10,8 +10,10 @@ import math
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from whiten.errors import WhitenError, one_line
 from whiten.utils.validation import describe
 
 _LISTED = 10  # lines of a list on stderr; a file holds longer ones
-USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as in shells
+USAGE, BROKEN_PIPE = 2, 141  # the latter as in shells
 
 
 _NAMES = "whiten-names"
@@ -64,6 +66,29 @@ def _tell_logged() -> None:
 
 
 @contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let `kill`, a scheduler or a closed terminal interrupt as Ctrl-C does: Python would only die.
+
+    Temporary files would stay, and nothing would say how to continue.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # others may set no handlers
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has only the first
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not of `nohup`
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
     """Turn user errors, interrupts and closed pipes into one line and an exit code.
 
@@ -74,15 +99,17 @@ def one_line_endings(arguments: Sequence[str]) -> Iterator[None]:
         sys.stdout.reconfigure(errors=_NAMES)
     _tell_logged()
     try:
-        yield
+        with _signals_interrupt():
+            yield
         if sys.stdout is not None:  # closed with >&-
             sys.stdout.flush()
     except (WhitenError, CycloptsError) as error:
         _end(_told(error), USAGE)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         for child in multiprocessing.active_children():  # Python would wait for them to end
             child.terminate()
-        _end(f"interrupted: {how_to_continue(arguments)}", INTERRUPTED)
+        number = error.args[0] if error.args else signal.SIGINT
+        _end(f"interrupted: {how_to_continue(arguments)}", 128 + number)  # as in shells
     except BrokenPipeError:  # the reader of `whiten … | head` has closed the pipe
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):  # Python would report errors when flushing them
