@@ -17,7 +17,7 @@ from helpers import TEACHER, write_groups, write_image
 from small_runs import OPTIONS, STUDENT, TEACHERS
 from whiten.distillation import best, training
 from whiten.distillation.distill import DistillResult, distill
-from whiten.distillation.held_out import ENOUGH, FEWEST, HeldOut, hold_out
+from whiten.distillation.held_out import ENOUGH, FEWEST, HeldOut, hold_out, without_trained
 from whiten.distillation.mix import choose_mix, criterion_of
 from whiten.distillation.pairs import enough_views, plan_pairs
 from whiten.distillation.ridge import Head, Ridge, whitenings
@@ -95,6 +95,23 @@ def test_groups_and_copies_are_held_out_whole() -> None:
         assert all(len(each) == 1 for each in flags.values())
     assert not hold_out(groups, contents, 0.0, seed=0).any()
     assert not hold_out(groups[:80], contents[:80], 0.1, seed=0).any()  # too few to spare any
+
+
+def test_held_out_images_do_not_train_as_copies_in_other_groups() -> None:
+    groups = [f"g{i // 4}" for i in range(400)]
+    contents = [f"c{i}" for i in range(400)]
+    held = hold_out(groups, contents, 0.1, seed=0)
+    [first, *_], [other, *_] = np.flatnonzero(held), np.flatnonzero(~held)
+    contents[first] = contents[other]
+    kept, left = without_trained(held, contents)
+    assert np.flatnonzero(~kept) == [first]
+    assert left.tolist() == np.delete(held, first).tolist()
+    # Nothing could be measured: all images train.
+    kept, left = without_trained(held, [f"c{i % 4}" for i in range(400)])
+    assert kept.all() and not left.any() and len(left) == 400
+    # Unknown contents are not copies of each other.
+    kept, left = without_trained(held, [None] * 400)
+    assert kept.all() and (left == held).all()
 
 
 def test_held_out_images_measure_by_groups_or_by_the_teachers() -> None:

@@ -13,6 +13,7 @@ from whiten.utils.names import Names, name_codes
 from whiten.views.plan import ViewPlan
 
 MOST, ENOUGH, FEWEST = 512, 64, 24  # held-out images
+_FEWEST_LEFT = FEWEST // 2  # as whole groups, and without copies of images that train
 CROPS = ViewPlan(scale=(0.08, 0.3))
 CROP_VIEWS = (1, 2)  # numbers of the crops of an image, which should find it
 
@@ -40,4 +41,24 @@ def hold_out(groups: Names, contents: Names, share: float, seed: int) -> Flags:
             is_held[number] = True
             left -= sizes[number]
     held: Flags = is_held[unit]
-    return held if held.sum() >= FEWEST // 2 else np.zeros(n, bool)
+    return _enough(held)
+
+
+def without_trained(held: Flags, contents: Names) -> tuple[Flags, Flags]:
+    """Leave out held-out images that train as their copies in other groups.
+
+    Args:
+        held: (n,) flags from `hold_out`.
+        contents: content hash of each image.
+
+    Returns:
+        (n,) which images to keep, and (k,) which of these are held out; none if too few are left.
+    """
+    content = name_codes(contents)
+    kept: Flags = ~(held & (content >= 0) & np.isin(content, content[~held]))
+    left = _enough(held & kept)
+    return (kept, left[kept]) if left.any() else (np.ones(len(held), bool), left)
+
+
+def _enough(held: Flags) -> Flags:
+    return held if held.sum() >= _FEWEST_LEFT else np.zeros(len(held), bool)

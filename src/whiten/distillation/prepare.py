@@ -25,7 +25,7 @@ from whiten.datasets.transfer import is_own, repeats_own
 from whiten.distillation.apart import copies_of, describe_split, split_sources
 from whiten.distillation.cache import Cache
 from whiten.distillation.deadline import Deadline
-from whiten.distillation.held_out import CROP_VIEWS, hold_out
+from whiten.distillation.held_out import CROP_VIEWS, hold_out, without_trained
 from whiten.distillation.missing import Evidence, causes
 from whiten.distillation.pairs import enough_views, resolve_source
 from whiten.distillation.planning import describe
@@ -154,7 +154,7 @@ def prepare(
         show_progress=show_progress,
     )
 
-    held = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
+    items, held = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
     untrained = why_untrained(spec, source, int((~held).sum()), int(held.sum()))
     if epochs is None and untrained:
         spec = dataclasses.replace(spec, epochs=0)
@@ -217,14 +217,19 @@ def prepare(
 
 def _held_out(
     items: Items, spec: DistillSpec, source: str, contents: pa.Array
-) -> npt.NDArray[np.bool_]:
-    """(n,) which of the user's own images are held out."""
+) -> tuple[Items, npt.NDArray[np.bool_]]:
+    """Draw the held-out ones of the user's own images; drop those that train as their copies.
+
+    Returns:
+        The k images left, and (k,) which of them are held out.
+    """
     assert spec.held_out is not None
     own = is_own(items)
     groups = (items.videos if source == "frames" else items.groups).filter(pa.array(own))
     held = np.zeros(len(items), bool)
     held[own] = hold_out(groups, contents.filter(pa.array(own)), spec.held_out, spec.seed)
-    return held
+    kept, held = without_trained(held, contents)
+    return items.take(kept), held
 
 
 def _describe(
