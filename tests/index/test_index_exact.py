@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +37,6 @@ def by_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     if not can_multiply():
         pytest.skip("torch multiplies no int8 matrices here")
 
-    monkeypatch.setattr(codes, "_FEWEST", 1)
-
     def search(queries: Vectors, vectors: Vectors, k: int, allowed: Mask | None) -> Found:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         write_codes(folder, vectors)
@@ -50,7 +50,7 @@ def by_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
 
 @pytest.fixture(params=["at once", "block by block", "row by row", "codes"])
 def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Search:
-    for module, name in ((exact, "BLOCK_ROWS"), (codes, "_ROWS")):
+    for module, name in ((exact, "BLOCK_ROWS"), (codes, "_ROWS"), (codes, "_PRODUCTS")):
         monkeypatch.setattr(module, name, 500)  # several blocks, for there are few rows
     monkeypatch.setattr(exact, "_SHARED_BYTES", 4000)
     monkeypatch.setattr(exact, "_FEW", 10**6 if request.param == "row by row" else 0)
@@ -149,6 +149,34 @@ def test_codes_of_outliers(by_codes: Search) -> None:
     expected = exact_search(queries, vectors, 3)
     for (rows, _), (own, _) in zip(by_codes(queries, vectors, 3, None), expected, strict=True):
         np.testing.assert_array_equal(rows, own)
+
+
+def test_a_few_searches_do_not_wait_until_torch_is_loaded(tmp_path: Path) -> None:
+    if not can_multiply():
+        pytest.skip("torch multiplies no int8 matrices here")
+    vectors = clustered(3000, 16)
+    np.save(tmp_path / "vectors.npy", vectors)
+    write_codes(tmp_path / "codes", vectors)
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from whiten.index.local import codes
+from whiten.retrieval.exact import exact_search
+codes._LOADING = 3000 * 16 * (1 + 5 / 8) * 3
+vectors = np.load("vectors.npy")
+segment = codes.CodedSegment(Path("codes"), *vectors.shape)
+for number in range(5):
+    found = segment.search(vectors[:5], 3, lambda rows: vectors[rows], None)
+    print(found is not None, "torch" in sys.modules)
+for one, true in zip(found, exact_search(vectors[:5], vectors, 3), strict=True):
+    np.testing.assert_array_equal(one[0], true[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["False False"] * 3 + ["True True"] * 2
 
 
 def test_codes_give_up_where_all_are_alike(tmp_path: Path) -> None:

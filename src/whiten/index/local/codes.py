@@ -7,11 +7,12 @@ With v - m = u, its code c, step s and the rotated query w ≈ t·g, where g has
 
 so that a vector whose approximate score is more than this below the k-th best cannot be an answer.
 The others, a few in a thousand, are rescored by their vectors. Torch multiplies the int8 matrices:
-NumPy cannot.
+NumPy cannot. Loading torch takes seconds, so that a process does it only once it searches often.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,10 +31,10 @@ Codes = npt.NDArray[np.int8]
 
 _CODES, _FRAME = "codes.i8", "frame.npy"
 _TOP = 127
-_ROWS = 16384  # per product
+_ROWS, _PRODUCTS = 16384, 1 << 17  # least rows of a block, and inner products
 _SAMPLE = 65536  # rows that the centre is estimated from
 _ROUNDING = 1e-5  # of float32 products, relative to the norms: ten times the largest error observed
-_FEWEST = 4  # queries; with fewer, a scan of the vectors is memory-bound and as fast
+_LOADING = 32 << 30  # bytes of codes whose scan saves about as much time as loading torch takes
 _MOST = 64  # candidates per answer; with more, a scan of the vectors is faster
 
 Gather = Callable[[Rows], Vectors]
@@ -125,20 +126,22 @@ class CodedSegment:
             ) from error
         self._step, self._error, self._longest = map(float, frame[0, :3])
         self._centre, self._rotation = frame[1], frame[2:]
+        self._asked = 0.0  # bytes of codes that searches would have read
 
     def search(
         self, queries: Vectors, k: int, gather: Gather, allowed: Mask | None
     ) -> list[tuple[Rows, Vectors]] | None:
-        """Return the result of `exact_search`; None if that is faster.
+        """Return the result of `exact_search`; None if that is faster, or not worth loading torch.
 
         Args:
             queries: (q, d) float32.
             gather: returns the vectors of rows.
             allowed: (n,) mask of rows that may be answers; None allows all.
         """
-        if len(queries) < _FEWEST:
+        self._asked += self._codes.nbytes * (1 + len(queries) / 8)
+        if not ("torch" in sys.modules or self._asked > _LOADING) or not can_multiply():
             return None
-        turned = queries @ self._rotation
+        turned = self._turned(queries)
         steps = np.abs(turned).max(1) / _TOP
         steps[steps == 0] = 1
         coded = np.rint(turned / steps[:, None]).astype(np.int8)
@@ -151,21 +154,29 @@ class CodedSegment:
         margin = np.ceil(2 * bound / unit).clip(0, 1 << 30).astype(np.int32)
 
         nearest = Nearest(len(queries), k, margin, np.int32)
-        for start in range(0, len(self._codes), _ROWS):
-            products = multiply(coded, self._codes[start : start + _ROWS])
+        size = max(_ROWS, _PRODUCTS // len(queries))
+        for start in range(0, len(self._codes), size):
+            products = multiply(coded, self._codes[start : start + size])
             if allowed is not None:
-                products[:, ~allowed[start : start + _ROWS]] = np.iinfo(np.int32).min
+                products[:, ~allowed[start : start + size]] = np.iinfo(np.int32).min
             nearest.show(products, start)
             if len(nearest) > _MOST * k * len(queries) + _ROWS:
                 return None
         candidates = nearest.best()
-        offset = queries @ self._centre
+        offset = np.vecdot(queries, self._centre)
         return [
             self._compare(query, k, rows, values * u + o, b, gather)
             for query, (rows, values), u, o, b in zip(
                 queries, candidates, unit, offset, bound, strict=True
             )
         ]
+
+    def _turned(self, queries: Vectors) -> Vectors:
+        """Rotate by torch: threads of NumPy's BLAS would spin on beside those of torch."""
+        import torch
+
+        found: Vectors = (torch.from_numpy(queries) @ torch.from_numpy(self._rotation)).numpy()
+        return found
 
     def _compare(
         self, query: Any, k: int, rows: Rows, about: Vectors, bound: float, gather: Gather

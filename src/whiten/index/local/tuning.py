@@ -129,15 +129,15 @@ def check_kind(kind: str | None, recall: float | None) -> None:
         open_faiss()
 
 
-def open_fast(tuning: Tuning, folder: Path, count: int, dim: int) -> Fast | None:
-    """Open the result of a tuning in a folder; None if this machine cannot use it.
+def open_fast(tuning: Tuning, folder: Path, count: int, dim: int) -> Fast:
+    """Open the result of a tuning in a folder.
 
     Raises:
         StoreError: the result is damaged.
         MissingExtraError: FAISS is not installed.
     """
     if tuning.kind == "int8":
-        return CodedSegment(folder, count, dim) if can_multiply() else None
+        return CodedSegment(folder, count, dim)
     kind: Any = tuning.kind
     return ApproximateSegment(kind, folder, count, dim, Settings(**tuning.settings))
 
