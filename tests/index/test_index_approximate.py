@@ -116,6 +116,31 @@ def test_filters(
         assert recall_of(found, expected) >= 0.9
 
 
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_as_many_are_found_as_are_asked_for(
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, kind: str
+) -> None:
+    index = tuned(tmp_path / "index", vectors, kind)
+    for k in (100, 400, 1000):  # more than the lists hold that are visited for ten
+        found = found_ids(index, queries, k)
+        assert {len(names) for names in found} == {k}
+        assert found == [one for query in queries for one in found_ids(index, query[None], k)]
+        assert recall_of(found, names_exactly(queries, vectors, k)) >= 0.5
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_a_filter_that_nothing_near_the_query_passes(
+    tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, kind: str
+) -> None:
+    index = tuned(tmp_path / "index", vectors, kind)
+    query = queries[:1]
+    far = np.argsort(vectors @ query[0])[: ROWS * 6 // 10]
+    where = f"id in {[str(row) for row in far]}"
+    [found] = found_ids(index, query, 10, parse_where(where, {"id": "string"}))
+    assert len(found) == 10
+    assert set(found) <= {str(row) for row in far}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_removed_is_found_no_more_and_what_is_added_is(
     tmp_path: Path, vectors: np.ndarray, queries: np.ndarray, kind: str

@@ -266,12 +266,24 @@ class ApproximateSegment:
             bits = np.packbits(allowed, bitorder="little")
             selector = self._faiss.IDSelectorBitmap(len(bits), self._faiss.swig_ptr(bits))
         wanted = min(self._count, k * self.settings.refine)
-        if self._kind == "ivf":
-            options = self._faiss.SearchParametersIVF(nprobe=min(effort, self.widest), sel=selector)
-        else:
-            options = self._faiss.SearchParametersHNSW(efSearch=max(effort, wanted), sel=selector)
-        _, found = self._index.search(np.ascontiguousarray(queries), wanted, params=options)
+        queries = np.ascontiguousarray(queries)
+        found = self._visit(queries, wanted, effort, selector)
+        enough = min(k, self._count if allowed is None else int(np.count_nonzero(allowed)))
+        while len(short := np.flatnonzero((found >= 0).sum(1) < enough)):
+            if effort >= self.widest:
+                return None  # some nodes of the graph are not reached
+            effort = min(2 * effort, self.widest)
+            found[short] = self._visit(queries[short], wanted, effort, selector)
         return [
             compare(query, rows[(rows >= 0) & (rows < self._count)], k, gather)
             for query, rows in zip(queries, found, strict=True)
         ]
+
+    def _visit(self, queries: Vectors, wanted: int, effort: int, selector: Any) -> Rows:
+        """Return (q, wanted) candidates, -1 where the visited lists or nodes have fewer."""
+        if self._kind == "ivf":
+            options = self._faiss.SearchParametersIVF(nprobe=min(effort, self.widest), sel=selector)
+        else:
+            options = self._faiss.SearchParametersHNSW(efSearch=max(effort, wanted), sel=selector)
+        found: Rows = self._index.search(queries, wanted, params=options)[1]
+        return found
