@@ -198,6 +198,16 @@ def test_everything_is_removed_and_something_added(tmp_path: Path, vectors: np.n
 # --- choosing ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", APPROXIMATE)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_one_image_or_a_few_are_enough_for_every_kind(
+    tmp_path: Path, vectors: np.ndarray, kind: str, count: int
+) -> None:
+    index = tuned(tmp_path / "index", vectors[:count], kind)
+    found = found_ids(index, vectors[:count], 10)
+    assert found == names_exactly(vectors[:count], vectors[:count], 10)
+
+
 def test_few_images_are_searched_exactly(tmp_path: Path, vectors: np.ndarray) -> None:
     chosen = make(tmp_path / "index", vectors, "auto").tuning
     assert chosen is not None

@@ -81,7 +81,7 @@ def write_approximate(
 
 def _make_lists(faiss: ModuleType, vectors: Vectors, product: Product | None) -> Any:
     count, dim = vectors.shape
-    lists = max(1, int(_LISTS * count**0.5))
+    lists = min(count, int(_LISTS * count**0.5))
     # FAISS's own k-means takes several times as long if its BLAS does not know the CPU.
     random = np.random.default_rng(0)
     sample = np.sort(random.choice(count, min(count, _TRAINED_ON * lists), replace=False))
