@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from whiten.index.databases.addresses import hide_password, read_address
 from whiten.index.databases.milvus_filters import to_milvus, without_patterns
 from whiten.index.databases.milvus_rows import Layout
 from whiten.index.places import open_place
-from whiten.index.rows import Facts
+from whiten.index.rows import Block, Facts
 from whiten.index.where import parse_where
 
 # --- addresses --------------------------------------------------------------------------
@@ -286,6 +287,25 @@ def test_a_graph_answers_nearly_all(postgres: Server) -> None:
     assert recall(index, vectors, queries) >= 0.95
     assert recall(Index(open_place(place)), vectors, queries) == 1.0  # the same table, exactly
     assert len(passing(index, "rare == True")) == 40  # it goes on until there are enough
+
+
+@pytest.mark.slow
+def test_a_graph_whose_nearest_do_not_pass_the_filter(postgres: Server) -> None:
+    # What a large table makes PostgreSQL do: use the graph, and give up early.
+    early = quote(" -c enable_seqscan=off -c enable_sort=off -c hnsw.max_scan_tuples=100")
+    place = f"pgvector:{postgres.new_schema()}{early}#photos?index=hnsw"
+    ones = np.ones(16, np.float32) / 4
+    vectors = np.random.default_rng(3).normal(size=(3000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    farthest = np.argsort(vectors @ ones)[:12]
+    is_far = np.isin(np.arange(3000), farthest)
+    facts = Facts("model", "", "random", 16, ["here"], {"far": "bool"})
+    rows = block_of(facts, [f"r{n}" for n in range(3000)], far=is_far.tolist()).rows
+    backend = open_place(place)
+    with backend.writing():
+        backend.write(facts, (), [Block(rows, vectors)])
+    [hits] = Index(backend).search_vectors(ones[None], 10, where="far == True")
+    assert [hit.id for hit in hits] == [f"r{n}" for n in farthest[::-1][:10]]
 
 
 # --- Milvus -----------------------------------------------------------------------------

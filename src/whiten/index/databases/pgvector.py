@@ -170,11 +170,13 @@ class PgvectorIndex:
         is_graph = self._address.index == "hnsw"
         # The graph is used for exactly this ordering only; any other is a full scan.
         score = Identifier("-embedding <#> query")  # no column of the user's
-        order = SQL("embedding <#> %s") if is_graph else SQL("{} DESC, id").format(score)
-        select = SQL(
-            "SELECT * FROM (SELECT {}, -(embedding <#> %s) AS {score} FROM {} WHERE {} "
-            "ORDER BY {} LIMIT %s) AS best ORDER BY {score} DESC, id"
-        ).format(_names(self.facts), self._rows, condition, order, score=score)
+        of_all, of_graph = (
+            SQL(
+                "SELECT * FROM (SELECT {}, -(embedding <#> %s) AS {score} FROM {} WHERE {} "
+                "ORDER BY {} LIMIT %s) AS best ORDER BY {score} DESC, id"
+            ).format(_names(self.facts), self._rows, condition, order, score=score)
+            for order in (SQL("{} DESC, id").format(score), SQL("embedding <#> %s"))
+        )
         found = []
         with self._reading() as connection:
             if is_graph:
@@ -184,8 +186,12 @@ class PgvectorIndex:
                 connection.execute(view)
                 connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
             for query in np.ascontiguousarray(queries, np.float32):
-                given = [query, *values, *([query] if is_graph else []), k]
-                rows = connection.execute(select, given, binary=True).fetchall()
+                given = [query, *values]
+                rows = []
+                if is_graph:
+                    rows = connection.execute(of_graph, [*given, query, k], binary=True).fetchall()
+                if len(rows) < k:  # pgvector gives up where none of the nearest 20,000 passes
+                    rows = connection.execute(of_all, [*given, k], binary=True).fetchall()
                 scores = np.array([row[-1] for row in rows], np.float64)
                 found.append(matches(_table(rows, self.facts), scores, self.facts.columns))
         return found
