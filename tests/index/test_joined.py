@@ -149,6 +149,15 @@ def test_numbers_of_two_kinds_are_floats(tmp_path: Path) -> None:
     assert found("price == 3") == {"r2": 3.0, "y": 3.0}
 
 
+def test_a_number_that_no_float_holds_is_shown_as_it_is(tmp_path: Path) -> None:
+    backend_of(str(tmp_path / "A"), 1, code=[2**53 + 1])
+    facts = Facts("model", "", "random", 8, ["there"], {"code": "float"})
+    write(str(tmp_path / "B"), facts, [block_of(facts, ["x"], code=[1.5])])
+    index = Index.open([tmp_path / "A", tmp_path / "B"])
+    [hits] = index.search_vectors(np.ones((1, 8), np.float32), 9)
+    assert {hit.id: hit.metadata["code"] for hit in hits} == {"r0": 2**53 + 1, "x": 1.5}
+
+
 # --- what is refused --------------------------------------------------------------------
 
 

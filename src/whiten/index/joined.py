@@ -222,8 +222,12 @@ def _joined_facts(parts: Sequence[Backend]) -> Facts:
 
 
 def _with_floats(hit: Match, floats: Sequence[str]) -> Match:
-    """Return the hit as an index of all rows would hold it: with whole numbers as floats."""
+    """Return the hit as an index of all rows would hold it: with whole numbers as floats.
+
+    Numbers that no float holds, such as ids of 64 bits, stay as they are.
+    """
     whole = {name: float(v) for name in floats if isinstance(v := hit.metadata.get(name), int)}
+    whole = {name: value for name, value in whole.items() if value == hit.metadata[name]}
     return replace(hit, metadata=hit.metadata | whole) if whole else hit
 
 
