@@ -95,11 +95,12 @@ def test_a_codec_is_what_its_state_says(kind: str) -> None:
 
 def test_int8_by_hand() -> None:
     sample = np.array([[0.5, -0.254], [-1.27, 0.1]], np.float32)
-    codec = fit("int8", sample)
+    codec = fit("int8", np.tile(sample, (128, 1)))
     vectors = np.array([[0.5, 0.1], [9.0, -9.0]], np.float32)
     codes = codec.encode(vectors)
     assert codes.tolist() == [[50, 50], [127, -127]]  # beyond the sample's range it is clipped
     np.testing.assert_allclose(codec.decode(codes), [[0.5, 0.1], [1.27, -0.254]], rtol=1e-6)
+    assert fit("int8", sample).encode(vectors).tolist() == [[50, 10], [127, -127]]  # of a few
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -87,6 +87,19 @@ def test_what_is_stored_is_near_and_small(tmp_path: Path, vectors: Vectors, stor
     assert bool(list(index.root.glob("segment-*/vectors.f32"))) == (storage in KEPT)
 
 
+@pytest.mark.parametrize("first", [1, 10])
+def test_int8_that_began_with_a_few_images_holds_the_others_as_well(
+    tmp_path: Path, vectors: Vectors, queries: Vectors, first: int
+) -> None:
+    index = stored_as(tmp_path / "index", vectors[:first], "int8")
+    write(index, [block(vectors[first:], "n")])
+    found = found_ids(index, queries, 10)
+    names = [*map(str, range(first)), *(f"n{row}" for row in range(ROWS - first))]
+    expected = [{names[row] for row in rows} for rows, _ in exact_search(queries, vectors, 10)]
+    shared = [len(own & set(hits)) / 10 for own, hits in zip(expected, found, strict=True)]
+    assert np.mean(shared) > 0.9
+
+
 def test_full_vectors_re_rank_the_answers(
     tmp_path: Path, vectors: Vectors, queries: Vectors
 ) -> None:

@@ -11,6 +11,7 @@ from whiten.index.local.storage.codec import Codec, require_state
 from whiten.utils.arrays import Array, Vectors
 
 _LEVELS = 127
+_FEW = 256  # vectors; fewer do not tell how large the entries of one dimension become
 
 
 class Float(Codec):
@@ -49,6 +50,8 @@ class Int8(Codec):
     @classmethod
     def fit(cls, sample: Vectors) -> Int8:
         largest = np.abs(sample).max(axis=0)
+        if len(sample) < _FEW:
+            largest = np.full_like(largest, largest.max())
         return cls(np.maximum(largest / _LEVELS, np.finfo(np.float32).tiny).astype(np.float32))
 
     @classmethod
