@@ -129,9 +129,19 @@ def test_settings_that_cannot_be_meant(wrong: dict[str, object], message: str) -
 
 
 def test_the_host_that_is_listened_on_is_a_name() -> None:
-    assert {"localhost", "here.example", "there.example"} <= set(
+    assert {"here.example", "there.example"} <= set(
         allowed_names("here.example", ("there.example",))
     )
+
+
+def test_localhost_is_a_name_whatever_others_are_allowed(serve: Serve) -> None:
+    client = serve(hosts=("search.example",))
+    for host, status in (("localhost", 200), ("search.example", 200), ("other.example", 421)):
+        assert client.get("/index", headers={"Host": host}).status_code == status
+
+
+def test_an_upload_may_have_as_many_bytes_as_on_the_command_line(serve: Serve) -> None:
+    assert serve().get("/index").json()["max_upload"] == 20_000_000
 
 
 def test_roots_that_are_links(serve: Serve, images: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._hosts = {host.lower().rstrip(".") for host in settings.hosts}
+        self._hosts = {host.lower().rstrip(".") for host in ("localhost", *settings.hosts)}
         self._token = None if settings.token is None else settings.token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,8 +12,6 @@ from whiten.errors import ConfigError, one_line
 from whiten.media.decoding import MAX_PIXELS
 from whiten.utils.names import several
 
-LOOPBACK_NAMES = ("localhost",)
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -36,9 +34,9 @@ class Settings:
     """
 
     roots: tuple[Path, ...] = ()
-    hosts: tuple[str, ...] = LOOPBACK_NAMES
+    hosts: tuple[str, ...] = ()
     token: str | None = field(default=None, repr=False)
-    max_upload: int = 20 << 20
+    max_upload: int = 20_000_000
     max_pixels: int = 50_000_000
     max_hits: int = 1000
     waiting: int = 64
@@ -88,8 +86,8 @@ def _refuse_weak(token: str) -> None:
 
 
 def allowed_names(host: str, more: Sequence[str]) -> tuple[str, ...]:
-    """Return the names that a service on `host` may be called by: this machine's, and `more`."""
-    return (*LOOPBACK_NAMES, host, socket.gethostname(), *more)
+    """Return the names of a service on `host` besides localhost: this machine's, and `more`."""
+    return (host, socket.gethostname(), *more)
 
 
 def read_token(file: Path | None) -> str | None:
