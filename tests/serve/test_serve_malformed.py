@@ -296,7 +296,7 @@ def test_bodies_that_cannot_be_read(client: TestClient) -> None:
     both = {"files": {"image": ("x", as_bytes(draw(0)))}, "data": {"id": "a/0.png"}}
     assert client.post("/search", **both).status_code == 200  # type: ignore[arg-type]
     assert refused(client.post("/search", data={"k": 3}), 422) == (
-        "nothing to search for: send an image, a path or an id"
+        "no image: send an image, a path or an id"
     )
     alive(client)
 

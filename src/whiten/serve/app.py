@@ -177,7 +177,7 @@ def create_app(
             await run_sync(live.read_where, query.where) if query.where else None,
             query.videos,
             query.expand,
-            query.alpha,
+            query.alpha if query.expand else SearchOptions.alpha,
             _chosen(background, query),
         )
         vectors, model = await embedder.vectors(query)

@@ -82,7 +82,7 @@ class Embedder:
         uploads, paths = (query.image, query.path) if isinstance(query, Images) else ([], [])
         count = len(uploads) + len(paths) + len(query.id)
         if count == 0:
-            raise RefusedError(422, "nothing to search for: send an image, a path or an id")
+            raise RefusedError(422, "no image: send an image, a path or an id")
         if not query.box:
             known = [await run_sync(self._live.vector, name) for name in query.id]
             received = [await self.receive(self.upload(file)) for file in uploads]

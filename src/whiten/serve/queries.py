@@ -93,7 +93,7 @@ class Options(BaseModel):
     where: Annotated[
         str,
         Field(
-            description="filter on columns, as price < 10 and group == 'a'",
+            description="filter on columns, as price < 10 and group == 'a'; none if empty",
             json_schema_extra={"format": "whiten-filter"},
         ),
     ] = ""
@@ -106,7 +106,13 @@ class Options(BaseModel):
         int, Field(ge=0, le=100, description="first hits that a second search adds to the query")
     ] = 0
     alpha: Annotated[
-        float, Field(ge=0, le=100, allow_inf_nan=False, description="power that weighs these hits")
+        float,
+        Field(
+            ge=0,
+            le=100,
+            allow_inf_nan=False,
+            description="exponent of the similarities that weight these hits; unused without them",
+        ),
     ] = 3.0
     background: Annotated[
         bool,
