@@ -184,7 +184,9 @@ def build_student(
         _require_same(parsed, config, pool, size)
         return net, config
     if parsed.scheme not in ("timm", "demo"):
-        raise ConfigError(f"a student's backbone is timm:NAME or demo:NAME, not {parsed}")
+        raise ConfigError(
+            f"a student starts from timm:NAME, demo:NAME or whiten:FOLDER, not from {parsed}"
+        )
     options = {name: value for name, value in parsed.options if name != "size"}
     side = size or dict(parsed.options).get("size")
     if side is not None:

@@ -62,7 +62,8 @@ class DistillSpec:
     teachers: Annotated[list[str], _MODELS, _MANY] = field(default_factory=list)
     """URIs of the teachers, at least one."""
     student: Annotated[str, _MODELS] = "timm:efficientnet_lite0"
-    """URI of the student's backbone: timm:NAME or demo:NAME."""
+    """URI of the student's backbone: timm:NAME or demo:NAME; or whiten:FOLDER, a student to train
+    further."""
     dim: Annotated[int, _MODELS] = 1024
     """Dimension of the student's embedding."""
     size: Annotated[int | None, _MODELS] = None
@@ -75,10 +76,11 @@ class DistillSpec:
     whiten: Annotated[bool, _MODELS, _no("whiten")] = True
     """Whiten the teachers; without it they are only L2-normalised."""
     whiten_dim: Annotated[int | Literal["auto"], _MODELS] = "auto"
-    """Axes that the whitening of each teacher keeps; auto chooses on held-out images."""
+    """Axes that the whitening of each teacher keeps; auto chooses on held-out images. Unused with
+    --no-whiten, like --shrinkage and --whiten-images."""
     shrinkage: Annotated[float | Literal["auto"] | None, _MODELS] = None
-    """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto, the default,
-    chooses on held-out images."""
+    """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto chooses on held-out
+    images. By default auto, or 0 with the recipe paper."""
     teacher_weights: Annotated[str | None, _MODELS] = None
     """Weights of the teachers in their fused space, one number above 0 per teacher, as 1,1,0.5: the
     similarity of two images is the weighted mean of the teachers' cosines. equal, or auto, which
@@ -169,8 +171,8 @@ class DistillSpec:
     the features' principal axes, or random. By default ridge for a pretrained backbone."""
     start_weight: Annotated[float | None, _OBJECTIVE] = None
     """Share of the pretrained backbone's own features beside the fused teachers in what the student
-    regresses, so that it keeps what it knew; 0 is none. By default chosen on held-out images; none
-    with compatible."""
+    regresses, so that it keeps what it knew; 0 is none. Used by --start ridge. By default chosen
+    on held-out images; none with compatible."""
 
     held_out: Annotated[float | None, _OPTIMISATION] = None
     """Share of the images, in whole groups, that measure the student after each epoch and never
@@ -192,7 +194,8 @@ class DistillSpec:
     weight_decay: Annotated[float, _OPTIMISATION] = 1e-4
     """With adamw on matrices alone; with adam on all parameters, as an L2 penalty."""
     schedule: Annotated[Literal["cosine", "onecycle"], _OPTIMISATION] = "cosine"
-    """Schedule of the learning rate."""
+    """Schedule of the learning rate: onecycle rises over 30 % of the steps and falls to almost 0,
+    whatever --warmup and --min-lr."""
     warmup: Annotated[float, _OPTIMISATION] = 0.05
     """Fraction of the steps with a rising learning rate."""
     clip: Annotated[float, _OPTIMISATION] = 1.0
