@@ -15,7 +15,7 @@ from whiten import metrics
 from whiten.errors import ConfigError, TeacherError, WhiteningError
 from whiten.export import export
 from whiten.index import Index
-from whiten.index.query import Query
+from whiten.index.query import Query, SearchOptions
 from whiten.serve import Settings
 from whiten.whitening.whitener import Whitener
 
@@ -59,6 +59,35 @@ def test_numbers_of_numpy_are_taken(index: Index) -> None:
     for k in ("3", 2.5, None):
         with pytest.raises(ConfigError, match="k must be a whole number"):
             index.search_vectors(ROWS[:1], k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 2.5}, "k must be a whole number, not 2.5"),
+        ({"k": "3"}, "k must be a whole number, not '3'"),
+        ({"threshold": "0.5"}, "threshold must be a number, not '0.5'"),
+        ({"expand": 1.5}, "expand must be a whole number, not 1.5"),
+        ({"expand": 1, "alpha": "2"}, "alpha must be a number, not '2'"),
+        ({"alpha": 2}, "alpha weights the hits that expand adds"),
+    ],
+)
+def test_options_of_a_search(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SearchOptions(**options)
+
+
+def test_pages_have_a_size(index: Index) -> None:
+    for size, message in ((0, "at least 1, not 0"), (-1, "at least 1"), (1.5, "a whole number")):
+        with pytest.raises(ConfigError, match=f"size must be {message}"):
+            index.pages(size)  # type: ignore[arg-type]
+    pages = list(index.pages(np.int64(5)))  # type: ignore[arg-type]
+    assert [len(page) for page in pages[:-1]] == [5] * (len(index) // 5)
+
+
+def test_ways_to_combine(images: Path) -> None:
+    with pytest.raises(ConfigError, match="combine must be mean or max, not 'sum'"):
+        Query([images / "a" / "0.png"], combine="sum")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("use", ["fingerprint", "save", "transform", "with_settings"])

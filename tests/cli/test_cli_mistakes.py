@@ -247,6 +247,55 @@ def test_whitening_that_does_not_fit(capsys: Captured, images: Path) -> None:
     assert "shrinkage" in fails(capsys, *command, "--shrinkage", "-1")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("index", "IMAGES", "--model", TEACHER, "--out", "x", "--add", "--remove-missing"),
+            "images are added (--add) or removed (--remove-missing), not both",
+        ),
+        (
+            ("index", "IMAGES", "--out", "x", "--kind", "int8", "--recall", "0.9", "--model", "m"),
+            "the kind int8 finds every hit: leave out the recall, or the kind",
+        ),
+        (
+            ("index", "--out", "x", "--remove", "a/0.png", "--model", TEACHER),
+            "--model: only for images that are indexed",
+        ),
+        (
+            ("index", "store", "--out", "x", "--cluster", "ray"),
+            "store holds embeddings already: leave out --cluster",
+        ),
+        (
+            ("index", "store", "--out", "x", "--model", f"{TEACHER}?seed=1"),
+            f"store holds embeddings of {TEACHER}, not of {TEACHER}?seed=1: name that model",
+        ),
+        (("diagnose", "IMAGES", "--teachers", TEACHER, "--size", "64"), "name the student, or no"),
+        (
+            ("evaluate", "IMAGES", "--model", TEACHER, "--whiten-dim", "8"),
+            "whiten_dim and shrinkage are of a whitening that is fitted",
+        ),
+        (
+            ("evaluate", "IMAGES", "--model", TEACHER, "--shrinkage", "0.5"),
+            "whiten_dim and shrinkage are of a whitening that is fitted",
+        ),
+        (
+            ("evaluate", "IMAGES", "--model", TEACHER, "--omit-normalisation"),
+            "--omit-normalisation: only for a benchmark: add --protocol svd\n",
+        ),
+        (("export", "--model", "s", "--out", "x", "--int8-floor", "0.5"), "are limits of int8"),
+        (("export", "--model", "s", "--out", "x", "--int8-loss", "0.5"), "are limits of int8"),
+    ],
+)
+def test_options_that_would_be_ignored(
+    capsys: Captured, images: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    prints(capsys, "embed", images, "--model", TEACHER, "--out", "store")
+    named = [images if argument == "IMAGES" else argument for argument in arguments]
+    assert message in fails(capsys, *named)
+    assert not Path("x").exists()
+
+
 def test_one_group(capsys: Captured, tmp_path: Path) -> None:
     one = write_groups(tmp_path / "one", {"a": 4})
     assert "the gallery has 1 group: " in fails(capsys, "evaluate", one, "--model", TEACHER)

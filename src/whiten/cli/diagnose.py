@@ -34,7 +34,7 @@ def diagnose(
         images: a folder, or a CSV or Parquet with columns path,group.
         teachers: URIs of the teachers, see whiten teachers.
         student: URI of a student's backbone, to predict its start in closed form.
-        size: input side of the student in pixels; by default the backbone's own.
+        size: with --student, its input side in pixels; by default the backbone's own.
         sample: most images that are embedded, drawn at random in whole groups; 0 is all.
         out: write a page with plots to this file.
         cache: folder for embeddings; whiten distill with the same folder uses them again.

@@ -40,8 +40,8 @@ def export(
         precision: fp32 (the default), fp16, bf16 (not with onnx), int8 (not with torchscript);
             one or more.
         fold_normalisation: make the graphs take uint8 RGB pixels and normalise them.
-        int8_floor: minimum mean-centred cosine to torch for int8.
-        int8_loss: maximum loss of mAP for int8, if the images have groups.
+        int8_floor: for int8, minimum mean-centred cosine to torch.
+        int8_loss: for int8, maximum loss of mAP, if the images have groups.
         workers: threads that decode images; by default one per core.
     """
     be_quiet(quiet)

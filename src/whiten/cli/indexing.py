@@ -71,11 +71,13 @@ def index(
         add: add these images to the index, and remove none.
         collection: name that the ids of these images begin with, so that they are not those of
             another collection; by default unchanged, none for a new collection.
-        remove_missing: remove missing images even if they are more than half of a collection.
+        remove_missing: without --add, remove missing images even if they are more than half of a
+            collection.
         remove: ids of images to remove.
         kind: search kind: exact, int8 (also exact), ivf, hnsw, or auto, which measures which is
             fast; by default unchanged, auto for a new index.
-        recall: minimum recall@10 against exact search; 0.95 for a new index.
+        recall: minimum recall@10 against exact search, for kinds that are not exact; 0.95 for a new
+            index.
         storage: how to store vectors: float32 float16 int8 binary pca:K pq:M, with +float32 to keep
             full vectors that re-rank the hits; by default unchanged, float32 for a new index.
         drop_columns: columns of the index to drop.
@@ -91,6 +93,7 @@ def index(
         raise ConfigError("say what to do: name images to index, or --remove ids")
     if images is None:
         ignored = {
+            "--model": model,
             "--metadata": metadata,
             "--add": add,
             "--collection": collection,
@@ -113,6 +116,8 @@ def index(
     elif remove:
         raise ConfigError("images are indexed, or removed with --remove: do one after the other")
     else:
+        if cluster and is_store(images):
+            raise ConfigError(f"{images} holds embeddings already: leave out --cluster")
         if model is None and not is_store(images):
             model = Index.open(where).facts.uri or None  # its error says how to start
         with connected(cluster) as on:
@@ -206,7 +211,7 @@ def search(
             highest similarity to any of them; by default mean, and max for the frames of a video.
         videos: list videos instead of frames, each with its best frame.
         expand: query again with this many of the top hits added (α-query expansion).
-        alpha: exponent of the similarities that weight these hits.
+        alpha: with --expand, exponent of the similarities that weight these hits.
         background: index of images that match no query; the query's similarity to them is
             subtracted from the scores, so that one threshold serves all queries.
         exclude: with --in, leave out images whose path below the folder, or any part of it,
@@ -223,6 +228,8 @@ def search(
     from whiten.media.boxes import Box
 
     choose(runtime, device)
+    if as_json and paths_only:
+        raise ConfigError("--json prints JSON, and --paths-only paths: leave one out")
     if index and store:
         raise ConfigError("name the place of the index: --index FOLDER, or --store milvus:URI")
     places, files = _places_and_files(index or store or [])

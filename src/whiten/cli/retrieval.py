@@ -56,8 +56,8 @@ def evaluate(
             year): show the metrics per source, too. A folder has such a table directly in it.
         whitener: file of a whitening for the embeddings of a single model.
         whiten_on: images to fit the whitening of fuse:whitened:URI,URI on.
-        whiten_dim: dimensions that this whitening keeps.
-        shrinkage: regularisation of this whitening.
+        whiten_dim: with --whiten-on, dimensions that this whitening keeps.
+        shrinkage: with --whiten-on, regularisation of this whitening.
         protocol: roxford5k or rparis6k, needed if the folder holds several; svd, the benchmark of
             near-duplicate videos; videos, for groups of videos or of folders of frames.
         multi_scale: for landmarks, average embeddings at 1, 0.71 and 0.5 of the size.

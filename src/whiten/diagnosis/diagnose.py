@@ -66,7 +66,7 @@ def diagnose(
         images: a folder, or a CSV or Parquet with columns `path,group`.
         teachers: URIs, see `whiten teachers`.
         student: URI of a student's backbone, to predict its start in closed form.
-        size: input side of the student in pixels; by default the backbone's own.
+        size: with `student`, its input side in pixels; by default the backbone's own.
         sample: most images that are embedded, drawn at random in whole groups; 0 is all.
         cache: folder for the embeddings, which `distill` with the same cache uses again; none by
             default.
@@ -80,6 +80,8 @@ def diagnose(
     """
     if isinstance(teachers, str):
         raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
+    if size is not None and student is None:
+        raise ConfigError("size is the input side of a student: name the student, or no size")
     spec = DistillSpec.from_mapping(
         {"teachers": list(teachers), "seed": seed, "size": size}
         | ({} if student is None else {"student": student})

@@ -22,6 +22,8 @@ from whiten.runs.spec import DistillSpec
 from whiten.store.store import embedded_by_all
 from whiten.whitening.whitener import Whitener
 
+_DIM, _SHRINKAGE = 256, 0.1  # of a whitening that is fitted when a model is opened
+
 
 def load(
     model: str | os.PathLike[str],
@@ -31,8 +33,8 @@ def load(
     runtime: str | None = None,
     whitener: str | os.PathLike[str] | None = None,
     whiten_on: str | os.PathLike[str] | Items | None = None,
-    whiten_dim: int = 256,
-    shrinkage: float = 0.1,
+    whiten_dim: int = _DIM,
+    shrinkage: float = _SHRINKAGE,
     cache: str | os.PathLike[str] | None = None,
 ) -> Encoder:
     """Open an encoder.
@@ -65,6 +67,10 @@ def load(
             f"images to whiten on are for fuse:whitened:URI,URI, not for {text}: leave them out"
             if text.startswith("fuse:")
             else f"whitening {text} is written fuse:whitened:{text}"
+        )
+    if whiten_on is None and (whiten_dim, shrinkage) != (_DIM, _SHRINKAGE):
+        raise ConfigError(
+            "whiten_dim and shrinkage are of a whitening that is fitted on images: add --whiten-on"
         )
     if text.startswith("fuse:"):
         if whitener is not None:
@@ -265,8 +271,8 @@ def fit_on(
     teacher: Model,
     images: str | os.PathLike[str] | Items,
     *,
-    dim: int = 256,
-    shrinkage: float = 0.1,
+    dim: int = _DIM,
+    shrinkage: float = _SHRINKAGE,
     cache: str | os.PathLike[str] | None = None,
 ) -> Whitener:
     """Fit a teacher's whitening on a collection of images.

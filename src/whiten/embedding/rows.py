@@ -103,9 +103,11 @@ def require_embedded_by(store: Store, encoder: Encoder | None) -> None:
         return
     [first, *others] = encoder.parts
     is_it = first.teacher.made(store.origin.uri, store.origin.fingerprint)
-    if others or not is_it or first.whitener is not None:
+    is_plain = not others and first.whitener is None
+    if not is_plain or not is_it:
+        named = first.teacher.uri if is_plain else encoder.name
         raise ConfigError(
-            f"{store.folder} holds embeddings of {store.origin.uri}, not of {encoder.name}: name "
+            f"{store.folder} holds embeddings of {store.origin.uri}, not of {named}: name "
             "that model, or leave --model out"
         )
 

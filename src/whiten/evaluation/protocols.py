@@ -112,7 +112,8 @@ PROTOCOLS: dict[str, Run] = {
 }
 _OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(NAMES, ("multi_scale", "distractors")),
-    **dict.fromkeys(VIDEO_PROTOCOLS, ("similarity", "omit_normalisation", "report")),
+    "svd": ("similarity", "omit_normalisation", "report"),
+    "videos": ("similarity", "report"),
 }
 _PATTERNS = ("exclude", "include")
 _PLAIN = ("report", *_PATTERNS)  # options of an evaluation on groups of images
@@ -153,9 +154,9 @@ def find_protocol(
         known = {taker: (*own, *_PATTERNS) for taker, own in _OPTIONS.items()}
         takers = [taker for taker in PROTOCOLS if not options.foreign(known[taker])]
         raise ConfigError(
-            f"{', '.join(foreign)} belong to a benchmark: add --protocol {' or '.join(takers)}"
+            f"{', '.join(foreign)}: only for a benchmark: add --protocol {' or '.join(takers)}"
             if takers
-            else f"{', '.join(foreign)} belong to no benchmark together: leave some of them out"
+            else f"{', '.join(foreign)}: no benchmark takes all of them: leave some of them out"
         )
     return name
 

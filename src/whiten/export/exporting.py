@@ -99,7 +99,8 @@ def export(
         workers: number of decoding threads; by default one per core.
 
     Raises:
-        ConfigError: an option is invalid, or int8 is requested without images.
+        ConfigError: an option is invalid, int8 is requested without images, or its limits without
+            int8.
         TeacherError: the student cannot be loaded or exported, or an export is not exact enough.
         MissingExtraError: a library is not installed.
     """
@@ -108,7 +109,10 @@ def export(
         raise ConfigError("int8_floor and int8_loss must be numbers, not nan")
     if images is None and (exclude or include):
         raise ConfigError("--exclude and --include choose among images: add --images")
-    if images is None and any(precision == "int8" for _, precision in wanted):
+    has_int8 = any(precision == "int8" for _, precision in wanted)
+    if not has_int8 and (int8_floor, int8_loss) != (INT8_FLOOR, INT8_LOSS):
+        raise ConfigError("int8_floor and int8_loss are limits of int8: add int8 to the precisions")
+    if images is None and has_int8:
         raise ConfigError("int8 is calibrated on images: add --images with some like those in use")
     target, source = Path(out), student_folder(student)
     with (

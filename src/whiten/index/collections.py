@@ -18,6 +18,7 @@ from whiten.datasets.shards import shard_table
 from whiten.datasets.tables import is_table
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
+from whiten.embedding.rows import require_embedded_by
 from whiten.errors import ConfigError, StoreError
 from whiten.index.colours import converted
 from whiten.index.keeping import Columns, columns_after
@@ -53,13 +54,16 @@ def open_source(
         cluster: computes the embeddings; by default this process does.
 
     Raises:
-        ConfigError: there are images and no encoder, or patterns and a store or items.
+        ConfigError: there are images and no encoder, patterns and a store or items, or a store of
+            another encoder.
     """
     place = images if isinstance(images, str | os.PathLike) else None
     if (exclude or include) and (place is None or is_store(place)):
         raise ConfigError("--exclude and --include choose among the images of a folder or a table")
     if place is not None and is_store(place):
         store = Store.open(place)
+        named = load(encoder) if isinstance(encoder, str | os.PathLike) else encoder
+        require_embedded_by(store, named)
         store.say_colours()
         return StoreSource(store)
     if encoder is None:

@@ -103,7 +103,8 @@ class Index:
         If there are several collections, only this one's images are updated and removed.
 
         Args:
-            encoder: an `Encoder`, or anything that `whiten.load` takes; may be None for a store.
+            encoder: an `Encoder`, or anything that `whiten.load` takes; for a store None, or the
+                model that it was made with.
             images: a folder, a table of paths, or a store of embeddings; or, in Python, any number
                 of paths or items, or a data frame with the columns of such a table.
             place: where to store the index: a folder, `milvus:URI` or `pgvector:DSN`.
@@ -115,7 +116,8 @@ class Index:
             kind: search kind: `exact`, `int8` (also exact, scans 8-bit codes), `ivf`, `hnsw`, or
                 `auto`, the fastest measured at that recall. By default unchanged, `auto` for a new
                 index. Databases choose for themselves.
-            recall: minimum recall@10 against exact search, 0.95 by default.
+            recall: minimum recall@10 against exact search, for kinds that are not exact; 0.95 for
+                a new index.
             storage: how to store vectors: `float32`, `float16`, `int8`, `pca:K`, `pq:M` or
                 `binary`; with `+float32`, as in `int8+float32`, full vectors are kept and re-rank
                 the answers. By default unchanged, `float32` for a new index. `loss` holds the
@@ -139,6 +141,8 @@ class Index:
             NoImagesError: no image can be read.
         """
         check_kind(kind, recall)
+        if keep and remove_missing:
+            raise ConfigError("images are added (--add) or removed (--remove-missing), not both")
         if storage is not None:
             check_storage(storage)
         index = cls(open_place(place), encoder if isinstance(encoder, Encoder) else None)
@@ -349,7 +353,13 @@ class Index:
         return as_stored(self._backend, vector, ids)
 
     def pages(self, size: int = 1000) -> Iterator[pa.Table]:
-        """Yield all rows in order, in tables of `size` rows and the columns of `facts.schema()`."""
+        """Yield all rows in order, in tables of `size` rows and the columns of `facts.schema()`.
+
+        Raises:
+            ConfigError: size is below 1.
+        """
+        if as_whole("size", size) < 1:
+            raise ConfigError(f"size must be at least 1, not {size}")
         self._require_complete()
         return self._backend.pages(size)
 

@@ -31,6 +31,7 @@ from whiten.storage.places import is_plain
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import several
 from whiten.utils.urls import named_place
+from whiten.utils.validation import as_number, as_whole
 
 Combine = Literal["mean", "max"]
 
@@ -53,7 +54,8 @@ class Query:
             highest similarity to any of them. By default `mean`, or `max` if there is a video.
 
     Raises:
-        ConfigError: the query is empty, or a box is given with other than exactly one image.
+        ConfigError: the query is empty, combine is unknown, or a box is given with other than
+            exactly one image.
     """
 
     images: Sequence[Path] = ()
@@ -68,6 +70,8 @@ class Query:
             raise ConfigError("nothing to search for: name an image, or the id of one in the index")
         if self.box is not None and (self.ids or len(self.images) != 1 or self.has_video):
             raise ConfigError("a box is a part of one image: name exactly one image")
+        if self.combine not in (None, "mean", "max"):
+            raise ConfigError(f"combine must be mean or max, not {self.combine!r}")
 
     @property
     def has_video(self) -> bool:
@@ -113,12 +117,12 @@ class SearchOptions:
         videos: return videos instead of frames, each with its best frame.
         expand: number of top hits added to the query for a second search (α-query expansion,
             Radenović et al., TPAMI 2019); 0 is off.
-        alpha: exponent of the similarities that weight these hits.
+        alpha: exponent of the similarities that weight these hits; only with `expand`.
         background: index of images that match no query; the query's similarity to them is
             subtracted from its scores, so that one threshold serves all queries.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is none or out of range, or alpha is given without expand.
     """
 
     k: int = 10
@@ -130,12 +134,15 @@ class SearchOptions:
     background: Index | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 1:
+        if as_whole("k", self.k) < 1:
             raise ConfigError(f"k must be at least 1, not {self.k}")
-        if self.threshold is not None and math.isnan(self.threshold):
+        if self.threshold is not None and math.isnan(as_number("threshold", self.threshold)):
             raise ConfigError("threshold must be a number, not nan, which no score reaches")
-        if self.expand < 0 or not 0 <= self.alpha < math.inf:
+        expand, alpha = as_whole("expand", self.expand), as_number("alpha", self.alpha)
+        if expand < 0 or not 0 <= alpha < math.inf:
             raise ConfigError("expand and alpha must be at least 0, and finite")
+        if alpha != SearchOptions.alpha and not expand:
+            raise ConfigError("alpha weights the hits that expand adds: set expand, or no alpha")
 
     def is_enough(self, hit: Match) -> bool:
         """Return whether a hit reaches the threshold."""

@@ -67,6 +67,8 @@ def parse_where(text: str, columns: Mapping[str, str]) -> Where:
         ConfigError: the text is no filter, names an unknown column, or compares a column with a
             value of another type.
     """
+    if not text.strip():
+        raise ConfigError("the filter is empty: write it like price < 10, or leave it out")
     reader = _Reader(text, columns)
     try:
         return reader.read(ast.parse(reader.plain.strip(), mode="eval").body)

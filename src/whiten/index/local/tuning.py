@@ -115,7 +115,8 @@ def check_kind(kind: str | None, recall: float | None) -> None:
     """Refuse an unavailable kind, before anything is computed.
 
     Raises:
-        ConfigError: there is no such kind, or the recall is not above 0 and at most 1.
+        ConfigError: there is no such kind, the recall is not above 0 and at most 1, or the kind is
+            exact.
         MissingExtraError: FAISS is not installed.
     """
     if kind is not None and kind not in KINDS:
@@ -125,6 +126,8 @@ def check_kind(kind: str | None, recall: float | None) -> None:
         )
     if recall is not None and not 0 < as_number("recall", recall) <= 1:
         raise ConfigError(f"recall must be above 0 and at most 1, not {recall:g}")
+    if recall is not None and kind in ("exact", "int8"):
+        raise ConfigError(f"the kind {kind} finds every hit: leave out the recall, or the kind")
     if kind in ("ivf", "hnsw"):
         open_faiss()
 
