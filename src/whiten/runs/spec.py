@@ -79,8 +79,8 @@ class DistillSpec:
     """Axes that the whitening of each teacher keeps; auto chooses on held-out images. Unused with
     --no-whiten, like --shrinkage and --whiten-images."""
     shrinkage: Annotated[float | Literal["auto"] | None, _MODELS] = None
-    """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto chooses on held-out
-    images. By default auto, or 0 with the recipe paper."""
+    """Regularisation of the whitening: 0 is PCA-whitening, inf is centring; auto chooses on
+    held-out images. By default auto, or 0 with the recipe paper."""
     teacher_weights: Annotated[str | None, _MODELS] = None
     """Weights of the teachers in their fused space, one number above 0 per teacher, as 1,1,0.5: the
     similarity of two images is the weighted mean of the teachers' cosines. equal, or auto, which
