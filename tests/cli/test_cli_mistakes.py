@@ -256,7 +256,7 @@ def test_whitening_that_does_not_fit(capsys: Captured, images: Path) -> None:
         ),
         (
             ("index", "IMAGES", "--out", "x", "--kind", "int8", "--recall", "0.9", "--model", "m"),
-            "the kind int8 finds every hit: leave out the recall, or the kind",
+            "the kind int8 finds every hit: leave out the recall",
         ),
         (
             ("index", "--out", "x", "--remove", "a/0.png", "--model", TEACHER),
@@ -294,6 +294,12 @@ def test_options_that_would_be_ignored(
     named = [images if argument == "IMAGES" else argument for argument in arguments]
     assert message in fails(capsys, *named)
     assert not Path("x").exists()
+
+
+def test_the_recall_of_an_index_that_is_exact(capsys: Captured, images: Path) -> None:
+    prints(capsys, "index", images, "--model", TEACHER, "--out", "x", "--kind", "exact")
+    told = fails(capsys, "index", images, "--out", "x", "--recall", "0.9")
+    assert "the kind exact finds every hit: leave out the recall" in told
 
 
 def test_one_group(capsys: Captured, tmp_path: Path) -> None:

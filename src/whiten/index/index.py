@@ -152,6 +152,8 @@ class Index:
                 f"{index.place} is a database, which stores {BASE} and searches in its own way: "
                 "leave out the kind of search, the recall and the storage, or name a folder"
             )
+        if kind is None and recall is not None and index.tuning is not None:
+            check_kind(index.tuning.asked, recall)
         source = open_source(encoder, images, cache, exclude, include, cluster)
         if storage is not None:
             check_storage(storage, source.dim)

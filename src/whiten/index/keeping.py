@@ -97,8 +97,8 @@ def columns_after(
             )
         if metadata is not None and name in metadata.columns:
             raise ConfigError(
-                f"column {name!r} is in {metadata.table}: drop it first, without the table, and "
-                "then add it"
+                f"column {name!r} is in {metadata.table}: leave it out there, or drop it first, "
+                "without the table, and then add it"
             )
     left = {name: kind for name, kind in before.items() if name not in drop}
     if metadata is None:

@@ -127,7 +127,7 @@ def check_kind(kind: str | None, recall: float | None) -> None:
     if recall is not None and not 0 < as_number("recall", recall) <= 1:
         raise ConfigError(f"recall must be above 0 and at most 1, not {recall:g}")
     if recall is not None and kind in ("exact", "int8"):
-        raise ConfigError(f"the kind {kind} finds every hit: leave out the recall, or the kind")
+        raise ConfigError(f"the kind {kind} finds every hit: leave out the recall")
     if kind in ("ivf", "hnsw"):
         open_faiss()
 
