@@ -118,6 +118,17 @@ def test_wrong_use_is_explained() -> None:
         distillation_loss(x, y, teachers_x, teachers_y, temperature=0)
 
 
+@pytest.mark.parametrize(("own", "taught"), [(1, 4), (4, 1), (4, 3)])
+def test_batches_of_other_sizes_are_refused(own: int, taught: int) -> None:
+    x, t = torch.rand(own, 3), [torch.rand(taught, 5)]
+    with pytest.raises(ConfigError, match="embed the same B pairs with both"):
+        distillation_loss(x, x, t, t)
+    with pytest.raises(ConfigError, match="embed the same B pairs with both"):
+        similarity_kl(torch.rand(own, taught), torch.rand(own, taught), 0.05)
+    with pytest.raises(ConfigError, match="takes \\(K, B, B\\) similarities, not \\(0, 4, 4\\)"):
+        fuse(torch.rand(0, 4, 4), "mean")
+
+
 def test_half_precision_embeddings_are_compared_in_float32() -> None:
     x, y, teachers_x, teachers_y = golden_inputs()
     exact = distillation_loss(x, y, teachers_x, teachers_y)

@@ -146,6 +146,12 @@ def test_bootstrap_interval_covers_and_repeats() -> None:
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
 
 
+@pytest.mark.parametrize(("values", "level"), [([], 0.95), ([0.5, 1.0], 1.0), ([0.5], -1.0)])
+def test_intervals_of_nothing_are_refused(values: list[float], level: float) -> None:
+    with pytest.raises(ConfigError, match=f"level {level} for the mean of {len(values)} queries"):
+        metrics.bootstrap_interval(np.array(values), level=level)
+
+
 def test_metrics_of_the_same_queries_share_their_resamples() -> None:
     scores = {name: np.random.default_rng(seed).random(50) for seed, name in enumerate("ab")}
     for name, figure in metrics.figures(scores).items():

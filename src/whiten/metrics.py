@@ -202,7 +202,7 @@ def positive_ranks(
 
 
 def precision_at(ranks: Ranks, k: int) -> float:
-    """Return the fraction of positives among the first k."""
+    """Return the fraction of positives among the first k, at least 1."""
     return float((ranks < k).sum()) / k
 
 
@@ -268,10 +268,13 @@ def bootstrap_interval(
         values: (n,) one number per query.
         groups: (n,) the group of each query. With them whole groups are drawn: queries of one group
             succeed and fail together, so that an interval over queries is too narrow.
+        level: share of the resampled means inside the interval, above 0 and below 1.
 
     Raises:
-        ConfigError: there is not one group per query.
+        ConfigError: there is no query, or not one group per query, or the level is out of range.
     """
+    if not 0 < level < 1 or not len(values):
+        raise ConfigError(f"no interval of level {level} for the mean of {len(values)} queries")
     values = np.asarray(values, np.float64)
     sizes = np.ones(len(values))
     if groups is not None:

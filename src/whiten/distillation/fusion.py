@@ -82,7 +82,8 @@ def fuse(
     Raises:
         ConfigError: the strategy is unknown, or shapes do not match.
     """
-    if similarities.ndim != 3 or similarities.shape[1] != similarities.shape[2]:
+    shape = similarities.shape
+    if len(shape) != 3 or shape[1] != shape[2] or not shape[0]:
         raise ConfigError(f"fuse takes (K, B, B) similarities, not {tuple(similarities.shape)}")
     if callable(strategy):
         fused = strategy(similarities)
@@ -157,7 +158,7 @@ def check_strategy(strategy: str) -> None:
     """Raise ConfigError, naming the choices, if the strategy is unknown."""
     if strategy not in STRATEGIES:
         raise ConfigError(
-            f"unknown fusion {strategy!r}{nearest(strategy, STRATEGIES)} "
+            f"unknown fusion {strategy!r}{nearest(strategy, STRATEGIES) or '.'} "
             f"Choose one of {', '.join(STRATEGIES)}."
         )
 

@@ -49,6 +49,10 @@ def distillation_loss(
 
     Returns:
         Scalar tensor, at least float32.
+
+    Raises:
+        ConfigError: the strategy is unknown, the temperature is not above 0, the two sides have
+            other teachers, or not all embeddings have B rows.
     """
     target, _ = fused_teacher_similarity(teachers_x, teachers_y, strategy, generator=generator)
     return similarity_kl(student_similarity(student_x, student_y), target, temperature)
@@ -59,9 +63,17 @@ def similarity_kl(student: Tensor, target: Tensor, temperature: float) -> Tensor
 
     The gradient is analytic, `(softmax(S/τ) - softmax(T/τ)) / (Bτ)` for rows plus columns, and can
     be computed once. A target that requires gradient gets its own by autograd.
+
+    Raises:
+        ConfigError: the temperature is not above 0, or the shapes differ or are not square.
     """
     if not temperature > 0:
         raise ConfigError(f"temperature must be above 0, not {temperature}")
+    if student.shape != target.shape or student.ndim != 2 or len(student) != student.shape[1]:
+        raise ConfigError(
+            f"similarities {tuple(student.shape)} of the student and {tuple(target.shape)} of the "
+            "teachers do not fit: embed the same B pairs with both"
+        )
     target = target.to(student.dtype)
     if target.requires_grad or student.dtype not in _WIDEST:
         return sum_of_directions(student / temperature, target / temperature)
