@@ -9,9 +9,10 @@ import pytest
 
 from command_line import STUDENT, Captured, fails, prints
 from helpers import TEACHER, write_groups
-from whiten.errors import RunError
+from whiten.errors import ConfigError, RunError
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
+from whiten.utils.threads import ordered_map
 
 
 def test_empty_folder(capsys: Captured, tmp_path: Path) -> None:
@@ -237,6 +238,16 @@ def test_a_student_as_start_stays_as_it_is(capsys: Captured, images: Path, run: 
     assert "px, size=96 does not fit: leave it out" in line
     line = fails(capsys, *command, "--dim", "4", "--pool", "avg")
     assert "pool=avg does not fit" in line
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_threads_are_at_least_one(capsys: Captured, images: Path, workers: str) -> None:
+    message = f"workers must be at least 1, not {workers}"
+    export = ("export", images, "--model", "student", "--out", "x")
+    for command in (export, ("frames", images, "--out", "x")):
+        assert message in fails(capsys, *command, f"--workers={workers}")
+    with pytest.raises(ConfigError, match=message):
+        list(ordered_map(str, [1, 2], workers=int(workers)))
 
 
 def test_whitening_that_does_not_fit(capsys: Captured, images: Path) -> None:

@@ -59,6 +59,7 @@ def embed(
     from whiten.embedding.embed import summarize
     from whiten.models.opening import open_model, runtime_of
     from whiten.utils.progress import progress
+    from whiten.utils.threads import require_workers
     from whiten.utils.urls import absolute, as_path
     from whiten.views.plan import ViewPlan
 
@@ -66,9 +67,9 @@ def embed(
     out = as_path(out)
     if precision not in ("auto", "32", "bf16"):
         raise ConfigError(f"precision must be auto, 32 or bf16, not {precision!r}")
-    for name, value in (("views", views), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}")
+    if views < 1:
+        raise ConfigError(f"views must be at least 1, not {views}")
+    require_workers(workers)
     with progress("frames", unit="videos") as update:
         named = out if out.name not in ("", "..") else absolute(str(out))
         beside = as_path(f"{named}-frames")
@@ -136,9 +137,9 @@ def frames(
     from whiten.datasets.finding import find_videos
     from whiten.datasets.frames import extract_frames
     from whiten.utils.progress import progress
+    from whiten.utils.threads import require_workers
 
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, not {workers}")
+    require_workers(workers)
     with progress("frames", unit="videos") as update:
         found = extract_frames(
             find_videos(videos, exclude, include),

@@ -32,6 +32,7 @@ from whiten.utils.arrays import Vectors
 from whiten.utils.files import replacing
 from whiten.utils.names import several
 from whiten.utils.progress import progress
+from whiten.utils.threads import require_workers
 
 INT8_FLOOR, INT8_LOSS = 0.9, 0.02
 _BATCH = 16
@@ -107,6 +108,7 @@ def export(
     wanted, left_out = choose(several(formats), several(precisions))
     if math.isnan(int8_floor) or math.isnan(int8_loss):  # nothing would be refused
         raise ConfigError("int8_floor and int8_loss must be numbers, not nan")
+    require_workers(workers)
     if images is None and (exclude or include):
         raise ConfigError("--exclude and --include choose among images: add --images")
     has_int8 = any(precision == "int8" for _, precision in wanted)

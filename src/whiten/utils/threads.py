@@ -11,6 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from whiten.errors import ConfigError
+from whiten.utils.validation import as_whole
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -71,6 +74,16 @@ def _limit(group: Path) -> list[float]:
         return []
 
 
+def require_workers(workers: int | None) -> None:
+    """Refuse a number of threads that is below 1; None is one per core.
+
+    Raises:
+        ConfigError: see there.
+    """
+    if workers is not None and as_whole("workers", workers) < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers}")
+
+
 def ordered_map(
     function: Callable[[In], Out],
     inputs: Iterable[In],
@@ -86,7 +99,11 @@ def ordered_map(
     Args:
         workers: number of threads; by default one per core.
         ahead: number of results; by default four per thread.
+
+    Raises:
+        ConfigError: workers is below 1.
     """
+    require_workers(workers)
     workers = workers or cores()
     ahead = 4 * workers if ahead is None else ahead
     pending: deque[Future[Out]] = deque()
