@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from whiten.cli.app import app, unknown_option
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -68,6 +71,25 @@ def test_the_tests_of_each_kind_of_input_exist() -> None:
         assert name in arguments, f"{file} has no test {name}"
         if is_in_every_place:
             assert arguments[name] & {"place", "client"}, f"{name} is given no place"
+
+
+def commands() -> list[list[str]]:
+    """The arguments of every `whiten …` in blocks and sentences of the documentation."""
+    found = []
+    for page in (*DOCS.rglob("*.md"), ROOT / "README.md", *(ROOT / "recipes").rglob("*.*")):
+        text = page.read_text("utf-8").replace("\\\n", " ").replace("\n# ", "\n")
+        lines = re.findall(r"^[ \t]*(whiten [a-z].*)$", text, re.MULTILINE)
+        for line in (*lines, *re.findall(r"`(whiten [a-z][^`]*)`", text)):
+            found.append(shlex.split(line, comments=True)[1:])
+    return found
+
+
+def test_the_commands_have_verbs_and_options_that_exist() -> None:
+    named = commands()
+    assert len(named) > 100
+    for command in named:
+        assert command[0] in app, command
+        assert unknown_option(command) is None, command
 
 
 @pytest.mark.slow

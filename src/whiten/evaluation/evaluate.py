@@ -142,7 +142,9 @@ def evaluate(
             `whiten.datasets.patterns`.
 
     Raises:
-        ConfigError: there are fewer than two groups, no positives, or incompatible encoders.
+        ConfigError: there are fewer than two groups, no positives, incompatible encoders, or no
+            such column of sources.
+        NoImagesError: the folder or table is missing or names no image, or none can be embedded.
     """
     items = find_items(gallery, announce if show_progress else None, exclude, include)
     query_items = None if queries is None else find_items(queries, None, exclude, include)

@@ -124,6 +124,7 @@ class Exported:
         teacher: the variant as a model for the rest of the library.
 
     Raises:
+        ConfigError: there is no such format or precision.
         TeacherError: the folder is damaged, foreign, of a later format, or lacks the variant.
         MissingExtraError: the format's runtime is not installed.
     """
@@ -253,7 +254,8 @@ def choose_variant(
     """Choose the requested variant; by default the most exact one of the first format.
 
     Raises:
-        TeacherError: there is none; the message lists the available ones.
+        ConfigError: there is no such format or precision.
+        TeacherError: the folder lacks it; the message lists the available ones.
     """
     for name, value, known in (
         ("format", wanted_format, tuple(RUNTIMES)),
