@@ -60,6 +60,18 @@ def test_separate_queries_do_not_leave_themselves_out() -> None:
     assert [list(j) for j in task.junk] == [[1], []]
 
 
+def test_a_query_in_the_gallery_does_not_find_its_own_file() -> None:
+    gallery = make_items(["a", "b", "a", "b"])
+    asked = [Item("renamed", "/nowhere/../nowhere/2.png", "a"), Item("1.png", "/other/1.png", "b")]
+    task = folder_task(gallery, asked)
+    assert [list(p) for p in task.positives] == [[0], [1, 3]]
+    assert [list(j) for j in task.junk] == [[2], []]
+    everything = folder_task(gallery, gallery)
+    assert [list(p) for p in everything.positives] == [
+        list(p) for p in folder_task(gallery).positives
+    ]
+
+
 def test_queries_without_positives_are_counted() -> None:
     task = folder_task(make_items(["a", "a", "b", "c"]))
     assert [item.id for item in task.queries] == ["0.png", "1.png"]

@@ -49,7 +49,8 @@ def evaluate(
             of a published benchmark.
         model: folder of a student, URI of any model, fuse:raw:URI,URI, fuse:whitened:URI,URI,
             fuse:whitened:RUN or fuse:compatible:RUN.
-        queries: images to query with, in the same form; by default each image queries all others.
+        queries: images to query with, in the same form; by default each image queries all others. A
+            query that is in the gallery does not search for itself.
         gallery_model: model that embeds the gallery, if it is not the model of the queries:
             fuse:compatible:RUN for the student of a run with --compatible.
         source_column: column of the images' table that names where each comes from (shop, camera,

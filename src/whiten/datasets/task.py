@@ -7,6 +7,7 @@ queries.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
 
     Args:
         gallery: grouped items.
-        queries: grouped items; by default each gallery item queries all the others.
+        queries: grouped items; by default each gallery item queries all the others. A query whose
+            own file is in the gallery does not search for that.
 
     Raises:
         ConfigError: there are fewer than two groups, or no query has a positive.
@@ -62,7 +64,7 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
             f"the gallery has {len(members)} group{'' if len(members) == 1 else 's'}: evaluation "
             "needs a folder for each of at least 2 groups, or a table with columns path,group"
         )
-    itself = queries is None
+    own = _own_rows(gallery, queries)
     searchers = [
         (index, item)
         for index, item in enumerate(gallery if queries is None else queries)
@@ -71,12 +73,13 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
     kept, positives, ignored = [], [], []
     for index, item in searchers:
         assert item.group is not None
-        right = [i for i in members.get(item.group, []) if not (itself and i == index)]
+        itself = [index] if queries is None else own.get(_place(item), [])
+        right = [i for i in members.get(item.group, []) if i not in itself]
         if not right:
             continue
         kept.append(item)
         positives.append(np.asarray(right, np.int64))
-        absent = junk.get(item.group, []) + ([index] if itself else [])
+        absent = junk.get(item.group, []) + itself
         ignored.append(np.asarray(absent, np.int64))
     if not kept:
         raise ConfigError(
@@ -84,3 +87,17 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
             "a group"
         )
     return Task(kept, gallery, positives, ignored, len(searchers) - len(kept))
+
+
+def _own_rows(gallery: Sequence[Item], queries: Sequence[Item] | None) -> dict[str, list[int]]:
+    """Return the rows of the gallery that hold the queries' own files, by place."""
+    places = {_place(query) for query in queries or ()}
+    rows: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(gallery if places else ()):
+        if (place := _place(item)) in places:
+            rows[place].append(index)
+    return rows
+
+
+def _place(item: Item) -> str:
+    return os.path.abspath(item.path)  # noqa: PTH100 - links stay links

@@ -120,23 +120,10 @@ def choose_queries(
     try:
         task = folder_task(items, who.take(_some(grouped, most)))
         rows = who.by_id.rows([item.id for item in task.queries])
-        if queries is None:
-            task, rows = _without_themselves(task, rows)
     except ConfigError:
         task, rows = None, _some(np.arange(len(who)), most)
     own = rows if queries is None else np.full(len(rows), -1)
     return Queries(take_rows(searching, rows), own, task)
-
-
-def _without_themselves(task: Task, rows: Indices) -> tuple[Task, Indices]:
-    """Return the task without each query among its own positives, and the rows of its queries."""
-    positives = [own[own != row] for own, row in zip(task.positives, rows, strict=True)]
-    kept = [number for number, own in enumerate(positives) if len(own)]
-    if not kept:
-        raise ConfigError("every image is the only one of its group")
-    junk = [np.append(task.junk[number], rows[number]) for number in kept]
-    queries = [task.queries[number] for number in kept]
-    return Task(queries, task.gallery, [positives[n] for n in kept], junk), rows[kept]
 
 
 def _some(rows: Indices, most: int) -> Indices:
