@@ -56,7 +56,7 @@ def test_numbers_of_another_kind_are_refused(call: Callable[[], Any], message: s
 def test_numbers_of_numpy_are_taken(index: Index) -> None:
     assert Whitener(np.int64(3), shrinkage=np.float32(0)).fit(ROWS).projection_.shape == (3, 12)  # type: ignore[arg-type]
     assert len(index.search_vectors(ROWS[:1], np.int64(2))[0]) == 2  # type: ignore[arg-type]
-    for k in ("3", 2.5, None):
+    for k in ("3", 2.5, None, True):
         with pytest.raises(ConfigError, match="k must be a whole number"):
             index.search_vectors(ROWS[:1], k)  # type: ignore[arg-type]
 
@@ -66,6 +66,7 @@ def test_numbers_of_numpy_are_taken(index: Index) -> None:
     [
         ({"k": 2.5}, "k must be a whole number, not 2.5"),
         ({"k": "3"}, "k must be a whole number, not '3'"),
+        ({"threshold": True}, "threshold must be a number, not True"),
         ({"threshold": "0.5"}, "threshold must be a number, not '0.5'"),
         ({"expand": 1.5}, "expand must be a whole number, not 1.5"),
         ({"expand": 1, "alpha": "2"}, "alpha must be a number, not '2'"),
@@ -75,6 +76,12 @@ def test_numbers_of_numpy_are_taken(index: Index) -> None:
 def test_options_of_a_search(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SearchOptions(**options)
+
+
+def test_a_filter_is_a_text(index: Index) -> None:
+    for where, message in ((3, "not 3"), (["id == 'a'"], "not \\["), ("", "the filter is empty")):
+        with pytest.raises(ConfigError, match=message):
+            index.search_vectors(ROWS[:1], where=where)  # type: ignore[arg-type]
 
 
 def test_pages_have_a_size(index: Index) -> None:

@@ -421,4 +421,6 @@ class Index:
         queries = as_queries(queries, self.facts.dim)
         if isinstance(where, str):
             where = parse_where(where, FILTERABLE | self.facts.columns)
+        elif where is not None and not isinstance(where, Where):
+            raise ConfigError(f"where must be a text like 'price < 10', not {where!r}")
         return self._backend.search(queries, k, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 from numbers import Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -31,10 +32,10 @@ def as_whole(name: str, value: Any) -> int:
     Raises:
         ConfigError: it is none.
     """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ConfigError(f"{name} must be a whole number, not {value!r}") from None
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return operator.index(value)
+    raise ConfigError(f"{name} must be a whole number, not {value!r}")
 
 
 def as_number(name: str, value: Any) -> float:
@@ -43,7 +44,7 @@ def as_number(name: str, value: Any) -> float:
     Raises:
         ConfigError: it is none.
     """
-    if not isinstance(value, Real):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise ConfigError(f"{name} must be a number, not {value!r}")
     return float(value)
 
