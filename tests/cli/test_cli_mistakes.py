@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,18 @@ def test_options_of_embed(capsys: Captured, images: Path, options: list[str], me
     assert message in fails(
         capsys, "embed", images, "--teacher", TEACHER, "--out", "store", *options
     )
+
+
+def test_bf16_of_what_torch_does_not_compute(capsys: Captured, images: Path, run: Path) -> None:
+    command = ("embed", images, "--out", "x", "--precision", "bf16", "--model")
+    assert "leave out --precision bf16" in fails(capsys, *command, TEACHER, "--runtime", "onnx")
+    prints(capsys, "embed", images, "--model", TEACHER, "--out", "store")
+    assert "is stored as it is: leave out" in fails(capsys, *command, "store:store")
+    assert not Path("x").exists()
+    found = json.loads(prints(capsys, *command, run / "student", "--json")[0])
+    assert found["runtime"] == "torch"  # whose graph, in float32, would embed otherwise
+    again = json.loads(prints(capsys, *command[:4], "--model", run / "student", "--json")[0])
+    assert again["runtime"] == "torch"
 
 
 @pytest.mark.parametrize(

@@ -147,4 +147,6 @@ OnCluster = Annotated[
         "ray://HEAD:PORT.",
     ),
 ]
-Device = Annotated[str, Parameter("--device", help="device of the model: auto, cpu, cuda or mps.")]
+Device = Annotated[
+    str, Parameter("--device", help="device of the model: auto, cpu, cuda, cuda:1 or mps.")
+]

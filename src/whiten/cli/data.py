@@ -47,7 +47,8 @@ def embed(
         out: the store's folder, or s3://, gs:// or az://.
         views: views per image; the first is the whole image, the others are random crops.
         seed: seed of the random views.
-        precision: 32, bf16, or auto: the precision of an existing store, else bf16 if it is faster.
+        precision: 32, bf16 (in torch), or auto: the precision of an existing store, else bf16 if it
+            is faster.
         dtype: float32, or float16 for half the disk space.
         workers: threads that decode images; by default one per core. With --cluster, cores per copy
             of the model where there are no GPUs; by default 4.
@@ -57,7 +58,7 @@ def embed(
     from whiten.embedding.cluster import connected
     from whiten.embedding.embed import embed as embed_items
     from whiten.embedding.embed import summarize
-    from whiten.models.opening import open_model, runtime_of
+    from whiten.models.opening import open_model, require_bf16, runtime_of
     from whiten.utils.progress import progress
     from whiten.utils.threads import require_workers
     from whiten.utils.urls import absolute, as_path
@@ -83,6 +84,8 @@ def embed(
             tell=say,
         )
     opened = open_model(model)
+    if precision == "bf16":
+        require_bf16(opened, runtime)
     with connected(cluster) as on, progress(f"embed {opened.name}", unit="images") as update:
         store = embed_items(
             items,
@@ -100,7 +103,8 @@ def embed(
     summary = summarize(store, items)
     summary.skipped.extend(no_videos)
     if as_json:
-        print_json({"store": str(out), **asdict(summary), "runtime": runtime_of(opened)})
+        used = runtime_of(opened, bf16=store.origin.precision == "bf16")
+        print_json({"store": str(out), **asdict(summary), "runtime": used})
         return
     print(f"{out}: {summary.embeddings:,} embeddings of {summary.dim} dimensions")
     list_duplicates(summary.duplicates)

@@ -23,8 +23,8 @@ def serve(
     background: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-    root: Annotated[tuple[Path, ...], Parameter()] = (),
-    allow_host: Annotated[tuple[str, ...], Parameter()] = (),
+    root: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
+    allow_host: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     token_file: Path | None = None,
     max_upload: float = 20.0,
     max_pixels: float = 50.0,
@@ -48,8 +48,8 @@ def serve(
             to it.
         host: address to listen on; 0.0.0.0 is every address of this machine.
         port: port to listen on; 0 takes any free one.
-        root: folders whose images may be queried by path.
-        allow_host: host names that clients may use.
+        root: folders whose images may be queried by path; none by default.
+        allow_host: host names that clients may use besides localhost and this machine's name.
         token_file: file with the token.
         max_upload: maximum request size in megabytes.
         max_pixels: maximum size of an uploaded image in millions of pixels.

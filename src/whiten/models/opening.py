@@ -6,13 +6,13 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from whiten.errors import MissingExtraError, TeacherError
+from whiten.errors import ConfigError, MissingExtraError, TeacherError
 from whiten.models.choice import Choice, choice_restored, choose, chosen
 from whiten.models.graphs import UntraceableError, as_graph
 from whiten.models.registry import open_teacher
 from whiten.models.stored_model import Model
 from whiten.models.student_graph import open_student
-from whiten.models.teacher import Teacher
+from whiten.models.teacher import ArrayTeacher, Teacher
 from whiten.models.uri import TeacherURI, parse_uri
 
 _FEWEST = 128  # images; tracing a model takes as long as torch takes for about these
@@ -108,8 +108,30 @@ def for_many(model: Teacher, images: int) -> Teacher:
     return model.traced or model
 
 
-def runtime_of(model: Model) -> str:
-    """Return the runtime of a model; `none` if its embeddings are stored."""
+def require_bf16(model: Model, runtime: str | None) -> None:
+    """Refuse to embed in bfloat16 with what computes in a precision of its own.
+
+    Raises:
+        ConfigError: the embeddings are stored, or a graph computes them.
+    """
+    if not isinstance(model, Teacher):
+        raise ConfigError(f"{model.uri} is stored as it is: leave out --precision bf16")
+    is_graph = isinstance(model, ArrayTeacher) and model.twin is None
+    if is_graph or runtime in ("onnx", "openvino"):
+        raise ConfigError(
+            f"{model.runtime} computes {model.uri} in the precision of its graph: leave out "
+            "--precision bf16"
+        )
+
+
+def runtime_of(model: Model, *, bf16: bool = False) -> str:
+    """Return the runtime of a model; `none` if its embeddings are stored.
+
+    Args:
+        bf16: whether it embeds in bfloat16, which the graph of a model of torch cannot.
+    """
     if not isinstance(model, Teacher):
         return "none"
+    if bf16 and model.twin is not None:
+        return "torch"
     return (model.traced or model).runtime
