@@ -145,8 +145,6 @@ def test_the_command_and_its_page(
     assert json.loads(capsys.readouterr().out)["map"]["value"] == 1
     images = ["evaluate", videos, "--model", teacher]
     told = fails(capsys, *images, "--report", page, "--similarity", "fme")
-    assert "--similarity, --report: only for a benchmark: add --protocol svd or videos" in told
-    assert "--multi-scale: only for a benchmark: add --protocol rox" in fails(
-        capsys, *command, "--multi-scale"
-    )
+    assert "--similarity, --report: only with --protocol svd or videos" in told
+    assert "--multi-scale: only with --protocol rox" in fails(capsys, *command, "--multi-scale")
     assert "leave out --queries" in fails(capsys, *command, "--queries", videos)

@@ -347,7 +347,7 @@ def test_mistakes_are_one_line(capsys: Captured, root: Path) -> None:
         ("svd, videos; did you mean 'roxford5k'?", (root, "--protocol", "oxford5k")),
         ("holds neither rparis6k/gnd_rparis6k.pkl", (root, "--protocol", "rparis6k")),
         ("queries of its own", (root, "--queries", root)),
-        ("only for a benchmark", (root / "code", "--multi-scale")),
+        ("only with --protocol", (root / "code", "--multi-scale")),
         ("nor a store of embeddings (", (root, "--distractors", root / "no")),
         ("): name one of them", (root, "--distractors", root / "roxford5k")),
         ("is not a readable whitener", (root, "--whitener", root / "no")),

@@ -305,7 +305,7 @@ def test_whitening_that_does_not_fit(capsys: Captured, images: Path) -> None:
         ),
         (
             ("evaluate", "IMAGES", "--model", TEACHER, "--omit-normalisation"),
-            "--omit-normalisation: only for a benchmark: add --protocol svd\n",
+            "--omit-normalisation: only with --protocol svd\n",
         ),
         (("export", "--model", "s", "--out", "x", "--int8-floor", "0.5"), "are limits of int8"),
         (("export", "--model", "s", "--out", "x", "--int8-loss", "0.5"), "are limits of int8"),

@@ -262,11 +262,15 @@ def test_types_widen_without_loss(
 @pytest.mark.parametrize(
     ("before", "more", "message"),
     [
-        ("5", "dear", "that holds int values, 'dear' is none"),
-        ("9007199254740993", "7.5", "that holds int values, '7.5' is none"),
-        ("2024-01-03", "unknown", "that holds date values, 'unknown' is none"),
-        ("2024-01-03", "2024-01-03T01:00Z", "that holds date values, '2024-01-03T01:00Z' is none"),
-        ("true", "maybe", "that holds bool values, 'maybe' is none"),
+        ("5", "dear", "that holds int values, 'dear' is not one"),
+        ("9007199254740993", "7.5", "that holds int values, '7.5' is not one"),
+        ("2024-01-03", "unknown", "that holds date values, 'unknown' is not one"),
+        (
+            "2024-01-03",
+            "2024-01-03T01:00Z",
+            "that holds date values, '2024-01-03T01:00Z' is not one",
+        ),
+        ("true", "maybe", "that holds bool values, 'maybe' is not one"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -154,7 +154,7 @@ def find_protocol(
         known = {taker: (*own, *_PATTERNS) for taker, own in _OPTIONS.items()}
         takers = [taker for taker in PROTOCOLS if not options.foreign(known[taker])]
         raise ConfigError(
-            f"{', '.join(foreign)}: only for a benchmark: add --protocol {' or '.join(takers)}"
+            f"{', '.join(foreign)}: only with --protocol {' or '.join(takers)}"
             if takers
             else f"{', '.join(foreign)}: no benchmark takes all of them: leave some of them out"
         )

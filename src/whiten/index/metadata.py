@@ -49,7 +49,9 @@ class Column:
         """Say why its values are not of a kind: by the first such one, or by their own kind."""
         texts = self.values.cast(pa.large_string()).to_pylist()
         wrong = no_such(texts, kind)
-        return f"{texts[wrong]!r} is none" if wrong is not None else f"the new ones are {self.kind}"
+        return (
+            f"{texts[wrong]!r} is not one" if wrong is not None else f"the new ones are {self.kind}"
+        )
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class _Reader:
         is_other_bool = isinstance(value, bool) and bool not in _ACCEPTED[kind]
         if is_other_bool or not isinstance(value, _ACCEPTED[kind]):
             raise ConfigError(
-                f"column {name} holds {kind} values, {value!r} is none{_REMEDY.get(kind, '')}"
+                f"column {name} holds {kind} values, {value!r} is not one{_REMEDY.get(kind, '')}"
             )
         if isinstance(value, str) and not is_text(value):
             raise self._wrong(f" has {value!r}, which is not text")
@@ -275,7 +275,7 @@ class _Reader:
             return "", value
         moment = read_moment(str(value))
         if moment is None:
-            raise ConfigError(f"column {name} holds dates, {value!r} is none{_REMEDY[kind]}")
+            raise ConfigError(f"column {name} holds dates, {value!r} is not one{_REMEDY[kind]}")
         if moment.utc is None:
             return TIME, moment.time
         if kind == "date":
