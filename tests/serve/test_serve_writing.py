@@ -284,6 +284,38 @@ def test_only_uploads_are_deleted_from_their_folder(
         assert not upload.exists()
 
 
+def test_each_index_has_a_folder_of_its_own_for_uploads(
+    index: Index, images: Path, tmp_path: Path, drawing: bytes
+) -> None:
+    kept = tmp_path / "kept"
+    settings = Settings(writable=True, token=TOKEN, uploads=kept)
+    other = Index.build(TEACHER, images, tmp_path / "other")
+    with (
+        TestClient(create_app(index, settings), base_url="http://localhost", headers=KNOWN) as one,
+        TestClient(create_app(other, settings), base_url="http://localhost", headers=KNOWN) as two,
+    ):
+        assert add(one, drawing, id="n").status_code == 201
+        refused = add(two, drawing, id="n")
+        assert refused.status_code == 422
+        assert f"keeps the uploads of {index.place}" in refused.json()["detail"]
+        assert one.get("/image?id=n").status_code == 200
+    with pytest.raises(ConfigError, match="name another folder with --uploads"):
+        create_app(other, settings)
+    create_app(index, settings)
+    (tmp_path / "link").symlink_to(index.place)
+    create_app(Index.open(tmp_path / "link"), settings)
+    moved = tmp_path / "moved"
+    Path(index.place).rename(moved)
+    with TestClient(
+        create_app(Index.open(moved), settings), base_url="http://localhost", headers=KNOWN
+    ) as one:
+        assert add(one, drawing, id="n").status_code == 200
+        assert one.delete("/items/n").status_code == 200
+        assert add(one, drawing, id="n").status_code == 201
+    with pytest.raises(ConfigError, match=f"keeps the uploads of {moved}"):
+        create_app(other, settings)
+
+
 def test_what_is_added_to_an_emptied_index_stays(
     client: TestClient, index: Index, images: Path, drawing: bytes
 ) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from helpers import TEACHER, draw, write_groups, write_image
 from service import Service, TestClient, as_bytes
+from whiten.errors import ConfigError
 from whiten.index import Index
 from whiten.index.places import open_place
 from whiten.serve import Settings, create_app, writing
@@ -249,4 +250,8 @@ def test_a_database_is_written_as_a_folder_is(
         assert client.delete("/items/n").status_code == 200
         assert client.delete("/items/n").status_code == 404
         assert total(client) == 13
-        assert not any(path.is_file() for path in (tmp_path / "kept").rglob("*"))
+        [mark] = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+        assert mark.name == ".whiten-index" and place not in mark.read_text()
+    others = Index.build(index.encoder, images, tmp_path / "other")
+    with pytest.raises(ConfigError, match="keeps the uploads of a database"):
+        create_app(others, settings)

@@ -92,7 +92,7 @@ def require_writable(index: Index, live: LiveIndex, settings: Settings) -> Uploa
     """Return the folder of uploads; None if there is none.
 
     Raises:
-        ConfigError: the index cannot be changed by this service.
+        ConfigError: the index cannot be changed by this service, or the folder is that of another.
     """
     if not live.can_add():
         raise ConfigError(
@@ -100,11 +100,11 @@ def require_writable(index: Index, live: LiveIndex, settings: Settings) -> Uploa
             f"{index.facts.name}: leave out --model or --writable"
         )
     if index.folder is None:
-        return None if settings.uploads is None else Uploads(settings.uploads)
+        return None if settings.uploads is None else Uploads(settings.uploads, index)
     if not os.access(index.folder, os.W_OK):
         raise ConfigError(f"{index.place} cannot be written: give access, or leave out --writable")
     root = index.folder.absolute()
-    return Uploads(settings.uploads or root.with_name(f"{root.name}-uploads"))
+    return Uploads(settings.uploads or root.with_name(f"{root.name}-uploads"), index)
 
 
 class Writes:
