@@ -21,6 +21,7 @@ from whiten.distillation import training
 from whiten.distillation.distill import distill
 from whiten.distillation.training_set import facts_path
 from whiten.errors import ImageError, RunError
+from whiten.evaluation.overlap import training_images
 from whiten.runs.folder import RunFolder
 
 
@@ -194,3 +195,38 @@ def test_a_sigkill_leaves_a_loadable_checkpoint(
     assert 0 < state["step"] < 160
     distill("", out=out, cache=cache, resume=True, show_progress=False)
     np.testing.assert_allclose(losses(out), losses(tmp_path / "whole"), rtol=1e-6)
+
+
+def test_a_run_finds_its_images_from_any_folder(
+    shared_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, other, away = tmp_path / "begun", tmp_path / "other", tmp_path / "away"
+    shutil.copytree(shared_images, begun / "photos")
+    write_groups(begun / "more", {"x": 3})
+    write_groups(other / "photos", {"y": 4})
+    out = tmp_path / "run"
+    options: dict[str, Any] = {"unlabelled": ["more"], "epochs": 1, "pairs": "groups"}
+    monkeypatch.chdir(begun)
+    with interrupted_at(1):
+        run(Path("photos"), out, tmp_path / "cache", **options)
+    folder = RunFolder(out)
+    assert folder.read_config()[0] == "photos"
+    # Another folder of this name is not taken for it.
+    monkeypatch.chdir(other)
+    images, spec = folder.read_config()
+    assert (images, spec.unlabelled) == (str(begun / "photos"), [str(begun / "more")])
+    again = {**options, "resume": True}
+    with pytest.raises(RunError, match="was begun with another unlabelled"):
+        run(Path("../begun/photos"), out, tmp_path / "cache", **again)
+    again["unlabelled"] = ["../begun/more"]
+    with pytest.raises(RunError, match="was begun with another images"):
+        run(Path("photos"), out, tmp_path / "cache", **again)
+    run(Path("../begun/photos"), out, tmp_path / "cache", **again)
+    known = training_images(folder)
+    assert known is not None and len(known) == sum(1 for _ in begun.rglob("*.png"))
+    # Where all has moved, relative paths are those of the current folder.
+    begun.rename(away)
+    monkeypatch.chdir(away)
+    assert folder.read_config()[0] == "photos"
+    moved = training_images(folder)
+    assert moved is not None and len(moved) == len(known)

@@ -26,6 +26,7 @@ from whiten.cli.app import (
 from whiten.cli.terminal import list_skipped, print_json
 from whiten.errors import ConfigError, one_line
 from whiten.models.choice import choose
+from whiten.runs.paths import located
 from whiten.runs.spec import DistillSpec
 from whiten.utils.progress import be_quiet
 
@@ -42,6 +43,7 @@ class _Options(Yaml):
             raise ConfigError(f"cannot read {self.path}: {one_line(why)}") from error
         if not isinstance(options, dict):
             raise ConfigError(f"{self.path} must hold options, one `name: value` per line")
+        options = located(options)
         chosen = {str(k): v for k, v in options.items() if k != "version" and v is not None}
         return {"distill": chosen}  # below the verb, since `teachers` is also a verb
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.utils.names import NameIndex
+from whiten.utils.urls import joined
 
 _CHUNK = 8192  # images held as objects at once
 
@@ -118,6 +119,11 @@ class Items(Sequence[Item]):
         if pc.all(pc.less_equal(self.ids[:-1], self.ids[1:])).as_py() is not False:
             return self
         return self.take(pc.sort_indices(self.ids).to_numpy())
+
+    def under(self, folder: str) -> Items:
+        """Return the images with relative paths as they lead from a folder."""
+        paths = [os.fsencode(joined(folder, os.fsdecode(path))) for path in self.paths.to_pylist()]
+        return Items(self.ids, pa.array(paths, pa.large_binary()), self.groups, self.frame_ms)
 
     def first_twice(self) -> str | None:
         """Return an id that occurs twice in sorted images; None if there is none."""

@@ -135,7 +135,7 @@ class TrainingSet:
         try:
             facts = json.loads(facts_path(run).read_text())
             table = pq.read_table(items_path(run))
-            items = Items.from_table(table)
+            items = run.located(Items.from_table(table))
             contents = table["content_hash"].combine_chunks()
             pa.default_memory_pool().release_unused()  # memory of the preparation
             if not spec.teachers_online:

@@ -52,7 +52,7 @@ class Apart:
         """
         try:
             table = pq.read_table(run.apart)
-            items = Items.from_table(table)
+            items = run.located(Items.from_table(table))
             part = np.array(table[_PART].to_pylist(), object)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise RunError(

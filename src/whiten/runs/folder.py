@@ -26,11 +26,14 @@ from typing import Any
 import yaml
 
 from whiten._version import __version__
+from whiten.datasets.collection import Items
 from whiten.errors import DAMAGED, UPGRADE, ConfigError, RunError, one_line
+from whiten.runs.paths import begun_in, located
 from whiten.runs.spec import EPOCHS, HARDWARE, PLANNED, DistillSpec
 from whiten.storage.services import refuse_as_output
 from whiten.utils.files import partial_of, renaming, write_atomically
 from whiten.utils.hashing import content_hash
+from whiten.utils.urls import absolute
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class RunFolder:
         """
         written_by = ""
         try:
-            config = yaml.safe_load(self.config.read_text("utf-8"))
+            config = located(yaml.safe_load(self.config.read_text("utf-8")))
             written_by = str(config.pop("version"))
             images, _ = config.pop("images"), config.pop("cache", None)
             if not isinstance(images, str):
@@ -153,6 +156,14 @@ class RunFolder:
                 f"{self.config} is damaged ({one_line(error)}): restore it, or start again with "
                 "--overwrite"
             ) from error
+
+    def located(self, items: Items) -> Items:
+        """Return images that the run recorded, with paths as named from the current folder."""
+        try:
+            folder = begun_in(yaml.safe_load(self.config.read_text("utf-8")))
+        except (*DAMAGED, yaml.YAMLError):  # `read_config` says so
+            return items
+        return items if folder is None else items.under(folder)
 
     @property
     def cache(self) -> Path:
@@ -197,14 +208,13 @@ class RunFolder:
         """
         refuse_as_output(self.root, "a run")
         if resume and (self.checkpoint.exists() or self.is_finished):
-            saved_images, saved = self.read_config()
-            changed = _changed(saved, spec)
-            if changed or saved_images != images:
-                name = changed[0] if changed else "images"
+            begun_with = self.read_config()
+            if changed := _changed(begun_with, (images, spec)):
                 raise RunError(
-                    f"{self.root} was begun with another {name}: resume with the same options, "
-                    "or name another --out"
+                    f"{self.root} was begun with another {changed[0]}: resume with the same "
+                    "options, or name another --out"
                 )
+            saved = begun_with[1]
             if self.is_finished:  # and perhaps killed while it tidied up
                 shutil.rmtree(self.targets, ignore_errors=True)
             now = {name: getattr(spec, name) for name in HARDWARE}  # None is what the run planned
@@ -236,14 +246,16 @@ class RunFolder:
         if spec.budget is None or not self.config.exists():
             return spec
         try:
-            saved_images, saved = self.read_config()
+            begun_with = self.read_config()
         except RunError:  # it is about to be replaced
             return spec
-        return saved if saved_images == images and not _changed(saved, spec) else spec
+        return spec if _changed(begun_with, (images, spec)) else begun_with[1]
 
     def write_config(self, images: str, spec: DistillSpec, cache: Path | None) -> None:
         """Write the options, all that `read_config` and `cache` read."""
         config = {"images": images, "version": __version__, **spec.to_mapping()}
+        if any(absolute(path) != path for path in (images, *spec.unlabelled)):
+            config["folder"] = str(Path.cwd())  # where these paths lead from
         if cache is not None and cache != self.embeddings:
             config["cache"] = str(cache.absolute())
         write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
@@ -343,18 +355,20 @@ class RunFolder:
         return records
 
 
-def _changed(saved: DistillSpec, given: DistillSpec) -> list[str]:
-    """Return the options of a run that differ from given ones and decide what it learns."""
-    wanted = given.to_mapping()
+def _changed(saved: tuple[str, DistillSpec], given: tuple[str, DistillSpec]) -> list[str]:
+    """Return what decides what a run learns, and differs from images and options given now."""
+    before, wanted = _comparable(*saved), _comparable(*given)
     open_ = {name for name in PLANNED if wanted[name] is None}
-    if saved.budget is None:  # versions before 0.2 recorded the default
-        open_ = {"epochs"} if saved.epochs == EPOCHS and wanted["epochs"] is None else set()
+    if saved[1].budget is None:  # versions before 0.2 recorded the default
+        open_ = {"epochs"} if saved[1].epochs == EPOCHS and wanted["epochs"] is None else set()
     open_ |= HARDWARE
-    return [
-        name
-        for name, value in saved.to_mapping().items()
-        if value != wanted[name] and name not in open_
-    ]
+    return [name for name in before if before[name] != wanted[name] and name not in open_]
+
+
+def _comparable(images: str, spec: DistillSpec) -> dict[str, Any]:
+    """Return images and options, with paths that do not depend on the current folder."""
+    others = list(map(absolute, spec.unlabelled))
+    return {**spec.to_mapping(), "unlabelled": others, "images": absolute(images)}
 
 
 def _is_later(version: str) -> bool:

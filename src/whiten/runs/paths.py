@@ -1,0 +1,31 @@
+"""Find the images that a run names relatively, whatever the current folder is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from whiten.utils.urls import absolute, joined
+
+
+def begun_in(options: Mapping[str, Any]) -> str | None:
+    """Return where relative paths of a `config.yaml` lead from, if not from the current folder.
+
+    That is where the run was begun, unless all has moved since: then it is the current folder.
+    """
+    folder, images = options.get("folder"), options.get("images")
+    if not isinstance(folder, str) or not isinstance(images, str) or folder == absolute("."):
+        return None
+    return folder if Path(joined(folder, images)).exists() else None
+
+
+def located(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a `config.yaml` with its images as named from the current folder."""
+    found = {name: value for name, value in options.items() if name != "folder"}
+    if (folder := begun_in(options)) is None:
+        return found
+    found["images"] = absolute(joined(folder, options["images"]))
+    if isinstance(others := options.get("unlabelled"), list):
+        found["unlabelled"] = [absolute(joined(folder, str(other))) for other in others]
+    return found
