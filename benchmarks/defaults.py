@@ -127,7 +127,7 @@ def searching(student: Path, paths: list[Path], folder: Path, rounds: int) -> Co
 
     def search(name: str, *options: str) -> Callable[[], None]:
         # Started by a small process: a child's peak counts the memory of the one that forked it.
-        command = [sys.executable, "-c", _MEASURED, sys.executable, "-m", "whiten.cli", "search"]
+        command = [sys.executable, "-c", _MEASURED, sys.executable, "-m", "whiten", "search"]
         command += [str(paths[0]), "--index", str(index), *options]
 
         def run() -> None:

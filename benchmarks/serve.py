@@ -167,7 +167,7 @@ def build_index(root: Path, size: int) -> None:
 @contextmanager
 def serving(root: Path, *options: str) -> Iterator[tuple[str, int]]:
     """The URL of a service and its process id."""
-    command = ("-m", "whiten.cli", "serve", str(root / "index"), "--port", "0", *options)
+    command = ("-m", "whiten", "serve", str(root / "index"), "--port", "0", *options)
     process = subprocess.Popen(
         [sys.executable, *command],
         stderr=subprocess.PIPE,

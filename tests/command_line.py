@@ -42,7 +42,7 @@ def prints(capsys: Captured, *arguments: object) -> tuple[str, str]:
 
 def start(*arguments: object, code: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "whiten.cli", *map(str, arguments)],
+        [sys.executable, "-m", "whiten", *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(code)},

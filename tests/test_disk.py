@@ -46,7 +46,7 @@ BOUND = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteu
 def start_bound(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Start the command line where permissions hold for root, too."""
     return subprocess.run(
-        [*BOUND, sys.executable, "-m", "whiten.cli", *map(str, arguments)],
+        [*BOUND, sys.executable, "-m", "whiten", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=240,

@@ -54,7 +54,7 @@ def work_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(*arguments: str, under: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*under, sys.executable, "-m", "whiten.cli", *arguments],
+        [*under, sys.executable, "-m", "whiten", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

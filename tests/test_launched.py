@@ -74,7 +74,7 @@ def test_two_tasks_of_slurm_train_as_one_run(
     job |= {"MASTER_PORT": free_port()}
     tasks = [
         subprocess.Popen(
-            [sys.executable, "-m", "whiten.cli", *arguments(shared_images, cache, run.root)],
+            [sys.executable, "-m", "whiten", *arguments(shared_images, cache, run.root)],
             env=environment(**job, SLURM_PROCID=number, SLURM_NODEID=number),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

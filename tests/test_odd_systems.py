@@ -91,7 +91,7 @@ def test_names_that_the_terminal_lacks_are_escaped(tmp_path: Path, encoding: str
     }
 
     def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "whiten.cli", *arguments]
+        command = [sys.executable, "-m", "whiten", *arguments]
         done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
         assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
         return done

@@ -121,7 +121,7 @@ def test_the_command_line_takes_devices(shared_images: Path, cache: Path, tmp_pa
     for name, value in {**TRAINING, "epochs": 1, "devices": 2, "embeddings": cache}.items():
         command += [f"--{name.replace('_', '-')}", value]
     done = subprocess.run(
-        [sys.executable, "-m", "whiten.cli", *map(str, command)],
+        [sys.executable, "-m", "whiten", *map(str, command)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -38,8 +38,9 @@ Arrows = set[tuple[str, str]]
 
 
 def files(source: Path) -> list[Path]:
-    """All modules but the front, `whiten/__init__.py`."""
-    return sorted(path for path in source.rglob("*.py") if path != source / "__init__.py")
+    """All modules but the front, `whiten/__init__.py`, and what `python -m whiten` starts."""
+    front = {source / "__init__.py", source / "__main__.py"}
+    return sorted(path for path in source.rglob("*.py") if path not in front)
 
 
 def home(path: Path, source: Path) -> str:

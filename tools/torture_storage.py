@@ -97,7 +97,7 @@ class Torture:
     def _start(
         self, *arguments: object, limit: float | None = None
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "whiten.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "whiten", *map(str, arguments)]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=self._env, stdout=pipe, stderr=pipe, text=True) as one:
             try:

@@ -75,7 +75,7 @@ def start(arguments: list[str]) -> Agents:
     torchrun += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
     return [
         subprocess.Popen(
-            [*torchrun, "-m", "whiten.cli", *arguments],
+            [*torchrun, "-m", "whiten", *arguments],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -54,7 +54,7 @@ def pairs_of(printed: str) -> Pairs:
 def by_whiten(model: str, folder: Path, cache: Path, further: list[str]) -> tuple[Pairs, Any]:
     own = Environment(Path(sys.executable), {})
     printed = own.run(
-        "-m", "whiten.cli", "dedup", folder, "--model", model, "--target-precision", "0.99",
+        "-m", "whiten", "dedup", folder, "--model", model, "--target-precision", "0.99",
         "--cache", cache, "--json", *further, limit_s=LIMIT_S,
     )  # fmt: skip
     found = json.loads(printed)

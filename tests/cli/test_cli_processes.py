@@ -57,7 +57,7 @@ def test_mistakes_in_a_process(tmp_path: Path) -> None:
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:
     """A line of bash, in which `whiten` is this one."""
-    whiten = f"{shlex.quote(sys.executable)} -m whiten.cli"
+    whiten = f"{shlex.quote(sys.executable)} -m whiten"
     return subprocess.run(
         ["bash", "-c", f'whiten() {{ {whiten} "$@"; }}; {line}'],
         capture_output=True,

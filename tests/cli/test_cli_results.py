@@ -113,7 +113,7 @@ def test_file_names_that_are_not_text(tmp_path: Path) -> None:
         (images / "a" / "0.png").rename(images / "a" / name)
     except OSError:
         pytest.skip("the file system takes text names only")
-    command = [sys.executable, "-m", "whiten.cli", "search", str(images / "a" / name)]
+    command = [sys.executable, "-m", "whiten", "search", str(images / "a" / name)]
     command += ["--student", TEACHER, "--in", str(images), "--index", "index", "--k", "1"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code"), "PYTHONUTF8": "1"}
 

@@ -95,7 +95,7 @@ class Service:
             self.process = Forked(words, environment)
         else:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "whiten.cli", *words],
+                [sys.executable, "-m", "whiten", *words],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

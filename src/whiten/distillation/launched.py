@@ -14,7 +14,7 @@ from whiten.utils.devices import computes_faster_in_bf16, resolve_precision
 
 HOW = (
     "several nodes are started with torchrun, srun or --cluster ray: torchrun --nnodes N "
-    "--nproc-per-node M -m whiten.cli distill … --nodes N --devices M"
+    "--nproc-per-node M -m whiten distill … --nodes N --devices M"
 )
 
 

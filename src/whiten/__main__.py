@@ -1,4 +1,4 @@
-"""Run the command line as `python -m whiten.cli`, without the installed script."""
+"""Run the command line as `python -m whiten`, without the installed script."""
 
 from whiten.cli import main
 
