@@ -12,6 +12,7 @@ import pytest
 from whiten.distillation import training
 from whiten.distillation.distill import DistillResult, distill
 from whiten.runs.folder import RunFolder
+from whiten.runs.spec import DistillSpec
 
 TEACHERS = ["timm:test_efficientnet?pretrained=0&size=32", "timm:test_resnet?pretrained=0&size=48"]
 # A transformer has no batch statistics, so that processes can be compared exactly.
@@ -25,6 +26,11 @@ OPTIONS: dict[str, Any] = {
     "checkpoint_every": 2,
     "precision": "32",
 }
+
+
+def spec(**options: object) -> DistillSpec:
+    """The options of a run that is never started."""
+    return DistillSpec.from_mapping({"teachers": TEACHERS, **options})
 
 
 def run(images: Path, out: Path, cache: Path, **options: Any) -> DistillResult:

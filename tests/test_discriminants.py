@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import TEACHER, write_groups
-from small_runs import OPTIONS, TEACHERS
+from helpers import write_groups
+from small_runs import OPTIONS, TEACHERS, spec
 from whiten.distillation import start
 from whiten.distillation.discriminants import (
     choose_discriminants,
@@ -23,14 +23,9 @@ from whiten.distillation.mix import Mix, choose_mix
 from whiten.distillation.ridge import Head, whitenings
 from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
-from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import Vectors
 
 RNG = np.random.default_rng(0)
-
-
-def spec(**options: object) -> DistillSpec:
-    return DistillSpec.from_mapping({"teachers": [TEACHER], **options})
 
 
 def hidden_groups() -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from helpers import write_groups, write_image
-from small_runs import OPTIONS, STUDENT, TEACHERS
+from small_runs import OPTIONS, STUDENT, TEACHERS, spec
 from whiten.distillation import best, training
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.training import learning_rate

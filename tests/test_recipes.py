@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from small_runs import spec
 from whiten.errors import ConfigError
 from whiten.runs.recipes import DECIDED, KNOWN, RECIPES, complete
-from whiten.runs.spec import TERMS, DistillSpec
+from whiten.runs.spec import TERMS
 from whiten.views.plan import ViewPlan
 
 TEACHERS = ["demo:mobilenetv2"]
 UNTRAINED = "timm:resnet18?pretrained=0"
-
-
-def spec(**options: object) -> DistillSpec:
-    return DistillSpec.from_mapping({"teachers": TEACHERS, **options})
 
 
 @pytest.mark.parametrize("source", ["groups", "views", "mixed"])

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 import whiten
-from helpers import TEACHER
+from small_runs import spec
 from whiten.distillation.held_out import ENOUGH, FEWEST, HeldOut, hold_out, without_trained
 from whiten.distillation.mix import choose_mix, criterion_of
 from whiten.distillation.pairs import enough_views, plan_pairs
 from whiten.distillation.ridge import Head, Ridge, whitenings
 from whiten.errors import ConfigError
-from whiten.runs.spec import DistillSpec
 from whiten.utils.arrays import normalize_rows
 
 RNG = np.random.default_rng(0)
@@ -179,10 +178,6 @@ def test_few_images_make_small_batches_and_epochs_of_all_views() -> None:
         assert len({pair.x for pair in batch}) == len(batch)  # no image is its own negative
     many = plan_pairs([None] * 5000, [f"c{i}" for i in range(5000)], source="views", views=2)
     assert many.batch_size == 128
-
-
-def spec(**options: object) -> DistillSpec:
-    return DistillSpec.from_mapping({"teachers": [TEACHER], **options})
 
 
 @pytest.mark.parametrize(
