@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import whiten
+from helpers import write_groups
 from small_runs import OPTIONS, STUDENT, TEACHERS, losses, run
 from whiten.distillation import training, training_set
 from whiten.distillation.distill import distill
@@ -64,6 +65,15 @@ def test_leaves_a_complete_run_folder_and_a_working_student(
     as_teacher = whiten.load(f"whiten:{result.student}").embed(paths)
     np.testing.assert_allclose(as_teacher, embeddings, atol=1e-6)
     assert whiten.load(tmp_path / "run").dim == 8  # the run's folder stands for its student
+
+
+def test_rounds_of_views_are_refused_where_pairs_come_from_groups(
+    shared_images: Path, tmp_path: Path
+) -> None:
+    strays = write_groups(tmp_path / "images", {"a": 4, "b": 4, "c": 1, "d": 1})
+    for pairs, images in (("groups", shared_images), ("mixed", strays)):
+        with pytest.raises(ConfigError, match="rounds 3 are pairs of views of each image"):
+            run(images, tmp_path / pairs, tmp_path / "cache", pairs=pairs, rounds=3)
 
 
 @pytest.mark.slow

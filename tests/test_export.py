@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import whiten
 from command_line import Captured, fails, prints
@@ -20,6 +21,7 @@ from whiten.export import Exports, export
 from whiten.export.images import split
 from whiten.export.parity import LEAST_COSINE
 from whiten.models.exported import Exported, read_manifest
+from whiten.models.student import load_student, save_student
 
 ALL = ["onnx", "openvino", "torchscript"]
 pytestmark = pytest.mark.slow
@@ -340,6 +342,17 @@ def test_fp32_must_be_exact(student: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(LEAST_COSINE, "fp32", 1.1)
     with pytest.raises(TeacherError, match=r"onnx fp32 is refused: its lowest cosine .* below 1.1"):
         export(student, tmp_path / "out")
+
+
+def test_a_precision_that_overflows_is_refused_by_its_name(tmp_path: Path) -> None:
+    net, config = load_student(write_student(tmp_path / "small"))
+    with torch.no_grad():  # a scale that the normalisation takes away, except in half precision
+        net.projection.weight *= 1e7
+    save_student(net, config, tmp_path / "large", "")
+    reason = "onnx fp16 is refused: it computes NaN or infinity for .* images: export another"
+    with pytest.raises(TeacherError, match=reason):
+        export(tmp_path / "large", tmp_path / "out", precisions=["fp32", "fp16"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_json(capsys: Captured, student: Path, tmp_path: Path) -> None:

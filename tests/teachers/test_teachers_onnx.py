@@ -9,9 +9,15 @@ import onnx
 import pytest
 import torch
 
+from helpers import write_groups
+from small_runs import TEACHERS
 from teacher_helpers import check_same, make_pixels, mean_colours
+from whiten.datasets.finding import find_items
+from whiten.distillation.cache import Cache
+from whiten.embedding.embed import embed
 from whiten.errors import ConfigError, TeacherError
 from whiten.models.registry import open_teacher
+from whiten.runs.spec import DistillSpec
 
 PROJECTION = np.random.default_rng(3).standard_normal((3, 5)).astype(np.float32)
 
@@ -104,3 +110,15 @@ def test_onnx_refuses_other_files(tmp_path: Path) -> None:
         open_teacher(f"onnx:{tmp_path / 'text.onnx'}")
     with pytest.raises(TeacherError, match="does not exist"):
         open_teacher(f"onnx:{tmp_path / 'missing.onnx'}")
+
+
+def test_only_what_torch_computes_is_cached_as_bf16(tmp_path: Path) -> None:
+    graph = make_graph(tmp_path / "mean.onnx")
+    items = find_items(write_groups(tmp_path / "images", {"a": 2, "b": 2}))
+    embed(items, open_teacher(TEACHERS[0]), tmp_path / "store")
+    spec = DistillSpec(teachers=[f"onnx:{graph}"], precision="bf16")
+    cache = Cache(tmp_path / "cache", spec, show_progress=False)
+    uris = [f"onnx:{graph}", f"store:{tmp_path / 'store'}", TEACHERS[1]]
+    stores = [cache.embed(open_teacher(uri), items, (0,), uri) for uri in uris]
+    assert [store.origin.precision for store in stores] == ["32", "32", "bf16"]
+    assert [store.folder.name.endswith("-bf16") for store in stores] == [False, False, True]

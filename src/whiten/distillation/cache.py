@@ -10,6 +10,7 @@ from whiten.datasets.collection import Items
 from whiten.distillation.held_out import CROP_VIEWS, CROPS
 from whiten.embedding.embed import embed, store_folder
 from whiten.models.choice import chosen_device
+from whiten.models.opening import takes_bf16
 from whiten.models.stored_model import Model
 from whiten.models.teacher import Teacher
 from whiten.runs.spec import DistillSpec
@@ -115,16 +116,17 @@ class Cache:
             for precision in dict.fromkeys(("32", self._precision))
         }
         precision = self._precision
-        if self._is_faster_in_32(model) and not folders[precision].exists():
+        if self._stays_in_32(model) and not folders[precision].exists():
             precision = "32"
         return folders[precision], precision
 
-    def _is_faster_in_32(self, model: Model) -> bool:
-        """Return whether the user leaves the precision open and the model gains nothing from bf16.
+    def _stays_in_32(self, model: Model) -> bool:
+        """Return whether bf16 does nothing for the model.
 
-        The graph that embeds on a CPU computes in float32.
+        A graph or a store has its own precision. Others compute in float32 if the user leaves the
+        precision open and they gain nothing: the graph that embeds on a CPU computes in float32.
         """
-        return (
+        return not takes_bf16(model) or (
             self._spec.precision == "auto"
             and isinstance(model, Teacher)
             and model.module is not None

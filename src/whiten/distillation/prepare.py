@@ -87,6 +87,11 @@ def prepare(
     found = find_items(images, tell, spec.exclude, spec.include)
     items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
+    if source in ("groups", "mixed") and (spec.rounds or 1) > 1:
+        raise ConfigError(
+            f"rounds {spec.rounds} are pairs of views of each image, and these pairs come from "
+            "groups: leave out --rounds, or add --pairs views"
+        )
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
     cache = Cache(embeddings, draft, show_progress=show_progress, cluster=cluster)
     # Open all before the first one embeds for hours.

@@ -125,6 +125,8 @@ def export(
         teacher = as_teacher(net, config, f"whiten:{source}")
         sample = _sample(images, teacher, wanted, workers, exclude, include)
         reference = _embed(teacher, sample)
+        if not np.isfinite(reference).all():
+            raise TeacherError(f"{source} computes NaN or infinity: train it again")
         truth = find_truth(sample.items, reference)
         manifest = Manifest(
             name=teacher.name,
@@ -144,7 +146,13 @@ def export(
                 update(number, len(wanted))
                 variant = builder.write(folder, name, precision)
                 model = models[title(variant)] = open_variant(folder, manifest, variant)
-                parity = compare(reference, _embed(model, sample), truth)
+                vectors = _embed(model, sample)
+                if broken := int((~np.isfinite(vectors).all(axis=1)).sum()):
+                    raise TeacherError(
+                        f"{title(variant)} is refused: it computes NaN or infinity for {broken} of "
+                        f"{len(vectors)} images: export another precision"
+                    )
+                parity = compare(reference, vectors, truth)
                 reason = reason_to_refuse(
                     precision, parity, by=truth.by, int8_floor=int8_floor, int8_loss=int8_loss
                 )
@@ -188,9 +196,12 @@ def _sample(
 
 
 def _embed(model: Teacher, sample: Sample) -> Vectors:
-    """Embed the held-out images in batches; the last one is usually smaller."""
+    """Embed the held-out images in batches; the last one is usually smaller.
+
+    Embeddings may be not finite.
+    """
     batches = range(0, len(sample.pixels), _BATCH)
-    return np.concatenate([model.embed(sample.pixels[i : i + _BATCH]) for i in batches])
+    return np.concatenate([model.embed_usable(sample.pixels[i : i + _BATCH])[0] for i in batches])
 
 
 def _timed(

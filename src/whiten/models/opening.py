@@ -108,6 +108,13 @@ def for_many(model: Teacher, images: int) -> Teacher:
     return model.traced or model
 
 
+def takes_bf16(model: Model) -> bool:
+    """Return whether torch computes the model; a graph or a store decides its own precision."""
+    return isinstance(model, Teacher) and not (
+        isinstance(model, ArrayTeacher) and model.twin is None
+    )
+
+
 def require_bf16(model: Model, runtime: str | None) -> None:
     """Refuse to embed in bfloat16 with what computes in a precision of its own.
 
@@ -116,8 +123,7 @@ def require_bf16(model: Model, runtime: str | None) -> None:
     """
     if not isinstance(model, Teacher):
         raise ConfigError(f"{model.uri} is stored as it is: leave out --precision bf16")
-    is_graph = isinstance(model, ArrayTeacher) and model.twin is None
-    if is_graph or runtime in ("onnx", "openvino"):
+    if not takes_bf16(model) or runtime in ("onnx", "openvino"):
         raise ConfigError(
             f"{model.runtime} computes {model.uri} in the precision of its graph: leave out "
             "--precision bf16"
