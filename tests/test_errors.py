@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from whiten.errors import causes
+import pytest
+
+from whiten.errors import causes, counted
 from whiten.storage.retrying import status_of
 
 
@@ -39,3 +41,18 @@ def test_a_handled_error_is_no_cause() -> None:
     assert list(causes(broken, contexts=True)) == [broken, missing]
     assert status_of(broken) is None
     assert status_of(raised(broken, missing)) == 404
+
+
+@pytest.mark.parametrize(
+    ("count", "what", "text"),
+    [
+        (1, "image", "1 image"),
+        (0, "image", "0 images"),
+        (2000, "query", "2,000 queries"),
+        (2, "exact copy", "2 exact copies"),
+        (1, "exact copy", "1 exact copy"),
+        (3, "tar file", "3 tar files"),
+    ],
+)
+def test_counted(count: int, what: str, text: str) -> None:
+    assert counted(count, what) == text

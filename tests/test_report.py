@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from whiten.evaluation.run import verdicts
 from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report
 from whiten.report.table import HEADINGS, Row, format_table
 
@@ -258,3 +259,20 @@ def test_format_table_is_never_too_wide(name: str) -> None:
 
 def test_format_table_without_rows() -> None:
     assert tuple(format_table([]).split("  ")) == HEADINGS
+
+
+@pytest.mark.parametrize(
+    ("whitened", "said"),
+    [
+        (0.6, "adds 10.0 points of mAP to their fusion (50.0 to 60.0)"),
+        (0.4, "costs 10.0 points of mAP to their fusion (50.0 to 40.0)"),
+        (0.5, "does not change the mAP of their fusion (50.0 to 50.0)"),
+    ],
+)
+def test_the_gain_by_whitening_in_words(whitened: float, said: str) -> None:
+    scores: dict[Any, float] = {"teacher": 0.3, "fusion-raw": 0.5, "fusion-whitened": whitened}
+    rows = [
+        Row(kind, kind, score, (score, score), 1.0, 1, 1, 1.0, 8) for kind, score in scores.items()
+    ]
+    [line] = verdicts(rows)
+    assert line == f"Whitening the teachers {said}; the best single teacher, teacher, has 30.0."

@@ -151,7 +151,7 @@ def test_other_members_and_tars_beside_images_are_told(
         write_groups(tmp_path / "both", {"a": 1})
         (tmp_path / "both" / "c.tar").write_bytes(b"")
         assert len(find_items(tmp_path / "both")) == 1
-    assert "not read: 1 videos" in caplog.text
+    assert "not read: 1 video," in caplog.text
     assert "not read: 1 tar file beside the image files" in caplog.text
 
 

@@ -108,7 +108,7 @@ def test_the_summary_for_people_names_each_skipped_image(
     command = ["embed", str(folder), "--teacher", TEACHER, "--out", "store"]
     cli.main(command)
     out, err = capsys.readouterr()
-    assert out.splitlines()[0] == "store: 1 embeddings of 12 dimensions"
+    assert out.splitlines()[0] == "store: 1 embedding of 12 dimensions"
     assert "2 images skipped:\n  b.png: empty file\n  c.jpg: not an image" in err
     (folder / "a.png").unlink()
     shutil.rmtree("store")

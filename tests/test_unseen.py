@@ -206,7 +206,7 @@ def test_mistakes(capsys: Captured, table: Path, options: list[str], message: st
 def test_a_source_that_is_too_small_to_test_on(table: Path) -> None:
     few = table.read_text().replace("g00/1.png,g00,b", "g00/1.png,g00,tiny")
     table.write_text(few)
-    with pytest.raises(ConfigError, match="1 images of tiny are too few to test on"):
+    with pytest.raises(ConfigError, match="1 image of tiny: too few to test on"):
         distill(table, [TEACHER], table.parent / "run", holdout_source=["tiny"], **OPTIONS)
 
 

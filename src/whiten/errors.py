@@ -143,3 +143,10 @@ def causes(error: BaseException, *, contexts: bool = False) -> Iterator[BaseExce
         yield cause
         seen.append(cause)
         cause = cause.__cause__ or (cause.__context__ if contexts else None)
+
+
+def counted(count: int, what: str) -> str:
+    """Return `1 image`, `2,000 images`, `3 queries`."""
+    if count != 1:
+        what = f"{what[:-1]}ies" if what.endswith(("py", "ry")) else f"{what}s"
+    return f"{count:,} {what}"

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from whiten.cli.app import Device, Exclude, Include, Json, OnCluster, Patterns, Quiet, Runtime, app
 from whiten.cli.terminal import list_duplicates, list_skipped, print_json, say
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, counted
 from whiten.models.choice import choose
 from whiten.utils.progress import be_quiet
 
@@ -106,7 +106,9 @@ def embed(
         used = runtime_of(opened, bf16=store.origin.precision == "bf16")
         print_json({"store": str(out), **asdict(summary), "runtime": used})
         return
-    print(f"{out}: {summary.embeddings:,} embeddings of {summary.dim} dimensions")
+    print(
+        f"{out}: {counted(summary.embeddings, 'embedding')} of {counted(summary.dim, 'dimension')}"
+    )
     list_duplicates(summary.duplicates)
     list_skipped(summary.skipped)
 
@@ -158,7 +160,7 @@ def frames(
         counts = {"videos": found.videos, "frames": len(found.frames)}
         print_json({"out": str(out), **counts, "skipped": skipped})
         return
-    print(f"{out}: {len(found.frames):,} frames of {found.videos:,} videos")
+    print(f"{out}: {counted(len(found.frames), 'frame')} of {counted(found.videos, 'video')}")
     list_skipped(found.skipped, "video")
 
 

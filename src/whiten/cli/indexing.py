@@ -22,7 +22,7 @@ from whiten.cli.app import (
     app,
 )
 from whiten.cli.terminal import list_skipped, print_json, say
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, counted
 from whiten.models.choice import choose
 from whiten.storage.places import is_member
 from whiten.utils.progress import be_quiet
@@ -151,8 +151,9 @@ def _print_changed(changed: Index, as_json: bool) -> None:
         print_json(facts | {"search": how} | kept | {"runtime": changed.runtime})
         return
     print(
-        f"{changed.place}: {len(changed):,} images; {done.added:,} added ({done.embedded:,} images "
-        f"embedded), {done.updated:,} updated, {done.removed:,} removed"
+        f"{changed.place}: {counted(len(changed), 'image')}; {done.added:,} added "
+        f"({counted(done.embedded, 'image')} embedded), {done.updated:,} updated, "
+        f"{done.removed:,} removed"
     )
     lines = [] if loss is None else [loss.line()]
     for line in [*lines, *(tuning.lines() if tuning is not None else ())]:

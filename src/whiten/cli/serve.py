@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from whiten.cli.app import Device, Model, Runtime, app
 from whiten.cli.terminal import say
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, counted
 from whiten.models.choice import choose
 
 
@@ -92,7 +92,7 @@ def serve(
         url = url_of(listening)
 
         def ready(images: int) -> None:
-            say(f"serving {images} images on {url}")
+            say(f"serving {counted(images, 'image')} on {url}")
 
         job = Job(index, model, background, settings, runtime, device)
         if workers == 1:

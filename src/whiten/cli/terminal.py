@@ -21,7 +21,7 @@ from typing import Any
 
 from cyclopts import CoercionError, CycloptsError
 
-from whiten.errors import WhitenError, one_line
+from whiten.errors import WhitenError, counted, one_line
 from whiten.utils.validation import describe
 
 _LISTED = 10  # lines of a list on stderr; a file holds longer ones
@@ -208,7 +208,7 @@ def print_facts(facts: dict[str, Any]) -> None:
 def list_skipped(skipped: Sequence[Any], what: str = "image") -> None:
     """List on stderr the images that were skipped, with the reasons."""
     if skipped:
-        say(f"{len(skipped)} {what}{'' if len(skipped) == 1 else 's'} skipped:")
+        say(f"{counted(len(skipped), what)} skipped:")
         _list([f"{printable(skip.id)}: {skip.reason}" for skip in skipped], "skipped")
 
 
@@ -216,7 +216,7 @@ def list_duplicates(groups: Sequence[Sequence[str]]) -> None:
     """List on stderr the images with the same content."""
     if groups:
         more = sum(len(group) - 1 for group in groups)
-        say(f"{more} image{'' if more == 1 else 's'} with the content of another:")
+        say(f"{counted(more, 'image')} with the content of another:")
         _list([" = ".join(map(printable, group)) for group in groups], "copies")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from whiten.datasets.collection import Item
 from whiten.datasets.walking import is_left_out
+from whiten.errors import counted
 from whiten.media.formats import SUFFIXES, describe_unread, unread_kind
 from whiten.media.video import VIDEO_SUFFIXES
 from whiten.storage.blobs import open_blob
@@ -114,8 +115,10 @@ def _tell_unread(place: str, names: list[str], links: int) -> None:
     if kinds:
         _log.warning("%s: not read: %s", place, describe_unread(kinds))
     if videos := sum(suffix in VIDEO_SUFFIXES for suffix in suffixes):
-        _log.warning("%s: not read: %s, which are read from a folder", place, f"{videos:,} videos")
+        _log.warning(
+            "%s: not read: %s, which are read from a folder", place, counted(videos, "video")
+        )
     if links:
-        _log.warning("%s: not read: %s to other members", place, f"{links:,} links")
+        _log.warning("%s: not read: %s to other members", place, counted(links, "link"))
     if not any(suffix in SUFFIXES for suffix in suffixes) and names:
         _log.warning("%s holds no image", place)

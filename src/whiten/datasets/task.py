@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whiten.datasets.collection import Item
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, counted
 from whiten.utils.arrays import Indices
 
 _JUNK = "/junk"
@@ -61,7 +61,7 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
             members[item.group].append(index)
     if len(members) < 2:
         raise ConfigError(
-            f"the gallery has {len(members)} group{'' if len(members) == 1 else 's'}: evaluation "
+            f"the gallery has {counted(len(members), 'group')}: evaluation "
             "needs a folder for each of at least 2 groups, or a table with columns path,group"
         )
     own = _own_rows(gallery, queries)

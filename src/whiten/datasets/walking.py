@@ -10,7 +10,7 @@ from pathlib import Path
 
 from whiten.datasets.collection import Item
 from whiten.datasets.patterns import Choice
-from whiten.errors import NoImagesError
+from whiten.errors import NoImagesError, counted
 from whiten.media.formats import describe_unread, unread_kind
 from whiten.media.video import VIDEO_SUFFIXES
 from whiten.storage.places import TAR
@@ -115,12 +115,12 @@ class Walk:
             yield f"{root}: not read: {unread}"
         if self._videos:
             yield (
-                f"{root}: not read: {self._videos:,} video{'' if self._videos == 1 else 's'}; take "
+                f"{root}: not read: {counted(self._videos, 'video')}; take "
                 f"frames with `whiten frames {root} --out FRAMES`, and name FRAMES"
             )
         if self._tars:
             yield (
-                f"{root}: not read: {self._tars:,} tar file{'' if self._tars == 1 else 's'} beside "
+                f"{root}: not read: {counted(self._tars, 'tar file')} beside "
                 "the image files; name the tar files to read them"
             )
         if self._nowhere:

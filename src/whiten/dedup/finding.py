@@ -19,7 +19,7 @@ from whiten.dedup.pair_similarity import Rows
 from whiten.dedup.quality import Quality, quality_of
 from whiten.dedup.sources import Collection
 from whiten.dedup.threshold import Calibration
-from whiten.errors import ImageError
+from whiten.errors import ImageError, counted
 from whiten.media.formats import FORMATS
 from whiten.media.reading import Skipped, read_bytes
 from whiten.storage.places import is_plain
@@ -135,8 +135,8 @@ class Deduplication:
         kinds = Counter(member.kind for group in self.groups for member in group.members)
         freed = sum(member.bytes for member in self.copies)
         return [
-            f"{self.count:,} {self.what}s, {len(self.groups):,} groups at a similarity of "
-            f"{self.threshold:.4f} or more",
+            f"{counted(self.count, self.what)}, {counted(len(self.groups), 'group')} at a "
+            f"similarity of {self.threshold:.4f} or more",
             f"  {kinds['kept']:,} kept, {kinds['exact']:,} byte-identical copies, "
             f"{kinds['near']:,} near-duplicates: {freed / 1e6:,.1f} MB in copies",
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from whiten.dedup.finding import Deduplication, Group, Member
+from whiten.errors import counted
 from whiten.media.thumbnails import data_url
 from whiten.report.page import STYLE, facts_list, page
 from whiten.utils.names import display_path
@@ -70,7 +71,7 @@ def groups_page(found: Deduplication, table: str) -> str:
             f"{escape(table)}.</p>"
         )
     parts += [_group(group, found.threshold) for group in shown]
-    title = f"{len(found.groups):,} groups of near-duplicate {found.what}s"
+    title = f"{counted(len(found.groups), 'group')} of near-duplicate {found.what}s"
     return page(title, parts, _STYLE)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from whiten.diagnosis.result import Diagnosis
+from whiten.errors import counted
 from whiten.report import page as html
 from whiten.report.page import embedded, section
 from whiten.report.plots import spectra, teacher_colours
@@ -33,7 +34,9 @@ def page(found: Diagnosis) -> str:
     for heading, help_, png in _plots(found):
         if png is not None:
             parts.append(section(heading, help_, embedded(heading, png)))
-    return html.page(f"{len(found.teachers)} teachers on {found.images:,} images", parts)
+    return html.page(
+        f"{counted(len(found.teachers), 'teacher')} on {counted(found.images, 'image')}", parts
+    )
 
 
 def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from whiten.errors import counted
 from whiten.media.reading import Skipped
 
 
@@ -127,8 +128,9 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """Return lines for display."""
         lines = [
-            f"{self.images:,} images, {self.sampled:,} of them looked at: "
-            f"{self.exact_copies:,} exact copies, {self.near_copies:,} near-duplicates"
+            f"{counted(self.images, 'image')}, {self.sampled:,} of them looked at: "
+            f"{counted(self.exact_copies, 'exact copy')}, "
+            f"{counted(self.near_copies, 'near-duplicate')}"
         ]
         if self.criterion is not None:
             lines.append(f"scores: mAP in %, {self.criterion}")

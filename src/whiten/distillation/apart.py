@@ -10,7 +10,7 @@ import pyarrow as pa
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.sources import read_sources, without_sources
 from whiten.datasets.transfer import with_transfer_set
-from whiten.errors import ConfigError, ImageError
+from whiten.errors import ConfigError, ImageError, counted
 from whiten.media.reading import read_bytes
 from whiten.retrieval.held_out import FEWEST_GROUPS, FEWEST_IMAGES, Flags
 from whiten.runs.spec import DistillSpec
@@ -48,8 +48,8 @@ def split_sources(images: str, items: Items, spec: DistillSpec) -> tuple[Items, 
     pairs = sum(size > 1 for size in sizes.values())
     if len(unseen) < FEWEST_IMAGES and pairs < FEWEST_GROUPS:
         raise ConfigError(
-            f"{len(unseen)} images of {', '.join(names)} are too few to test on: hold out sources "
-            f"with at least {FEWEST_IMAGES} images, or {FEWEST_GROUPS} groups of 2"
+            f"{counted(len(unseen), 'image')} of {', '.join(names)}: too few to test on, hold out "
+            f"sources with at least {FEWEST_IMAGES} images, or {FEWEST_GROUPS} groups of 2"
         )
 
     def without(source: str, found: Items) -> Items:
@@ -88,5 +88,6 @@ def _hash(item: Item) -> str | None:
 
 def describe_split(spec: DistillSpec, unseen: int, copies: int) -> str:
     """Say what is held out, for the model card."""
-    text = f"{', '.join(spec.holdout_source)} (column {spec.source_column}, {unseen:,} images)"
-    return text + (f"; {copies:,} copies of these in other sources" if copies else "")
+    images = counted(unseen, "image")
+    text = f"{', '.join(spec.holdout_source)} (column {spec.source_column}, {images})"
+    return text + (f"; {counted(copies, 'copy')} of these in other sources" if copies else "")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, counted
 from whiten.utils.names import Names, name_codes, repeated
 
 Ints = npt.NDArray[Any]
@@ -229,7 +229,7 @@ def resolve_source(groups: Names, wanted: str) -> str:
         return "mixed" if usable and single else "groups" if usable > 1 else "views"
     if usable < 2:
         raise ConfigError(
-            f"found {usable} group{'' if usable == 1 else 's'} with two images or more: "
+            f"found {counted(usable, 'group')} with two images or more: "
             "negatives need at least 2 groups (a folder each); --pairs views ignores groups"
         )
     return "groups"

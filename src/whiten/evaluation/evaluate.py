@@ -24,7 +24,7 @@ from whiten.datasets.task import Task, folder_task
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.embedding.rows import embed_rows
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, counted
 from whiten.evaluation.by_source import BySource, split_scores
 from whiten.evaluation.overlap import run_of, run_overlap
 from whiten.media.reading import Skipped
@@ -76,7 +76,7 @@ class Evaluation:
     skipped: list[Skipped]
     by_source: BySource | None = None
     overlap: Overlap | None = None
-    searched: ClassVar[str] = "images"
+    searched: ClassVar[str] = "image"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, without the per-query lists."""
@@ -95,7 +95,8 @@ class Evaluation:
 
     def lines(self) -> Iterator[str]:
         """Yield lines for display."""
-        yield f"{self.name}: {len(self.query_ids):,} queries, {self.gallery_size:,} {self.searched}"
+        gallery = counted(self.gallery_size, self.searched)
+        yield f"{self.name}: {counted(len(self.query_ids), 'query')}, {gallery}"
         width = max(10, *map(len, self.figures))
         for name, figure in self.figures.items():
             yield f"  {name:{width}} {figure.value:.4f}  [{figure.low:.4f}, {figure.high:.4f}]"
@@ -107,8 +108,8 @@ class Evaluation:
         """Return notes to show with the metrics."""
         remarks = []
         if self.without_positives:
-            left_out = f"{self.without_positives} queries left out: nothing that is right is there"
-            remarks.append(left_out)
+            left_out = counted(self.without_positives, "query")
+            remarks.append(f"{left_out} left out: nothing that is right is there")
         if self.overlap:
             remarks.append(self.overlap.line())
         return remarks

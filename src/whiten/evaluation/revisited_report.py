@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whiten.datasets.revisited import LANDMARKS, OVERLAP
+from whiten.errors import counted
 from whiten.media.reading import Skipped
 from whiten.metrics import Figure
 from whiten.views.own_size import LONGEST
@@ -90,7 +91,8 @@ class RevisitedReport:
         scales = "1 scale" if len(self.scales) == 1 else f"{len(self.scales)} scales"
         yield f"{self.protocol}: {self.name}, {self.dim} dimensions"
         yield (
-            f"{self.queries:,} queries, {self.database:,} images, longest side {LONGEST}, {scales}"
+            f"{counted(self.queries, 'query')}, {counted(self.database, 'image')}, "
+            f"longest side {LONGEST}, {scales}"
         )
         for setting in self.settings:
             more = f" + {setting.distractors:,} distractors" if setting.distractors else ""

@@ -18,6 +18,7 @@ from whiten.datasets.task import folder_task
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import load_fusions
 from whiten.embedding.rows import embed_rows
+from whiten.errors import counted
 from whiten.evaluation.cost import Cost, measure_cost
 from whiten.evaluation.evaluate import Evaluation, evaluate_task
 from whiten.evaluation.overlap import describe_overlap, run_overlap
@@ -264,7 +265,7 @@ def _seen_and_unseen(
     apart = Apart.read(run)
     names = ", ".join(spec.holdout_source)
     unseen = Measured(
-        apart.unseen, f"{len(apart.unseen):,} images of {names}", run.embeddings / "unseen"
+        apart.unseen, f"{counted(len(apart.unseen), 'image')} of {names}", run.embeddings / "unseen"
     )
     items, name, cache = apart.held_out, "held-out images, which chose the student", run.cache
     if test is not None and found is not None:
@@ -311,10 +312,12 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     if {"teacher", "fusion-whitened", "fusion-raw"} <= best.keys():
         single, raw, white = best["teacher"], best["fusion-raw"], best["fusion-whitened"]
         gain = 100 * (white.map - raw.map)
+        change = f"{'adds' if gain > 0 else 'costs'} {abs(gain):.1f} points of mAP to their fusion"
+        if abs(gain) < 0.05:  # shown as 0.0
+            change = "does not change the mAP of their fusion"
         notes.append(
-            f"Whitening the teachers {'adds' if gain > 0 else 'costs'} {abs(gain):.1f} points of "
-            f"mAP to their fusion ({100 * raw.map:.1f} to {100 * white.map:.1f}); the best single "
-            f"teacher, {single.name}, has {100 * single.map:.1f}."
+            f"Whitening the teachers {change} ({100 * raw.map:.1f} to {100 * white.map:.1f}); the "
+            f"best single teacher, {single.name}, has {100 * single.map:.1f}."
         )
     if {"student", "fusion-whitened"} <= best.keys():
         student, white = best["student"], best["fusion-whitened"]

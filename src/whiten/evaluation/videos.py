@@ -101,7 +101,7 @@ class VideoEvaluation(Evaluation):
         page: path of the report, if one was written.
     """
 
-    searched: ClassVar[str] = "videos"
+    searched: ClassVar[str] = "video"
 
     similarity: str = "cf"
     frames: int = 0

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.datasets.collection import Items
+from whiten.errors import counted
 from whiten.index.rows import Facts
 from whiten.media.decoding import has_foreign_colours
 from whiten.utils.threads import ordered_map
@@ -39,6 +40,6 @@ def have_profiles(
         _log.warning(
             "%s: the colour profiles of %s were ignored so far: embedded again in sRGB",
             place,
-            f"{count:,} images" if count > 1 else "1 image",
+            counted(count, "image"),
         )
     return found

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from whiten.datasets.collection import Item, Items
-from whiten.errors import ImageError, StoreError
+from whiten.errors import ImageError, StoreError, counted
 from whiten.media import colour
 from whiten.media.decoding import has_foreign_colours
 from whiten.media.reading import is_there_now, read_bytes, stamp_of
@@ -70,7 +70,7 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
             "%s: %s have a colour profile, which was ignored when they were embedded: they are "
             "embedded again",
             store.folder,
-            f"{recoloured:,} images" if recoloured > 1 else "1 image",
+            counted(recoloured, "image"),
         )
 
 
