@@ -10,6 +10,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,6 +148,62 @@ def test_a_missing_label_of_a_data_frame_is_no_group(tmp_path: Path) -> None:
     categories = pa.array(["x", None, "x"]).dictionary_encode()
     pq.write_table(pa.table({"path": ["a", "b", "c"], "group": categories}), table)
     assert [item.group for item in find_items(table)] == ["x", None, "x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "texts"),
+    [
+        ("group", [7.0, float("nan"), 1e20], ["7", None, "1e+20"]),
+        ("group", [True, False, None], ["true", "false", None]),
+        ("group", ["007", "", None], ["007", None, None]),
+        ("group", [b"a", b"b", b"a"], ["a", "b", "a"]),
+        ("id", [0.0, 1.0, 2.5], ["0", "1", "2.5"]),
+        ("id", [3, 4, 5], ["3", "4", "5"]),
+        ("path", [0, 1, 2], ["0", "1", "2"]),
+        (" path ", ["a", "b", "c"], ["a", "b", "c"]),
+        ("frame_ms", [True, True, True], [None] * 3),
+        ("frame_ms", [0, 40, 80], [0, 40, 80]),
+    ],
+)
+def test_a_data_frame_is_read_as_its_parquet(
+    tmp_path: Path, name: str, values: list[object], texts: list[object]
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(({} if "path" in name else {"path": ["x", "y", "z"]}) | {name: values})
+    frame.to_parquet(tmp_path / "t.parquet")
+    column = name.strip().replace("path", "id")  # which is the path as it is given
+    for items in (given_items(frame), find_items(tmp_path / "t.parquet")):
+        assert [getattr(item, column) for item in items] == texts
+
+
+def test_paths_of_a_data_frame_may_be_path_objects() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"path": [Path("b/1.png"), "a.png"]})
+    assert [item.path for item in given_items(frame)] == ["a.png", "b/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["a", "b"], "group": ["x", 1]}, "cannot read the data frame .*column group"),
+        ({"path": ["a", ""]}, "the data frame has no path in row 2"),
+        ({"path": ["a", "b"], "id": ["x", ""]}, "the data frame has no id in row 2"),
+        ({"path": ["a", "b\0"]}, "null character"),
+        ({"Path": ["a", "b"]}, "rename 'Path' if it is meant"),
+        ({"path": ["a", "b"], "frame_ms": np.array([0, 1 << 63], np.uint64)}, "'frame_ms'"),
+    ],
+)
+def test_a_data_frame_that_lists_no_images_is_refused(
+    columns: dict[str, object], message: str
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ConfigError, match=message):
+        given_items(pandas.DataFrame(columns))
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match="empty path"):
+        given_items(["a.png", ""])
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,25 @@ def priced(images: Path) -> Path:
     return table
 
 
+@pytest.mark.parametrize("is_metadata", [False, True])
+def test_a_data_frame_describes_images_below_the_working_directory(
+    encoder: Encoder,
+    images: Path,
+    place: Path,
+    is_metadata: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.chdir(images.parent)
+    paths = [f"images/{item.id}" for item in find_items(images)]
+    frame = pandas.DataFrame({"path": paths, "price": range(len(paths))})
+    if is_metadata:
+        built = Index.build(encoder, images, place, metadata=frame)
+    else:  # numbers of which one was missing once
+        built = Index.build(encoder, frame.assign(id=frame["price"].astype(float)), place)
+    assert [one.metadata["price"] for one in built.items(built.ids())] == [*range(len(paths))]
+
+
 @pytest.mark.parametrize(
     ("where", "numbers"),
     [

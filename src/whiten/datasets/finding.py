@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.gldv2 import (
@@ -19,26 +16,25 @@ from whiten.datasets.gldv2 import (
     landmark_list,
     read_landmarks,
 )
-from whiten.datasets.locating import see_anew
 from whiten.datasets.patterns import Choice, Patterns
+from whiten.datasets.rows import in_parts, table_items
 from whiten.datasets.shards import find_shards, shard_items
 from whiten.datasets.spellings import merge_spellings
 from whiten.datasets.svd import FRAMES_TABLE, describe_training, is_svd, training_frames
 from whiten.datasets.tables import is_table, near_name, read_table
 from whiten.datasets.walking import Walk, as_id
-from whiten.errors import ConfigError, NoImagesError, one_line
+from whiten.errors import ConfigError, NoImagesError
 from whiten.media.formats import SUFFIXES
 from whiten.media.reading import stamp_of
 from whiten.media.video import VIDEO_SUFFIXES
 from whiten.storage.places import is_member
 from whiten.utils.names import as_utf8
-from whiten.utils.urls import as_path, as_url, listed
+from whiten.utils.urls import as_path, as_url
 
 # What was left out is no error, and whoever calls wants to know.
 _log = logging.getLogger(__name__)
 
 _TABLE_COLUMNS = ("id", "path", "group", "frame_ms")
-_PART = 8192  # rows of a table held as objects at once
 
 
 def find_items(
@@ -224,48 +220,7 @@ def _read_table(table: Path, tell: Callable[[str], None] | None, choice: Choice)
     read = read_table(table, ("path",), _TABLE_COLUMNS)
     if "group" not in read.names and (near := near_name("group", read.names)) and tell is not None:
         tell(f"{table} has no column 'group', so that no groups are known; {near!r} is not read")
-    columns = read.columns
-    if not len(columns):
+    if not len(read.columns):
         raise NoImagesError(f"{table} has no rows: list one image path per row")
-    paths = _texts(table, columns["path"])
-    ids = _texts(table, columns["id"]) if "id" in read.names else paths
-    for name, column in (("path", paths), ("id", ids)):
-        if column.null_count or pc.any(pc.equal(column, "")).as_py():
-            row = pc.index(pc.fill_null(column, ""), "").as_py() + 1
-            raise ConfigError(f"{table} has no {name} in row {row}: give every row its image")
-    if pc.any(pc.match_substring(paths, "\0")).as_py():
-        raise ConfigError(f"{table} has a path with a null character: correct it")
-    groups = pa.nulls(len(paths), pa.large_string())
-    if "group" in read.names:
-        groups = _texts(table, columns["group"])
-        groups = pc.if_else(pc.equal(groups, ""), None, groups)
-    times = columns["frame_ms"] if "frame_ms" in read.names else None
-    if times is None or not pa.types.is_integer(times.type):
-        times = None
-    folder = os.fspath(table.parent)
-    files = []
-    for part in _in_parts(paths):
-        places = [listed(folder, path) for path in part]
-        see_anew(places)
-        files.append(pa.array(map(os.fsencode, places), pa.large_binary()))
-    times = times and times.combine_chunks()
-    items = Items(ids, pa.concat_arrays(files), groups, times)
-    return choice.of(items, (path for part in _in_parts(paths) for path in part))
-
-
-def _in_parts(texts: pa.Array) -> Iterator[list[str]]:
-    """Yield the texts, few at a time: as objects they take several times the memory."""
-    for start in range(0, len(texts), _PART):
-        yield texts.slice(start, _PART).to_pylist()
-
-
-def _texts(table: Path, column: pa.ChunkedArray) -> pa.Array:
-    """Return a column of names as text, with a missing number as a missing name."""
-    try:
-        if pa.types.is_floating(column.type):
-            column = pc.if_else(pc.is_nan(column), None, column)
-        return column.cast(pa.large_string()).combine_chunks()
-    except pa.ArrowException as error:
-        raise ConfigError(
-            f"cannot read {table} ({one_line(error)}): ids, paths and groups must be text"
-        ) from error
+    items = table_items(read, table, os.fspath(table.parent))
+    return choice.of(items, (path for part in in_parts(read.columns["path"]) for path in part))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.locating import see_anew
+from whiten.datasets.rows import table_items
 from whiten.datasets.spellings import merge_given
-from whiten.errors import ConfigError, NoImagesError
+from whiten.datasets.tables import Table, arrow_table
+from whiten.errors import ConfigError, NoImagesError, one_line
 from whiten.utils.names import as_utf8
-from whiten.utils.urls import listed, named_place
+from whiten.utils.urls import named_place
+
+FRAME = Path("the data frame")  # what errors call it; its relative paths start here
 
 
 def is_frame(images: object) -> bool:
@@ -22,13 +27,33 @@ def is_frame(images: object) -> bool:
     return hasattr(images, "columns") and hasattr(images, "shape")
 
 
-def frame_table(frame: Any) -> pa.Table:
-    """Return a data frame as an Arrow table, without the index of pandas."""
+def frame_table(frame: Any, keys: Sequence[str] = ("path",)) -> Table:
+    """Return a data frame as a table, as it would be read from Parquet, without pandas' index.
+
+    Args:
+        keys: columns of which it must have one.
+
+    Raises:
+        ConfigError: it has none of them, or a column is of no single type.
+    """
+    return arrow_table(_as_arrow(frame), FRAME, keys)
+
+
+def _as_arrow(frame: Any) -> pa.Table:
     if isinstance(frame, pa.Table):
         return frame
     if hasattr(frame, "to_arrow"):
         return frame.to_arrow()
-    return pa.Table.from_pandas(frame, preserve_index=False)
+    if list(frame.columns).count("path") == 1:  # of `Path` objects, perhaps
+        paths = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in frame["path"]]
+        frame = frame.assign(path=paths)
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        reason = str(error.args[-1]) if error.args else one_line(error)
+        raise ConfigError(
+            f"cannot read {FRAME} ({reason}): give each column a name, and values of one kind"
+        ) from error
 
 
 def given_items(images: Any) -> Items:
@@ -50,14 +75,19 @@ def given_items(images: Any) -> Items:
             f"images are a folder, a table, paths or a data frame, not {type(images).__name__}"
         )
     table = frame_table(images) if is_frame(images) else None
-    found = Items.of(map(_item, images) if table is None else _rows(table))
+    if table is None:
+        found = Items.of(map(_item, images))
+        see_anew([os.fsdecode(path) for path in found.paths.to_pylist()])
+    elif len(table.columns):
+        found = table_items(table, FRAME, "", ids_may_lack=True)
+    else:
+        found = Items.of([])
     if not found:
         raise NoImagesError("no images are given: name at least one")
-    see_anew([os.fsdecode(path) for path in found.paths.to_pylist()])
     found = found.sorted()
     if (twice := found.first_twice()) is not None:
         raise ConfigError(f"{twice!r} is given twice: give every image once")
-    return merge_given(found, partial(_facts, found) if table is None else table.to_pylist)
+    return merge_given(found, partial(_facts, found) if table is None else table.columns.to_pylist)
 
 
 def _facts(items: Items) -> list[dict[str, Any]]:
@@ -70,25 +100,6 @@ def _item(image: Any) -> Item:
     if not isinstance(image, str | os.PathLike):
         raise ConfigError(f"a collection is of image files: give paths, not {type(image).__name__}")
     path = named_place(image)
+    if not path:
+        raise ConfigError("an image has an empty path: name its file")
     return Item(as_utf8(path), path)
-
-
-def _rows(table: pa.Table) -> Iterator[Item]:
-    if "path" not in table.schema.names:
-        raise ConfigError("the data frame has no column 'path': it needs path, and group")
-    for batch in table.to_batches():
-        for number, row in enumerate(batch.to_pylist(), 1):
-            if not row["path"]:
-                raise ConfigError(f"the data frame has no path in row {number}: give every image")
-            name, group = row.get("id"), row.get("group")
-            path = str(row["path"])
-            yield Item(
-                as_utf8(path) if name is None else str(name),
-                listed("", path),
-                None if _is_missing(group) else str(group),
-                row["frame_ms"] if isinstance(row.get("frame_ms"), int) else None,
-            )
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or value != value  # NaN, which alone differs from itself

@@ -297,13 +297,35 @@ def _read_parquet(path: Path, keys: Sequence[str], wanted: Sequence[str] | None)
 
     with pq.ParquetFile(_parquet_source(path)) as parquet:
         headers = parquet.schema_arrow.names
-        names = _named(headers)
-        _require_key(path, names, keys)
-        taken = _select(path, names, wanted)
+        taken = _select(path, _keyed(path, headers, keys), wanted)
         if len(set(headers)) == len(headers):
             found = parquet.read(columns=[headers[n] for n in taken])
             columns = [found.column(headers[n]) for n in taken]
         else:  # several have no name: columns can only be read by it
             columns = parquet.read().select(taken).columns
+    return _of_columns(columns, headers, taken)
+
+
+def arrow_table(table: pa.Table, name: Path, keys: Sequence[str]) -> Table:
+    """Take an Arrow table as it would be read from Parquet.
+
+    Args:
+        name: what errors call it.
+    """
+    headers = table.schema.names
+    taken = _select(name, _keyed(name, headers, keys), None)
+    return _of_columns(table.columns, headers, taken)
+
+
+def _keyed(path: Path, headers: Sequence[str], keys: Sequence[str]) -> list[str]:
+    names = _named(headers)
+    _require_key(path, names, keys)
+    return names
+
+
+def _of_columns(
+    columns: Sequence[pa.ChunkedArray], headers: Sequence[str], taken: Sequence[int]
+) -> Table:
+    names = _named(headers)
     table = pa.table(columns, names=[names[n] for n in taken])
     return Table(_without_index(table, headers, names), names, is_text=False)

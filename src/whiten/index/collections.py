@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
-from whiten.datasets.given import frame_table, given_items, is_frame
+from whiten.datasets.given import FRAME, frame_table, given_items, is_frame
 from whiten.datasets.patterns import Patterns
 from whiten.datasets.shards import shard_table
 from whiten.datasets.tables import is_table
@@ -175,9 +174,5 @@ def _is_path(value: Any) -> bool:
 def _read(table: Any, items: Items, is_collection: bool) -> Metadata:
     if not is_frame(table):
         return read_metadata(table, items, is_collection=is_collection)
-    import pyarrow.parquet as pq
-
-    with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
-        path = Path(folder) / "the data frame.parquet"
-        pq.write_table(frame_table(table), path)
-        return read_metadata(path, items, is_collection=is_collection)
+    read = frame_table(table, ("path",) if is_collection else ("id", "path"))
+    return read_metadata(FRAME, items, is_collection=is_collection, read=read)
