@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -243,10 +243,13 @@ def _dialect(path: Path, keys: Sequence[str]) -> tuple[str, bool]:
         headers: dict[str, list[str]] = {}
         for delimiter in choices:
             file.seek(0)
-            headers[delimiter] = _named(next(_rows(file, delimiter, False), []))
-    fitting = [one for one in choices if not set(keys).isdisjoint(headers[one])]
+            with suppress(csv.Error):  # another one follows a name in quotes
+                headers[delimiter] = _named(next(_rows(file, delimiter, False), []))
+    if not headers:
+        return choices[0], False  # reading it gives the reason
+    fitting = [one for one in headers if not set(keys).isdisjoint(headers[one])]
     # Of several, as for `path` and a tab, the one that divides the header the most.
-    return max(fitting or choices, key=lambda delimiter: len(headers[delimiter])), False
+    return max(fitting or headers, key=lambda delimiter: len(headers[delimiter])), False
 
 
 def _rows(
