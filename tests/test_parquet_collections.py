@@ -48,6 +48,15 @@ def test_plain_bytes_an_id_and_a_missing_image(one: Path, shared_images: Path) -
         read_bytes(second.path)
 
 
+def test_a_missing_number_is_no_group_and_no_id(one: Path, shared_images: Path) -> None:
+    data = [data for _, data, _ in samples(shared_images)[:3]]
+    pq.write_table(pa.table({"image": data, "group": [7.0, float("nan"), None]}), one)
+    assert [item.group for item in find_items(one)] == ["7", None, None]
+    pq.write_table(pa.table({"image": data, "id": [7.0, float("nan"), 8.0]}), one)
+    with pytest.raises(ConfigError, match="has no id in row 2"):
+        find_items(one)
+
+
 def test_a_table_of_paths_with_bytes_stays_one(one: Path, shared_images: Path) -> None:
     path = str(shared_images / "a" / "0.png")
     pq.write_table(pa.table({"path": [path], "thumbnail": [Path(path).read_bytes()]}), one)

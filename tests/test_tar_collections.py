@@ -76,6 +76,8 @@ def test_groups_are_of_json_or_cls_or_the_folder_in_the_tar(tmp_path: Path) -> N
         ("./dogs/2.json", b'{"group": 7}'),
         ("3.png", PNG),
         ("3.cls", b"12\n"),
+        ("nan.png", PNG),
+        ("nan.json", b'{"group": NaN}'),  # as Python writes a missing number
         ("4.png", PNG),
         ("._4.png", b"of another system"),
         ("5.seg.png", PNG),
@@ -86,6 +88,7 @@ def test_groups_are_of_json_or_cls_or_the_folder_in_the_tar(tmp_path: Path) -> N
         "a.tar/cats/1.png": "cats",
         "a.tar/dogs/2.png": "7",
         "a.tar/3.png": "12",
+        "a.tar/nan.png": None,
         "a.tar/4.png": None,
         "a.tar/5.seg.png": None,
         "a.tar/5.jpg": None,

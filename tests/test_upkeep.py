@@ -151,6 +151,20 @@ def test_another_image_of_the_same_id_is_embedded(mixed_images: Path, tmp_path: 
     np.testing.assert_allclose(store.gather([i.id for i in items]), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_an_image_that_is_spoilt_is_skipped(
+    mixed_images: Path, tmp_path: Path, content: bytes
+) -> None:
+    items = find_items(mixed_images)
+    embed(items, make_teacher(), tmp_path / "s")
+    (mixed_images / "group0" / "000.jpg").write_bytes(content)
+    after = embed(items, make_teacher(), tmp_path / "s")
+    fresh = embed(items, make_teacher(), tmp_path / "fresh")
+    assert after.skipped == fresh.skipped and len(after) == len(fresh) == 11
+    again = embed(items, make_teacher(), tmp_path / "s")
+    assert again.skipped == fresh.skipped
+
+
 @pytest.mark.parametrize("backup", [False, True])
 def test_a_mended_image_is_embedded(mixed_images: Path, tmp_path: Path, backup: bool) -> None:
     spoil(mixed_images)

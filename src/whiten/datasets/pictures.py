@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.datasets.collection import Item
+from whiten.datasets.rows import texts_of
 from whiten.datasets.tables import near_name
 from whiten.errors import ConfigError, ImageError, one_line
 from whiten.media.decoding import stored_size
@@ -154,12 +155,6 @@ def _texts(place: str, images: ParquetImages, name: str) -> Sequence[str | None]
     """Return a column as text; None if the table has none of this name."""
     if name not in images.schema.names:
         return None
-    column = images.columns([name]).column(0)
-    try:
-        texts = column.cast(pa.large_string())
-    except pa.ArrowException as error:
-        raise ConfigError(
-            f"cannot read {place} ({one_line(error)}): ids and groups must be text"
-        ) from error
+    texts = texts_of(place, images.columns([name]).column(0))
     found: list[str | None] = pc.if_else(pc.equal(texts, ""), None, texts).to_pylist()
     return found

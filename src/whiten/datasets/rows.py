@@ -30,8 +30,8 @@ def table_items(read: Table, table: Path, folder: str, *, ids_may_lack: bool = F
         ConfigError: a row has no path or id, or a column cannot be read.
     """
     columns = read.columns
-    paths = _texts(table, columns["path"])
-    ids = _texts(table, columns["id"]) if "id" in read.names else paths
+    paths = texts_of(table, columns["path"])
+    ids = texts_of(table, columns["id"]) if "id" in read.names else paths
     if ids_may_lack:
         ids = pc.coalesce(ids, paths)
     for name, column in (("path", paths), ("id", ids)):
@@ -42,7 +42,7 @@ def table_items(read: Table, table: Path, folder: str, *, ids_may_lack: bool = F
         raise ConfigError(f"{table} has a path with a null character: correct it")
     groups = pa.nulls(len(paths), pa.large_string())
     if "group" in read.names:
-        groups = _texts(table, columns["group"])
+        groups = texts_of(table, columns["group"])
         groups = pc.if_else(pc.equal(groups, ""), None, groups)
     files = []
     for part in in_parts(paths):
@@ -71,7 +71,7 @@ def _times(table: Path, column: pa.ChunkedArray) -> pa.Array | None:
         ) from error
 
 
-def _texts(table: Path, column: pa.ChunkedArray) -> pa.Array:
+def texts_of(table: str | Path, column: pa.ChunkedArray) -> pa.Array:
     """Return a column of names as text, with a missing number as a missing name."""
     try:
         if pa.types.is_floating(column.type):

@@ -82,8 +82,8 @@ def _groups(place: str, members: Members) -> dict[str, str]:
             groups.setdefault(key_of(name), data.decode("utf-8", "replace").strip())
         elif (facts := _facts(data)) is None:
             broken += 1
-        elif facts.get(GROUP) not in (None, ""):
-            groups[key_of(name)] = str(facts[GROUP])
+        elif (group := facts.get(GROUP)) not in (None, "") and group == group:  # NaN is missing
+            groups[key_of(name)] = str(group)
     if broken:
         _log.warning("%s: not read: %s JSON members that are damaged", place, f"{broken:,}")
     return groups

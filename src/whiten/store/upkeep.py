@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from whiten.datasets.collection import Item, Items
-from whiten.errors import ImageError, StoreError, counted
+from whiten.errors import ImageError, StoreError, UnreadableError, counted
 from whiten.media import colour
 from whiten.media.decoding import has_foreign_colours
 from whiten.media.reading import is_there_now, read_bytes, stamp_of
@@ -33,7 +33,7 @@ def bring_up_to_date(store: Store, items: Items, usable: Usable | None = None) -
 
     Rows of versions that ignored colour profiles are dropped if their file has one that counts.
 
-    Embeddings of missing or unreadable files stay.
+    Embeddings stay of files that are missing or cannot be read this time.
 
     Args:
         store: rewritten shard by shard, each atomically.
@@ -110,14 +110,19 @@ def _wanted(items: Items, names: Sequence[str]) -> Items:
 
 
 def _look_again(item: Item, before: Seen) -> Seen:
-    """Return the state of a file now; the earlier one if it is gone or unreadable."""
+    """Return the state of a file now; the earlier one if it is gone or cannot be read this time.
+
+    A file without content, such as an empty one, has no hash.
+    """
     stamp, place = stamp_of(item.path), display_path(item.path)
     if stamp is None or (stamp, place) == (before.stamp, before.path):
         return before
     try:
         return Seen(place, stamp, content_hash(read_bytes(item.path)))
-    except ImageError:
+    except UnreadableError:
         return before
+    except ImageError:
+        return Seen(place, stamp)
 
 
 def _may_work(item: Item, before: Seen | None, usable: Usable | None) -> bool:
