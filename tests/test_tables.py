@@ -47,6 +47,7 @@ def text_of(delimiter: str = ",", end: str = "\r\n", quoting: Any = csv.QUOTE_MI
         ("t.CSV", ("sep=;\r\n" + text_of(";")).encode("utf-8-sig")),
         ("t.tsv", text_of("\t").encode()),
         ("t.tsv", text_of(",").encode()),
+        ("t.csv", text_of(quoting=csv.QUOTE_ALL).replace('","', '", "').encode()),
         ("t.csv", text_of().encode("utf-16")),
         ("t.csv", text_of("\t").encode("utf-16")),
         ("t.csv", b"\xfe\xff" + text_of().encode("utf-16-be")),
@@ -259,6 +260,7 @@ def tables(draw: st.DrawFn) -> list[list[str]]:
 )
 @example([["path", ""], ["a", ""]], "utf-8", "\t", csv.QUOTE_MINIMAL)
 @example([["path", "group"], ["a", "b"]], "utf-8", ",", csv.QUOTE_ALL)
+@example([["path", ' "b'], ["a", " b"]], "utf-8", ",", csv.QUOTE_MINIMAL)
 def test_any_csv_is_read_as_pythons_csv_reads_it(
     rows: list[list[str]], encoding: str, delimiter: str, quoting: Any
 ) -> None:

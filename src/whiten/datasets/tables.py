@@ -100,7 +100,7 @@ def read_names(path: Path, keys: Sequence[str]) -> list[str]:
             return _named(pq.read_schema(_parquet_source(path)).names)
         delimiter, skipped = _dialect(path, keys)
         with _open(path) as file:
-            return _named(next(_rows(file, delimiter, skipped), []))
+            return _named(next(_rows(file, delimiter, skipped, skip_space=True), []))
 
 
 def _is_parquet(path: Path) -> bool:
@@ -198,16 +198,17 @@ def _read_csv(path: Path, keys: Sequence[str], wanted: Sequence[str] | None) -> 
             raise ConfigError(f"cannot read {path}, it is empty: name the columns in its first row")
         if any("\0" in header for header in headers):
             raise ConfigError(f"cannot read {path}, it seems to be UTF-16: save it as UTF-8")
-        spaced = len(headers) > 1 and all(header.startswith(" ") for header in headers[1:])
-        names = _named(headers)
+        names = read_names(path, keys)
         _require_key(path, names, keys)
         taken = _select(path, names, wanted)
-        if spaced:
-            # As in `path, group`: if all rows are so, the space belongs to the delimiter.
+        # In `path, "group"` the space belongs to the delimiter; in `path, group` if all rows have
+        # one.
+        spaced = _named(headers) != names
+        if not spaced and len(headers) > 1 and all(h.startswith(" ") for h in headers[1:]):
             spaced = all(cell[:1] in ("", " ") for row in rows for cell in row[1:])
-            file.seek(0)
-            rows = _rows(file, delimiter, skipped, skip_space=spaced)
-            next(rows)
+        file.seek(0)
+        rows = _rows(file, delimiter, skipped, skip_space=spaced)
+        headers = next(rows)
         schema = pa.schema([(names[n], pa.large_string()) for n in taken])
         parts = [
             pa.table([pa.array(cells, pa.large_string()) for cells in chunk], schema=schema)
@@ -244,7 +245,8 @@ def _dialect(path: Path, keys: Sequence[str]) -> tuple[str, bool]:
         for delimiter in choices:
             file.seek(0)
             with suppress(csv.Error):  # another one follows a name in quotes
-                headers[delimiter] = _named(next(_rows(file, delimiter, False), []))
+                first_row = next(_rows(file, delimiter, False, skip_space=True), [])
+                headers[delimiter] = _named(first_row)
     if not headers:
         return choices[0], False  # reading it gives the reason
     fitting = [one for one in headers if not set(keys).isdisjoint(headers[one])]
