@@ -48,6 +48,19 @@ def test_plain_bytes_an_id_and_a_missing_image(one: Path, shared_images: Path) -
         read_bytes(second.path)
 
 
+@pytest.mark.parametrize("first", [None, b"", b"no image"])
+def test_a_table_whose_first_image_is_damaged(
+    one: Path, shared_images: Path, first: bytes | None
+) -> None:
+    _, data, _ = samples(shared_images)[0]
+    pq.write_table(pa.table({"jpg": [first, data]}), one)
+    for source in (one, one.parent):
+        items = find_items(source)
+        assert [item.id for item in items] == [f"one.parquet/00000000{n}" for n in range(2)]
+    pq.write_table(pa.table({"path": ["a.png"], "digest": [b"no image"]}), one)
+    assert [item.id for item in find_items(one)] == ["a.png"]
+
+
 def test_a_missing_number_is_no_group_and_no_id(one: Path, shared_images: Path) -> None:
     data = [data for _, data, _ in samples(shared_images)[:3]]
     pq.write_table(pa.table({"image": data, "group": [7.0, float("nan"), None]}), one)

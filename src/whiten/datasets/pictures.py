@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from whiten.datasets.collection import Item
 from whiten.datasets.rows import texts_of
 from whiten.datasets.tables import near_name
-from whiten.errors import ConfigError, ImageError, one_line
+from whiten.errors import ConfigError, ImageError, UnreadableError, one_line
 from whiten.media.decoding import stored_size
 from whiten.storage.parquet import ParquetImages, is_bytes, is_encoded
 from whiten.storage.places import open_images
@@ -71,14 +71,14 @@ def is_damaged(place: str) -> bool:
 
 
 def _holds_images(images: ParquetImages, column: str) -> bool:
-    """Return whether the first content of a column is an image."""
+    """Return whether one of the first contents of a column is an image; some may be damaged."""
     for row in range(min(len(images), 100)):
         try:
             stored_size(images.content(column, row))
-        except ImageError as error:
-            if "no image" in str(error):
-                continue
-            return False
+        except UnreadableError:  # it is one, of a kind that needs an extra
+            return True
+        except ImageError:
+            continue
         return True
     return False
 
