@@ -90,6 +90,7 @@ def good_images() -> dict[str, bytes]:
         "palette.png": encode(palette, "PNG"),
         "palette-alpha.png": encode(palette, "PNG", transparency=bytes(range(0, 256, 16))),
         "palette-alpha.gif": encode(palette, "GIF", transparency=3),
+        "palette-alpha.tga": encode(alpha.quantize(16, Image.Quantize.FASTOCTREE), "TGA"),
         "transparent-colour.png": encode(grey, "PNG", transparency=int(np.asarray(grey)[3, 3])),
         "16-bit-grey.png": encode(Image.fromarray((ramp * 65535).astype(np.uint16)), "PNG"),
         "16-bit-rgb.png": png(60, 44, 16, 2, lambda y: deep[y].tobytes()),
@@ -150,7 +151,7 @@ def plain_decode(data: bytes) -> Image.Image:
             white = 1.0 if image.mode == "F" else 65535.0
             grey = np.asarray(image, np.float64) / white * 255
             return Image.fromarray(np.round(grey).astype(np.uint8)).convert("RGB")
-        if "transparency" in image.info or "A" in image.mode:
+        if image.has_transparency_data:
             layered = image.convert("RGBA")
             white_page = Image.new("RGBA", layered.size, (255, 255, 255, 255))
             white_page.alpha_composite(layered)

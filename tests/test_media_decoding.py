@@ -101,6 +101,20 @@ def test_a_transparent_colour_is_white() -> None:
         assert decoded.getpixel((1, 0)) == (0, 0, 255)
 
 
+def test_a_palette_may_be_transparent_by_itself() -> None:
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([0, 0, 0, 51, 0, 0, 255, 255], "RGBA")
+    palette.putpixel((1, 0), 1)
+    for image in (upright_rgb(palette), decode(encode(palette, "TGA"))):
+        assert [image.getpixel((x, 0)) for x in range(2)] == [(204,) * 3, (0, 0, 255)]
+
+
+def test_premultiplied_transparency() -> None:
+    grey = Image.merge("LA", (Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 51)))
+    for image in (grey.convert("La"), grey.convert("RGBA").convert("RGBa")):
+        assert upright_rgb(image).getpixel((0, 0)) == (204,) * 3
+
+
 def test_one_bit_and_one_pixel() -> None:
     image = Image.new("1", (2, 1), 1)
     image.putpixel((0, 0), 0)

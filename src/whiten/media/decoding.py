@@ -241,11 +241,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         info = {name: value for name, value in image.info.items() if name != "transparency"}
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
         image.info = info
+    if image.mode == "La":  # Pillow converts it to nothing else
+        image = image.convert("LA")
     image = to_srgb(image)
-    is_transparent = "transparency" in image.info
+    is_transparent = image.has_transparency_data  # by its palette alone, perhaps
     if image.mode == "RGB" and not is_transparent:
         return image
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or is_transparent:
+    if is_transparent:
         layered = image.convert("RGBA")
         canvas = Image.new("RGBA", layered.size, "white")
         return Image.alpha_composite(canvas, layered).convert("RGB")
