@@ -129,6 +129,20 @@ def test_a_second_call_keeps_the_videos_of_the_first(tmp_path: Path) -> None:
     assert len(find_items(out)) == 2
 
 
+def test_a_video_with_another_name_by_now_is_listed_once(tmp_path: Path) -> None:
+    """A second video of its name gives it back its suffix; the folder above it, its folder."""
+    videos, out = tmp_path / "videos", tmp_path / "frames"
+    plain(videos / "a" / "1.mp4", 100, 1)
+    extract_frames(find_videos(videos), out)
+    plain(videos / "a" / "1.mkv", 200, 1)
+    found = extract_frames(find_videos(videos), out).frames
+    assert levels(found) == {"a/1.mkv/0000.jpg": 200, "a/1.mp4/0000.jpg": 100}
+    (videos / "a" / "1.mkv").unlink()
+    assert levels(extract_frames(find_videos(videos), out).frames) == {"a/1/0000.jpg": 100}
+    found = extract_frames(find_videos(videos / "a"), out).frames
+    assert levels(found) == {"1/0000.jpg": 100}
+
+
 def test_a_video_that_cannot_be_read_now_keeps_its_frames(
     tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,14 +268,18 @@ def _read_table(root: Path) -> pa.Table | None:
 
 
 def _kept(before: pa.Table, videos: Sequence[Item], root: Path) -> pa.Table:
-    """Return the earlier rows of other videos, without those that are gone from the same folder."""
+    """Return the earlier rows of other videos.
+
+    Without those that are gone from the same folder, and those that have another name by now.
+    """
     named = {video.id for video in videos}
+    now = {display_path(video.path) for video in videos}
     folder = os.path.commonpath([Path(display_path(video.path)).parent for video in videos])
     names, sources = before["video"].to_pylist(), before["source"].to_pylist()
     there = {name for name in set(names) - named if (root / name).is_dir()}
     is_gone = {
-        source: source.startswith(os.path.join(folder, ""))
-        and not os.path.lexists(real_path(source))
+        source: source in now
+        or (source.startswith(os.path.join(folder, "")) and not os.path.lexists(real_path(source)))
         for source in set(sources)
     }
     keep = [
