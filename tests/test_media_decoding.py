@@ -109,6 +109,24 @@ def test_a_palette_may_be_transparent_by_itself() -> None:
         assert [image.getpixel((x, 0)) for x in range(2)] == [(204,) * 3, (0, 0, 255)]
 
 
+@pytest.mark.parametrize("kind", ["TGA", "BMP"])
+def test_an_alpha_channel_of_zeros_is_not_used(kind: str) -> None:
+    """Screenshots and tools leave it so, and viewers show the colours; of a PNG they show none."""
+    image = smooth()
+    unset = image.convert("RGBA")
+    unset.putalpha(0)
+    data = encode(unset, kind)
+    if kind == "BMP":  # of a header that names the bits of alpha; Pillow writes an older one
+        pixels = unset.transpose(Image.Transpose.FLIP_TOP_BOTTOM).tobytes("raw", "BGRA")
+        masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + bytes(52)
+        head = struct.pack("<IiiHHIIiiII", 108, *image.size, 1, 32, 3, len(pixels), 1, 1, 0, 0)
+        size = 14 + len(head) + len(masks)
+        data = b"BM" + struct.pack("<IHHI", size + len(pixels), 0, 0, size) + head + masks + pixels
+    assert distance(decode(data), image) == 0
+    assert distance(upright_rgb(Image.open(io.BytesIO(data))), image) == 0
+    assert decode(encode(unset, "PNG")).getextrema() == ((255, 255),) * 3
+
+
 def test_premultiplied_transparency() -> None:
     grey = Image.merge("LA", (Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 51)))
     for image in (grey.convert("La"), grey.convert("RGBA").convert("RGBa")):

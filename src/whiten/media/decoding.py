@@ -47,6 +47,8 @@ _ON_SIDE = frozenset([5, 6, 7, 8])
 _FROM_RIGHT = frozenset([2, 3, 6, 7])  # orientations whose first column becomes the last one
 _FROM_BOTTOM = frozenset([3, 4, 7, 8])
 
+_UNSET_ALPHA = ("BMP", "TGA")  # an alpha channel of zeros means that it is not used
+
 _JPEG = ("JPEG", "MPO")  # the latter holds several pictures; the first is used
 
 # This replaces Pillow's process-wide limit, which would warn at half of it.
@@ -99,7 +101,7 @@ def decode_scaled(
             image = opened
         else:
             image.info = opened.info
-        image = _to_rgb(image)
+        image = _to_rgb(image, opened.format)
         orientation = _orientation(opened) if upright else 1
         size = image.size if drafted is None else drafted[1][2:]
         box = _upright_box(image.size, size, orientation)
@@ -233,10 +235,10 @@ def _draft_size(size: tuple[int, int], min_side: int) -> tuple[int, int]:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to what `decode` returns."""
-    return forget_source(_to_rgb(ImageOps.exif_transpose(image)))
+    return forget_source(_to_rgb(ImageOps.exif_transpose(image), image.format))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         info = {name: value for name, value in image.info.items() if name != "transparency"}
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
@@ -249,6 +251,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if is_transparent:
         layered = image.convert("RGBA")
+        if kind in _UNSET_ALPHA and layered.getchannel("A").getextrema() == (0, 0):
+            return layered.convert("RGB")
         canvas = Image.new("RGBA", layered.size, "white")
         return Image.alpha_composite(canvas, layered).convert("RGB")
     return image.convert("RGB")
