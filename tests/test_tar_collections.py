@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tarfile
 from pathlib import Path
@@ -212,6 +213,34 @@ def test_columns_of_several_shards_meet_in_one_type(tmp_path: Path) -> None:
     }
     assert table.columns["caption"].to_pylist() == [None, None, "three"]
     assert "d" not in table.names
+
+
+@pytest.mark.parametrize(
+    ("numbers", "values"),
+    [
+        ((9223372036854775809, 1), ["9223372036854775809", "1"]),
+        ((9007199254740993, 0.5), ["9007199254740993", "0.5"]),
+        ((10**400, 1), [str(10**400), "1"]),
+        ((4, 0.5), [4.0, 0.5]),
+        ((2**62 + 1, -1), [2**62 + 1, -1]),
+    ],
+)
+def test_numbers_of_json_lose_no_digit(
+    tmp_path: Path, numbers: tuple[float, float], values: list[object]
+) -> None:
+    members = []
+    for name, number in enumerate(numbers):
+        members += [(f"{name}.png", PNG), (f"{name}.json", json.dumps({"x": number}).encode())]
+    table = shard_table(write_tar(tmp_path / "a.tar", members), find_items(tmp_path / "a.tar"))
+    assert table is not None and table.columns["x"].to_pylist() == values
+
+
+def test_numbers_of_several_shards_lose_no_digit(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("1.png", PNG), ("1.json", b'{"x": 9007199254740993}')])
+    write_tar(tmp_path / "1.tar", [("2.png", PNG), ("2.json", b'{"x": 0.5}')])
+    table = shard_table(tmp_path, find_items(tmp_path))
+    assert table is not None
+    assert table.columns["x"].to_pylist() == ["9007199254740993", "0.5"]
 
 
 def test_verbs_take_shards(

@@ -171,7 +171,11 @@ def _of_equal_types(parts: list[pa.Table]) -> list[pa.Table]:
     kinds: dict[str, set[pa.DataType]] = {}
     for field in (field for part in parts for field in part.schema):
         kinds.setdefault(field.name, set()).add(field.type)
-    mixed = {name for name, of in kinds.items() if len(of) > 1 and not all(map(_is_number, of))}
+    mixed = {
+        name
+        for name, of in kinds.items()
+        if len(of) > 1 and not (all(map(_is_number, of)) and _meet(parts, name))
+    }
     return [
         part.cast(
             pa.schema(
@@ -180,6 +184,16 @@ def _of_equal_types(parts: list[pa.Table]) -> list[pa.Table]:
         )
         for part in parts
     ]
+
+
+def _meet(parts: list[pa.Table], name: str) -> bool:
+    """Return whether one type holds the numbers of all tables without loss."""
+    columns = [part.select([name]) for part in parts if name in part.schema.names]
+    try:
+        pa.concat_tables(columns, promote_options="permissive")
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -221,9 +235,17 @@ def _typed(values: list[Any], kinds: set[type]) -> tuple[list[Any], pa.DataType]
         return values, pa.bool_()
     if kinds == {int} and all(value is None or abs(value) < 1 << 63 for value in values):
         return values, pa.int64()
-    if kinds <= {int, float}:
+    if kinds <= {int, float} and all(value is None or _is_float(value) for value in values):
         return [None if value is None else float(value) for value in values], pa.float64()
     return [None if value is None else str(value) for value in values], pa.large_string()
+
+
+def _is_float(value: float) -> bool:
+    """Return whether a float holds a number without loss; long ids are none."""
+    try:
+        return isinstance(value, float) or float(value) == value
+    except OverflowError:
+        return False
 
 
 def _suffix(place: str) -> str:
