@@ -235,6 +235,15 @@ def test_numbers_of_json_lose_no_digit(
     assert table is not None and table.columns["x"].to_pylist() == values
 
 
+def test_half_a_character_in_json_costs_no_image(tmp_path: Path) -> None:
+    cut = b'{"group": "a\\ud83d", "x": "\\ud83d\\ude00 \\ude00\\n", "\\ud800": NaN}'
+    items = find_items(write_tar(tmp_path / "a.tar", [("1.png", PNG), ("1.json", cut)]))
+    assert items[0].group == "a?"
+    table = shard_table(tmp_path / "a.tar", items)
+    assert table is not None
+    assert table.columns["x"].to_pylist() == ["\U0001f600 ?\n"] and "?" in table.names
+
+
 def test_numbers_of_several_shards_lose_no_digit(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [("1.png", PNG), ("1.json", b'{"x": 9007199254740993}')])
     write_tar(tmp_path / "1.tar", [("2.png", PNG), ("2.json", b'{"x": 0.5}')])

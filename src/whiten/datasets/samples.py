@@ -90,9 +90,14 @@ def _groups(place: str, members: Members) -> dict[str, str]:
 
 
 def _facts(data: bytes) -> dict[str, Any] | None:
-    """Return a JSON object; None if it is none."""
+    """Return a JSON object; None if it is none.
+
+    Halves of characters, which cut captions end with, become `?`: nothing could store them.
+    """
     try:
         found = json.loads(data)
+        if b"\\" in data:
+            found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
