@@ -131,6 +131,16 @@ def test_a_tar_without_end_mark_and_a_damaged_one_are_told(shards: Path) -> None
             read_bytes(items[f"photos-00{name}.tar/"])
 
 
+def test_tars_that_were_joined_as_files_are_told(tmp_path: Path) -> None:
+    parts = [write_tar(tmp_path / f"{n}.tar", [(f"{n}.png", PNG)]) for n in range(2)]
+    joined = tmp_path / "both.tar"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    image, rest = find_items(joined)[1], find_items(joined)[0]
+    assert (image.id, rest.id) == ("both.tar/0.png", "both.tar/")
+    with pytest.raises(ImageError, match="more members follow its end mark: join"):
+        read_bytes(rest.path)
+
+
 def test_what_cannot_be_read_is_refused_in_one_line(shards: Path, tmp_path: Path) -> None:
     twice = write_tar(tmp_path / "twice.tar", [("1.png", PNG), ("./1.png", PNG)])
     with pytest.raises(ConfigError, match=r"holds '1\.png' twice"):

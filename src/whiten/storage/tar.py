@@ -19,6 +19,8 @@ from whiten.utils.arrays import Indices
 from whiten.utils.names import NameIndex, as_utf8
 
 _BLOCK = 512
+_PADDING = 1 << 16  # bytes looked at behind the end mark; usual are at most 10,240
+_JOINED = "more members follow its end mark: join tar files by `tar --concatenate`, not by `cat`"
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,19 @@ def scan(blob: Blob, keep: Callable[[str], bool] | None = None) -> Members:
             problem = _end(blob, tar.offset)
     except tarfile.TarError as error:
         problem = "not a tar file" if not names else str(error)
-    if problem and names:
+    if problem and names and problem != _JOINED:
         problem = f"{problem} after {len(names):,} members: the rest is lost, get the file again"
     return _members(names, starts, sizes, links, problem, contents)
 
 
 def _end(blob: Blob, offset: int) -> str:
     """Say why a tar file may go on where its last header was found; "" if that was its end."""
-    block = blob.read(offset, offset + _BLOCK)
-    if not block.strip(b"\0"):
-        return "" if len(block) == _BLOCK else "cut off, it has no end mark"
-    return "damaged"
+    rest = blob.read(offset, offset + _PADDING)
+    if rest[:_BLOCK].strip(b"\0"):
+        return "damaged"
+    if len(rest) < _BLOCK:
+        return "cut off, it has no end mark"
+    return _JOINED if rest.strip(b"\0") else ""
 
 
 def _members(
