@@ -117,7 +117,7 @@ def test_long_lists_end_after_ten(
     assert len(capsys.readouterr().err.splitlines()) == 11
     list_skipped(skipped)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "3000 images skipped:" and lines[10] == "  9.jpg: empty file"
+    assert lines[0] == "3,000 images skipped:" and lines[10] == "  9.jpg: empty file"
     assert len(lines) == 12 and lines[11].startswith("  … and 2,990 more: all are in ")
     [path] = tmp_path.iterdir()
     assert str(path) in lines[11]
