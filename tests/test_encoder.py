@@ -17,11 +17,12 @@ from helpers import TEACHER, draw, write_image
 from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
 from whiten.embedding.encoder import Encoder, Part
-from whiten.embedding.opening import fit_on, load, split_uris
+from whiten.embedding.opening import fit_on, load
 from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
 from whiten.evaluation.evaluate import evaluate
 from whiten.models.registry import open_teacher
+from whiten.models.uri import lasting, split_uris
 from whiten.utils.arrays import normalize_rows
 from whiten.whitening.whitener import Whitener
 
@@ -248,6 +249,32 @@ def test_split_uris() -> None:
     assert split_uris(",".join(two)) == two
     with pytest.raises(ConfigError, match="unknown model"):
         split_uris("timm:a,nothing:b")
+
+
+def test_lasting_uris(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    (here / "student").mkdir(parents=True)
+    (here / "student" / "config.json").write_text("{}")
+    (here / "m.onnx").touch()
+    (here / "a w+x.pth").touch()
+    (here / "resnet50").mkdir()
+    named = {
+        "student": f"whiten:{here}/student",
+        "whiten:student": f"whiten:{here}/student",
+        "onnx:./m.onnx?size=32": f"onnx:{here}/m.onnx?size=32",
+        "store:student/": f"store:{here}/student",
+        "timm:resnet50?size=32&weights=a%20w%2Bx.pth": (
+            f"timm:resnet50?size=32&weights={here}/a%20w%2Bx.pth"
+        ),
+        "fuse:whitened:student": f"fuse:whitened:{here}/student",
+        "fuse:raw:onnx:m.onnx?mean=1,2,3,timm:resnet50": (
+            f"fuse:raw:onnx:{here}/m.onnx?mean=1,2,3,timm:resnet50"
+        ),
+    }
+    others = ["onnx:none.onnx", "timm:resnet50", "python:m:f?weights=m.onnx", "m.onnx", "hf:a/b"]
+    for uri, wanted in {**named, **{uri: uri for uri in others}}.items():
+        assert lasting(uri, str(here)) == wanted
+        assert lasting(wanted, str(tmp_path)) == wanted
 
 
 # --- identity ---------------------------------------------------------------------------

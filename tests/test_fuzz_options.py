@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from whiten import cli
 from whiten.cli.app import app
-from whiten.embedding.opening import split_uris
 from whiten.errors import ConfigError, RunError, WhitenError
 from whiten.models.registry import open_teacher
-from whiten.models.uri import SCHEMES, TeacherURI, parse_uri
+from whiten.models.uri import SCHEMES, TeacherURI, parse_uri, split_uris
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 

@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 
+from exporting import write_student
 from helpers import write_groups, write_image
 from small_runs import OPTIONS, TEACHERS, interrupted_at, losses, run
 from whiten.distillation import training
 from whiten.distillation.distill import distill
 from whiten.distillation.training_set import facts_path
+from whiten.embedding.opening import load
 from whiten.errors import ImageError, RunError
 from whiten.evaluation.overlap import training_images
 from whiten.runs.folder import RunFolder
@@ -230,3 +234,36 @@ def test_a_run_finds_its_images_from_any_folder(
     assert folder.read_config()[0] == "photos"
     moved = training_images(folder)
     assert moved is not None and len(moved) == len(known)
+
+
+def test_a_run_finds_its_models_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, away, out = tmp_path / "begun", tmp_path / "away", tmp_path / "run"
+    images = write_groups(begun / "photos", dict.fromkeys("abc", 4))
+    write_student(begun / "earlier" / "student")
+    weights = timm.create_model("test_resnet", pretrained=False).state_dict()
+    torch.save(weights, begun / "own.pth")
+    teachers = ["timm:test_resnet?weights=own.pth&size=32", "earlier/student"]
+    options = {**OPTIONS, "student": "earlier/student", "epochs": 1, "pairs": "groups"}
+    monkeypatch.chdir(begun)
+    with interrupted_at(0):  # the images are named absolutely: the models alone lead from here
+        distill(images, teachers, out, show_progress=False, **options)
+    away.mkdir()
+    monkeypatch.chdir(away)
+    _, spec = RunFolder(out).read_config()
+    student = f"whiten:{begun}/earlier/student"
+    assert spec.teachers == [f"timm:test_resnet?weights={begun}/own.pth&size=32", student]
+    assert spec.student == student
+    with pytest.raises(RunError, match="was begun with another teachers"):
+        distill(images, spec.teachers[:1], out, resume=True, **{**options, "student": student})
+    monkeypatch.chdir(tmp_path)
+    again = ["timm:test_resnet?weights=begun/own.pth&size=32", "whiten:begun/earlier/student"]
+    options["student"] = "begun/earlier/student"
+    distill(images, again, out, resume=True, show_progress=False, **options)
+    assert load(f"fuse:whitened:{out}").dim == 16
+    # Where all has moved, relative paths are those of the current folder.
+    away.rmdir()
+    begun.rename(away)
+    monkeypatch.chdir(away)
+    assert RunFolder(out).read_config()[1].teachers == teachers

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from folder_checks import check_vectors, count_embedded, paths_of
@@ -21,6 +22,7 @@ from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError, NoImagesError, NonFiniteInputError, StoreError
 from whiten.index import Changes, Index
 from whiten.index.local.folder import FolderIndex
+from whiten.models.registry import open_teacher
 
 
 @pytest.fixture
@@ -109,6 +111,25 @@ def test_an_index_is_opened_from_anywhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert Index.build(encoder, images, place).changes == Changes(unchanged=6)
     check_vectors(Index.open(place), encoder)
+
+
+def test_the_model_of_an_index_is_opened_from_anywhere(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    weights = timm.create_model("test_resnet", pretrained=False).state_dict()
+    torch.save(weights, tmp_path / "own.pth")
+    model = "timm:test_resnet?weights=own.pth&size=32"
+    first = Index.build(load(model), images, tmp_path / "first")
+    store = embed(find_items(images), open_teacher(model), tmp_path / "store")
+    Index.build(None, store.folder, tmp_path / "second")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("first", "second"):
+        index = Index.open(tmp_path / name)
+        assert index.search(images / "a" / "0.png", k=1)[0][0].id == "a/0.png"
+        assert index.encoder.fingerprint() == first.encoder.fingerprint()
 
 
 # --- bringing it up to date -------------------------------------------------------------

@@ -20,6 +20,7 @@ from whiten.errors import ConfigError, NoImagesError
 from whiten.media.reading import Skipped, stamp_of
 from whiten.models.stored_model import Model, StoredModel
 from whiten.models.teacher import Teacher
+from whiten.models.uri import lasting
 from whiten.store.shards import Origin
 from whiten.store.store import Store, stored_origin
 from whiten.store.upkeep import bring_up_to_date, refuse_other_images
@@ -114,7 +115,7 @@ def embed(
     else:
         maker = Computed(teacher, plan, render, bf16=precision == "bf16")
     origin = Origin(
-        uri=teacher.uri,
+        uri=lasting(teacher.uri),  # the store may be used from another folder
         fingerprint=_fingerprint(teacher, stored_origin(folder)),
         dim=teacher.dim,
         plan=plan_of_views,

@@ -23,6 +23,7 @@ from whiten.models.inputs import (
 )
 from whiten.models.opening import for_many, runtime_of
 from whiten.models.stored_model import Model, StoredModel
+from whiten.models.uri import lasting
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.progress import Update, progress
@@ -102,7 +103,7 @@ class Encoder:
         models = [part.teacher.earlier_fingerprint() for part in self.parts]
         whiteners = [part.whitener for part in self.parts]
         earlier = fused_fingerprint(models, whiteners, self.rotation, self.weights)
-        return bool(uri) and uri == self.uri and recorded == earlier
+        return bool(uri) and lasting(uri) == self.uri and recorded == earlier
 
     def can_query(self, gallery: str) -> bool:
         """Return whether its embeddings can query a gallery.

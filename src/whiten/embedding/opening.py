@@ -16,7 +16,7 @@ from whiten.errors import ConfigError, WhiteningError
 from whiten.models.inputs import require_batch_size
 from whiten.models.opening import open_model
 from whiten.models.stored_model import Model
-from whiten.models.uri import parse_uri
+from whiten.models.uri import lasting, split_uris
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import embedded_by_all
@@ -102,7 +102,7 @@ def _load_single(text: str, open_one: Open, whitener: str | os.PathLike[str] | N
         text = f"whiten:{run.student}"
     if whitener is None:
         teacher = open_one(text)
-        return Encoder(teacher.name, [Part(teacher)], _lasting(text))
+        return Encoder(teacher.name, [Part(teacher)], lasting(text))
     fitted = Whitener.load(whitener)  # refused before the model is opened
     teacher = open_one(text)
     _require_fitted_on(teacher, fitted, os.fspath(whitener))
@@ -155,7 +155,7 @@ def load_fusions(
     _, spec = run.read_config()
     if teachers is None:
         teachers = _open_teachers(run, spec, open_model)
-    fusions = {"raw": _raw(teachers, _lasting(f"fuse:raw:{root}"))}
+    fusions = {"raw": _raw(teachers, lasting(f"fuse:raw:{root}"))}
     if spec.whiten:
         fusions["whitened"] = _whitened(run, teachers)
     if spec.compatible and run.rotation.is_file():
@@ -179,7 +179,7 @@ def _load_fused(text: str, open_one: Open, fit: Fit | None) -> Encoder:
     else:
         teachers = _open_teachers(run, spec, open_one)
     if kind == "raw":
-        return _raw(teachers, _lasting(text))
+        return _raw(teachers, lasting(text))
     if spec is not None and spec.whiten:
         return _whitened(run, teachers)
     if fit is None:
@@ -205,7 +205,7 @@ def _raw(teachers: Sequence[Model], uri: str) -> Encoder:
 def _whitened(run: RunFolder, teachers: Sequence[Model]) -> Encoder:
     """Return the teachers of a run with its whitenings."""
     parts = [Part(teacher, _whitener(run, n, teacher)) for n, teacher in enumerate(teachers)]
-    uri = _lasting(f"fuse:whitened:{run.root}")
+    uri = lasting(f"fuse:whitened:{run.root}")
     name = f"{_names(teachers)}, whitened"
     return Encoder(name, parts, uri, weights=run.read_weights())
 
@@ -236,35 +236,12 @@ def _compatible(run: RunFolder, open_one: Open, teachers: Sequence[Model] | None
         part.whitener = _whitener(run, number, part.teacher)
     name = f"{_names([part.teacher for part in parts])}, compatible"
     return Encoder(
-        name, parts, _lasting(f"fuse:compatible:{run.root}"), rotation, run.read_weights()
+        name, parts, lasting(f"fuse:compatible:{run.root}"), rotation, run.read_weights()
     )
 
 
 def _names(teachers: Sequence[Model]) -> str:
     return " + ".join(teacher.name for teacher in teachers)
-
-
-def _lasting(text: str) -> str:
-    """Make a model's URI independent of the working directory, if its target is a file."""
-    scheme, _, place = text.rpartition(":")
-    if (
-        scheme in ("", "whiten", "onnx", "fuse:raw", "fuse:whitened", "fuse:compatible")
-        and Path(place).exists()
-    ):
-        return f"{scheme or 'whiten'}:{os.path.abspath(place)}"  # noqa: PTH100 - links stay
-    return text
-
-
-def split_uris(text: str) -> list[str]:
-    """Split `a:x,b:y` into URIs; a comma inside an option's value belongs to the option."""
-    uris: list[str] = []
-    for piece in text.split(","):
-        if uris and ":" not in piece:
-            uris[-1] += f",{piece}"
-        else:
-            parse_uri(piece.partition("?")[0])
-            uris.append(piece)
-    return uris
 
 
 def fit_on(

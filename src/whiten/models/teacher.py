@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from whiten.errors import TeacherError, WhitenError
 from whiten.models.choice import chosen_device
-from whiten.models.uri import MOST_PIXELS
+from whiten.models.uri import MOST_PIXELS, lasting
 from whiten.utils.arrays import has_direction
 from whiten.utils.hashing import fingerprint
 from whiten.views.rendering import Preprocess
@@ -75,7 +75,7 @@ class Identity:
         """
         if recorded == self.fingerprint():
             return True
-        return uri == self.uri and recorded == self.earlier_fingerprint()
+        return lasting(uri) == lasting(self.uri) and recorded == self.earlier_fingerprint()
 
     def _identity(self) -> list[Any]:
         return [self.weights_hash, self.preprocess.fingerprint(), self.dim]

@@ -7,9 +7,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote
 
 from whiten.errors import ConfigError, nearest
+from whiten.utils.urls import absolute, joined
 
 # Largest side of a model's input: far above any network's, and below what fills the memory.
 MOST_PIXELS = 10_000
@@ -35,6 +36,8 @@ SCHEMES: dict[str, tuple[str, str]] = {
     "whiten": ("a student of an earlier run", "whiten:runs/a/student"),
     "fuse": ("several models as one", "fuse:whitened:runs/a"),
 }
+_OF_FILES = {"whiten", "onnx", "openvino", "torchscript", "store", "hf"}  # targets that are paths
+_WITH_WEIGHTS = {"timm", "torchvision", "openclip", "paper"}  # their option `weights` is a path
 
 
 @dataclass(frozen=True)
@@ -125,3 +128,52 @@ def parse_uri(text: str) -> TeacherURI:
     if twice:
         raise ConfigError(f"{text!r} gives the option {twice[0]!r} more than once: leave one")
     return TeacherURI(scheme, target, tuple(pairs))
+
+
+def split_uris(text: str) -> list[str]:
+    """Split `a:x,b:y` into URIs; a comma inside an option's value belongs to the option."""
+    uris: list[str] = []
+    for piece in text.split(","):
+        if uris and ":" not in piece:
+            uris[-1] += f",{piece}"
+        else:
+            parse_uri(piece.partition("?")[0])
+            uris.append(piece)
+    return uris
+
+
+def lasting(uri: str, folder: str = ".") -> str:
+    """Return a URI that names its files by absolute paths, so that any folder may be the current.
+
+    Args:
+        folder: where its relative paths lead from. What is not there stays as it is named.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme not in SCHEMES:  # the folder of a student needs no scheme
+        place = _found(uri, folder)
+        is_student = os.path.isfile(os.path.join(place, "config.json"))  # noqa: PTH113
+        return f"whiten:{place}" if is_student else uri
+    if scheme == "fuse":
+        kind, _, models = rest.partition(":")
+        run = _found(models, folder)
+        if not os.path.exists(run):  # noqa: PTH110
+            run = ",".join(lasting(model, folder) for model in split_uris(models))
+        return f"fuse:{kind}:{run}"
+    target, mark, query = rest.partition("?")
+    if scheme in _OF_FILES:
+        target = _found(target, folder)
+    if scheme in _WITH_WEIGHTS:
+        query = "&".join(_lasting_option(option, folder) for option in query.split("&"))
+    return f"{scheme}:{target}{mark}{query}"
+
+
+def _lasting_option(text: str, folder: str) -> str:
+    name, _, value = text.partition("=")
+    place = _found(file := unquote(value, errors="surrogateescape"), folder)
+    return f"{name}={_quoted(place)}" if name == "weights" and place != file else text
+
+
+def _found(path: str, folder: str) -> str:
+    """Return the absolute path of what exists; another path as it is."""
+    place = absolute(joined(folder, path))
+    return place if path and os.path.exists(place) else path  # noqa: PTH110

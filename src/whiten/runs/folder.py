@@ -28,6 +28,7 @@ import yaml
 from whiten._version import __version__
 from whiten.datasets.collection import Items
 from whiten.errors import DAMAGED, UPGRADE, ConfigError, RunError, one_line
+from whiten.models.uri import lasting
 from whiten.runs.paths import begun_in, located
 from whiten.runs.spec import EPOCHS, HARDWARE, PLANNED, DistillSpec
 from whiten.storage.services import refuse_as_output
@@ -254,8 +255,8 @@ class RunFolder:
     def write_config(self, images: str, spec: DistillSpec, cache: Path | None) -> None:
         """Write the options, all that `read_config` and `cache` read."""
         config = {"images": images, "version": __version__, **spec.to_mapping()}
-        if any(absolute(path) != path for path in (images, *spec.unlabelled)):
-            config["folder"] = str(Path.cwd())  # where these paths lead from
+        if _comparable(images, spec) != {**spec.to_mapping(), "images": images}:
+            config["folder"] = str(Path.cwd())  # where its relative paths lead from
         if cache is not None and cache != self.embeddings:
             config["cache"] = str(cache.absolute())
         write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
@@ -367,8 +368,13 @@ def _changed(saved: tuple[str, DistillSpec], given: tuple[str, DistillSpec]) -> 
 
 def _comparable(images: str, spec: DistillSpec) -> dict[str, Any]:
     """Return images and options, with paths that do not depend on the current folder."""
-    others = list(map(absolute, spec.unlabelled))
-    return {**spec.to_mapping(), "unlabelled": others, "images": absolute(images)}
+    return {
+        **spec.to_mapping(),
+        "images": absolute(images),
+        "unlabelled": list(map(absolute, spec.unlabelled)),
+        "teachers": list(map(lasting, spec.teachers)),
+        "student": lasting(spec.student),
+    }
 
 
 def _is_later(version: str) -> bool:

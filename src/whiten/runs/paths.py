@@ -1,4 +1,4 @@
-"""Find the images that a run names relatively, whatever the current folder is."""
+"""Find what a run names relatively, whatever the current folder is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from whiten.utils.urls import absolute, joined
+from whiten.models.uri import lasting
+from whiten.utils.urls import absolute, as_url, joined
 
 
 def begun_in(options: Mapping[str, Any]) -> str | None:
@@ -17,15 +18,21 @@ def begun_in(options: Mapping[str, Any]) -> str | None:
     folder, images = options.get("folder"), options.get("images")
     if not isinstance(folder, str) or not isinstance(images, str) or folder == absolute("."):
         return None
-    return folder if Path(joined(folder, images)).exists() else None
+    there = folder if as_url(images) else joined(folder, images)
+    return folder if Path(there).exists() else None
 
 
 def located(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a `config.yaml` with its images as named from the current folder."""
+    """Return the options of a `config.yaml` with its images and models as named from the current
+    folder."""
     found = {name: value for name, value in options.items() if name != "folder"}
     if (folder := begun_in(options)) is None:
         return found
     found["images"] = absolute(joined(folder, options["images"]))
     if isinstance(others := options.get("unlabelled"), list):
         found["unlabelled"] = [absolute(joined(folder, str(other))) for other in others]
+    if isinstance(teachers := options.get("teachers"), list):
+        found["teachers"] = [lasting(str(uri), folder) for uri in teachers]
+    if isinstance(student := options.get("student"), str):
+        found["student"] = lasting(student, folder)
     return found
