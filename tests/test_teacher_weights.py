@@ -19,7 +19,7 @@ from whiten.distillation.targets import open_targets
 from whiten.distillation.training_set import TrainingSet, fused_path
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.rows import embed_rows
-from whiten.errors import ConfigError, RunError, WhiteningError
+from whiten.errors import ConfigError, RunError, TeacherError, WhiteningError
 from whiten.models.registry import open_teacher
 from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
@@ -149,6 +149,11 @@ def test_the_targets_the_gallery_and_the_fusion_of_a_run_have_the_weights(
     other.save(run.whitener(0))  # as if the teacher had been replaced since
     with pytest.raises(WhiteningError, match="has other weights or sees images otherwise"):
         whiten.load(f"fuse:whitened:{run.root}")
+    module = tmp_path / "code" / "colour_teachers.py"
+    module.write_text(module.read_text().replace("normal_(", "uniform_("))
+    for kind in ("raw", "whitened", "compatible"):
+        with pytest.raises(TeacherError, match="has other weights, or sees images otherwise, than"):
+            whiten.load(f"fuse:{kind}:{run.root}")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder, Part, embed_cached
 from whiten.embedding.fitting import fit_whitener
-from whiten.errors import ConfigError, WhiteningError
+from whiten.errors import ConfigError, TeacherError, WhiteningError
 from whiten.models.inputs import require_batch_size
 from whiten.models.opening import open_model
 from whiten.models.stored_model import Model
@@ -189,12 +189,22 @@ def _load_fused(text: str, open_one: Open, fit: Fit | None) -> Encoder:
 
 
 def _open_teachers(run: RunFolder, spec: DistillSpec, open_one: Open) -> list[Model]:
-    """Open the teachers of a run, with the fingerprints that its student and galleries know."""
+    """Open the teachers of a run, with the fingerprints that its student and galleries know.
+
+    Raises:
+        TeacherError: one cannot be opened, or is another model now.
+    """
     teachers = [open_one(uri) for uri in spec.teachers]
     known = run.read_teachers()
     for teacher, recorded in zip(teachers, known, strict=False):
-        if recorded != teacher.fingerprint() and teacher.made(teacher.uri, recorded):
-            teacher.details = ()  # the run is of an earlier version, which did not look at them
+        if recorded == teacher.fingerprint():
+            continue
+        if not teacher.made(teacher.uri, recorded):
+            raise TeacherError(
+                f"{teacher.uri} has other weights, or sees images otherwise, than when {run.root} "
+                "learned from it: restore it, or distil again"
+            )
+        teacher.details = ()  # the run is of an earlier version, which did not look at them
     return teachers
 
 
