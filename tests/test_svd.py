@@ -13,12 +13,20 @@ from helpers import TEACHER, write_image
 from whiten import metrics
 from whiten.datasets.finding import find_items, find_videos
 from whiten.datasets.svd import read_svd
+from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
+from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError, NoImagesError, WhitenError
 from whiten.evaluation import video_ranking
 from whiten.evaluation.svd import svd_task
 from whiten.evaluation.video_ranking import VideoSearch
-from whiten.evaluation.videos import SVD_FIGURES, VideoEvaluation, evaluate_videos
+from whiten.evaluation.videos import (
+    SVD_FIGURES,
+    VideoEvaluation,
+    _fitted_as_published,
+    evaluate_videos,
+)
+from whiten.models.teacher import Teacher
 
 KINDS = list(metrics.SET_SIMILARITIES)
 # Query, near-duplicates, other labelled candidates; the candidates of one query are shared or not.
@@ -194,6 +202,28 @@ def test_the_published_omission_of_the_normalisation(svd: Path, teacher: str) ->
     assert seen == [(*imagenet, *published), ((0.0,) * 3, (1.0,) * 3, *published)]
     with pytest.raises(ConfigError, match="with the protocol svd only"):
         evaluate_videos(teacher, svd, protocol="videos", omit_normalisation=True)
+
+
+def test_models_that_are_fitted_as_published_keep_their_weights(
+    teacher: str, tmp_path: Path
+) -> None:
+    items = find_items(write_image(tmp_path / "pictures" / "0.png", 0).parent)
+    parts = [*load(teacher).parts, *load(f"{TEACHER}?seed=5").parts]
+    weighted = _fitted_as_published(Encoder("both", parts, weights=[1.5, 0.5]), False)
+    _, [vector], _ = embed_rows(weighted, items)
+    lengths = (vector[:12] ** 2).sum(), (vector[12:] ** 2).sum()
+    np.testing.assert_allclose(lengths, (0.75, 0.25), atol=1e-5)
+
+
+def test_what_normalises_its_pixels_is_refused_without_normalisation(
+    svd: Path, teacher: str
+) -> None:
+    encoder = load(teacher)
+    model = encoder.parts[0].teacher
+    assert isinstance(model, Teacher)
+    model.takes_pixels = True
+    with pytest.raises(ConfigError, match="normalises its pixels itself: leave out"):
+        evaluate_videos(encoder, svd, omit_normalisation=True)
 
 
 def test_both_normalisations_share_a_cache_without_mixing(

@@ -17,11 +17,16 @@ from scipy.stats import beta
 from command_line import Captured, fails, prints
 from helpers import TEACHER
 from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import find_items
 from whiten.dedup import Collection, confirming
 from whiten.dedup.counting import count_pairs
 from whiten.dedup.pair_similarity import VectorSimilarity
-from whiten.dedup.threshold import calibrate
+from whiten.dedup.threshold import _embed_views, calibrate
+from whiten.embedding.encoder import Encoder
+from whiten.embedding.opening import load
+from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError
+from whiten.whitening.whitener import Whitener
 
 Array = npt.NDArray[Any]
 
@@ -142,6 +147,19 @@ def test_views_of_the_images_give_a_threshold(
     assert "views of one image" in out and "pairs whose pixels agree count as copies" in out
     # The same again, from what is kept.
     assert prints(capsys, *command, "--target-precision", 0.3)[0] == out
+
+
+def test_views_are_embedded_as_images_are(drawings: Path, tmp_path: Path) -> None:
+    parts = [part for seed in "01" for part in load(f"{TEACHER}?seed={seed}").parts]
+    items = find_items(drawings)
+    _, joined, _ = embed_rows(Encoder("both", parts, weights=[1.9, 0.1]), items)
+    rotation = Whitener(4, shrinkage=0.0).fit(joined)
+    for rotated in (None, rotation):
+        encoder = Encoder("both", parts, rotation=rotated, weights=[1.9, 0.1])
+        [whole] = _embed_views(encoder, items, range(1), tmp_path / "views", False)
+        kept, vectors, _ = embed_rows(encoder, items)
+        assert kept.ids == items.ids
+        np.testing.assert_allclose(whole, vectors, atol=1e-6)
 
 
 def test_a_model_that_cannot_tell_is_refused(

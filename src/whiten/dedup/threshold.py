@@ -44,7 +44,6 @@ from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.evaluation.video_task import count_frames
-from whiten.utils.arrays import normalize_rows
 from whiten.utils.names import name_codes
 from whiten.utils.progress import progress
 from whiten.views.plan import ViewPlan
@@ -283,11 +282,12 @@ def _embed_views(
                 embed(items, part.teacher, folder, views=numbers, plan=COPIES, progress=update)
             )
     ids = items.ids.to_pylist()
-    found = []
-    for number in numbers:
-        parts = [
-            part.apply(store.gather(ids, number))
-            for part, store in zip(encoder.parts, stores, strict=True)
-        ]
-        found.append(normalize_rows(np.concatenate(parts, axis=1)))
-    return found
+    return [
+        encoder.join(
+            [
+                part.apply(store.gather(ids, number))
+                for part, store in zip(encoder.parts, stores, strict=True)
+            ]
+        )
+        for number in numbers
+    ]

@@ -33,6 +33,7 @@ from whiten.evaluation.video_ranking import VideoSearch
 from whiten.evaluation.video_task import VideoTask
 from whiten.media.video import MAX_FRAMES
 from whiten.models.stored_model import Model
+from whiten.models.teacher import Teacher
 from whiten.utils.arrays import Vectors
 from whiten.utils.hashing import fingerprint
 from whiten.utils.progress import progress
@@ -272,8 +273,12 @@ def _fitted_as_published(encoder: Encoder, omit_normalisation: bool) -> Encoder:
             own, fit="crop", crop_fraction=_CROP_FRACTION, interpolation="bilinear"
         )
         if omit_normalisation:
+            if isinstance(teacher, Teacher) and teacher.takes_pixels:
+                raise ConfigError(
+                    f"{teacher.uri} normalises its pixels itself: leave out --omit-normalisation"
+                )
             fitted = dataclasses.replace(fitted, mean=(0.0,) * 3, std=(1.0,) * 3, white=1.0)
         return dataclasses.replace(teacher, preprocess=fitted)
 
     parts = [Part(refit(part.teacher), part.whitener) for part in encoder.parts]
-    return Encoder(encoder.name, parts, rotation=encoder.rotation)
+    return Encoder(encoder.name, parts, rotation=encoder.rotation, weights=encoder.weights)
