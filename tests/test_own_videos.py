@@ -13,6 +13,7 @@ from clips import write_video
 from command_line import fails
 from helpers import TEACHER, draw, write_image
 from whiten import cli
+from whiten.datasets.collection import Item, Items
 from whiten.datasets.finding import find_items
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError
@@ -49,6 +50,21 @@ def check(result: VideoEvaluation) -> None:
     assert result.figures["recall@1"].value == 1
     assert result.gallery_size == 6
     assert result.without_positives == 1
+
+
+def test_videos_that_are_lost_are_not_queries_without_positives() -> None:
+    names = [f"{video}/000{n}.jpg" for video in ("x/1", "x/2", "y/1", "y/2") for n in range(2)]
+    frames = Items.of(Item(name, name, name[:3]) for name in names)
+    task = videos_task(frames, [])
+    for lost, queries, without in (
+        ({"x/1"}, ["y/1", "y/2"], 1),
+        ({"x/1", "x/2"}, ["y/1", "y/2"], 0),
+        (set[str](), ["x/1", "x/2", "y/1", "y/2"], 0),
+    ):
+        left = task.with_frames(frames.take(np.array([name[:3] not in lost for name in names])))
+        assert [left.videos[query] for query in left.queries] == queries
+        assert left.without_positives == without
+        assert {skip.id for skip in left.skipped} == lost
 
 
 def test_a_folder_a_table_and_folders_of_frames_say_the_same(

@@ -60,7 +60,8 @@ class VideoTask:
             return number[videos][is_left[videos]]
 
         has_left = np.array([is_left[right].any() or not len(right) for right in self.positives])
-        answerable = np.flatnonzero(is_left[self.queries] & has_left)
+        is_there = is_left[self.queries]
+        answerable = np.flatnonzero(is_there & has_left)
         own, positives, junk = (
             [renumber(lists[query]) for query in answerable]
             for lists in (self.own, self.positives, self.junk)
@@ -77,7 +78,7 @@ class VideoTask:
             own=own,
             positives=positives,
             junk=junk,
-            without_positives=self.without_positives + int((~has_left).sum()),
+            without_positives=self.without_positives + int((is_there & ~has_left).sum()),
             skipped=[
                 *self.skipped,
                 *(Skipped(name, "none of its frames is left") for name in lost),
