@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import dataclasses
 from pathlib import Path
 
@@ -123,6 +124,7 @@ def test_the_targets_the_gallery_and_the_fusion_of_a_run_have_the_weights(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrainingSet, "remove", lambda self: None)
+    monkeypatch.delitem(sys.modules, "colour_teachers", raising=False)  # of another test
     options = {"student": STUDENT, "dim": 5, "whiten_dim": 3, "batch_size": 4, "epochs": 1}
     options |= {"backbone_lr": 0.0, "precision": "32", "compatible": True}
     run = RunFolder(tmp_path / "run")
