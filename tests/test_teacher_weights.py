@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
