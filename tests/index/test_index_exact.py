@@ -41,6 +41,8 @@ def by_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         write_codes(folder, vectors)
         segment = CodedSegment(folder, *vectors.shape)
+        queries = queries.copy()
+        queries.flags.writeable = False
         found = segment.search(queries, k, lambda rows: vectors[rows], allowed)
         assert found is not None
         return found

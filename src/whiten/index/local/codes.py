@@ -175,7 +175,8 @@ class CodedSegment:
         """Rotate by torch: threads of NumPy's BLAS would spin on beside those of torch."""
         import torch
 
-        found: Vectors = (torch.from_numpy(queries) @ torch.from_numpy(self._rotation)).numpy()
+        copied = torch.tensor(queries)  # which may be read-only: torch would warn
+        found: Vectors = (copied @ torch.from_numpy(self._rotation)).numpy()
         return found
 
     def _compare(

@@ -23,7 +23,7 @@ from whiten.utils.memory import gather_rows
 from whiten.utils.names import NameIndex
 
 _BATCH = 8192  # rows copied at once
-_FEW = 32  # rows
+_SLICED = 32  # rows, up to which a slice each is faster than any `take`
 _SCANS = 30  # lookups of ids by scan before a table is built, which takes longer than as many
 
 
@@ -137,7 +137,7 @@ class Snapshot:
     def _rows(self, places: Rows) -> pa.Table:
         """Return rows by place; Arrow's own `take` looks at every batch, for every column."""
         batches, ends = self._batches
-        if len(places) <= _FEW:  # a slice each is faster than any `take`
+        if len(places) <= _SLICED:
             numbers = np.searchsorted(ends, places, side="right").tolist()
             starts = [int(ends[number]) - len(batches[number]) for number in numbers]
             few = zip(numbers, places.tolist(), starts, strict=True)
