@@ -21,6 +21,8 @@ from whiten.embedding.opening import load
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that import ONNX Runtime themselves
+# Else a fork may wait forever for threads of a Milvus client; forks in tests only start programs.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 ImageFolder = Callable[..., Path]
 

@@ -52,16 +52,25 @@ def work_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+# Background jobs ignore SIGINT, those of nohup SIGHUP, and so do the processes that they start. Not
+# a `preexec_fn`, for which Python forks a process that may have threads of earlier tests.
+AS_IN_A_TERMINAL = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
 def start(*arguments: str, under: Sequence[str] = (), **environment: str) -> subprocess.Popen[str]:
+    command = [*under, sys.executable, "-m", "whiten", *arguments]
     return subprocess.Popen(
-        [*under, sys.executable, "-m", "whiten", *arguments],
+        [sys.executable, "-c", AS_IN_A_TERMINAL, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         start_new_session=True,
-        # Background jobs ignore SIGINT, and so do their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
