@@ -30,21 +30,33 @@ def map_rows(vectors: Any, mean: Array, matrix: Array, *, forward: bool) -> Any:
         return _map_array(vectors, mean, matrix, forward=forward)
     import torch
 
-    compute = torch.float64 if vectors.dtype == torch.float64 else torch.float32
-    centre = torch.as_tensor(mean, dtype=compute, device=vectors.device)
-    weight = torch.as_tensor(matrix, dtype=compute, device=vectors.device)
+    is_double = vectors.dtype == torch.float64
+    compute = torch.float64 if is_double else torch.float32
+    centre, weight, rest = (
+        torch.as_tensor(each, device=vectors.device)
+        for each in _parts(mean, matrix, np.float64 if is_double else np.float32, forward=forward)
+    )
     work = vectors.to(compute)
-    out = (work - centre) @ weight.T if forward else work @ weight + centre
+    out = ((work - centre) @ weight.T if forward else work @ weight) + rest
     return out.to(vectors.dtype if vectors.is_floating_point() else compute)
+
+
+def _parts(
+    mean: Array, matrix: Array, compute: type, *, forward: bool
+) -> tuple[Array, Array, Array]:
+    """Return the mean and the matrix in a precision, and what is added to their product.
+
+    Forward, that is a correction of the mean's rounding error.
+    """
+    centre: Array = mean.astype(compute)
+    rest: Array = ((centre - mean) @ matrix.T).astype(compute) if forward else centre
+    return centre, matrix.astype(compute), rest
 
 
 def _map_array(vectors: Array, mean: Array, matrix: Array, *, forward: bool) -> Array:
     kind = vectors.dtype if vectors.dtype.kind == "f" else np.dtype(np.float32)
     compute = np.float32 if vectors.dtype in (np.float16, np.float32) else np.float64
-    weight: Array = matrix.astype(compute)
-    centre: Array = mean.astype(compute)
-    # Correct the result by the mean's rounding error.
-    rest: Array = ((centre - mean) @ matrix.T).astype(compute) if forward else centre
+    centre, weight, rest = _parts(mean, matrix, compute, forward=forward)
     out = np.empty((len(vectors), matrix.shape[0 if forward else 1]), kind)
     for start in range(0, len(vectors), _PART):
         rows: Array = vectors[start : start + _PART]
