@@ -70,6 +70,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "tensor of planes": lambda path: torch.from_numpy(PLANES),
     "tensor of pixels": lambda path: torch.from_numpy(np.asarray(draw(1)).copy()),
     "float tensor": lambda path: torch.from_numpy(PLANES).float() / 255,
+    "a kind of tensor": lambda path: torch.nn.Parameter(torch.from_numpy(PLANES).float() / 255),
 }
 
 
@@ -120,6 +121,7 @@ def test_several_images_in_one_container(encoder: Encoder, tmp_path: Path) -> No
         (io.StringIO("text"), "open as text"),
         (io.BytesIO(), "an open file is empty"),
         (torch.randn(3, 8, 8), "not normalised"),
+        (np.ma.masked_greater(np.asarray(draw(1)), 99), "some pixels are masked: fill them"),
         (torch.zeros(4, 8, 8, dtype=torch.uint8), r"must be \(h, w, 3\) uint8 RGB"),
     ],
 )

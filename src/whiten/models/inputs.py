@@ -112,7 +112,9 @@ def _is_one(images: Any) -> bool:
 
 
 def _is_tensor(image: Any) -> bool:
-    return type(image).__module__ == "torch" and hasattr(image, "numpy")
+    # Also of a subclass, such as torchvision's images; without importing torch.
+    names = [(kind.__module__, kind.__name__) for kind in type(image).__mro__]
+    return ("torch", "Tensor") in names
 
 
 def _taken(image: Any) -> Embeddable:
@@ -215,6 +217,8 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     if _is_tensor(image):
         image = _pixels_of(image)
     if isinstance(image, np.ndarray):
+        if np.ma.is_masked(image):
+            raise ImageError("some pixels are masked: fill them (`filled`)")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
                 f"an array must be (h, w, 3) uint8 RGB, not {image.shape} {image.dtype}"
