@@ -232,9 +232,9 @@ def as_queries(queries: Any, dim: int) -> Vectors:
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise ConfigError(f"queries must be (n, {dim}), as the index is, not {rows.shape}")
     require_finite(rows, 0)
-    vectors = rows.astype(np.float32, copy=False)
-    is_unit = np.abs(np.linalg.norm(vectors, axis=1) - 1) < _ROUNDING
-    return vectors if is_unit.all() else normalize_rows(vectors)
+    exact = rows.astype(np.float64)  # squares of float32 overflow, or vanish, in float32
+    is_unit = np.abs(np.linalg.norm(exact, axis=1) - 1) < _ROUNDING
+    return (rows if is_unit.all() else normalize_rows(exact)).astype(np.float32, copy=False)
 
 
 def match_columns(columns: Iterable[str]) -> list[str]:
