@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -129,6 +132,58 @@ def test_a_tar_without_end_mark_and_a_damaged_one_are_told(shards: Path) -> None
     for name, reason in (("0", "no end mark"), ("1", "not a tar file"), ("2", "empty file")):
         with pytest.raises(ImageError, match=reason):
             read_bytes(items[f"photos-00{name}.tar/"])
+
+
+@pytest.mark.parametrize("form", ["gnu", "0.0", "0.1", "1.0"])
+def test_sparse_members_are_read_whole(tmp_path: Path, form: str) -> None:
+    tar = shutil.which("tar")
+    if tar is None or "GNU" not in subprocess.check_output([tar, "--version"], text=True):
+        pytest.skip("needs GNU tar")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    holes = {
+        "1.png": [(0, PNG), (1 << 20, b"x" * 5000), (3 << 20, b"end")],
+        "2.png": [(1 << 20, b"a hole first"), ((4 << 20) - 1, b"\0")],
+        "3.cls": [(0, b"three"), (70_000, b"holes")],
+        "4.png": [(pos << 16, b"many pieces") for pos in range(50)],
+    }
+    for name, parts in holes.items():
+        with (folder / name).open("wb") as file:
+            for at, data in parts:
+                file.seek(at)
+                file.write(data)
+    (folder / "3.png").write_bytes(PNG)
+    as_form = ["--format=gnu"] if form == "gnu" else ["--format=posix", f"--sparse-version={form}"]
+    path, names = tmp_path / "a.tar", [*sorted(holes), "3.png"]
+    subprocess.run([tar, "-S", *as_form, "-cf", path, "-C", folder, *names], check=True)
+    if path.stat().st_size > 1 << 20:
+        pytest.skip("a file system without holes")
+    items = find_items(path)
+    assert items[2].group == (folder / "3.cls").read_text()
+    assert [item.id for item in items] == [f"a.tar/{n}.png" for n in (1, 2, 3, 4)]
+    for item in items:
+        found = read_bytes(item.path)
+        assert found == (folder / item.id.removeprefix("a.tar/")).read_bytes()
+        stamp = stamp_of(item.path)
+        assert stamp is not None and stamp.size == len(found)
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"many pieces") + 100])
+    with pytest.raises(ImageError, match="cut off with its tar file"):
+        read_bytes(str(path / "4.png"))
+
+
+@pytest.mark.parametrize("pieces", ["0,5,3,5", "0,99", "-1,1", "x,1"])
+def test_a_sparse_member_that_says_nonsense_is_damaged(tmp_path: Path, pieces: str) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, facts in (("1.png", {}), ("2.png", {"map": pieces, "size": "20"})):
+            member = tarfile.TarInfo(name)
+            member.size = len(PNG)
+            member.pax_headers = {f"GNU.sparse.{key}": value for key, value in facts.items()}
+            tar.addfile(member, io.BytesIO(PNG))
+    items = {item.id: item.path for item in find_items(path)}
+    assert "a.tar/1.png" in items
+    with pytest.raises(ImageError, match="damaged after 1 members"):
+        read_bytes(items["a.tar/"])
 
 
 def test_tars_that_were_joined_as_files_are_told(tmp_path: Path) -> None:

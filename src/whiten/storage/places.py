@@ -126,10 +126,10 @@ def read_member(path: str, most: int) -> bytes:
     [number] = members.names.rows([posixpath.normpath(name)])
     if number < 0:
         raise UnreadableError(f"no such member{_also(members.problem)}")
-    size, start = int(members.sizes[number]), int(members.starts[number])
+    size = int(members.sizes[number])
     if size > most:
         raise ImageError(f"{size:,} bytes, above the limit of {most:,}")
-    data = blob.read(start, start + size)
+    data = bytes(members.read(blob, number))
     if len(data) < size:
         raise UnreadableError(f"cut off with its tar file, {len(data):,} of {size:,} bytes")
     return data
