@@ -63,6 +63,19 @@ def test_sixteen_bit_png() -> None:
     assert np.asarray(dark).max() == 1
 
 
+@pytest.mark.parametrize("most", [256, 1000, 4095, 65535])
+@pytest.mark.parametrize("magic", [b"P2", b"P5"])
+def test_a_pgm_is_scaled_by_its_maximum_even_if_it_is_dark(magic: bytes, most: int) -> None:
+    for brightest in (255, most):
+        grey = np.linspace(0, brightest, 64).astype(np.uint16)
+        text = " ".join(map(str, grey)).encode()
+        content = text if magic == b"P2" else grey.astype(">u2").tobytes()
+        data = magic + b" 8 8 %d\n" % most + content
+        expected = np.round(grey * (255 / most)).reshape(8, 8)
+        for image in (decode(data), upright_rgb(Image.open(io.BytesIO(data)))):
+            assert np.abs(np.asarray(image)[..., 0] - expected).max() <= 1
+
+
 @pytest.mark.parametrize("brightest", [1.0, 40.0])
 def test_float_tiff(brightest: float) -> None:
     values = np.linspace(0, brightest, 64, dtype=np.float32).reshape(8, 8)

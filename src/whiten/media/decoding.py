@@ -241,7 +241,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         info = {name: value for name, value in image.info.items() if name != "transparency"}
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+        is_deep = kind == "PPM"  # Pillow scales the maximum that a PGM states to 65535
+        image = Image.fromarray(_to_8_bits(np.asarray(image), is_deep))
         image.info = info
     if image.mode == "La":  # Pillow converts it to nothing else
         image = image.convert("LA")
@@ -258,10 +259,12 @@ def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
+def _to_8_bits(pixels: np.ndarray, is_deep: bool) -> np.ndarray:
+    """Scale integers or floats to 8 bits; white is 65535 if they are known to be of 16 bits."""
     values = np.nan_to_num(pixels.astype(np.float32))
     if pixels.dtype.kind in "iu":
-        white = 65535.0 if values.max(initial=0) > 255 or pixels.dtype.itemsize == 2 else 255.0
+        is_deep = is_deep or pixels.dtype.itemsize == 2 or values.max(initial=0) > 255
+        white = 65535.0 if is_deep else 255.0
     else:
         # Float images have no declared range: 0..1 by convention, else up to the brightest pixel.
         white = max(1.0, float(values.max(initial=0)))
