@@ -113,8 +113,9 @@ def test_rows_of_all(indexes: tuple[Index, Index]) -> None:
     ids = joined.ids()[::-7]
     assert joined.items(ids) == whole.items(ids)
     assert np.array_equal(joined.vectors(ids), whole.vectors(ids))
-    with pytest.raises(StoreError, match="has no image 'x'"):
-        joined.vectors(["x"])
+    for read in (joined.vectors, joined.items):
+        with pytest.raises(StoreError, match="has no image 'x'"):
+            read(["x"])
 
 
 def test_the_equally_near_stand_in_the_order_of_the_indexes(tmp_path: Path) -> None:
@@ -149,13 +150,21 @@ def test_numbers_of_two_kinds_are_floats(tmp_path: Path) -> None:
     assert found("price == 3") == {"r2": 3.0, "y": 3.0}
 
 
-def test_a_number_that_no_float_holds_is_shown_as_it_is(tmp_path: Path) -> None:
+def test_a_number_that_no_float_holds_is_shown_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     backend_of(str(tmp_path / "A"), 1, code=[2**53 + 1])
     facts = Facts("model", "", "random", 8, ["there"], {"code": "float"})
     write(str(tmp_path / "B"), facts, [block_of(facts, ["x"], code=[1.5])])
     index = Index.open([tmp_path / "A", tmp_path / "B"])
     [hits] = index.search_vectors(np.ones((1, 8), np.float32), 9)
     assert {hit.id: hit.metadata["code"] for hit in hits} == {"r0": 2**53 + 1, "x": 1.5}
+    assert [hit.metadata["code"] for hit in index.items(["x", "r0", "x"])] == [1.5, 2**53 + 1, 1.5]
+    assert index.items([]) == []
+    assert index.ids() == ["r0", "x"] and not caplog.messages
+    [page] = index.pages()
+    assert page["code"].to_pylist() == [None, 1.5]
+    assert "2^53 are missing in pages of column code" in caplog.text
 
 
 # --- what is refused --------------------------------------------------------------------

@@ -17,7 +17,7 @@ from whiten.errors import ConfigError, StoreError
 from whiten.index.collections import Images, open_source
 from whiten.index.columns import FILTERABLE
 from whiten.index.conditions import Where
-from whiten.index.joined import as_stored, facts_of
+from whiten.index.joined import JoinedIndex, as_stored, facts_of
 from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE, check_conversion, check_storage
 from whiten.index.local.storage.loss import Cost
@@ -326,11 +326,14 @@ class Index:
 
     def ids(self) -> list[str]:
         """Ids of all images."""
-        return [name for page in self.pages(1 << 16) for name in page["id"].to_pylist()]
+        self._require_complete()
+        return [name for page in self._backend.pages(1 << 16) for name in page["id"].to_pylist()]
 
     def items(self, ids: Sequence[str] | str) -> list[Match]:
         """Return images by id as matches of score 1; raises StoreError for unknown ids."""
         columns = self.facts.columns  # raises if the index was deleted
+        if isinstance(self._backend, JoinedIndex):
+            return self._backend.items(several(ids))
         rows = self._fetch(ids).rows
         return matches(rows, np.ones(len(rows)), columns)
 
@@ -357,12 +360,17 @@ class Index:
     def pages(self, size: int = 1000) -> Iterator[pa.Table]:
         """Yield all rows in order, in tables of `size` rows and the columns of `facts.schema()`.
 
+        Where one of several indexes holds whole numbers and another floats, a column is of floats;
+        whole numbers that no float holds are missing, which is logged: `items` has them.
+
         Raises:
             ConfigError: size is below 1.
         """
         if as_whole("size", size) < 1:
             raise ConfigError(f"size must be at least 1, not {size}")
         self._require_complete()
+        if isinstance(self._backend, JoinedIndex):
+            self._backend.tell_lost()
         return self._backend.pages(size)
 
     # --- searching ----------------------------------------------------------------------

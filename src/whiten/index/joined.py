@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,14 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whiten.errors import ConfigError, StoreError
-from whiten.index.columns import stored_kinds, stored_name
+from whiten.index.columns import stored_kinds, stored_name, widen
 from whiten.index.conditions import Compare, Logic, Missing, Where
 from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE
-from whiten.index.rows import Backend, Block, Facts, Match, as_of, in_pages
+from whiten.index.rows import Backend, Block, Facts, Match, as_of, in_pages, matches
 from whiten.index.where import compare_whole
-from whiten.utils.arrays import Vectors, normalize_rows
+from whiten.utils.arrays import Indices, Vectors, normalize_rows
 from whiten.utils.names import NameIndex
+
+_log = logging.getLogger(__name__)
 
 _AT_ONCE = 1 << 16  # rows
 _NUMBERS = {"int", "float"}
@@ -49,7 +52,10 @@ class JoinedIndex:
 
     def _check(self) -> None:
         self.facts = _joined_facts(self._parts)
-        self._ids = [[page["id"] for page in part.pages(_AT_ONCE)] for part in self._parts]
+        self._ids, self._lost = [], set[str]()
+        for part in self._parts:
+            pages = [self._looked_at(page) for page in part.pages(_AT_ONCE)]
+            self._ids.append([page["id"] for page in pages])
         self.__dict__.pop("_by_id", None)
         ids = pa.chunked_array([c for own in self._ids for id_ in own for c in id_.chunks], _TEXT)
         if pc.count_distinct(ids).as_py() < len(ids):
@@ -70,6 +76,29 @@ class JoinedIndex:
             f"{first!r}, one of {len(again)}: index one of them with --collection NAME, which its "
             "ids then begin with"
         )
+
+    def _looked_at(self, page: pa.Table) -> pa.Table:
+        """Note the columns of whole numbers that the floats of another index do not hold."""
+        for name in self._floats:
+            column = page[stored_name(name)] if stored_name(name) in page.schema.names else None
+            is_whole = column is not None and pa.types.is_integer(column.type)
+            if is_whole and widen(column, "int", "float") is None:
+                self._lost.add(name)
+        return page
+
+    def tell_lost(self) -> None:
+        """Log which whole numbers `pages` leaves out."""
+        if self._lost:
+            _log.warning(
+                "%s: whole numbers beyond 2^53 are missing in pages of column %s, which holds "
+                "floats in another index; items() has them",
+                self.place,
+                ", ".join(sorted(self._lost)),
+            )
+
+    @property
+    def _floats(self) -> list[str]:
+        return [name for name, kind in self._facts.columns.items() if kind == "float"]
 
     @property
     def _facts(self) -> Facts:
@@ -101,12 +130,27 @@ class JoinedIndex:
         ends = np.cumsum([sum(map(len, own)) for own in self._ids])
         return NameIndex(pa.chunked_array(columns, _TEXT).combine_chunks()), ends
 
-    def fetch(self, ids: Sequence[str]) -> Block:
+    def _owners(self, ids: Sequence[str]) -> Indices:
+        """Return the number of the index of each id, (n,); raises StoreError for unknown ids."""
         index, ends = self._by_id
         rows = index.rows(list(ids))
         if (rows < 0).any():
             raise StoreError(f"{self.place} has no image {ids[int((rows < 0).argmax())]!r}")
-        owners = np.searchsorted(ends, rows, side="right")
+        return np.searchsorted(ends, rows, side="right")
+
+    def items(self, ids: Sequence[str]) -> list[Match]:
+        """Return images by id as searches return them, with numbers that no float holds."""
+        numbers = self._owners(ids)
+        found: dict[str, Match] = {}
+        for number in np.unique(numbers).tolist():
+            mine = [ids[row] for row in np.flatnonzero(numbers == number).tolist()]
+            rows = self._parts[number].fetch(mine).rows
+            own = matches(rows, np.ones(len(rows)), facts_of(self._parts[number]).columns)
+            found |= {hit.id: _with_floats(hit, self._floats) for hit in own}
+        return [found[name] for name in ids]
+
+    def fetch(self, ids: Sequence[str]) -> Block:
+        owners = self._owners(ids)
         vectors = np.empty((len(ids), self._facts.dim), np.float32)
         tables, order = [self._facts.schema().empty_table()], [np.zeros(0, np.int64)]
         for number in np.unique(owners).tolist():
@@ -127,14 +171,13 @@ class JoinedIndex:
 
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
         found: list[list[Match]] = [[] for _ in queries]
-        floats = [name for name, kind in self._facts.columns.items() if kind == "float"]
         for part in self._parts:
             own = None if where is None else _narrowed(where, part)
             if own is False:
                 continue
             answers = part.search(queries, k, None if own is True else own)
             for hits, more in zip(found, answers, strict=True):
-                hits += [_with_floats(hit, floats) for hit in more]
+                hits += [_with_floats(hit, self._floats) for hit in more]
         return [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in found]
 
     # --- never writing ------------------------------------------------------------------

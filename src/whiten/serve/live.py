@@ -20,7 +20,7 @@ from whiten.index.conditions import Where
 from whiten.index.model import can_query
 from whiten.index.query import SearchOptions
 from whiten.index.query import search as run
-from whiten.index.rows import Facts, matches
+from whiten.index.rows import Facts
 from whiten.index.where import parse_where
 from whiten.utils.arrays import Vectors
 from whiten.utils.files import holding
@@ -325,18 +325,17 @@ class LiveIndex:
         """Return the number of images, and one page of them in the index's order."""
         with self._reading() as now:
             index = now.index
-            total, first, parts = len(index), 0, []
+            total, first, ids = len(index), 0, list[str]()
             if offset >= total:
                 return total, []
             for page in index.pages(max(limit, _PAGE)):
                 start, stop = max(0, offset - first), offset + limit - first
                 if start < len(page) and stop > 0:
-                    parts.append(page.slice(start, stop - start))
+                    ids += page["id"].slice(start, stop - start).to_pylist()
                 first += len(page)
                 if first >= offset + limit:
                     break
-            rows = pa.concat_tables(parts)
-            return total, matches(rows, np.ones(len(rows)), index.facts.columns)
+            return total, index.items(ids)  # a joined index has numbers that its pages lack
 
 
 def _together(index: Index, searches: Sequence[Search]) -> list[list[Match]]:
