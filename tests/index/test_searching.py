@@ -163,6 +163,20 @@ def test_a_box_is_that_part_alone(capsys: Captured, index: Index, tmp_path: Path
         assert hit["id"] == name and hit["score"] == pytest.approx(1, abs=1e-5)
 
 
+def test_a_box_of_an_id_is_that_part_of_its_file(
+    capsys: Captured, index: Index, images: Path
+) -> None:
+    """As over HTTP."""
+    [expected] = index.search(draw(0).crop((0, 0, 16, 16)), 12)
+    command = ("search", "--id", "a/0.png", "--index", "index", "--json", "-k", "12")
+    hits = json.loads(prints(capsys, *command, "--box", "0,0,16,16")[0])
+    assert [hit["id"] for hit in hits] == [match.id for match in expected]
+    assert [hit["score"] for hit in hits] == pytest.approx([m.score for m in expected], abs=1e-6)
+    assert "lies outside of" in fails(capsys, *command, "--box", "99,0,9,9")
+    (images / "a" / "0.png").unlink()
+    assert "cannot read" in fails(capsys, *command, "--box", "0,0,16,16")
+
+
 @pytest.mark.parametrize(
     ("box", "message"),
     [
@@ -182,7 +196,8 @@ def test_boxes_that_are_none(
 
 def test_a_box_is_of_one_image() -> None:
     for question in (
-        {"ids": ["x"]},
+        {"ids": ["x", "y"]},
+        {"images": [Path("a")], "ids": ["x"]},
         {"images": [Path("a"), Path("b")]},
         {"images": [Path("a.mp4")]},
     ):

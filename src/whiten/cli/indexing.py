@@ -207,7 +207,7 @@ def search(
         threshold: minimum score of a hit.
         where: filter on columns of the index: price < 10 and group in ['shoes', 'bags'], taken is
             None, name.startswith('a'), \\`my price\\` > 5.
-        box: x,y,w,h in pixels: the region of the single image to query with.
+        box: x,y,w,h in pixels: the region of the single image, or of the file of the single id.
         combine: how several images form one query: mean averages their embeddings, max takes the
             highest similarity to any of them; by default mean, and max for the frames of a video.
         videos: list videos instead of frames, each with its best frame.

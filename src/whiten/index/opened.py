@@ -77,7 +77,7 @@ def open_for_query(
         raise StoreError(f"{index.place} is empty: index images first, `whiten index`")
     parts = [] if vectors is None else [vectors]
     if query.ids:
-        parts.append(index.vectors(list(query.ids)))
+        parts.append(query.indexed(index))
     return index, query.combined(np.concatenate(parts))
 
 

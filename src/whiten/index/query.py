@@ -49,7 +49,7 @@ class Query:
     Attributes:
         images: image files, or videos, sampled at one frame per second.
         ids: ids of images in the index.
-        box: region to use of the single image.
+        box: region to use of the single image; that of an id is read from its file.
         combine: `mean` searches with the mean of all embeddings, `max` scores an image by its
             highest similarity to any of them. By default `mean`, or `max` if there is a video.
 
@@ -68,7 +68,7 @@ class Query:
             object.__setattr__(self, name, tuple(several(getattr(self, name))))
         if not self.images and not self.ids:
             raise ConfigError("nothing to search for: name an image, or the id of one in the index")
-        if self.box is not None and (self.ids or len(self.images) != 1 or self.has_video):
+        if self.box is not None and (len(self.ids) + len(self.images) != 1 or self.has_video):
             raise ConfigError("a box is a part of one image: name exactly one image")
         if self.combine not in (None, "mean", "max"):
             raise ConfigError(f"combine must be mean or max, not {self.combine!r}")
@@ -78,12 +78,12 @@ class Query:
         return any(_is_video(path) for path in self.images)
 
     def embed(self, encoder: Encoder) -> Vectors:
-        """Embed the images: (n, dim) float32, one row per image or frame.
+        """Embed the images, not the ids: (n, dim) float32, one row per image or frame.
 
         Raises:
             ImageError: an image cannot be read, or the box is outside it.
         """
-        if self.box is not None:
+        if self.box is not None and self.images:
             return encoder.embed(_cropped(self.images[0], self.box))
         if not self.has_video:
             return encoder.embed(list(self.images))
@@ -93,6 +93,18 @@ class Query:
                 for path in self.images
             ]
         )
+
+    def indexed(self, index: Index) -> Vectors:
+        """Return the vectors of the ids, (n, dim); with a box, that of the part of its image.
+
+        Raises:
+            StoreError: an id is not in the index.
+            ImageError: the file of an id with a box cannot be read, or the box is outside it.
+        """
+        if self.box is None:
+            return index.vectors(self.ids)
+        [item] = index.items(self.ids)
+        return replace(self, images=[Path(item.path)], ids=()).embed(index.encoder)
 
     def combined(self, vectors: Vectors) -> Vectors:
         """Return the (1, dim) mean for `mean`, or all (n, dim) vectors for `max`."""
