@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ def test_rounds_of_views_are_refused_where_pairs_come_from_groups(
     for pairs, images in (("groups", shared_images), ("mixed", strays)):
         with pytest.raises(ConfigError, match="rounds 3 are pairs of views of each image"):
             run(images, tmp_path / pairs, tmp_path / "cache", pairs=pairs, rounds=3)
+
+
+@pytest.mark.parametrize("name", ["pairs_per_class", "pairs_per_epoch"])
+def test_limits_of_groups_are_refused_where_pairs_are_views(
+    images: Path, tmp_path: Path, name: str
+) -> None:
+    for pairs in ("views", "frames"):
+        with pytest.raises(
+            ConfigError, match=f"{name} 2 limits the pairs of a group.*leave out --"
+        ):
+            run(images, tmp_path / pairs, tmp_path / "cache", pairs=pairs, **{name: 2})
+    flat = tmp_path / "flat"  # without groups, `auto` takes views
+    flat.mkdir()
+    for n, path in enumerate(sorted(images.rglob("*.*"))):
+        shutil.copy(path, flat / f"{n}{path.suffix}")
+    with pytest.raises(ConfigError, match=f"{name} 2 limits"):
+        run(flat, tmp_path / "auto", tmp_path / "cache", **{name: 2})
 
 
 @pytest.mark.slow

@@ -87,11 +87,7 @@ def prepare(
     found = find_items(images, tell, spec.exclude, spec.include)
     items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
-    if source in ("groups", "mixed") and (spec.rounds or 1) > 1:
-        raise ConfigError(
-            f"rounds {spec.rounds} are pairs of views of each image, and these pairs come from "
-            "groups: leave out --rounds, or add --pairs views"
-        )
+    _refuse_ignored(spec, source)
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
     cache = Cache(embeddings, draft, show_progress=show_progress, cluster=cluster)
     # Open all before the first one embeds for hours.
@@ -315,6 +311,25 @@ def _require_room(spec: DistillSpec, images: int, width: int) -> None:
             f"--compatible: {images} images and teachers that are fused in {width} dimensions give "
             f"a gallery of at most {most}, dim={spec.dim} does not fit: use --dim {most} or fewer"
         )
+
+
+def _refuse_ignored(spec: DistillSpec, source: str) -> None:
+    """Refuse options that these pairs do not use."""
+    if source in ("groups", "mixed"):
+        if (spec.rounds or 1) > 1:
+            raise ConfigError(
+                f"rounds {spec.rounds} are pairs of views of each image, and these pairs come from "
+                "groups: leave out --rounds, or add --pairs views"
+            )
+        return
+    for name, unset in (("pairs_per_class", 1), ("pairs_per_epoch", 0)):
+        value = getattr(spec, name)
+        if value not in (None, unset):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{name} {value} limits the pairs of a group, and these pairs are views of one "
+                f"image: leave out {option}, or give images with groups (a folder each)"
+            )
 
 
 def _make_anew(run: RunFolder) -> None:
