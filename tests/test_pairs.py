@@ -186,3 +186,12 @@ def test_a_group_gives_as_many_pairs_to_an_epoch_as_asked() -> None:
             met[GROUPS[pair.x]].add((pair.x, pair.y))
     assert len(met["g5"]) > 20  # drawn from all of its images, anew in every epoch
     assert plan_pairs(GROUPS, CONTENTS, batch_size=64, pairs_per_epoch=1).batch_size == 6
+
+
+def test_a_mixed_epoch_counts_no_rounds_that_it_does_not_draw() -> None:
+    groups = [f"g{n // 2}" for n in range(200)] + [None] * 300
+    contents = [str(n) for n in range(500)]
+    one, more = (plan_pairs(groups, contents, views=8, rounds=rounds) for rounds in (1, 4))
+    assert more.source == "mixed"
+    assert (more.batch_size, more.batches_per_epoch) == (one.batch_size, one.batches_per_epoch)
+    assert more.batches_per_epoch >= 16

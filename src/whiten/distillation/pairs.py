@@ -263,7 +263,7 @@ def plan_pairs(
         processes: number of processes that share a batch equally.
         seed: seed of all draws.
         opposite_views: pair an even with an odd view of an image.
-        rounds: pairs of views that an epoch takes of each image.
+        rounds: pairs of views that an epoch takes of each image, if all pairs are of views.
 
     Raises:
         ConfigError: there is nothing to pair, fewer than two classes, or too few views.
@@ -292,6 +292,7 @@ def plan_pairs(
     available = _available(bounds[: grouped + 1], pairs_per_epoch)
     supply = int(np.minimum(available, pairs_per_class).sum())
     supply += classes - grouped
+    rounds = rounds if source in ("views", "frames") else 1
     pairs = int(available.sum()) + (classes - grouped) * rounds
     wanted = batch_size or min(MOST_PAIRS, max(_LEAST_PAIRS, pairs // _ENOUGH_STEPS))
     size = min(wanted, supply) // processes * processes
