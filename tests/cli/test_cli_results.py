@@ -14,6 +14,7 @@ import pytest
 from command_line import Captured, fails, prints
 from helpers import TEACHER, write_groups, write_image
 from whiten.cli.terminal import print_json
+from whiten.embedding import opening
 
 
 def test_embed_goes_on(capsys: Captured, images: Path) -> None:
@@ -56,6 +57,16 @@ def test_evaluate(capsys: Captured, images: Path) -> None:
     assert out.splitlines()[0] == "colour_teachers:make: 16 queries, 17 images"
     assert "1 query left out" in err
     assert any(Path("cache").rglob("*.parquet"))
+
+
+def test_evaluate_refuses_images_that_are_no_task_before_it_opens_the_model(
+    capsys: Captured, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "open_model", lambda *_, **__: pytest.fail("opened"))
+    command = ("evaluate", images / "a", "--model", TEACHER)
+    assert "needs a folder for each of at least 2 groups" in fails(capsys, *command)
+    assert "does not exist" in fails(capsys, "evaluate", images, "--queries", "no", *command[2:])
+    assert "source" in fails(capsys, "evaluate", images, "--source-column", "shop", *command[2:])
 
 
 def test_evaluate_whitened_fusion(capsys: Captured, images: Path) -> None:

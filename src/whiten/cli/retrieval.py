@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache as once
 from pathlib import Path
 from typing import Annotated
 
@@ -73,6 +74,7 @@ def evaluate(
         include: take only images that match this glob; repeatable.
     """
     be_quiet(quiet)
+    from whiten.embedding.encoder import Encoder
     from whiten.embedding.opening import load
     from whiten.evaluation.evaluate import evaluate as run
     from whiten.evaluation.page import write_evaluation
@@ -83,14 +85,18 @@ def evaluate(
         multi_scale, distractors, similarity, omit_normalisation, report, exclude, include
     )
     name = find_protocol(images, protocol, options, queries, gallery_model, source_column)
-    encoder = load(
-        model,
-        whitener=whitener,
-        whiten_on=whiten_on,
-        whiten_dim=whiten_dim,
-        shrinkage=shrinkage,
-        cache=cache,
-    )
+
+    @once
+    def encoder() -> Encoder:
+        return load(
+            model,
+            whitener=whitener,
+            whiten_on=whiten_on,
+            whiten_dim=whiten_dim,
+            shrinkage=shrinkage,
+            cache=cache,
+        )
+
     outcome: Outcome
     if name is None:
         outcome = found = run(
@@ -107,9 +113,9 @@ def evaluate(
         if report is not None:
             say(f"report   {write_evaluation(found, report)}")
     else:
-        outcome = PROTOCOLS[name](encoder, images, options, cache, True)
+        outcome = PROTOCOLS[name](encoder(), images, options, cache, True)
     if as_json:
-        print_json(outcome.to_json() | {"runtime": encoder.runtime})
+        print_json(outcome.to_json() | {"runtime": encoder().runtime})
         return
     print(*outcome.lines(), sep="\n")
     for remark in outcome.remarks:

@@ -116,7 +116,7 @@ class Evaluation:
 
 
 def evaluate(
-    encoder: Encoder | str | os.PathLike[str],
+    encoder: Encoder | str | os.PathLike[str] | Callable[[], Encoder],
     gallery: str | os.PathLike[str],
     *,
     queries: str | os.PathLike[str] | None = None,
@@ -130,7 +130,8 @@ def evaluate(
     """Evaluate retrieval on groups: the images of a group should find each other.
 
     Args:
-        encoder: an `Encoder`, or anything that `whiten.load` takes.
+        encoder: an `Encoder`, anything that `whiten.load` takes, or a function that opens one.
+            What is not open yet is opened once the images are found to be a task.
         gallery: a folder with a subfolder per group, or a table with columns `path,group`.
         queries: likewise; by default each gallery image queries all the others.
         gallery_encoder: embeds the gallery if it differs from the queries' encoder (asymmetric
@@ -154,8 +155,9 @@ def evaluate(
     if source_column is not None:
         asked = gallery if queries is None else queries
         sources = read_sources(asked, query_items or items, source_column)
-    model = encoder if isinstance(encoder, Encoder) else load(encoder)
-    host = model
+    if not isinstance(encoder, Encoder):
+        encoder = encoder() if callable(encoder) else load(encoder)
+    model = host = encoder
     if gallery_encoder is not None:
         host = gallery_encoder if isinstance(gallery_encoder, Encoder) else load(gallery_encoder)
         _require_compatible(model, host)
