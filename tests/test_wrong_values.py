@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import whiten
 from helpers import TEACHER
 from whiten import metrics
-from whiten.errors import ConfigError, TeacherError, WhiteningError
+from whiten.errors import ConfigError, ImageError, TeacherError, WhiteningError
 from whiten.export import export
 from whiten.index import Index
 from whiten.index.query import Query, SearchOptions
+from whiten.models.torch_file import read_torch_file
 from whiten.serve import Settings
 from whiten.whitening.whitener import Whitener
 
@@ -130,26 +132,50 @@ def test_one_text_is_one_name(index: Index, images: Path, tmp_path: Path) -> Non
 # --- masked arrays ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "take",
-    [
-        lambda rows: Whitener().fit(rows),
-        lambda rows: Whitener().fit(iter([ROWS, rows])),
-        lambda rows: Whitener().fit(list(rows)),
-        lambda rows: Whitener().fit(ROWS).transform(rows),
-        lambda rows: whiten.choose_whitening(ROWS, others=[rows]),
-        lambda rows: whiten.near_duplicates(rows, 0.9),
-        lambda rows: metrics.set_similarity(rows, [60], ROWS, [60]),
-        lambda rows: metrics.revisited(rows, [{}] * 12),
-        lambda rows: metrics.positive_ranks(rows[1], [0]),
-        lambda rows: metrics.micro_average_precision(rows[1], np.ones(12)),
-    ],
-)
+TAKERS: list[Callable[[Any], object]] = [
+    lambda rows: Whitener().fit(rows),
+    lambda rows: Whitener().fit(iter([ROWS, rows])),
+    lambda rows: Whitener().fit(list(rows)),
+    lambda rows: Whitener().fit(ROWS).transform(rows),
+    lambda rows: whiten.choose_whitening(ROWS, others=[rows]),
+    lambda rows: whiten.near_duplicates(rows, 0.9),
+    lambda rows: metrics.set_similarity(rows, [60], ROWS, [60]),
+    lambda rows: metrics.revisited(rows, [{}] * 12),
+    lambda rows: metrics.positive_ranks(rows[1], [0]),
+    lambda rows: metrics.micro_average_precision(rows[1], np.ones(12)),
+]
+
+
+@pytest.mark.parametrize("take", TAKERS)
 def test_masked_values_are_refused(take: Callable[[Any], object]) -> None:
     mask = np.zeros(ROWS.shape, bool)
     mask[1, 2] = True
     with pytest.raises(ConfigError, match="some values are masked"):
         take(np.ma.masked_array(ROWS, mask))
+
+
+@pytest.mark.parametrize("take", TAKERS)
+def test_tensors_without_values_are_refused(take: Callable[[Any], object]) -> None:
+    with pytest.raises(ConfigError, match=r"device meta has no values|no array of numbers: .*meta"):
+        take(torch.empty(ROWS.shape, device="meta"))
+
+
+def test_models_and_images_without_values_are_refused(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save({"model": {"0.weight": torch.empty(3, 2, device="meta")}}, tmp_path / "m.pth")
+    with pytest.raises(TeacherError, match="tensors of the device meta, which have no values"):
+        read_torch_file(tmp_path / "m.pth")
+    (tmp_path / "empty_factory.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Linear(3, 2, device='meta')\n"
+    )
+    with pytest.raises(TeacherError, match="a module on the device meta, which has no weights"):
+        whiten.load("python:empty_factory:make")
+    with pytest.raises(ImageError, match="on the device meta has no pixels"):
+        index.encoder.embed(torch.empty(3, 8, 8, device="meta"))
+    with pytest.raises(ConfigError, match="on the device meta has no values"):
+        index.search_arrays(torch.empty(1, index.facts.dim, device="meta"))
 
 
 def test_queries_and_transformers_refuse_masked_values(index: Index) -> None:

@@ -284,6 +284,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _pixels_of(tensor: Any) -> npt.NDArray[np.uint8]:
     """Convert a (3, h, w) or (h, w, 3) tensor, uint8 or float in 0..1, to pixels."""
+    if tensor.is_meta:
+        raise ImageError("a tensor on the device meta has no pixels: give one on cpu or cuda")
     values = tensor.detach().cpu()
     if values.ndim == 3 and values.shape[0] == 3:
         values = values.permute(1, 2, 0)

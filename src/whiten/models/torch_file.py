@@ -51,7 +51,7 @@ def read_torch_file(path: str | Path) -> Any:
     try:
         _require_whole(path)
         with safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise almost anything on damaged files
         way = (
             f"; if you trust it, keep its weights with {_keeping(path)}" if _foreign(error) else ""
@@ -60,6 +60,19 @@ def read_torch_file(path: str | Path) -> Any:
             f"cannot read weights from {path} ({_reason(error)}): it must be a safetensors file, "
             f"or a torch file that holds tensors only{way}"
         ) from error
+    if _is_empty(loaded):
+        raise TeacherError(
+            f"{path} holds tensors of the device meta, which have no values: load the weights "
+            "into the model before you save them"
+        )
+    return loaded
+
+
+def _is_empty(loaded: Any) -> bool:
+    """Return whether a file's content has a tensor without values."""
+    if isinstance(loaded, dict | list | tuple):
+        return any(map(_is_empty, loaded.values() if isinstance(loaded, dict) else loaded))
+    return isinstance(loaded, torch.Tensor) and loaded.is_meta
 
 
 def _require_whole(path: str | Path) -> None:

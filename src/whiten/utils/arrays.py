@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import ConfigError, NonFiniteInputError
+from whiten.errors import ConfigError, NonFiniteInputError, one_line
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -44,21 +44,33 @@ def require_unmasked(values: Any) -> None:
         raise ConfigError("some values are masked: fill them (`filled`), or leave their rows out")
 
 
+def require_values(tensor: Any) -> None:
+    """Refuse a torch tensor of the device meta, which has a shape only.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if tensor.is_meta:
+        raise ConfigError("a tensor on the device meta has no values: give one on cpu or cuda")
+
+
 def as_numpy(embeddings: Any) -> Array:
     """Convert a tensor, a data frame or a list of rows to an array; arrays are returned unchanged.
 
     Raises:
-        ConfigError: the values are not numbers, some are masked, or the rows differ in length.
+        ConfigError: the values are not numbers, some are masked, the rows differ in length, or a
+            tensor has no values.
     """
     require_unmasked(embeddings)
     if not hasattr(embeddings, "detach"):  # not a torch tensor
         try:
             values: Array = np.asarray(embeddings)
-        except ValueError as error:
-            raise ConfigError(f"the rows are no array of numbers: {error}") from error
+        except (ValueError, TypeError, NotImplementedError) as error:  # the latter of tensors
+            raise ConfigError(f"the rows are no array of numbers: {one_line(error)}") from error
         if values.dtype.kind not in "fiub":
             raise ConfigError(f"expected rows of numbers, not of {values.dtype}")
         return values
+    require_values(embeddings)
     is_half = embeddings.element_size() < 4  # bfloat16 has no NumPy type
     tensor = embeddings.detach().cpu()
     array: Array = (tensor.float() if is_half else tensor).numpy()

@@ -22,7 +22,7 @@ from whiten.errors import (
     WhiteningError,
     one_line,
 )
-from whiten.utils.arrays import Array, as_numpy, is_block
+from whiten.utils.arrays import Array, as_numpy, is_block, require_values
 from whiten.utils.files import load_sealed, save_sealed
 from whiten.utils.hashing import content_hash
 from whiten.utils.validation import as_number, as_whole
@@ -319,7 +319,9 @@ class Whitener:
 
     def _apply(self, vectors: Any, matrix: Array, *, forward: bool) -> Any:
         assert self.mean_ is not None
-        if not hasattr(vectors, "detach"):
+        if hasattr(vectors, "detach"):
+            require_values(vectors)
+        else:
             vectors = as_numpy(vectors)
         width = matrix.shape[1] if forward else matrix.shape[0]
         if vectors.ndim != 2 or vectors.shape[1] != width:

@@ -54,6 +54,10 @@ def open_uri(uri: TeacherURI) -> Teacher:
                 f"{uri} returned {_describe(made)}: return a Teacher, a torch module, or a tuple "
                 "of a module and a Preprocess"
             )
+    if any(tensor.is_meta for tensor in module.state_dict().values()):
+        raise TeacherError(
+            f"{uri} returned a module on the device meta, which has no weights: load them first"
+        )
     module.eval().cpu()
     state = module.state_dict()
     dim = probe_dim(module, preprocess, str(uri))
