@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -21,6 +22,7 @@ from whiten.distillation.training_set import TrainingSet, fused_path
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError, RunError, TeacherError, WhiteningError
+from whiten.evaluation.run_encoders import start_features
 from whiten.models.registry import open_teacher
 from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
@@ -156,6 +158,24 @@ def test_the_targets_the_gallery_and_the_fusion_of_a_run_have_the_weights(
     for kind in ("raw", "whitened", "compatible"):
         with pytest.raises(TeacherError, match="has other weights, or sees images otherwise, than"):
             whiten.load(f"fuse:{kind}:{run.root}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("colour_teachers")
+def test_a_start_with_other_weights_by_now_is_refused(tmp_path: Path) -> None:
+    file, run = tmp_path / "own.pth", RunFolder(tmp_path / "run")
+    net = timm.create_model("test_vit", pretrained=False, img_size=32)
+    torch.save(net.state_dict(), file)
+    images = write_groups(tmp_path / "images", {f"g{i}": 4 for i in range(4)})
+    student = f"timm:test_vit?pretrained=0&size=32&weights={file}"
+    options = {"student": student, "dim": 8, "epochs": 1, "batch_size": 4}
+    whiten.distill(images, TEACHERS, run.root, **options)
+    spec = run.read_config()[1]
+    assert start_features(run, spec).dim == 64
+    net.patch_embed.proj.weight.data += 1
+    torch.save(net.state_dict(), file)
+    with pytest.raises(RunError, match=r"has other weights than when .* began with it: restore it"):
+        start_features(run, spec)
 
 
 @pytest.mark.slow

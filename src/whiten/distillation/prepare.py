@@ -49,6 +49,7 @@ from whiten.models.registry import open_network, open_teacher
 from whiten.models.stored_model import Model
 from whiten.models.student import backbone_as_teacher, build_student
 from whiten.models.uri import parse_uri
+from whiten.models.weights import hash_state
 from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.runs.recipes import DECIDED, complete
@@ -102,6 +103,7 @@ def prepare(
     views = spec.views or enough_views(len(items), source, published=spec.recipe == "paper")
     torch.manual_seed(spec.seed)
     net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
+    begun_with = hash_state(net.backbone.state_dict())
     if config.dim != spec.dim:
         raise ConfigError(
             f"{spec.student} has {config.dim} dimensions, dim={spec.dim} does not fit: "
@@ -194,6 +196,8 @@ def prepare(
             rotation,
             run.read_weights(),
         )
+    if not parse_uri(spec.student).is_untrained:  # another one is drawn whenever it is built
+        measured["backbone"] = begun_with
     table = items.table().append_column("content_hash", stores[0].content_hashes(items.by_id))
     pq.write_table(table, items_path(run))
     if spec.holdout_source:

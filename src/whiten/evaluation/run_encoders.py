@@ -12,8 +12,11 @@ from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import fit_on, load
 from whiten.errors import RunError, WhitenError, one_line
-from whiten.models.student import as_teacher, backbone_as_teacher, build_student
+from whiten.models.student import StudentNet, as_teacher, backbone_as_teacher, build_student
+from whiten.models.student_folder import StudentConfig, read_student
 from whiten.models.teacher import Teacher
+from whiten.models.uri import Pool
+from whiten.models.weights import hash_state
 from whiten.report.table import Kind
 from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
@@ -37,7 +40,7 @@ def run_encoders(
     yield raw, "fusion-raw", "raw fusion"
     if spec.whiten:
         yield fusions["whitened"], "fusion-whitened", "whitened fusion"
-    start = start_features(spec)
+    start = start_features(run, spec)
     yield Encoder(START, [Part(start)]), "student", START
     try:
         trained_on = training_images(run)
@@ -51,20 +54,35 @@ def run_encoders(
     yield load(run.student), "student", "student"
 
 
-def start_features(spec: DistillSpec) -> Teacher:
-    """Return the features of the student's backbone before training, pooled as it is published."""
-    pool = "avg" if spec.pooling == "stages" else spec.pooling
-    net, config = build_student(spec.student, dim=spec.dim, pool=pool, size=spec.size)
+def start_features(run: RunFolder, spec: DistillSpec) -> Teacher:
+    """Return the features of the student's backbone before training, pooled as it is published.
+
+    Raises:
+        RunError: the backbone has other weights than when the run was begun.
+    """
+    net, config = _begun(run, spec, "avg" if spec.pooling == "stages" else spec.pooling)
     return backbone_as_teacher(net, config).on_chosen_device()
+
+
+def _begun(run: RunFolder, spec: DistillSpec, pool: Pool) -> tuple[StudentNet, StudentConfig]:
+    net, config = build_student(spec.student, dim=spec.dim, pool=pool, size=spec.size)
+    measured = read_student(run.student).config.training.get("measured", {})
+    recorded = measured.get("backbone")  # none of earlier versions
+    if recorded not in (None, hash_state(net.backbone.state_dict())):
+        raise RunError(
+            f"{spec.student} has other weights than when {run.root} began with it: restore it, or "
+            "distil again"
+        )
+    return net, config
 
 
 def _closed_form(run: RunFolder, spec: DistillSpec) -> Teacher:
     """Return the student as it was before its first step of training.
 
     Raises:
-        RunError: its projection is damaged.
+        RunError: its projection is damaged, or the backbone has other weights by now.
     """
-    net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
+    net, config = _begun(run, spec, spec.pooling)
     try:
         net.projection.load_state_dict(load_file(run.start))
     except (OSError, RuntimeError, SafetensorError) as error:
