@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import time
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from command_line import prints
 from counting_teacher import contents, make_newer, make_teacher, overwrite, plain, seen, spoil
+from helpers import TEACHER, write_groups
 from whiten.datasets.finding import find_items
 from whiten.embedding import embed as embed_module
 from whiten.embedding import row_makers
@@ -121,6 +124,19 @@ def test_a_removed_image_stays_stored(mixed_images: Path, tmp_path: Path) -> Non
     teacher = make_teacher()
     store = embed(items, teacher, tmp_path / "s")
     assert (seen(teacher), len(store)) == (0, 12)
+
+
+def test_embed_tells_what_a_store_holds_of_removed_images(
+    colour_teachers: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_groups(tmp_path / "photos", {"a": 2, "b": 1})
+    command = ("embed", folder, "--model", TEACHER, "--out", tmp_path / "store", "--views", "2")
+    assert "stay" not in prints(capsys, *command)[1]
+    (folder / "b" / "0.png").unlink()
+    out, err = prints(capsys, *command)
+    assert "6 embeddings" in out
+    assert "1 image of" in err and "now, and the embeddings stay" in err
+    assert json.loads(prints(capsys, *command, "--json")[0])["others"] == 1
 
 
 def test_a_moved_collection_is_known_by_its_content(

@@ -109,6 +109,11 @@ def embed(
     print(
         f"{out}: {counted(summary.embeddings, 'embedding')} of {counted(summary.dim, 'dimension')}"
     )
+    if summary.others:
+        say(
+            f"{counted(summary.others, 'image')} of {out} {'is' if summary.others == 1 else 'are'} "
+            f"not in {images} now, and the embeddings stay: name another --out to leave them out"
+        )
     list_duplicates(summary.duplicates)
     list_skipped(summary.skipped)
 

@@ -47,12 +47,14 @@ class Summary:
         dim: embedding dimension.
         skipped: images of the collection that could not be embedded, with the reason.
         duplicates: groups of image ids with equal content.
+        others: images of the store that are not in the collection, or not any more.
     """
 
     embeddings: int
     dim: int
     skipped: list[Skipped]
     duplicates: list[list[str]]
+    others: int
 
 
 def embed(
@@ -170,11 +172,18 @@ def summarize(store: Store, items: Sequence[Item]) -> Summary:
     copies: dict[int, list[str]] = {}
     for item, number in zip(items.take(is_copied), content[is_copied].tolist(), strict=True):
         copies.setdefault(number, []).append(item.id)
+    others = {
+        name
+        for shard in store.shards
+        for name, row in zip(shard.ids, items.by_id.rows(shard.ids).tolist(), strict=True)
+        if row < 0
+    }
     return Summary(
         embeddings=len(store),
         dim=store.dim,
         skipped=store.skipped_of(items.by_id),
         duplicates=[sorted(names) for names in copies.values()],
+        others=len(others),
     )
 
 
