@@ -73,9 +73,10 @@ def main() -> None:
         found = normalize_rows(vectors.astype(np.float32))
         return 100 * evaluate_task(task, found[queries], found).figures["map"].value
 
+    own = np.ones(len(features), bool)
     rows = [
         (fitted.name, scores[fitted.name], true_map(fitted.head()(held)))
-        for fitted in candidates(features, targets, SHARES, STRENGTHS, SHRINKAGES, spec.dim)
+        for fitted in candidates(features, targets, own, SHARES, STRENGTHS, SHRINKAGES, spec.dim)
         if fitted.name in scores
     ]
     for name, score, value in sorted(rows, key=lambda row: -row[1]):

@@ -122,7 +122,7 @@ def test_groups_are_drawn_whole_but_for_large_ones() -> None:
 def test_a_student_that_is_not_trained_has_the_discriminants(
     epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nothing(features: Vectors, *_: Any) -> tuple[Mix, dict[str, float]]:
+    def nothing(features: Vectors, *_: Any, **__: Any) -> tuple[Mix, dict[str, float]]:
         """A mix that takes all images for the same."""
         head = Head(np.zeros((16, features.shape[2])), np.ones(16))
         return Mix("nothing", 0.0, head, head), {"nothing": 0.1}

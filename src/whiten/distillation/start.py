@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from whiten.datasets.collection import Items
+from whiten.datasets.transfer import is_own
 from whiten.distillation.best import Best
 from whiten.distillation.discriminants import Discriminants, choose_discriminants
 from whiten.distillation.held_out import HeldOut
@@ -53,8 +54,7 @@ def write_start(
     crops = open_targets(crops_path(run)) if crops_path(run).exists() else None
     space = _Space()
     if not spec.teachers_online:
-        groups = items.groups[:trained] if source in ("groups", "mixed") else None
-        space = _write_space(run, spec, features, trained, groups)
+        space = _write_space(run, spec, features, items[:trained], source)
     name = _start(run, spec, net, None if features is None else features[:trained], space)
     state = {key: value.clone() for key, value in net.state_dict().items()}
     measured: dict[str, Any] = {"start": name, "scores": {}, "tried": space.tried}
@@ -103,16 +103,17 @@ def _write_space(
     run: RunFolder,
     spec: DistillSpec,
     features: Vectors | None,
-    trained: int,
-    groups: Any,
+    items: Items,
+    source: str,
 ) -> _Space:
+    trained = len(items)
     teachers = [target_path(run, number) for number in range(len(spec.teachers))]
     tried: dict[str, float] = {}
     mix, own, better = None, None, None
     if spec.start == "ridge" and not is_trained(spec) and features is not None:
         targets = [open_targets(path)[:trained] for path in teachers]
-        names = None if groups is None else groups.to_pylist()
-        mix, tried = choose_mix(features[:trained], targets, names, spec)
+        names = items.groups.to_pylist() if source in ("groups", "mixed") else None
+        mix, tried = choose_mix(features[:trained], targets, names, spec, own=is_own(items))
         if not spec.epochs:
             better = choose_discriminants(features[:trained], names, spec, tried)
         if mix.share:
