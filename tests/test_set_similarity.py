@@ -98,6 +98,16 @@ def test_no_videos_no_similarities() -> None:
         assert metrics.set_similarity(some, [2], none, [], kind).shape == (1, 0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1e-30, 1e-16, 1e25])
+def test_frames_may_have_any_length(kind: str, length: float) -> None:
+    """Their squares vanish or overflow in float32."""
+    query, candidate = draw_videos(0, 2, 5, 7)
+    scaled = [(video * length).astype(np.float32) for video in (query, candidate)]
+    found = metrics.set_similarity(scaled[0], [len(query)], scaled[1], [len(candidate)], kind)
+    assert found.item() == pytest.approx(plainly(query, candidate, kind), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("frames", "lengths", "kind", "message"),
     [

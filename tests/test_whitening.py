@@ -398,6 +398,22 @@ def test_normalize_rows_leaves_zero_rows() -> None:
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [
+        (np.float32, [1e-35, 1e-25, 1e-17, 1, 1e20, 1e36]),
+        (np.float64, [1e-300, 1e-200, 1e-155, 1, 1e160, 1e300]),
+    ],
+)
+def test_rows_are_normalized_whose_squares_vanish_or_overflow(
+    kind: type, lengths: list[float]
+) -> None:
+    unit = samples(len(lengths), 24)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    rows = (unit * np.array(lengths)[:, None]).astype(kind)
+    np.testing.assert_allclose(normalize_rows(rows), unit, atol=1e-6)
+
+
 class Frame:
     """What a data frame is to NumPy."""
 

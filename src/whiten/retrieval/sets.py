@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten.errors import ConfigError, nearest
-from whiten.utils.arrays import Vectors, as_numpy
+from whiten.utils.arrays import Vectors, as_numpy, mended_norms
 
 SET_SIMILARITIES = {
     "cf": "chamfer: mean over the query's frames of the best of the candidate's",
@@ -41,8 +41,9 @@ def set_similarity(
 ) -> Vectors:
     """Compute the similarity of each query to each candidate, both sets of vectors.
 
-    Frames are L2-normalised first; for `fme` and `fmx` the pooled vectors, too. Working memory does
-    not grow with the number of videos: about 30 MB at 512 dimensions.
+    Frames are L2-normalised first; for `fme` and `fmx` they are pooled as they are, and the pooled
+    vectors are normalised. Working memory does not grow with the number of videos: about 30 MB at
+    512 dimensions.
 
     Args:
         query_frames: (sum of query_lengths, d), videos concatenated.
@@ -190,5 +191,5 @@ def _normalized(rows: npt.NDArray[Any], out: Vectors | None = None) -> Vectors:
 
 def _lengths(rows: Vectors) -> Vectors:
     """Return (n,) Euclidean lengths, slightly above 0 for zero rows."""
-    lengths: Vectors = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    return np.maximum(lengths, np.float32(1e-12))
+    lengths: Vectors = mended_norms(np.sqrt(np.einsum("ij,ij->i", rows, rows)), rows)
+    return np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -92,6 +92,28 @@ def indices(numbers: Sequence[int]) -> Indices:
 
 def normalize_rows(vectors: Array) -> Array:
     """L2-normalise the rows of an (n, d) array; all-zero rows stay zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Array = vectors / np.maximum(norms, np.finfo(vectors.dtype).tiny)
+    with np.errstate(over="ignore"):  # such norms are computed again
+        norms: Array = np.linalg.norm(vectors, axis=1)
+    norms = mended_norms(norms, vectors)
+    unit: Array = vectors / np.where(norms == 0, 1, norms)[:, None]
     return unit
+
+
+def mended_norms(norms: Array, rows: Array) -> Array:
+    """Return (n,) norms, computed again where squares of a row's entries vanished or overflowed.
+
+    Args:
+        norms: (n,) norms of the rows by their squares, in the precision of the rows.
+        rows: (n, d).
+    """
+    info = np.finfo(norms.dtype)
+    # Below this, squares are rounded as denormal numbers, or to 0. Not a number stays what it is.
+    lost = np.flatnonzero((norms < np.sqrt(info.tiny / info.eps)) | np.isinf(norms))
+    if not len(lost):
+        return norms
+    largest = np.abs(rows[lost]).max(axis=1, initial=0)
+    is_there = (largest > 0) & np.isfinite(largest)
+    lost, largest = lost[is_there], largest[is_there]
+    mended = norms.copy()
+    mended[lost] = largest * np.linalg.norm(rows[lost] / largest[:, None], axis=1)
+    return mended
