@@ -238,6 +238,15 @@ def test_queries_of_their_own() -> None:
     assert costs.rows[0].map == pytest.approx(expected.figures["map"].value)
 
 
+@pytest.mark.parametrize("groups", [150, None])
+def test_queries_that_are_in_the_gallery_do_not_find_themselves(groups: int | None) -> None:
+    vectors, items = vectors_of(), items_of(600, groups)
+    kinds = ["float32", "binary", "binary+float32"]
+    who = Items.of(Item(f"q/{item.id}", item.path, item.group) for item in items)
+    costs = measure_costs(vectors, items, kinds, queries=(who, vectors))
+    assert costs.rows == measure_costs(vectors, items, kinds).rows
+
+
 def test_many_queries_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whiten.compact.table.QUERIES", 50)
     monkeypatch.setattr("whiten.index.local.storage.coded.SAMPLE_ROWS", 300)

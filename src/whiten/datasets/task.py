@@ -64,7 +64,7 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
             f"the gallery has {counted(len(members), 'group')}: evaluation "
             "needs a folder for each of at least 2 groups, or a table with columns path,group"
         )
-    own = _own_rows(gallery, queries)
+    own = own_rows(gallery, queries or ())
     searchers = [
         (index, item)
         for index, item in enumerate(gallery if queries is None else queries)
@@ -73,7 +73,7 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
     kept, positives, ignored = [], [], []
     for index, item in searchers:
         assert item.group is not None
-        itself = [index] if queries is None else own.get(_place(item), [])
+        itself = [index] if queries is None else own[index]
         right = [i for i in members.get(item.group, []) if i not in itself]
         if not right:
             continue
@@ -89,14 +89,14 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
     return Task(kept, gallery, positives, ignored, len(searchers) - len(kept))
 
 
-def _own_rows(gallery: Sequence[Item], queries: Sequence[Item] | None) -> dict[str, list[int]]:
-    """Return the rows of the gallery that hold the queries' own files, by place."""
-    places = {_place(query) for query in queries or ()}
-    rows: dict[str, list[int]] = defaultdict(list)
+def own_rows(gallery: Sequence[Item], queries: Sequence[Item]) -> list[list[int]]:
+    """Return the rows of the gallery that hold each query's own file."""
+    places = [_place(query) for query in queries]
+    rows: dict[str, list[int]] = {place: [] for place in places}
     for index, item in enumerate(gallery if places else ()):
-        if (place := _place(item)) in places:
+        if (place := _place(item)) in rows:
             rows[place].append(index)
-    return rows
+    return [rows[place] for place in places]
 
 
 def _place(item: Item) -> str:

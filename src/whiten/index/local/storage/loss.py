@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from whiten import metrics
 from whiten.datasets.collection import Items
-from whiten.datasets.task import Task, folder_task
+from whiten.datasets.task import Task, folder_task, own_rows
 from whiten.errors import ConfigError
 from whiten.index.local.storage.codec import Codec, bytes_per_vector
 from whiten.index.local.storage.coded import searchable
@@ -22,7 +22,7 @@ from whiten.index.local.storage.reranked import Reranked
 from whiten.metrics import Figure
 from whiten.retrieval.exact import exact_search
 from whiten.retrieval.ranks import count_ranks
-from whiten.utils.arrays import Array, Indices, Vectors
+from whiten.utils.arrays import Array, Indices, Vectors, indices
 from whiten.utils.memory import gather_rows, take_rows
 
 NEIGHBOURS = 10
@@ -96,12 +96,12 @@ class Queries:
 
     Attributes:
         vectors: (q, dim) float32.
-        own: (q,) rows of the gallery that are the queries themselves; -1 if there is none.
+        own: per query, rows of the gallery that are the query itself.
         task: relevant rows per query, in the order of the queries; None without groups.
     """
 
     vectors: Vectors
-    own: Indices
+    own: list[Indices]
     task: Task | None
 
 
@@ -122,7 +122,10 @@ def choose_queries(
         rows = who.by_id.rows([item.id for item in task.queries])
     except ConfigError:
         task, rows = None, _some(np.arange(len(who)), most)
-    own = rows if queries is None else np.full(len(rows), -1)
+    if queries is None:
+        own = [indices([row]) for row in rows.tolist()]
+    else:
+        own = [indices(found) for found in own_rows(items, who.take(rows))]
     return Queries(take_rows(searching, rows), own, task)
 
 
@@ -137,11 +140,11 @@ class Answers:
     """Results of one kind.
 
     Attributes:
-        found: (q, k) rows of the nearest neighbours.
+        found: per query, rows of the nearest neighbours, without the query itself.
         aps: (q,) average precision per query; None without groups.
     """
 
-    found: Indices
+    found: list[Indices]
     aps: Scores | None
 
 
@@ -152,16 +155,17 @@ def answer(chosen: Queries, codec: Codec, codes: Array, vectors: Vectors | None)
         codes: (n, width), may be a memory map.
         vectors: (n, dim) float32 that re-rank the answers; None if none are kept.
     """
-    k = min(NEIGHBOURS, len(codes) - 1)
+    most = max(map(len, chosen.own))
     queries, gallery = codec.queries(chosen.vectors), searchable(codec, codes)
     if vectors is None:
-        best = exact_search(queries, gallery, k + 1)
+        best = exact_search(queries, gallery, NEIGHBOURS + most)
     else:
         gather = partial(gather_rows, vectors)
-        best = Reranked(codec, codes).search(chosen.vectors, k + 1, gather, None)
-    found = np.empty((len(best), k), np.int64)
-    for number, ((rows, _), own) in enumerate(zip(best, chosen.own, strict=True)):
-        found[number] = rows[rows != own][:k]
+        best = Reranked(codec, codes).search(chosen.vectors, NEIGHBOURS + most, gather, None)
+    found = [
+        rows[~np.isin(rows, own)][:NEIGHBOURS]
+        for (rows, _), own in zip(best, chosen.own, strict=True)
+    ]
     if chosen.task is None or vectors is not None:
         return Answers(found, None)
     return Answers(found, _average_precisions(chosen.task, queries, gallery))
