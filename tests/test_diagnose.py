@@ -140,6 +140,8 @@ def test_exact_copies_are_counted(tmp_path: Path) -> None:
     assert exact_copies(find_items(folder)) == 0
     for name in ("x.png", "y.png"):
         shutil.copy(folder / "a" / "0.png", folder / "b" / name)
+    for name in ("p.png", "q.png", "r.jpg"):  # no images
+        (folder / "b" / name).write_bytes(b"no image")
     assert exact_copies(find_items(folder)) == 2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from whiten.datasets.collection import Items
 from whiten.dedup.near_duplicates import Forest, range_search
 from whiten.dedup.pair_similarity import VectorSimilarity, usable_rows
 from whiten.errors import ImageError
+from whiten.media.decoding import decode_scaled
 from whiten.media.pixels import Pictures
 from whiten.media.reading import read_bytes, stamp_of
 from whiten.utils.arrays import Vectors
@@ -23,7 +24,7 @@ MOST = 2000  # pairs whose pixels are compared, the most similar ones
 def exact_copies(items: Items) -> int:
     """Count the images whose file has the content of an earlier one; unreadable ones count not.
 
-    Only files of equal size are read.
+    Only files of equal size are read, and of equal content the first is decoded.
     """
     by_size: dict[int, list[str]] = defaultdict(list)
     for item in items:
@@ -32,8 +33,11 @@ def exact_copies(items: Items) -> int:
     copies = 0
     for paths in by_size.values():
         if len(paths) > 1:
-            contents = Counter(digest for path in paths if (digest := _digest(path)))
-            copies += sum(count - 1 for count in contents.values())
+            contents: dict[str, list[str]] = defaultdict(list)
+            for path in paths:
+                contents[_digest(path)].append(path)
+            equal = (same for same in contents.values() if len(same) > 1)
+            copies += sum(len(same) - 1 for same in equal if _is_image(same[0]))
     return copies
 
 
@@ -42,6 +46,14 @@ def _digest(path: str) -> str:
         return content_hash(read_bytes(path))
     except ImageError:
         return ""
+
+
+def _is_image(path: str) -> bool:
+    try:
+        decode_scaled(read_bytes(path), min_side=1)
+    except ImageError:
+        return False
+    return True
 
 
 def near_copies(items: Items, vectors: Vectors) -> int:
