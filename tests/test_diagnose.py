@@ -135,6 +135,17 @@ def test_the_verdict_says_only_what_the_numbers_say() -> None:
     assert [one.startswith(start) for one, start in zip(said, starts, strict=True)] == [True] * 7
 
 
+def test_a_teacher_that_adds_nothing_is_advised_against_only_where_it_costs() -> None:
+    def said(*times: float) -> list[str]:
+        none = Difference(0.0, 0.01)
+        teachers = [facts(str(n), none, {}, ms_per_image=ms) for n, ms in enumerate(times)]
+        return verdict(copied=0.0, teachers=teachers, whitening_adds=None, student=None)
+
+    assert said(0.012, 0.010) == said(0.05, 0.01) == said(5.0, 4.0, 4.5) == said(0.0, 0.0) == []
+    [one] = said(1.0, 9.0)
+    assert one.startswith("1 adds nothing") and "takes 90 % of the teachers' time" in one
+
+
 def test_exact_copies_are_counted(tmp_path: Path) -> None:
     folder = write_groups(tmp_path / "images", {"a": 3, "b": 3})
     assert exact_copies(find_items(folder)) == 0

@@ -10,6 +10,8 @@ from whiten.whitening.whitener import SAMPLES_PER_DIM
 
 ALIKE = 0.9  # agreement above which two teachers tell the same
 COPIED = 0.02  # share of copies that is worth a deduplication
+COSTLY = 1.25  # times an even share of the teachers' time, from which it is worth a word
+SLOW = 0.1  # ms per image; below, reading the image takes longer, and the measurement is noise
 GAINED = 0.01  # gain in score of a student in closed form that is worth a word
 
 
@@ -40,14 +42,14 @@ def _of_teachers(teachers: Sequence[TeacherFacts]) -> Iterator[str]:
                 f"Leave out {teacher.name}: without it the fusion scores "
                 f"{-100 * teacher.adds.value:.1f} points more."
             )
-    slowest = max((t.ms_per_image or 0.0) for t in teachers)
+    whole = sum(teacher.ms_per_image or 0.0 for teacher in teachers)
     for teacher in teachers:
-        adds = teacher.adds
+        adds, time = teacher.adds, teacher.ms_per_image or 0.0
         is_idle = adds is not None and not adds.is_up and not adds.is_down
-        if is_idle and teacher.ms_per_image and teacher.ms_per_image == slowest:
+        if is_idle and time > max(SLOW, COSTLY * whole / len(teachers)):
             yield (
-                f"{teacher.name} adds nothing that can be measured here ({adds}), and is the "
-                "slowest: try without it."
+                f"{teacher.name} adds nothing that can be measured here ({adds}), and takes "
+                f"{100 * time / whole:.0f} % of the teachers' time: try without it."
             )
     for one, other in combinations(teachers, 2):
         if one.agreement.get(other.name, 0.0) >= ALIKE:
