@@ -393,6 +393,14 @@ def test_wrong_shapes_and_options_are_refused() -> None:
         Whitener(2).fit(samples()).transform(samples(d=20))
 
 
+@pytest.mark.parametrize("n", [20, 600])  # fewer samples than axes have a way of their own
+@pytest.mark.parametrize("length", [1e153, 1e200, 1e300])
+def test_samples_whose_squares_overflow_are_refused(n: int, length: float) -> None:
+    rows = samples(n).astype(np.float64)
+    with pytest.raises(WhiteningError, match="squares of the fitting samples overflow"):
+        Whitener(12).fit(length * rows)
+
+
 def test_normalize_rows_leaves_zero_rows() -> None:
     rows = normalize_rows(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)

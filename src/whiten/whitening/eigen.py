@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from whiten.errors import WhiteningError
 from whiten.utils.arrays import Array
 from whiten.whitening.moments import Moments
 
@@ -21,16 +24,30 @@ def principal_axes(moments: Moments, dim: int | None) -> tuple[Array, float, Arr
 
     Returns:
         (D,) mean, the mean of all D eigenvalues, (dim,) eigenvalues, descending, and (dim, D) axes.
+
+    Raises:
+        WhiteningError: squares of the samples overflow.
     """
-    if few := moments.few():
-        mean, rows = few
-        pairs = _of_few(rows, len(rows) - 1 if dim is None else dim)
-        if pairs is not None:
-            return mean, float(np.square(rows).sum()) / rows.size, *pairs
-    covariance = moments.covariance()
-    spectrum_mean = float(np.trace(covariance)) / moments.dim
+    with np.errstate(over="ignore", invalid="ignore"):  # reported by `_require_finite`
+        if few := moments.few():
+            mean, rows = few
+            spectrum_mean = _require_finite(float(np.square(rows).sum()) / rows.size)
+            pairs = _of_few(rows, len(rows) - 1 if dim is None else dim)
+            if pairs is not None:
+                return mean, spectrum_mean, *pairs
+        covariance = moments.covariance()
+        spectrum_mean = _require_finite(float(np.trace(covariance)) / moments.dim)
     pairs = leading_eigenpairs(covariance, moments.dim if dim is None else dim)
     return moments.mean, spectrum_mean, *pairs
+
+
+def _require_finite(spectrum_mean: float) -> float:
+    if not math.isfinite(spectrum_mean):
+        raise WhiteningError(
+            "the squares of the fitting samples overflow: divide all embeddings by a number near "
+            "their largest value"
+        )
+    return spectrum_mean
 
 
 def _of_few(rows: Array, count: int) -> tuple[Array, Array] | None:
