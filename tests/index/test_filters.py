@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
 from collections.abc import Callable
 from datetime import datetime
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from random_rows import backend_of, block_of
+from random_rows import backend_of, block_of, passing
 from whiten.errors import ConfigError
 from whiten.index import Index
 from whiten.index.columns import read_texts, stored_name
@@ -200,6 +201,28 @@ def test_what_a_wrong_filter_is_told(where: str, message: str) -> None:
         parse_where(where, columns)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value) and "_column" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        *(("not " * n + "count < 1", "is nested too deeply") for n in (101, 400, 900, 5000)),
+        ("(count < 3 or not " * 90 + "count < 1" + ")" * 90, "is nested too deeply"),
+        *((" or ".join(["count < 1"] * n), "in ['a', 'b']") for n in (2001, 20_000)),
+        ("not (" + " and ".join(["(count < 1 or sold == True)"] * 700) + ")", "in ['a', 'b']"),
+    ],
+)
+def test_a_filter_that_would_overflow_a_stack_is_refused(where: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        parse_where(where, KINDS)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_the_largest_filters_can_be_applied(tmp_path: Path) -> None:
+    index = backend_of(str(tmp_path / "index"), 3, count=[0, 1, 2])
+    deepest = "(count < 1 or not " * 50 + "count < 1" + ")" * 50
+    for where in ("not " * 100 + "count < 1", deepest, " or ".join(["count < 1"] * 2000)):
+        assert passing(index, where)[0] == "r0"
 
 
 # --- names over all of Unicode ----------------------------------------------------------

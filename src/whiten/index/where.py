@@ -34,6 +34,9 @@ _OF_PANDAS = dict.fromkeys(("isna", "isnull"), "name is None") | dict.fromkeys(
     ("notna", "notnull"), "name is not None"
 )
 _LEAST, _LARGEST = -(2**63), 2**63 - 1
+# What applies a filter recurses, too: Python ends at a limit of its own, and Arrow, which makes a
+# chain of the joined comparisons, overflows the stack of the process.
+_DEEPEST, _MOST_JOINED = 100, 2000
 _MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _ACCEPTED: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -76,7 +79,7 @@ def parse_where(text: str, columns: Mapping[str, str]) -> Where:
         if isinstance(error, ConfigError):
             raise
         if isinstance(error, RecursionError):
-            raise ConfigError(f"the filter {text[:80]!r}… is nested too deeply") from error
+            raise _too_deep(text) from error
         reason = f" ({error.msg})" if isinstance(error, SyntaxError) and error.msg else ""
         remedy = reader.hint or ": write it like price < 10 and group == 'shoes'"
         raise ConfigError(f"cannot read the filter {text!r}{reason}{remedy}") from error
@@ -94,6 +97,7 @@ class _Reader:
         self._text = text
         self._columns = columns
         self._names: dict[str, str] = {}
+        self._joined = 0
         prefix = "_column"
         while prefix in text:
             prefix += "_"
@@ -120,12 +124,20 @@ class _Reader:
             text = text.replace(identifier, f"`{self._names[identifier]}`")
         return text
 
-    def read(self, node: ast.expr) -> Where:
+    def read(self, node: ast.expr, depth: int = 0) -> Where:
+        if depth > _DEEPEST:
+            raise _too_deep(self._text)
         if isinstance(node, ast.BoolOp):
-            terms = tuple(self.read(value) for value in node.values)
+            self._joined += len(node.values)
+            if self._joined > _MOST_JOINED:
+                raise ConfigError(
+                    f"the filter {self._text[:80]!r}… joins more than {_MOST_JOINED} comparisons: "
+                    "write one with a list, like name in ['a', 'b'], or a shorter one"
+                )
+            terms = tuple(self.read(value, depth + 1) for value in node.values)
             return Logic("and" if isinstance(node.op, ast.And) else "or", terms)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return Logic("not", (self.read(node.operand),))
+            return Logic("not", (self.read(node.operand, depth + 1),))
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             pairs = zip(sides, node.ops, sides[1:], strict=False)
@@ -289,6 +301,10 @@ class _Reader:
         if len(tests) == 1:
             return next(iter(tests))
         return Logic("or", tuple(tests)) if tests else Compare(self._stored(name), "in", ())
+
+
+def _too_deep(text: str) -> ConfigError:
+    return ConfigError(f"the filter {text[:80]!r}… is nested too deeply")
 
 
 def _as_written(column: str) -> str:
