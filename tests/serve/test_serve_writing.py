@@ -170,13 +170,32 @@ def test_a_group_is_changed_and_taken_away(client: TestClient, images: Path) -> 
     ],
 )
 def test_metadata_that_cannot_be_stored(
-    client: TestClient, drawing: bytes, metadata: str, message: str
+    client: TestClient, index: Index, drawing: bytes, metadata: str, message: str
 ) -> None:
     answer = client.post(
         "/items", files={"image": ("x", drawing)}, data={"id": "n", "metadata": metadata}
     )
     assert answer.status_code == 422 and message in answer.json()["detail"]
     assert total(client) == 12
+    assert not [*Path(f"{index.place}-uploads").rglob("*.png")]
+
+
+def test_a_refused_upload_leaves_those_of_others(
+    index: Index, images: Path, drawing: bytes, tmp_path: Path
+) -> None:
+    """Of images with the same content, also if the folder is called otherwise now."""
+    kept, link = tmp_path / "kept", tmp_path / "link"
+    kept.mkdir()
+    link.symlink_to(kept)
+    for uploads in (kept, link):
+        settings = Settings(writable=True, token=TOKEN, uploads=uploads)
+        app = create_app(Index.open(index.place), settings)
+        with TestClient(app, base_url="http://localhost", headers=KNOWN) as one:
+            assert add(one, drawing, id="first").status_code in (200, 201)
+            assert add(one, drawing, id="n", metadata={"price": "much"}).status_code == 422
+            assert add(one, drawing, id="second").status_code == 201
+            assert one.delete("/items/second").status_code == 200
+            assert one.get("/image?id=first").status_code == 200
 
 
 def test_a_file_below_a_root(client: TestClient, images: Path, tmp_path: Path) -> None:

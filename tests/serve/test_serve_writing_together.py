@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import pytest
 
 from helpers import TEACHER, draw, write_groups, write_image
 from service import Service, TestClient, as_bytes
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, LockedError
 from whiten.index import Index
 from whiten.index.places import open_place
 from whiten.serve import Settings, create_app, writing
 from whiten.serve.batching import Batcher
+from whiten.serve.live import LiveIndex
+from whiten.serve.uploads import Uploads
 from writes import KNOWN, TOKEN, add, best, total
 
 KILLS = 20
@@ -141,6 +144,40 @@ def test_a_write_that_cannot_be_stored_spoils_no_other() -> None:
     assert runs == [writes[:2], writes[2:3], writes[3:4], writes[4:5], writes[5:]]
     mixed = [one("a", "1", p=1), one("b", "2", p="x"), one("c", "3", p="y"), one("d", "3", p="z")]
     assert list(writing._runs(mixed)) == [mixed[:1], mixed[1:3], mixed[3:]]
+
+
+def test_what_was_stored_before_another_process_came_is_said_to_be(
+    index: Index, drawing: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of writes that wait together, only those are refused that were not made."""
+    live = LiveIndex(index, writable=True)
+    live.load()
+    uploads = Uploads(Path(f"{index.place}-uploads"), index)
+    facts, vector = index.facts, index.vectors(["a/0.png"])[0]
+    one = writing.Add("n", "n", "content", vector, facts.model, data=drawing)
+    other = replace(one, id="m", content="another", values={"price": 1})
+    put = Index.put
+
+    def put_once(*arguments: Any) -> Any:
+        changes = put(*arguments)
+        monkeypatch.setattr(Index, "put", locked)
+        return changes
+
+    def locked(*_: Any) -> Any:
+        raise LockedError("another process changes it")
+
+    monkeypatch.setattr(Index, "put", put_once)
+    monkeypatch.setattr(writing, "_PATIENCE", 0.0)
+    writes = [one, other, writing.Remove("a/0.png")]
+    done, *refused = writing.Writer(live, uploads).apply(writes)
+    assert isinstance(done, writing.Done) and done.is_new
+    assert [str(error) for error in refused] == [
+        "another process is changing the index: try again"
+    ] * 2
+    index.refresh()
+    assert index.items(["n", "a/0.png"]) and len(index) == 13
+    kept = [path.stem for path in Path(f"{index.place}-uploads").rglob("*.png")]
+    assert kept == ["content"]
 
 
 # --- killed -----------------------------------------------------------------------------

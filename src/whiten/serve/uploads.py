@@ -43,16 +43,20 @@ class Uploads:
             self._owner = os.fsencode(os.path.realpath(index.folder))
         self._require_own()
 
+    def _named_owner(self) -> bytes:
+        mark = self._root / _OWNER
+        return mark.read_bytes() if mark.is_file() else b""
+
     def _require_own(self) -> bytes:
         """Refuse a folder of another index; return what its owner's file holds."""
-        mark = self._root / _OWNER
-        owner = mark.read_bytes() if mark.is_file() else b""
+        owner = self._named_owner()
         is_gone = not owner.startswith(_DATABASE) and not os.path.exists(owner)  # noqa: PTH110
         if owner != self._owner and not is_gone:
             named = "a database" if owner.startswith(_DATABASE) else as_utf8(os.fsdecode(owner))
             raise ConfigError(
                 f"{self._root} keeps the uploads of {named}, and an index deletes its own: name "
-                f"another folder with --uploads, or delete {mark} if that is this index"
+                f"another folder with --uploads, or, if that is this index, delete "
+                f"{self._root / _OWNER}"
             )
         return owner
 
@@ -66,7 +70,7 @@ class Uploads:
             OSError: the folder cannot be written.
             ConfigError: it has become that of another index.
         """
-        path = self._place(content, _suffix(data))
+        path = Path(self.path_of(data, content))
         if self._require_own() != self._owner:
             self._root.mkdir(parents=True, exist_ok=True)
             write_durably(self._root / _OWNER, self._owner)
@@ -75,10 +79,14 @@ class Uploads:
             write_durably(path, data)  # by one process at a time, see `LiveIndex.changing`
         return os.fspath(path)
 
+    def path_of(self, data: bytes, content: str) -> str:
+        """Return where `save` writes an image."""
+        return os.fspath(self._place(content, _suffix(data)))
+
     def drop(self, path: str, content: str) -> None:
         """Delete the file of an image if `save` wrote it: the folder may hold others, too."""
         file = Path(path)
-        if file == self._place(content, file.suffix):
+        if file == self._place(content, file.suffix) and self._named_owner() == self._owner:
             file.unlink(missing_ok=True)
 
     def _place(self, content: str, suffix: str) -> Path:

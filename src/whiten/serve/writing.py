@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,18 +101,23 @@ class Writer:
 
     def apply(self, writes: Sequence[Add | Remove]) -> list[Done | Exception]:
         """Apply writes in their order; return for each what was done, or why it was not."""
-        return [done for run in _runs(writes) for done in self._apply(run)]
-
-    def _apply(self, run: Sequence[Add | Remove]) -> list[Done | Exception]:
-        try:
-            return _when_free(lambda: self._try(run))
-        except (WhitenError, OSError) as error:
-            if len(run) > 1:  # find the one that cannot be stored
-                return [done for write in run for done in self._apply([write])]
-            if isinstance(error, OSError):
-                reason = (error.strerror or "the disk cannot be written").lower()
-                return [UnavailableError(f"nothing was stored: {reason}")]
-            return [error]
+        answers: list[Done | Exception] = []
+        waiting = deque(_runs(writes))
+        while waiting:
+            run = waiting.popleft()
+            try:
+                answers += _when_free(partial(self._try, run))
+            except UnavailableError as error:  # the rest would wait as long, and in vain
+                rest = writes[len(answers) :]
+                self._drop_unstored(rest)
+                return [*answers, *[error] * len(rest)]
+            except (WhitenError, OSError) as error:
+                if len(run) > 1:  # find the one that cannot be stored
+                    waiting.extendleft([write] for write in reversed(run))
+                    continue
+                self._drop_unstored(run)
+                answers.append(_as_answer(error))
+        return answers
 
     def _try(self, run: Sequence[Add | Remove]) -> list[Done | Exception]:
         adds = [write for write in run if isinstance(write, Add)]
@@ -211,22 +219,44 @@ class Writer:
         known = [name for name in ids if name in by_id]
         if known:
             index.remove(known)
-            self._drop_uploads(index, [by_id[name] for name in known])
+            files = {by_id[name].item.path: by_id[name].content for name in known}
+            self._drop_uploads(index, files)
         return [
             Done(by_id[name].item) if name in by_id else UnknownImageError(name) for name in ids
         ]
 
-    def _drop_uploads(self, index: Index, removed: Sequence[_Known]) -> None:
-        """Delete uploaded files that no other image shares."""
+    def _drop_unstored(self, run: Sequence[Add | Remove]) -> None:
+        """Delete the uploads of images that were refused, if that can be done at once."""
         if self._uploads is None:
             return
-        wanted = pa.array([os.fsencode(known.item.path) for known in removed], pa.large_binary())
-        shared = np.zeros(len(removed), bool)
+        adds = [write for write in run if isinstance(write, Add) and write.data]
+        files = {self._uploads.path_of(add.data, add.content): add.content for add in adds}
+        with suppress(WhitenError, UnavailableError, OSError), self._live.changing() as index:
+            self._drop_uploads(index, files)
+
+    def _drop_uploads(self, index: Index, files: Mapping[str, str]) -> None:
+        """Delete uploaded files that no image of the index has.
+
+        Args:
+            files: path -> hash of the content.
+        """
+        if self._uploads is None or not files:
+            return
+        wanted = pa.chunked_array([list(files.values())], pa.large_string())
+        needed: set[str] = set()  # names: the same folder may have been named otherwise before
         for page in index.pages(_PAGE):
-            shared |= index_in(wanted, page["path"]) >= 0
-        for known, is_shared in zip(removed, shared, strict=True):
-            if not is_shared:
-                self._uploads.drop(known.item.path, known.content)
+            alike = page["path"].filter(pa.array(index_in(page["content_hash"], wanted) >= 0))
+            needed |= {Path(os.fsdecode(path)).name for path in alike.to_pylist()}
+        for path, content in files.items():
+            if Path(path).name not in needed:
+                self._uploads.drop(path, content)
+
+
+def _as_answer(error: Exception) -> Exception:
+    if not isinstance(error, OSError):
+        return error
+    reason = (error.strerror or "the disk cannot be written").lower()
+    return UnavailableError(f"nothing was stored: {reason}")
 
 
 def _is_as_asked(known: _Known, add: Add) -> bool:
