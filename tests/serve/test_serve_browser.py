@@ -146,6 +146,10 @@ def test_a_box_by_keyboard(page: Browser, service: Service, folder: Path) -> Non
 
 
 def test_a_link_to_a_box(page: Browser, service: Service) -> None:
+    # Dragged to an edge, a box begins next to nothing from it.
+    page.open(service.url + "?id=wide.png&box=0.5,1e-17,0.5,0.9")
+    wanted = expected(service, id="wide.png", box="240,0,240,216")
+    assert [name for name, _ in page.hits()] == wanted
     page.open(service.url + "?id=wide.png&box=0.5,0,0.5,1")
     wanted = expected(service, id="wide.png", box="240,0,240,240")
     assert [name for name, _ in page.hits()] == wanted
@@ -187,6 +191,22 @@ def test_filter_and_number(page: Browser, service: Service, folder: Path) -> Non
     page.wait(lambda: page.find("#error").is_displayed())
     assert "There is no column 'shoe'" in page.text("#error")
     assert page.hits() == []
+    page.find("#where").clear()
+    page.find("#where").send_keys("price > 1000")
+    page.find("#more button").click()
+    page.wait(lambda: page.text("#status") == "No hit: no image passes the filter.")
+
+
+def test_a_slow_service_is_seen_to_be_asked(page: Browser, service: Service) -> None:
+    page.run("window.fetch = () => new Promise(() => {}); start();")
+    assert page.text("#status") == "Loading…"
+    assert page.run("return hits.getAttribute('aria-busy')") == "true"
+
+
+def test_an_answer_of_a_proxy(page: Browser, service: Service) -> None:
+    page.run("window.fetch = async () => new Response('{\"message\": 5}', { status: 502 }); run();")
+    page.wait(lambda: page.find("#error").is_displayed())
+    assert page.text("#error p") == "The service answered 502."
 
 
 @pytest.mark.parametrize(

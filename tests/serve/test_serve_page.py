@@ -108,6 +108,11 @@ def test_on_a_phone(page: Browser, service: Service, folder: Path) -> None:
         touch(page, corner, (corner[0] + 80, corner[1] + 10))
         page.wait(lambda: page.hits() != before)
         assert page.run("return now.box[2] > 0.6 && now.box[0] === 0.25")
+        page.find("summary").click()
+        page.find("#where").send_keys("price > 1000")
+        page.find("#more button").click()
+        page.wait(lambda: page.text("#status").startswith("No hit"))
+        page.wait(lambda: page.run("return head.getBoundingClientRect().bottom <= innerHeight"))
     finally:
         page.phone(False)
 

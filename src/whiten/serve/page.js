@@ -24,7 +24,8 @@ async function ask(path, options = {}) {
   }
   if (answer.ok) return answer;
   let why = `The service answered ${answer.status}.`;
-  try { why = (await answer.json()).detail; } catch { /* no JSON: the status has to do */ }
+  // Without our JSON, as of a proxy, the status has to do.
+  try { why = (await answer.json()).detail ?? why; } catch { /* no JSON */ }
   throw new Refused(why.charAt(0).toUpperCase() + why.slice(1) + (/[.!?]$/.test(why) ? "" : "."));
 }
 
@@ -98,7 +99,8 @@ async function hitsOf(query, signal) {
   if (query.box) {
     const [width, height] = await sizeOf(query);
     const scale = [width, height, width, height];
-    form.set("box", query.box.map((v, i) => v * scale[i]).join());
+    // Not as text, which is 1e-14 at an edge: no number of pixels.
+    form.set("box", query.box.map((v, i) => (v * scale[i]).toFixed(3)).join());
   }
   form.set("k", el.k.value || "24");
   form.set("where", el.where.value);
@@ -199,7 +201,7 @@ function say(count) {
     const best = now.hits[0].score.toFixed(2);
     el.status.textContent = `No hit: the most similar image has ${best}. Lower the threshold.`;
   } else {
-    el.status.textContent = "No hit.";
+    el.status.textContent = el.where.value.trim() ? "No hit: no image passes the filter." : "No hit.";
   }
 }
 
@@ -361,8 +363,14 @@ for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, (event
 
 // --- the rest -----------------------------------------------------------------------------
 
+async function apply() {
+  await run();
+  // On a narrow screen the form is above the hits: what it changed would not be seen.
+  if (el.head.getBoundingClientRect().bottom > innerHeight) el.head.scrollIntoView();
+}
+
 el.least.addEventListener("input", draw);
-el.more.addEventListener("submit", (event) => { event.preventDefault(); if (now.query) run(); });
+el.more.addEventListener("submit", (event) => { event.preventDefault(); if (now.query) apply(); });
 el.again.addEventListener("click", () => start(false));
 el.others.addEventListener("click", () => run());
 addEventListener("popstate", (event) => search(event.state ?? fromAddress(), { push: false }));
@@ -376,6 +384,8 @@ function fromAddress() {
 }
 
 async function start(isFirst = true) {
+  el.status.textContent = "Loading…";
+  blanks();
   try {
     about = await (await ask("index")).json();
     el.about.textContent = `${about.images.toLocaleString("en")} images, model ${about.model}`;
