@@ -294,6 +294,9 @@ def test_bodies_that_cannot_be_read(client: TestClient) -> None:
         for route in ("/search", "/embed"):
             refused(client.post(route, content=body, headers={"Content-Type": kind}))
     refused(client.post("/search"), 422)
+    for kind in ("application/json", "Text/Plain; charset=x", "multipart/mixed; boundary=x"):
+        answer = client.post("/search", content=b"{}", headers={"Content-Type": kind})
+        assert refused(answer, 415).startswith("the body must be a form, multipart/form-data, not")
     both = {"files": {"image": ("x", as_bytes(draw(0)))}, "data": {"id": "a/0.png"}}
     assert client.post("/search", **both).status_code == 200  # type: ignore[arg-type]
     assert refused(client.post("/search", data={"k": 3}), 422) == (
@@ -357,6 +360,8 @@ def test_an_unreadable_image_leaves_the_others_of_its_query_alone(
 
 def test_routes_and_methods_that_are_not_there(client: TestClient) -> None:
     refused(client.get("/nothing"), 404)
+    refused(client.get("/docs/"), 404)
+    refused(client.post("/search/", data={"id": "a/0.png"}), 404)
     refused(client.get("/../../etc/passwd"), 404)
     refused(client.delete("/item", params={"id": "a/0.png"}), 405)
     refused(client.request("BREW", "/search"), 405)

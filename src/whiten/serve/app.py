@@ -156,6 +156,7 @@ def create_app(
         description="Search a collection of images by image.",
         docs_url=None,  # FastAPI's own page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an address that a proxy with TLS does not have
         lifespan=lifespan,
         dependencies=[Depends(refuse_ignored)],
         responses={code: {"model": Problem} for code in _PROBLEMS},
@@ -217,6 +218,7 @@ def create_app(
         "/image",
         summary="An indexed image as a JPEG of at most this size",
         response_class=JPEGResponse,
+        responses={304: {"description": "The client has this image"}},
     )
     async def image(
         request: Request,
@@ -228,7 +230,8 @@ def create_app(
             content = await run_sync(_stamp, path)
             tag = f'"{content}-{size}"'
             headers = {"ETag": tag, "Cache-Control": "private, max-age=60", "Vary": "Authorization"}
-            if request.headers.get("if-none-match") == tag:
+            known = request.headers.get("if-none-match", "").split(",")
+            if tag in [one.strip().removeprefix("W/") for one in known]:  # proxies weaken tags
                 return Response(status_code=304, headers=headers)
             data, (width, height) = await run_sync(
                 thumbnails.get, path, content, size, limiter=embedder.decoders

@@ -15,6 +15,7 @@ from starlette.datastructures import ImmutableMultiDict
 from whiten.errors import nearest
 
 FORM = "multipart/form-data"
+_FORMS = (FORM, "application/x-www-form-urlencoded")
 MOST_IMAGES = 32  # per query
 
 
@@ -137,8 +138,8 @@ async def refuse_ignored(request: Request) -> None:
     Pages take anything in the address: their scripts read it.
 
     Raises:
-        RefusedError: the address has a field that the route does not take there, or a field of one
-            value comes several times, in the address or in the form.
+        RefusedError: the address has a field that the route does not take there, a field of one
+            value comes several times, in the address or in the form, or the body is no form.
     """
     route = _described(request)
     in_address = _in_address(route)
@@ -150,6 +151,9 @@ async def refuse_ignored(request: Request) -> None:
             raise RefusedError(422, f"unknown field {name[:80]!r}{hint}")
     _refuse_repeated(request.query_params, in_address)
     if in_form := _in_form(request):
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind and kind not in _FORMS:
+            raise RefusedError(415, f"the body must be a form, {FORM}, not {kind[:80]!r}")
         _refuse_repeated(await request.form(), in_form)  # which FastAPI has parsed already
 
 
