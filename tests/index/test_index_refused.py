@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 from whiten.errors import NoImagesError, StoreError
 from whiten.index import Index
+from whiten.index.collections import open_source
+from whiten.index.local.folder import FolderIndex
 from whiten.store.store import Store
 
 
@@ -34,6 +38,37 @@ def test_another_model_is_refused(index: Index, images: Path, place: Path) -> No
         with pytest.raises(StoreError, match=r"was made with another model, .* than "):
             use()
     assert Index.open(place).facts == index.facts
+
+
+@pytest.mark.parametrize("use", ["add", "put", "remove"])
+def test_an_opened_index_that_was_deleted_is_not_made_anew(
+    index: Index, images: Path, place: Path, use: str
+) -> None:
+    source = open_source(index.encoder, images, None, (), ())
+    place.rename(place.with_name("away"))
+    with pytest.raises(StoreError, match="is no longer an index: it was deleted or moved away"):
+        if use == "put":
+            index.put(source)
+        else:
+            getattr(index, use)(images if use == "add" else ["a/0.png"])
+    assert not place.exists()
+
+
+def test_an_opened_index_that_is_deleted_while_it_is_written(
+    index: Index, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = FolderIndex._commit
+
+    def vanish(*arguments: Any) -> None:
+        shutil.rmtree(place)
+        place.mkdir()
+        monkeypatch.setattr("whiten.index.local.folder.write_durably", lambda *_: None)
+        monkeypatch.setattr("whiten.index.local.folder.flush_folder", lambda *_: None)
+        commit(*arguments)
+
+    monkeypatch.setattr(FolderIndex, "_commit", vanish)
+    with pytest.raises(StoreError, match="is no longer an index: it was deleted or moved away"):
+        index.remove("a/0.png")
 
 
 def parts(place: Path) -> list[Path]:

@@ -163,6 +163,7 @@ def test_deleted_and_made_again(client: TestClient, images: Path, place: str) ->
         answer = client.get(path)
         assert answer.status_code == 503
         assert answer.json()["detail"] == "the index is gone, or is being made again"
+    assert "whiten_index_images NaN\n" in client.get("/metrics").text
     draw(40).save(images / "a" / "0.png")  # as many images as before, of the same names
     Index.build(TEACHER, images, place)
     assert best(client, images / "a" / "0.png") == ("a/0.png", pytest.approx(1, abs=1e-5))

@@ -196,12 +196,13 @@ class Index:
             keep=True,
             collection=collection,
             show_progress=show_progress,
+            is_opened=True,
         )
         return self.changes
 
     def put(self, source: Source, metadata: Metadata | None = None) -> Changes:
         """Add or update the images of a source, a collection without a name; see `build`."""
-        self.changes = update(self._backend, source, (), metadata, keep=True)
+        self.changes = update(self._backend, source, (), metadata, keep=True, is_opened=True)
         return self.changes
 
     def remove(self, ids: Sequence[str] | str) -> Changes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from whiten.errors import WhitenError
+from whiten.errors import StoreError, WhitenError
 from whiten.index.collections import Images, describe
+from whiten.index.joined import facts_of
 from whiten.index.rows import Backend, Facts
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes, synchronise
@@ -23,12 +24,20 @@ def update(
     remove_missing: bool = False,
     drop: Sequence[str] = (),
     show_progress: bool = False,
+    is_opened: bool = False,
 ) -> Changes:
-    """Change an index to match a collection; see `Index.build` for the arguments and errors."""
+    """Change an index to match a collection; see `Index.build` for the arguments and errors.
+
+    Args:
+        is_opened: the index was there before. If another process has deleted it since, or is making
+            it again with another model, nothing is written.
+    """
     with backend.writing():
-        before = backend.facts
+        before = facts_of(backend) if is_opened else backend.facts
         if before is not None and not _is_bound(backend, before, source, keep):
             if before.model != source.model:
+                if is_opened and not before.complete:
+                    raise StoreError(f"{backend.place} is being made again with another model")
                 backend.discard()
             before = None  # bound to no collection
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -133,7 +135,7 @@ def create_app(
     settings = settings or Settings()
     require_same_model(index, background)
     live = LiveIndex(index, background=background, writable=settings.writable)
-    metrics = Metrics(lambda: len(live), lambda: embedder.waiting)
+    metrics = Metrics(partial(_count, live), lambda: embedder.waiting)
     live.load()
     embedder = Embedder(live, settings, metrics)
     searcher: Batcher[Search, list[Match]] = Batcher(
@@ -275,6 +277,14 @@ def create_app(
         return _html(reference_page(app.openapi()))
 
     return app
+
+
+def _count(live: LiveIndex) -> float:
+    """Return the number of images; nan while the index cannot be read: the rest is counted on."""
+    try:
+        return len(live)
+    except (StoreError, UnavailableError):
+        return math.nan
 
 
 def _chosen(background: Index | None, query: Options) -> Index | None:

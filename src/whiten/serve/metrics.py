@@ -19,11 +19,11 @@ class Metrics:
     """The counters of one service.
 
     Args:
-        images: returns the current number of indexed images.
+        images: returns the current number of indexed images; nan if that is not known.
         waiting: returns the number of requests that wait for the model.
     """
 
-    def __init__(self, images: Callable[[], int], waiting: Callable[[], int]) -> None:
+    def __init__(self, images: Callable[[], float], waiting: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "whiten_requests",

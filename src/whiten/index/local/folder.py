@@ -123,7 +123,8 @@ class FolderIndex:
 
     @property
     def _opened(self) -> Snapshot:
-        assert self._now is not None
+        if self._now is None:
+            raise StoreError(f"{self.place} is no longer an index: it was deleted or moved away")
         return self._now
 
     def __len__(self) -> int:
