@@ -56,11 +56,13 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Any:
         names = [f"{label:04d}-{i}" for i, label in enumerate(labels)]
         items = Items.of([Item(name, name) for name in names])
 
-        def views(_: object, items: Items, numbers: range, *rest: object) -> list[Array]:
+        def views(
+            _encoder: object, items: Items, _plan: object, numbers: range, *_: object, **__: object
+        ) -> list[Array]:
             rows = vectors[[names.index(name) for name in items.ids.to_pylist()]]
             return [edited(rng, rows, 0.8) for _ in numbers]
 
-        monkeypatch.setattr(estimate, "_embed_views", views)
+        monkeypatch.setattr(estimate, "embed_views", views)
         collection = Collection(
             what="image", names=names, paths=names, groups=[None] * len(names), pictures=names,
             copy_of=np.arange(len(names)), hashes=names, similarity=VectorSimilarity(vectors),

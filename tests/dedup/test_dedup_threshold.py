@@ -21,8 +21,8 @@ from whiten.datasets.finding import find_items
 from whiten.dedup import Collection, confirming
 from whiten.dedup.counting import count_pairs
 from whiten.dedup.pair_similarity import VectorSimilarity
-from whiten.dedup.threshold import _embed_views, calibrate
-from whiten.embedding.encoder import Encoder
+from whiten.dedup.threshold import COPIES, calibrate
+from whiten.embedding.encoder import Encoder, embed_views
 from whiten.embedding.opening import load
 from whiten.embedding.rows import embed_rows
 from whiten.errors import ConfigError
@@ -156,7 +156,7 @@ def test_views_are_embedded_as_images_are(drawings: Path, tmp_path: Path) -> Non
     rotation = Whitener(4, shrinkage=0.0).fit(joined)
     for rotated in (None, rotation):
         encoder = Encoder("both", parts, rotation=rotated, weights=[1.9, 0.1])
-        [whole] = _embed_views(encoder, items, range(1), tmp_path / "views", False)
+        [whole] = embed_views(encoder, items, COPIES, [0], tmp_path, show_progress=False)
         kept, vectors, _ = embed_rows(encoder, items)
         assert kept.ids == items.ids
         np.testing.assert_allclose(whole, vectors, atol=1e-6)

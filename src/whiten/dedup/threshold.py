@@ -18,13 +18,11 @@ collections chain more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from whiten.datasets.collection import Items, video_of
+from whiten.datasets.collection import video_of
 from whiten.dedup.confirming import confirmed
 from whiten.dedup.counting import (
     BINS,
@@ -40,12 +38,10 @@ from whiten.dedup.counting import (
 from whiten.dedup.pair_similarity import PairSimilarity, Rows, SetSimilarity, VectorSimilarity
 from whiten.dedup.sources import Collection
 from whiten.dedup.turned import TurnedSimilarity
-from whiten.embedding.embed import embed, store_folder
-from whiten.embedding.encoder import Encoder
+from whiten.embedding.encoder import Encoder, embed_views
 from whiten.errors import ConfigError
 from whiten.evaluation.video_task import count_frames
 from whiten.utils.names import name_codes
-from whiten.utils.progress import progress
 from whiten.views.plan import ViewPlan
 
 # Views like copies: cropped a little, lighter or darker. Not mirrored, which is another picture.
@@ -251,10 +247,11 @@ def _with_views(
 ) -> tuple[PairSimilarity, Rows]:
     """Return the sampled items with views of some of them, and the item of each view."""
     similarity, numbers = collection.similarity, range(1, views + 1)
+    folder = collection.folder / "views"
     labels = np.concatenate([rows, np.tile(viewed, views)])
     if isinstance(similarity, VectorSimilarity):
         items = collection.items.take(viewed)
-        seen = _embed_views(encoder, items, numbers, collection.folder, show_progress)
+        seen = embed_views(encoder, items, COPIES, numbers, folder, show_progress=show_progress)
         if isinstance(similarity, TurnedSimilarity):
             return similarity.with_views(rows, seen), labels
         whole = np.asarray(similarity.vectors[rows], np.float32)
@@ -263,31 +260,8 @@ def _with_views(
     wanted = {collection.names[i] for i in collection.first[viewed].tolist()}
     is_wanted = [video_of(frame.id) in wanted for frame in collection.items]
     items = collection.items.take(np.array(is_wanted))
-    seen = _embed_views(encoder, items, numbers, collection.folder, show_progress)
+    seen = embed_views(encoder, items, COPIES, numbers, folder, show_progress=show_progress)
     frames, lengths = similarity.load(rows)
     counts = np.fromiter(count_frames(items).values(), np.int64)
     joined = np.concatenate([frames, *seen])
     return SetSimilarity(joined, np.concatenate([lengths, *[counts] * views])), labels
-
-
-def _embed_views(
-    encoder: Encoder, items: Items, numbers: range, cache: Path, show_progress: bool
-) -> list[npt.NDArray[np.float32]]:
-    """Return (n, dim) per view; stored apart from whole images, which depend on no plan."""
-    stores = []
-    for part in encoder.parts:
-        folder = store_folder(cache / "views", part.teacher)
-        with progress(f"views for {part.teacher.name}", enabled=show_progress) as update:
-            stores.append(
-                embed(items, part.teacher, folder, views=numbers, plan=COPIES, progress=update)
-            )
-    ids = items.ids.to_pylist()
-    return [
-        encoder.join(
-            [
-                part.apply(store.gather(ids, number))
-                for part, store in zip(encoder.parts, stores, strict=True)
-            ]
-        )
-        for number in numbers
-    ]

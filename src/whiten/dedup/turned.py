@@ -11,12 +11,10 @@ import numpy.typing as npt
 
 from whiten.datasets.collection import Items
 from whiten.dedup.pair_similarity import Doubles, Rows, VectorSimilarity
-from whiten.embedding.embed import embed, store_folder
-from whiten.embedding.encoder import Encoder
+from whiten.embedding.encoder import Encoder, embed_views
 from whiten.errors import ConfigError
 from whiten.models.teacher import Teacher
 from whiten.utils.arrays import Vectors
-from whiten.utils.progress import progress
 from whiten.views.plan import TURNS
 
 Also = Literal["mirrored", "rotated"]
@@ -79,26 +77,12 @@ def embed_turned(
     Raises:
         ConfigError: a model is a store, which cannot embed anything else.
     """
-    views = _VIEWS[frozenset(also)]
-    stores = []
     for part in encoder.parts:
         if not isinstance(part.teacher, Teacher):
             raise ConfigError(
                 f"{part.teacher.uri} holds embeddings only, and not those of mirrored or rotated "
                 "images: leave --also out, or name the model that made it"
             )
-        folder = store_folder(cache / "turned", part.teacher)
-        with progress(f"turned for {part.teacher.name}", enabled=show_progress) as update:
-            stores.append(
-                embed(items, part.teacher, folder, views=views, plan=TURNS, progress=update)
-            )
-    ids = items.ids.to_pylist()
-    return [
-        encoder.join(
-            [
-                part.apply(store.gather(ids, view))
-                for part, store in zip(encoder.parts, stores, strict=True)
-            ]
-        )
-        for view in views
-    ]
+    views = _VIEWS[frozenset(also)]
+    folder = cache / "turned"
+    return embed_views(encoder, items, TURNS, views, folder, show_progress=show_progress)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
-from whiten.datasets.collection import Item
+from whiten.datasets.collection import Item, Items
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.fitting import fused_fingerprint
 from whiten.models.inputs import (
@@ -27,6 +27,7 @@ from whiten.models.uri import lasting
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.progress import Update, progress
+from whiten.views.plan import ViewPlan
 from whiten.whitening.whitener import Whitener
 
 if TYPE_CHECKING:
@@ -215,6 +216,40 @@ def embed_cached(
         # Embeddings cached in bf16 are used; otherwise all would be embedded twice.
         folder = half if half.exists() and not exact.exists() else exact
         return embed(items, teacher, folder, progress=update, cluster=cluster)
+
+
+def embed_views(
+    encoder: Encoder,
+    items: Items,
+    plan: ViewPlan,
+    views: Sequence[int],
+    cache: Path,
+    *,
+    show_progress: bool,
+) -> list[Vectors]:
+    """Embed views of images: (n, dim) per view.
+
+    Args:
+        cache: folder for the stores of this plan alone, apart from whole images, which depend on no
+            plan; progress is shown under its name.
+    """
+    stores = []
+    for part in encoder.parts:
+        folder = store_folder(cache, part.teacher)
+        with progress(f"{cache.name} for {part.teacher.name}", enabled=show_progress) as update:
+            stores.append(
+                embed(items, part.teacher, folder, views=views, plan=plan, progress=update)
+            )
+    ids = items.ids.to_pylist()
+    return [
+        encoder.join(
+            [
+                part.apply(store.gather(ids, view))
+                for part, store in zip(encoder.parts, stores, strict=True)
+            ]
+        )
+        for view in views
+    ]
 
 
 def _embed_part(
