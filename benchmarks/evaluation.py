@@ -44,17 +44,25 @@ def make_problem(n: int, dim: int, *, found: bool, seed: int = 0) -> tuple[Array
     truth = [
         {"easy": p[:EASY], "hard": p[EASY : EASY + HARD], "junk": p[EASY + HARD :]} for p in places
     ]
-    # Cosines in units of a distractor's standard deviation, 1/√dim: the first distractors of a
-    # million stand at about 5.
-    for name, mean in (("easy", 8.0), ("hard", 5.0), ("junk", 6.0)) if found else ():
+    if found:
+        turn_to_queries(rng, queries, gallery, truth)
+    return queries, gallery, truth
+
+
+def turn_to_queries(rng: np.random.Generator, queries: Array, gallery: Array, truth: Truth) -> None:
+    """Rotate the rows in the ground truth towards their queries, in place, to random cosines.
+
+    These are in units of a distractor's standard deviation, 1/√dim: the first distractors of a
+    million have about 5.
+    """
+    for name, mean in (("easy", 8.0), ("hard", 5.0), ("junk", 6.0)):
         for query, lists in zip(queries, truth, strict=True):
-            cosine = rng.normal(mean, 2.5, len(lists[name])) / np.sqrt(dim)
+            cosine = rng.normal(mean, 2.5, len(lists[name])) / np.sqrt(len(query))
             cosine = cosine.clip(-0.95, 0.95).astype(np.float32)[:, None]
             own = gallery[lists[name]]
             own -= (own @ query)[:, None] * query
             own /= np.linalg.norm(own, axis=1, keepdims=True)
             gallery[lists[name]] = cosine * query + np.sqrt(1 - cosine**2) * own
-    return queries, gallery, truth
 
 
 def sorted_aps(similarity: Array, truth: Truth, *, kind: str | None = None) -> Aps:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from evaluation import AIM, Aps, Array, Truth, largest_error, sorted_aps
+from evaluation import AIM, Aps, Array, Truth, largest_error, sorted_aps, turn_to_queries
 from side_by_side import Report, arguments, peak_bytes, take_turns
 
 from whiten import metrics
@@ -53,15 +53,7 @@ def make_database(dim: int) -> tuple[Array, Array, Truth]:
     truth = [
         dict(zip(("easy", "hard", "junk"), np.split(own, cuts), strict=True)) for own in places
     ]
-    # Cosines in units of a distractor's standard deviation, 1/√dim.
-    for name, mean in (("easy", 8.0), ("hard", 5.0), ("junk", 6.0)):
-        for query, lists in zip(queries, truth, strict=True):
-            cosine = rng.normal(mean, 2.5, len(lists[name])) / np.sqrt(dim)
-            cosine = cosine.clip(-0.95, 0.95).astype(np.float32)[:, None]
-            own = database[lists[name]]
-            own -= (own @ query)[:, None] * query
-            own /= np.linalg.norm(own, axis=1, keepdims=True)
-            database[lists[name]] = cosine * query + np.sqrt(1 - cosine**2) * own
+    turn_to_queries(rng, queries, database, truth)
     return queries, database, truth
 
 
