@@ -1,8 +1,8 @@
-"""Embed on a Ray cluster of one and of two local nodes of one core each, beside no cluster.
+"""Embed on a Ray cluster of one and of two local nodes of one core each, and without a cluster.
 
     python benchmarks/cluster.py
 
-Only what comes beyond start-up is timed: from the first unit of work that is done to the last, so
+Only what comes after the start is timed: from the first unit of work that is done to the last, so
 that loading Ray and the model does not count. Each node is held on a core of its own (Linux), and
 so is the process without Ray; the overhead per image is what one node takes longer. The process
 that writes the stores runs on either core. The stores must be equal, byte for byte.

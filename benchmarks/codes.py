@@ -1,10 +1,10 @@
-"""Exact search by int8 codes, beside a scan of the vectors: 1, 8 and 64 queries at once.
+"""Exact search by int8 codes, compared with a scan of the vectors: 1, 8 and 64 queries at once.
 
     python benchmarks/codes.py --out benchmarks/results/codes.json
 
-Vectors are random, which is the worst case: many lie close to the k-th best, and are compared in
-full. Both ways return the same images. Loading torch, which multiplies the codes, is not counted:
-a process does so only once it has searched for about as long as that takes.
+Vectors are random, which is the worst case: many are almost as similar as the k-th best, and are
+compared in full. Both ways return the same images. Loading torch, which multiplies the codes, is
+not counted: a process does so only once it has searched for about as long as that takes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the demo's embeddings lose in fewer bytes, and how long their codes take to search.
+"""Measure what the demo's embeddings lose in fewer bytes, and how long their codes take to search.
 
     python benchmarks/compact.py --out benchmarks/results/compact.json
 

@@ -1,10 +1,10 @@
-"""From a JPEG file of 1024×768 to a normalised 224 px tensor, beside Pillow and torchvision.
+"""Decode a 1024×768 JPEG to a normalised 224 px tensor, compared with Pillow and torchvision.
 
     python benchmarks/decode.py
 
 The rival is the transform that torchvision's models are published with, and the difference in grey
-levels is that of the two results. Last, a thread for each core, as every verb has them, beside one
-thread and a process for each core: decoders let go of the interpreter.
+levels is that of the two results. Last, a thread per core, as every verb has them, is compared with
+one thread and with a process per core: decoders release the GIL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Groups of near-duplicates among 100,000 vectors, beside plain blocks and FAISS's range search.
+"""Group near-duplicates among 100,000 vectors, compared with plain blocks and FAISS's range search.
 
     python benchmarks/dedup.py --out benchmarks/results/dedup.json
 
@@ -6,8 +6,8 @@
 way multiplies blocks of rows with everything, takes what is above the threshold, and hands all
 pairs to SciPy's connected components; FAISS searches its flat index by range in batches, and hands
 its pairs over likewise. The floor is the product of the upper triangle's blocks alone. The groups
-of all ways are compared, and those of a subset of 5,000 with the n × n matrix in float64. Beside
-that, the same vector as often: every pair is one of copies, which the others cannot hold.
+of all ways are compared, and those of a subset of 5,000 with the n × n matrix in float64. A second
+collection repeats one vector: every pair is one of copies, too many for the rivals to hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a laptop gets unasked: embedding from files, `whiten search`, and both beside busy programs.
+"""Embedding from files and `whiten search` with the defaults, alone and next to busy programs.
 
     python benchmarks/defaults.py
 
@@ -6,8 +6,8 @@ Embedding: a student (EfficientNet-Lite0 at 224 px, stages pooled, 1,024 dimensi
 teachers of the demo, in the runtime that whiten takes by itself and in torch, from three kinds of
 files. The floors are decoding alone on all cores and the network alone; the larger one is the
 bottleneck.
-Search: a process from start to end, beside the same with `--runtime torch`. Busy programs: the same
-work while none, one or two other processes compute without a pause.
+Search: a process from start to end, compared with the same with `--runtime torch`. Busy programs:
+the same work while none, one or two other processes compute without a pause.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def training() -> Callable[[], object]:
 
 
 def beside(name: str, work: Callable[[], object], least: float, rounds: int) -> Comparison:
-    """Time a work alone and beside busy programs: the ratio is what is lost."""
+    """Time a work alone and next to busy programs: the ratio is what is lost."""
 
     def among(processes: int) -> Callable[[], None]:
         def run() -> None:

@@ -1,4 +1,4 @@
-"""Embed a folder of JPEGs from end to end, beside a plain loop of Pillow, torchvision and torch.
+"""Embed a folder of JPEGs end to end, compared with a plain loop of Pillow, torchvision and torch.
 
     python benchmarks/embed_folder.py
 

@@ -1,4 +1,4 @@
-"""An epoch with cached teachers, as `whiten distill` trains, beside teachers that run in each step.
+"""An epoch with cached teachers, as in `whiten distill`, compared with teachers run in each step.
 
     python benchmarks/epoch.py
 

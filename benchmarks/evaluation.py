@@ -1,11 +1,11 @@
-"""Evaluation of 70 queries against a million items, medium and hard, beside sorting them all.
+"""Evaluate 70 queries against a million items, medium and hard, compared with sorting them all.
 
     python benchmarks/evaluation.py --out benchmarks/results/evaluation.json
 
 The usual way sorts the whole gallery for every query, finds the positives and the junk in the
 ranked list by membership tests, once for each protocol, and integrates by trapezoids. Measured are
 the ranking alone, from given similarities, and the whole way from embeddings. Galleries are
-simulated: distractors are random unit vectors, positives lie at random angles to their query, so
+simulated: distractors are random unit vectors, positives are at random angles to their query, so
 that some stand first and some are lost among the distractors.
 """
 

@@ -1,4 +1,4 @@
-"""An exported student beside eager torch, beside its teachers, and from JPEGs to embeddings.
+"""Compare an exported student with eager torch and with its teachers, and embed JPEGs with it.
 
     python benchmarks/export.py --demo RUN
 
@@ -156,7 +156,7 @@ def open_teacher_of(student: Student) -> Teacher:
 
 
 def refused(student: Student, name: str) -> bool:
-    """Whether `whiten export` would keep this variant from a user who asks for no other floor."""
+    """Return whether `whiten export` would refuse this variant at its default floors."""
     parity = {f"{v.format} {v.precision}": v.parity for v in student.manifest.variants}[name]
     by_groups = student.manifest.measured["map_by"] == "groups"
     return name.endswith("int8") and (
@@ -165,7 +165,7 @@ def refused(student: Student, name: str) -> bool:
 
 
 def parity_facts(student: Student) -> dict[str, Any]:
-    """What the export measured, beside the last comparison of each student."""
+    """Return what the export measured, for the last comparison of each student."""
     return {
         "map_in_torch": student.manifest.measured["torch"]["map"],
         "map_by": student.manifest.measured["map_by"],

@@ -1,8 +1,8 @@
-"""What an image costs in indexes of a thousand to ten million: build, add, remove, search, memory.
+"""Cost per image in indexes of a thousand to ten million: build, add, remove, search, memory.
 
     python benchmarks/growth.py --out benchmarks/results/growth.json
 
-The vectors have 256 dimensions, lie in clusters and are stored as int8 codes. Each size is built,
+The vectors have 256 dimensions, are clustered and are stored as int8 codes. Each size is built,
 changed and searched in processes of its own, so that resident memory, mapped files included, is
 that of one action. The ways are sizes, compared with 10,000 images. `--plot FILE` draws the plot
 there, not in docs/growth.png. Ten million images take 10 GB of disk in `--scratch FOLDER`.

@@ -1,13 +1,13 @@
-"""A million vectors in an index: 1 and 70 queries, exact and not, beside argsort and FAISS.
+"""Search a million vectors by 1 and 70 queries, exact or not, compared with argsort and FAISS.
 
     python benchmarks/index.py --out benchmarks/results/index.json
 
-Vectors lie in clusters; queries are vectors of the index, moved a little. The argsort way makes all
+Vectors are clustered; queries are vectors of the index, moved a little. The argsort way makes all
 similarities and sorts them for every query. FAISS's flat index is measured as pip installs it, and
 with the threshold raised below which it does without its BLAS. The floor is a read of all vectors
-on all cores. The index lies in a temporary folder, or in `--scratch FOLDER`; it is built through
-`synchronise`, as images are, from a source that makes its vectors. It takes about 6 bytes of disk
-and 5 of memory for each coordinate.
+on all cores. The index is stored in a temporary folder, or in `--scratch FOLDER`; it is built
+through `synchronise`, as images are, from a source that makes its vectors. It takes about 6 bytes
+of disk and 5 of memory for each coordinate.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def build(report: Report, root: Path, rows: int, dim: int, centres: Array) -> Fo
 
 
 def tune(index: FolderIndex, kind: str, recall: float) -> tuple[Any, dict[str, Any]]:
-    """What answers as that kind, and what is known of it; nothing where it is of no use."""
+    """Return what searches as that kind, and its facts; None if exact search is better."""
     seconds: dict[str, float] = {}
 
     def choose() -> None:

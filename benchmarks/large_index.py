@@ -1,15 +1,15 @@
-"""Indexes from 100,000 to ten million vectors: build, memory, recall and speed, beside FAISS.
+"""Indexes of 100,000 to ten million vectors and FAISS's: build, memory, recall and speed.
 
     python benchmarks/large_index.py --out benchmarks/results/large_index.json
 
-`--rows 10000000 --scratch FOLDER` takes about 15 GB of disk for each storage. Vectors lie in
-clusters; queries are vectors of the index, moved a little. whiten's indexes are built through
+`--rows 10000000 --scratch FOLDER` takes about 15 GB of disk for each storage. Vectors are
+clustered; queries are vectors of the index, moved a little. whiten's indexes are built through
 `synchronise`, as images are, and their hits are whole rows; the rivals store and return numbers
-only. Every way runs in processes of its own, one after another: one builds, one opens and
-searches, so that the resident memory of each is its own. Recall is that of the ten nearest of
-exact search. FAISS is given the centroids and codebooks that whiten fitted, visits as many lists,
-and does not re-rank. hnswlib, where installed, keeps all vectors in memory: `--graph-rows` is the
-largest size that it gets.
+only. Every way runs in processes of its own, one after another: one builds, one opens and searches,
+so that the resident memory of each is its own. Recall is that of the ten nearest of exact search.
+FAISS is given the centroids and codebooks that whiten fitted, visits as many lists, and does not
+re-rank. hnswlib, where installed, keeps all vectors in memory: `--graph-rows` is the largest size
+that it gets.
 """
 
 from __future__ import annotations

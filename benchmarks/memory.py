@@ -10,7 +10,7 @@ links to each as it takes. What is real: the stores on disk, every file's date, 
 `distill` with a frozen backbone, and every search.
 
 Names, paths and pair lists grow with the images, some hundred bytes each; embeddings must not, so
-that long ones (512 dimensions, at 100,000 images) are measured beside short ones (64).
+that long ones (512 dimensions, at 100,000 images) are measured as well as short ones (64).
 """
 
 from __future__ import annotations

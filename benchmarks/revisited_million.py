@@ -5,7 +5,7 @@
 The usual way reads everything into one matrix, multiplies it, sorts the whole gallery for every
 query and finds positives and junk in the ranked list by membership tests. Measured are the whole
 way from the stores, and ranking and scoring alone from given similarities. Embeddings are
-simulated: distractors are random unit vectors, positives lie at random angles to their query, so
+simulated: distractors are random unit vectors, positives are at random angles to their query, so
 that some stand first and some are lost among the distractors. Stores have the shards that
 `whiten embed` writes; with `--scratch FOLDER` they are kept and used again. Numbers are compared
 under a stable order of the same similarities: two matrix products of different shape need not

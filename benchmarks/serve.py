@@ -5,10 +5,10 @@
 `whiten serve` runs in a process of its own, and so do the clients: threads that keep their
 connection, each sending its next request when it has its answer. Uploads are photographs of one
 megapixel and of 224 pixels, and searches by id need no model. The model is a ResNet-18 at 224 px
-with random weights, in torch and exported to ONNX in fp32; the index holds random vectors beside
-the few images that exist. Both share the machine's cores, so that a service alone is faster than
-this. One run sends everything in turn, damaged files too, and watches the service's resident
-memory; another adds an image after every nine searches by id.
+with random weights, in torch and exported to ONNX in fp32; the index holds random vectors and the
+few images that exist. Both share the machine's cores, so that a service alone is faster than this.
+One run sends everything in turn, damaged files too, and watches the service's resident memory;
+another adds an image after every nine searches by id.
 """
 
 from __future__ import annotations

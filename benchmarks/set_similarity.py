@@ -1,4 +1,4 @@
-"""Chamfer similarity of 64 queries and 1,024 candidates, beside the published padded way.
+"""Chamfer similarity of 64 queries and 1,024 candidates, compared with the published padded way.
 
     python benchmarks/set_similarity.py
 

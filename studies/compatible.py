@@ -1,4 +1,4 @@
-"""What `--compatible` costs a student and what it gives: the weight of `align`, on validation.
+"""Measure what `--compatible` costs a student and what it gives: the weight of `align`.
 
     python studies/compatible.py --work runs/compatible --out studies/results/compatible.json
 

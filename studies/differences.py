@@ -1,11 +1,11 @@
-"""What each difference between the published code and the defaults does on the bundled images.
+"""Measure each difference between the published code and the defaults on the bundled images.
 
     python studies/differences.py --out runs/quality --json studies/results/differences.json
     python tools/pages.py
 
 One thing is changed at a time. Heads on frozen features are trained with three seeds each and may
-be interrupted: what is done lies in OUT/differences. The rest are the demo's teachers on the test
-split, without training. Test mAP in percent throughout; nothing is chosen by it.
+be interrupted: what is done is stored in OUT/differences. The rest are the demo's teachers on the
+test split, without training. Test mAP in percent throughout; nothing is chosen by it.
 """
 
 from __future__ import annotations

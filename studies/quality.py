@@ -53,7 +53,7 @@ from whiten.whitening.whitener import Whitener
 
 
 class Ledger:
-    """Finished trials: `OUT/trials/KEY.json`, with the student's folder beside it."""
+    """Finished trials: `OUT/trials/KEY.json`, and the student's folder next to it."""
 
     def __init__(self, out: Path) -> None:
         self.out = out

@@ -1,4 +1,4 @@
-"""What α-query expansion and score normalisation give on the demo's images.
+"""Measure α-query expansion and score normalisation on the demo's images.
 
     whiten demo --out runs/demo
     python studies/queries.py --demo runs/demo/drawings --out studies/results/queries.json

@@ -1,7 +1,7 @@
 """Does the criterion without labels order starts as the true mAP does?
 
-Fits every start in closed form that `distill` considers, on images without their groups, and
-prints what the folds say of it beside its mAP on grouped test images, with the rank correlation.
+Fits every start in closed form that `distill` considers, on images without their groups, and prints
+what the folds say of it next to its mAP on grouped test images, with the rank correlation.
 
     python studies/starts.py TRAIN TEST --teachers URI … --student URI --size 160 --cache FOLDER
 """

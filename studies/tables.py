@@ -149,7 +149,7 @@ def _with_interval(row: Row, key: str) -> str:
 
 @styled
 def draw_test(rows: Sequence[Row], starts: Sequence[Row]) -> Figure:
-    """The default beside the paper's recipe on the test split."""
+    """Draw the default and the paper's recipe on the test split."""
     figure = Figure(figsize=(8.4, 3.4))
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (start, defaults) in zip(axes, DEFAULTS.items(), strict=True):

@@ -1,4 +1,4 @@
-"""What the comparison of recipes tries: settings, students' starts, recipes and temperatures."""
+"""The trials that compare recipes: settings, students' starts, recipes and temperatures."""
 
 from __future__ import annotations
 
