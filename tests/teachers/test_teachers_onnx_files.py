@@ -1,8 +1,7 @@
-"""ONNX graphs as people have them: inputs of other types, outputs that are no embedding."""
+"""ONNX graphs with inputs of other types, and with outputs that are no embedding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,68 +9,24 @@ import numpy as np
 import onnx
 import pytest
 from numpy.testing import assert_allclose
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from onnx_graphs import (
+    FLOAT,
+    MEAN,
+    PLAIN,
+    PROJECT,
+    TOKENS,
+    WEIGHT,
+    check,
+    colours,
+    embed,
+    save,
+)
 from teacher_helpers import make_pixels
 from whiten.errors import ConfigError, TeacherError
 from whiten.models.registry import open_network
-from whiten.models.sources import onnx_graph
 from whiten.utils.arrays import normalize_rows
-
-FLOAT = TensorProto.FLOAT
-WEIGHT = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
-
-
-def save(
-    path: Path,
-    nodes: Sequence[tuple[str, list[str], list[str], dict[str, Any]]],
-    *,
-    outputs: Sequence[str],
-    shape: Sequence[int | str | None] | None = ("n", 3, 32, 32),
-    kind: int = FLOAT,
-    more: Sequence[Any] = (),
-    constants: dict[str, np.ndarray] | None = None,
-    **options: Any,
-) -> Path:
-    made = [helper.make_node(op, given, out, **facts) for op, given, out, facts in nodes]
-    weights = {"weight": WEIGHT} | (constants or {})
-    graph = helper.make_graph(
-        made,
-        "graph",
-        [helper.make_tensor_value_info("image", kind, shape), *more],
-        [helper.make_tensor_value_info(name, FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, path, **options)
-    return path
-
-
-# Mean colour of an NCHW float image, projected to 6 dimensions.
-MEAN = ("ReduceMean", ["image"], ["colour"], {"axes": [2, 3], "keepdims": 0})
-PROJECT = ("MatMul", ["colour", "weight"], ["embedding"], {})
-# The tokens are the image's rows: (n, 3, 32, 32) -> (n, 32, 3) -> (n, 32, 6).
-TOKENS = [
-    ("ReduceMean", ["image"], ["lines"], {"axes": [3], "keepdims": 0}),
-    ("Transpose", ["lines"], ["rows"], {"perm": [0, 2, 1]}),
-    ("MatMul", ["rows", "weight"], ["tokens"], {}),
-]
-PLAIN = "mean=0,0,0&std=1,1,1"
-
-
-def embed(uri: str, side: int = 32) -> np.ndarray:
-    return open_network(uri).embed(make_pixels(side))
-
-
-def colours(side: int = 32) -> np.ndarray:
-    """The means of R, G and B of the test's images, in 0 to 1."""
-    return make_pixels(side).reshape(2, -1, 3).mean(axis=1) / 255
-
-
-def check(found: np.ndarray, expected: np.ndarray, atol: float = 1e-5) -> None:
-    assert found.dtype == np.float32
-    assert_allclose(found, normalize_rows(expected), atol=atol)
-
 
 # --- inputs -----------------------------------------------------------------------------
 
@@ -251,164 +206,3 @@ def test_an_embedding_of_as_many_dimensions_as_classes(tmp_path: Path) -> None:
     wide = {"weight": np.ones((3, 1000), np.float32)}
     path = save(tmp_path / "g.onnx", [MEAN, PROJECT], outputs=["embedding"], constants=wide)
     assert open_network(f"onnx:{path}").dim == 1000
-
-
-# --- weights in other files -------------------------------------------------------------
-
-
-def beside(
-    path: Path, *, location: str = "g.onnx.data", scale: float = 1.0, one: bool = True
-) -> Path:
-    path.parent.mkdir(exist_ok=True, parents=True)
-    options = {
-        "save_as_external_data": True,
-        "all_tensors_to_one_file": one,
-        "location": location,
-        "size_threshold": 0,
-    }
-    for file in path.parent.iterdir():  # data files would be appended to
-        if file.is_file():
-            file.unlink()
-    nodes = [MEAN, PROJECT, ("Add", ["embedding", "bias"], ["moved"], {})]
-    values = {"weight": WEIGHT * scale, "bias": np.arange(6, dtype=np.float32)}
-    return save(path, nodes, outputs=["moved"], constants=values, **options)
-
-
-def prints(path: Path) -> str:
-    return open_network(f"onnx:{path}").fingerprint()
-
-
-@pytest.mark.parametrize("is_large", [False, True])
-@pytest.mark.parametrize("one", [True, False])
-def test_weights_beside_the_graph(
-    one: bool, is_large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if is_large:  # they then stay in their files
-        monkeypatch.setattr(onnx_graph, "_AT_ONCE", 0)
-    path = beside(tmp_path / "a" / "g.onnx", one=one)
-    assert len(list(path.parent.iterdir())) == (2 if one else 3)
-    expected = colours() @ WEIGHT + np.arange(6)
-    check(embed(f"onnx:{path}?{PLAIN}"), expected)
-    assert open_network(f"onnx:{path}").params == WEIGHT.size + 6
-    assert open_network(f"onnx:{path}").count_macs() == WEIGHT.size
-    graph = path.read_bytes()
-    first = prints(path)
-    beside(path, one=one, scale=-1.0)  # exported again in place
-    assert path.read_bytes() == graph
-    assert prints(path) != first
-    beside(path, one=one)
-    for file in sorted(path.parent.iterdir()):
-        if file != path:
-            content = bytearray(file.read_bytes())
-            content[-1] ^= 1
-            file.write_bytes(content)
-            assert prints(path) != first
-            content[-1] ^= 1
-            file.write_bytes(content)
-    assert prints(path) == first
-
-
-def test_the_same_network_elsewhere(tmp_path: Path) -> None:
-    first = prints(beside(tmp_path / "a" / "g.onnx"))
-    assert prints(beside(tmp_path / "b" / "other.onnx", location="weights.bin")) == first
-    (tmp_path / "c" / "inner").mkdir(parents=True)
-    inner = beside(tmp_path / "c" / "g.onnx", location="inner/w.bin")
-    assert prints(inner) == first
-    (tmp_path / "d").mkdir()
-    linked = link(tmp_path / "a" / "g.onnx", tmp_path / "d")
-    assert prints(linked) == first
-
-
-def link(path: Path, folder: Path) -> Path:
-    """Link a graph and its weights into a folder, as the cache of a hub does."""
-    for file in (path, path.with_name("g.onnx.data")):
-        (folder / file.name).symlink_to(file)
-    return folder / path.name
-
-
-def test_large_weights_behind_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runtime opens them itself, and follows no link out of the folder."""
-    monkeypatch.setattr(onnx_graph, "_AT_ONCE", 0)
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
-    snapshot.mkdir()
-    path = link(beside(blobs / "g.onnx"), snapshot)
-    expected = normalize_rows(colours() @ WEIGHT + np.arange(6))
-    assert_allclose(embed(f"onnx:{path}?{PLAIN}"), expected, atol=1e-5)
-    assert open_network(f"onnx:{path}").count_macs() == WEIGHT.size
-    assert prints(path) == prints(blobs / "g.onnx")
-
-
-def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = beside(tmp_path / "g.onnx", one=False)
-    opened: list[str] = []
-    genuine = Path.open
-
-    def counting(self: Path, *args: Any, **options: Any) -> Any:
-        opened.append(self.name)
-        return genuine(self, *args, **options)
-
-    monkeypatch.setattr(Path, "open", counting)
-    onnx_graph.read_graph(path)
-    assert sorted(opened) == sorted(file.name for file in tmp_path.iterdir())
-
-
-def test_missing_and_cut_weights_are_named(tmp_path: Path) -> None:
-    path = beside(tmp_path / "g.onnx")
-    data = tmp_path / "g.onnx.data"
-    content = data.read_bytes()
-    data.write_bytes(content[:-1])
-    with pytest.raises(TeacherError, match=r"g\.onnx\.data is cut short, .*: copy it again"):
-        prints(path)
-    data.unlink()
-    with pytest.raises(TeacherError, match=r"has weights in g\.onnx\.data, which is not there"):
-        prints(path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("location", "../g.onnx.data", "outside of its folder"),
-        ("offset", "first", r"does not say where in g\.onnx\.data its weights are"),
-        ("length", "1e3", r"does not say where in g\.onnx\.data its weights are"),
-        ("offset", "-1", "is cut short"),
-    ],
-)
-def test_weights_that_are_misnamed(key: str, value: str, message: str, tmp_path: Path) -> None:
-    path = beside(tmp_path / "g.onnx")
-    model = onnx.load(path, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            entry.value = value if entry.key == key else entry.value
-    onnx.save(model, path)
-    with pytest.raises(TeacherError, match=message) as caught:
-        prints(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_of_a_subgraph_and_of_constants(tmp_path: Path) -> None:
-    """Tensors are found wherever a graph can hold them."""
-    value = numpy_helper.from_array(np.arange(6, dtype=np.float32), "inner")
-    constant = helper.make_node("Constant", [], ["bias"], value=value)
-    body = helper.make_graph(
-        [constant, helper.make_node("Add", ["embedding", "bias"], ["moved"])],
-        "body",
-        [],
-        [helper.make_tensor_value_info("moved", FLOAT, None)],
-    )
-    always = {"yes": np.ones((), bool)}
-    branch = ("If", ["yes"], ["chosen"], {"then_branch": body, "else_branch": body})
-    path = save(tmp_path / "g.onnx", [MEAN, PROJECT, branch], outputs=["chosen"], constants=always)
-    expected = colours() @ WEIGHT + np.arange(6)
-    check(embed(f"onnx:{path}?{PLAIN}"), expected)
-    model = onnx.load(path)
-    onnx.external_data_helper.convert_model_to_external_data(
-        model, location="w", size_threshold=0, convert_attribute=True
-    )
-    onnx.save(model, path)
-    check(embed(f"onnx:{path}?{PLAIN}"), expected)
-    first = prints(path)
-    data = bytearray((tmp_path / "w").read_bytes())
-    at = data.index(np.arange(6, dtype=np.float32).tobytes())
-    data[at + 7] ^= 1
-    (tmp_path / "w").write_bytes(data)
-    assert prints(path) != first
