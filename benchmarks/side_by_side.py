@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from whiten.utils.devices import cpu_name
+
 Action = Callable[[], object]
 PAUSE = 0.1  # seconds between turns
 
@@ -133,7 +135,7 @@ class Report:
     def __init__(self, title: str, **facts: Any) -> None:
         self.title = title
         self.facts = {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             **facts,
@@ -171,11 +173,3 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
     return parser
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from whiten.models.student import as_teacher, load_student
 from whiten.models.teacher import Teacher
 from whiten.runs.folder import RunFolder
 from whiten.utils.arrays import Vectors
+from whiten.utils.devices import cpu_name
 from whiten.utils.files import replacing
 from whiten.utils.names import several
 from whiten.utils.progress import progress
@@ -221,17 +221,9 @@ def _timed(
             "drawn": len(sample.items) if sample.is_drawn else 0,
             "calibration": len(sample.calibration),
             "threads": threads(),
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
         },
     )
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
 
 
 def _student_card(folder: Path) -> str:
