@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -342,9 +342,11 @@ Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 def _answer_errors(app: FastAPI, *, is_writable: bool) -> None:
     """Respond to errors with one sentence, `detail`."""
 
-    def answer(status: int, headers: dict[str, str] | None = None) -> Handler:
+    def answer(
+        status: int, detail: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Handler:
         async def handler(_: Request, error: Exception) -> JSONResponse:
-            return JSONResponse({"detail": one_line(error)}, status, headers)
+            return JSONResponse({"detail": detail or one_line(error)}, status, headers)
 
         return handler
 
@@ -362,28 +364,20 @@ def _answer_errors(app: FastAPI, *, is_writable: bool) -> None:
         detail = _first_problem(error.errors(), fields_of(request))
         return JSONResponse({"detail": detail}, 422)
 
-    async def busy(_: Request, error: BusyError) -> JSONResponse:
-        return JSONResponse({"detail": "too many requests wait: try again soon"}, 503, RETRY)
-
-    async def unavailable(_: Request, error: UnavailableError) -> JSONResponse:
-        return JSONResponse({"detail": one_line(error)}, 503, RETRY)
-
-    async def unreadable(_: Request, error: StoreError) -> JSONResponse:
-        return JSONResponse({"detail": "the index cannot be read at present"}, 503, RETRY)
-
-    async def unreached(_: Request, error: StorageError) -> JSONResponse:
-        return JSONResponse({"detail": "the storage of this image does not answer"}, 503, RETRY)
-
-    app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type]
-    app.add_exception_handler(RefusedError, refused)  # type: ignore[arg-type]
-    app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
-    app.add_exception_handler(BusyError, busy)  # type: ignore[arg-type]
-    app.add_exception_handler(UnavailableError, unavailable)  # type: ignore[arg-type]
-    app.add_exception_handler(StoreError, unreadable)  # type: ignore[arg-type]
-    app.add_exception_handler(StorageError, unreached)  # type: ignore[arg-type]
-    app.add_exception_handler(UnknownImageError, answer(404))
-    app.add_exception_handler(ConfigError, answer(422))
-    app.add_exception_handler(ImageError, answer(415))
+    handlers: dict[type[Exception], Handler] = {
+        HTTPException: http,
+        RequestValidationError: invalid,
+        RefusedError: refused,
+        UnknownImageError: answer(404),
+        ImageError: answer(415),
+        ConfigError: answer(422),
+        UnavailableError: answer(503, headers=RETRY),
+        BusyError: answer(503, "too many requests wait: try again soon", RETRY),
+        StoreError: answer(503, "the index cannot be read at present", RETRY),
+        StorageError: answer(503, "the storage of this image does not answer", RETRY),
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
 
 
 def _first_problem(problems: Sequence[dict[str, Any]], known: set[str]) -> str:
