@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -157,27 +156,26 @@ def prepare(
         show_progress=show_progress,
     )
 
-    items, held = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
-    untrained = why_untrained(spec, source, int((~held).sum()), int(held.sum()))
+    items, apart = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
+    trained = len(items) - len(apart)
+    untrained = why_untrained(spec, source, trained, len(apart))
     if epochs is None and untrained:
         spec = dataclasses.replace(spec, epochs=0)
         why += f"; {untrained}"
         if show_progress:
             announce(untrained)
-    items = items.take(np.argsort(held, kind="stable"))  # held-out ones last
-    if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or held.any():
+    if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or apart:
         backbone = backbone_as_teacher(net, config)
         store = cache.embed(backbone, items, teacher_views, "student features")
         write_targets(store, items.by_id, teacher_views, None, features_path(run))
-        if source in ("views", "frames") and held.any():
-            apart = items.take(np.arange(len(items) - int(held.sum()), len(items)))
+        if source in ("views", "frames") and apart:
             crops = cache.crops(backbone, apart)
             write_targets(crops, apart.by_id, CROP_VIEWS, None, crops_path(run))
     if not spec.teachers_online:
         _write_targets(run, spec, stores, items, views, whiteners)
-    rotation, measured = write_start(run, spec, net, items, int(held.sum()), source)
+    rotation, measured = write_start(run, spec, net, items, len(apart), source)
     evidence = Evidence(
-        images=len(items) - int(held.sum()),
+        images=trained,
         is_whole=spec.backbone_lr > 0 and spec.epochs != 0,
         is_untrained=parse_uri(spec.student).is_untrained,
         size=config.preprocess.size[0],
@@ -201,13 +199,13 @@ def prepare(
     table = items.table().append_column("content_hash", stores[0].content_hashes(items.by_id))
     pq.write_table(table, items_path(run))
     if spec.holdout_source:
-        Apart(unseen, copies, items[len(items) - int(held.sum()) :]).write(run)
+        Apart(unseen, copies, apart).write(run)
     facts = {
         "views": views,
         "source": source,
         "options": {name: getattr(spec, name) for name in DECIDED},
         "recipe": why,
-        "held_out": int(held.sum()),
+        "held_out": len(apart),
         "unseen": describe_split(spec, len(unseen), len(copies)) if spec.holdout_source else "",
         "measured": measured,
         "evidence": dataclasses.asdict(evidence),
@@ -222,11 +220,11 @@ def prepare(
 
 def _held_out(
     items: Items, spec: DistillSpec, source: str, contents: pa.Array
-) -> tuple[Items, npt.NDArray[np.bool_]]:
+) -> tuple[Items, Items]:
     """Draw the held-out ones of the user's own images; drop those that train as their copies.
 
     Returns:
-        The k images left, and (k,) which of them are held out.
+        The images left, in their order but with the held-out ones last; and the held-out ones.
     """
     assert spec.held_out is not None
     own = is_own(items)
@@ -234,7 +232,8 @@ def _held_out(
     held = np.zeros(len(items), bool)
     held[own] = hold_out(groups, contents.filter(pa.array(own)), spec.held_out, spec.seed)
     kept, held = without_trained(held, contents)
-    return items.take(kept), held
+    left = items.take(kept).take(np.argsort(held, kind="stable"))
+    return left, left[len(left) - int(held.sum()) :]
 
 
 def _describe(
