@@ -92,8 +92,7 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
     if is_member(str(root)) and stamp_of(str(root)) is not None:
         return Items.of([Item(as_id(root.name), str(root))])
     if not root.is_dir() and (found := find_shards(root)) is not None:
-        items = shard_items(found, str(root), choice)
-        return _once(items.sorted(), root)
+        return _once(shard_items(found, str(root), choice).sorted(), root)
     if (root / FRAMES_TABLE).is_file():
         root = root / FRAMES_TABLE
     if is_svd(root):
@@ -107,33 +106,41 @@ def _find(root: Path, tell: Callable[[str], None] | None, choice: Choice) -> Ite
             tell(describe_landmarks(items))
         return _below(root, items, choice)
     if root.is_dir():
-        walk = Walk(root, SUFFIXES, choice)
-        items = _logged(walk)
-        if not items and (found := find_shards(root)) is not None:
-            items = _once(shard_items(found, str(root), choice).sorted(), root)
-        if not items:
-            if unread := walk.unread():
-                raise NoImagesError(f"{root} holds no image that is read, but {unread}")
-            if choice:
-                return items
-            if holds(root, VIDEO_SUFFIXES):
-                raise NoImagesError(
-                    f"{root} holds videos and no images: take frames of them first with "
-                    f"`whiten frames {root} --out FRAMES`, and name FRAMES"
-                )
-            raise NoImagesError(
-                f"{root} holds no image file ({' '.join(sorted(SUFFIXES)[:6])} …): "
-                "name a folder of images, or a CSV or Parquet with columns path,group"
-            )
-    elif is_table(root):
+        return _in_folder(root, choice)
+    if is_table(root):
         items = _once(_read_table(root, tell, choice).sorted(), root)
-        if root.name != FRAMES_TABLE:
-            items = merge_spellings(items, root)
-    elif root.is_file():
+        return items if root.name == FRAMES_TABLE else merge_spellings(items, root).sorted()
+    if root.is_file():
         return Items.of([Item(as_id(root.name), os.fspath(root))])
-    else:
-        raise NoImagesError(f"{root} does not exist: name a folder of images or a table of paths")
-    return items.sorted()
+    raise NoImagesError(f"{root} does not exist: name a folder of images or a table of paths")
+
+
+def _in_folder(root: Path, choice: Choice) -> Items:
+    """Return the image files below a folder, or the images of its shards if there are none.
+
+    Raises:
+        NoImagesError: there is none, and no pattern that may have left some out; or all images are
+            of kinds that are not read.
+    """
+    walk = Walk(root, SUFFIXES, choice)
+    items = _logged(walk)
+    if not items and (found := find_shards(root)) is not None:
+        items = _once(shard_items(found, str(root), choice).sorted(), root)
+    if items:
+        return items.sorted()
+    if unread := walk.unread():
+        raise NoImagesError(f"{root} holds no image that is read, but {unread}")
+    if choice:
+        return items
+    if holds(root, VIDEO_SUFFIXES):
+        raise NoImagesError(
+            f"{root} holds videos and no images: take frames of them first with "
+            f"`whiten frames {root} --out FRAMES`, and name FRAMES"
+        )
+    raise NoImagesError(
+        f"{root} holds no image file ({' '.join(sorted(SUFFIXES)[:6])} …): "
+        "name a folder of images, or a CSV or Parquet with columns path,group"
+    )
 
 
 def _once(items: Items, root: Path) -> Items:
