@@ -68,7 +68,7 @@ def diagnose() -> Diagnosis:
                 f"torch runs {torch.get_num_threads()} threads on {cores()} cores: "
                 f"set OMP_NUM_THREADS={cores()}"
             )
-        if os.getloadavg()[0] > cores() if hasattr(os, "getloadavg") else False:
+        if hasattr(os, "getloadavg") and os.getloadavg()[0] > cores():  # not on Windows
             advice.append(
                 "other programs keep this machine busy: embedding may take several times longer"
             )
@@ -88,10 +88,6 @@ def _version(distribution: str) -> str:
 
 def _describe(device: torch.device) -> str:
     if device.type == "cuda":
-        count = torch.cuda.device_count()
-        return (
-            f"{count} x {torch.cuda.get_device_name()}"
-            if count > 1
-            else torch.cuda.get_device_name()
-        )
+        count, name = torch.cuda.device_count(), torch.cuda.get_device_name()
+        return f"{count} x {name}" if count > 1 else name
     return {"mps": "Apple GPU (mps)", "cpu": "CPU"}[device.type]
