@@ -106,11 +106,7 @@ def split_scores(
     of_query = np.array([sources.of_image[item.id] for item in queries], object)
     results = {}
     for name in sources.known:
-        is_it = of_query == name
-        results[name] = SourceResult(
-            queries=int(is_it.sum()),
-            figures=figures({metric: of[is_it] for metric, of in scores.items()})
-            if is_it.any()
-            else {},
-        )
+        rows = np.flatnonzero(of_query == name)
+        own = {metric: values[rows] for metric, values in scores.items()}
+        results[name] = SourceResult(len(rows), figures(own) if len(rows) else {})
     return BySource(sources.column, results)

@@ -224,10 +224,10 @@ def evaluate_task(
             f"queries have {queries.shape[1]} dimensions and the gallery {gallery.shape[1]}: "
             "embed both with the same model"
         )
-    scores = {figure: np.empty(len(rows)) for figure in PER_QUERY}
+    scores = {metric: np.empty(len(rows)) for metric in PER_QUERY}
     for row, ranks in enumerate(_ranks(task, queries, rows, gallery)):
-        for figure, function in PER_QUERY.items():
-            scores[figure][row] = function(ranks)
+        for metric, function in PER_QUERY.items():
+            scores[metric][row] = function(ranks)
     return Evaluation(
         name=name,
         dim=int(gallery.shape[1]),

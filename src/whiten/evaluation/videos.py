@@ -213,10 +213,10 @@ def evaluate_videos(
         )
 
 
-def _score(search: VideoSearch, figures: Mapping[str, PerQuery]) -> dict[str, Scores]:
+def _score(search: VideoSearch, per_query: Mapping[str, PerQuery]) -> dict[str, Scores]:
     """Return each metric's value per query."""
     ranks = list(search.ranks())
-    return {name: np.array([figure(own) for own in ranks]) for name, figure in figures.items()}
+    return {name: np.array([metric(own) for own in ranks]) for name, metric in per_query.items()}
 
 
 def _examples(search: VideoSearch, aps: Scores) -> list[VideoExample]:
