@@ -59,7 +59,7 @@ def test_to_unit_gives_a_length_of_one() -> None:
 def test_heads_side_by_side_and_rotated() -> None:
     heads = [Head(RNG.normal(size=(d, 5)), RNG.normal(size=d)) for d in (2, 3)]
     x = RNG.normal(size=(7, 5))
-    joined = Head.beside(heads)
+    joined = Head.concatenated(heads)
     np.testing.assert_allclose(joined(x), np.hstack([head(x) for head in heads]))
     rotation = whiten.Whitener(3, shrinkage=float("inf")).fit(joined(RNG.normal(size=(40, 5))))
     np.testing.assert_allclose(joined.then(rotation)(x), rotation.transform(joined(x)), atol=1e-6)

@@ -101,7 +101,7 @@ def draw_groups(codes: Rows, most: int, seed: int) -> Rows:
 def discriminants(
     features: Vectors, codes: Rows, dim: int, shrinkages: Sequence[float] = SHRINKAGES
 ) -> dict[float, Head]:
-    """Return the axes along which the means of groups differ most, beside what differs within them.
+    """Return the axes along which the means of groups differ most, compared with those within them.
 
     The features are whitened by their covariance within groups, each eigenvalue raised by c times
     the mean one, and rotated to the principal axes that they then have (Fukunaga 1990, chapter 10).

@@ -1,10 +1,10 @@
-"""The closed form of a student's start: the teachers by ridge regression, beside its own features.
+"""Start a student in closed form: a ridge regression onto the teachers, and its own features.
 
 A ridge regression takes the backbone's features to the fused teachers, without any training. The
-features themselves, as they come or whitened, stand beside it with a share of their own, so that
-the student keeps what it knew of images unlike these. With groups, folds choose the strength of the
-ridge, the share and the whitening. Without them nothing that can be measured orders these as true
-mAP does (docs/recipes.md), so they are fixed.
+features themselves, as they come or whitened, are concatenated with its output at a given share, so
+that the student keeps what it knew of images unlike these. With groups, folds choose the strength
+of the ridge, the share and the whitening. Without them nothing that can be measured orders these as
+true mAP does (docs/recipes.md), so they are fixed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Mix:
-    """A start in closed form: the teachers by ridge regression, beside the student's own features.
+    """A start in closed form: a ridge regression onto the teachers, and the student's own features.
 
     Attributes:
         name: the mix in words.
@@ -51,11 +51,11 @@ class Mix:
     ridge: Head
 
     def head(self) -> Head:
-        """The map of features to the joined space, which the targets are rotated from."""
+        """Return the map of features to the joined space, which the targets are rotated from."""
         if not self.share:
             return self.ridge
         parts = (self.ridge.scaled((1 - self.share) ** 0.5), self.own.scaled(self.share**0.5))
-        return Head.beside(parts)
+        return Head.concatenated(parts)
 
     def joined(self, outputs: Callable[[Head], Vectors]) -> Vectors:
         """Join the (…, d) outputs of the two parts as `head` does, up to a common scale."""
@@ -76,7 +76,7 @@ def choose_mix(
     """Return the mix whose closed form retrieves best on images that it was not fitted on.
 
     Every image of a sample is held out once, by folds, and judged as `HeldOut` does. Without groups
-    the mix is fixed, and folds only measure it beside the features by themselves.
+    the mix is fixed, and folds only compare it with the features alone.
 
     Args:
         features: (n, views, f) to fit on.

@@ -30,17 +30,17 @@ class Head:
         return features @ self.weight.T + self.bias
 
     def scaled(self, factor: float) -> Head:
-        """The map times a factor."""
+        """Return the map times a factor."""
         return Head(self.weight * factor, self.bias * factor)
 
     def then(self, rotation: Whitener) -> Head:
-        """The map, then a rotation of its output."""
+        """Return the map followed by a rotation of its output."""
         axes, mean = rotation.projection_, rotation.mean_
         return Head(axes @ self.weight, axes @ self.bias - axes @ mean)
 
     @classmethod
-    def beside(cls, heads: Sequence[Head]) -> Head:
-        """Several maps side by side: their outputs are joined."""
+    def concatenated(cls, heads: Sequence[Head]) -> Head:
+        """Return one map that concatenates the outputs of several."""
         return cls(
             np.vstack([head.weight for head in heads]),
             np.concatenate([head.bias for head in heads]),
@@ -99,7 +99,7 @@ class Ridge:
 
         Args:
             to_unit: scale the output to a length of 1 in the root mean square: what a regression
-                cannot foretell shortens it.
+                cannot predict shortens it.
         """
         floor = max(strength * self.mean_eigenvalue, float(np.finfo(np.float64).tiny))
         inner = self.cross / (self.spectrum + floor)[:, None]

@@ -48,8 +48,8 @@ class StudentNet(nn.Module):
         pool: `gem` is generalised-mean pooling with a learnable power (Radenović et al., TPAMI
             2019, eq. 2), `gem-fixed` keeps the power at 3, `avg` is the average. `auto` is `gem`
             for feature maps and `avg` for transformer tokens, which may be negative. `stages` is
-            the average of the last maps, beside mean and standard deviation of the maps of the last
-            four stages; of a transformer the average of the tokens.
+            the average of the last maps, with the mean and standard deviation of the maps of the
+            last four stages; of a transformer the average of the tokens.
         dim: embedding dimension.
         preprocess: sets the size of the blank image that determines the number of features.
     """

@@ -105,7 +105,8 @@ class LiveIndex:
         writable: bool = False,
     ) -> None:
         self._index = index
-        # Changed beside the searches, whose state is another. A database has one connection.
+        # Writes have an index of their own, whose state is not that of the searches. A database has
+        # one connection.
         self._changed = Index.open(index.place) if writable and index.folder else None
         self._background = background
         self._of_folders = index.folder is not None and (
