@@ -16,7 +16,7 @@ from whiten.dedup.pair_similarity import PairSimilarity
 from whiten.media.pixels import Pictures
 
 _FIRST = 500  # pairs; the most similar are compared first, and each step has twice as many
-_PATIENCE = 200  # pairs that differ before it stops, beside as many as agreed
+_PATIENCE = 200  # it stops where so many more pairs differ than agree
 
 
 def confirmed(similarity: PairSimilarity, pictures: Sequence[str]) -> Forest:

@@ -1,7 +1,7 @@
 """Kinds of metadata columns, how an index stores them, and how they change without loss.
 
-Some columns are stored as they were written and have keys beside them, by which filters compare
-them: `7.50` stays `7.50` and is below 8, `2024-01-03T01:00+02:00` keeps its day and its zone.
+Some columns are stored as they were written, and filters compare them by keys in further columns:
+`7.50` stays `7.50` and is below 8, `2024-01-03T01:00+02:00` keeps its day and its zone.
 """
 
 from __future__ import annotations

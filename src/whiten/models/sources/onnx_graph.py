@@ -45,7 +45,7 @@ def read_graph(path: Path) -> Graph:
 
     Raises:
         TeacherError: the file is missing or no graph, or one that holds its weights is missing,
-            too short, or elsewhere than beside it.
+            too short, or outside of its folder.
     """
     onnx, _ = libraries()
     if not path.is_file():
