@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from helpers import TEACHER, write_factory, write_groups
+from pictures import picture
 from postgres import Server
+from whiten.embedding import embed, row_makers
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
 
@@ -41,12 +41,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def colourful(seed: int, width: int = 40, height: int = 32) -> Image.Image:
-    """A smooth random image: a few coloured blobs, different for every seed."""
-    blobs = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
-
-
 @pytest.fixture
 def image_folder() -> ImageFolder:
     """`image_folder(root, groups=3, per_group=4)` fills `root` with a folder for each group.
@@ -60,7 +54,7 @@ def image_folder() -> ImageFolder:
             group, member = divmod(number, per_group)
             folder = root / f"group{group}"
             folder.mkdir(parents=True, exist_ok=True)
-            image = colourful(number, 40 + number % 3 * 9, 32 + number % 2 * 12)
+            image = picture(number, 40 + number % 3 * 9, 32 + number % 2 * 12, blobs=(5, 6))
             image.save(folder / f"{member:03d}{formats[number % 3]}")
         return root
 
@@ -103,6 +97,13 @@ def colour_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_factory(tmp_path / "code")
     monkeypatch.syspath_prepend(tmp_path / "code")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores are written in shards of 5 rows, and embedded in batches of 2."""
+    monkeypatch.setattr(embed, "SHARD_ROWS", 5)
+    monkeypatch.setattr(row_makers, "BATCH", 2)
 
 
 @pytest.fixture

@@ -5,39 +5,13 @@ from __future__ import annotations
 import io
 import os
 import struct
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-
-def picture(seed: int = 0, width: int = 60, height: int = 44) -> Image.Image:
-    """Smooth colours."""
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png(width: int, height: int, depth: int, colour: int, rows: Callable[[int], bytes]) -> bytes:
-    """A PNG of any header, row by row, for kinds that Pillow does not write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        checked = name + data
-        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    packer = zlib.compressobj(1)
-    pixels = b"".join(packer.compress(b"\0" + rows(y)) for y in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+from pictures import encode, picture, png
 
 
 def enlarged(jpeg: bytes, side: int) -> bytes:

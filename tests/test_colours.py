@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from PIL import Image, ImageCms
 
 from colour_profiles import P3, PROPHOTO, grey_profile, matrix_profile
 from counting_teacher import make_teacher, seen
-from odd_images import encode, picture
+from pictures import distance, encode, picture, png_chunk
 from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
 from whiten.media.boxes import Box, crop
@@ -38,12 +37,6 @@ def inside(image: Image.Image, profile: bytes, mode: str = "RGB") -> Image.Image
     converted = ImageCms.profileToProfile(image, SRGB, opened(profile), outputMode=mode)
     assert converted is not None
     return converted
-
-
-def off(a: Image.Image, b: Image.Image) -> float:
-    """Mean difference in grey levels."""
-    assert a.size == b.size and a.mode == b.mode == "RGB"
-    return float(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).mean())
 
 
 def muted(number: int = 1) -> Image.Image:
@@ -70,12 +63,12 @@ def test_a_picture_is_itself_in_every_colour_space(
 ) -> None:
     image = muted()
     data = encode(inside(image, profile), kind, icc_profile=profile, **options)
-    assert off(inside(image, profile), image) > 4
-    assert off(decode(data), image) < most
+    assert distance(inside(image, profile), image) > 4
+    assert distance(decode(data), image) < most
     # A picture that the user has opened is converted as well, and once.
     with Image.open(io.BytesIO(data)) as by_user:
-        assert off(upright_rgb(by_user), decode(data)) < 0.01
-    assert off(upright_rgb(crop(decode(data), Box(0, 0, *image.size))), decode(data)) == 0
+        assert distance(upright_rgb(by_user), decode(data)) < 0.01
+    assert distance(upright_rgb(crop(decode(data), Box(0, 0, *image.size))), decode(data)) == 0
 
 
 def test_every_way_to_the_pixels_converts() -> None:
@@ -84,12 +77,11 @@ def test_every_way_to_the_pixels_converts() -> None:
     data = encode(inside(image, P3), "JPEG", icc_profile=P3, quality=98)
     plain = encode(image, "JPEG", quality=98)
     for small in (100, 300):
-        assert (
-            off(decode_scaled(data, min_side=small)[0], decode_scaled(plain, min_side=small)[0]) < 2
-        )
-    assert off(thumbnail(data, 64), thumbnail(plain, 64)) < 2
+        scaled = [decode_scaled(one, min_side=small)[0] for one in (data, plain)]
+        assert distance(*scaled) < 2
+    assert distance(thumbnail(data, 64), thumbnail(plain, 64)) < 2
     shown = [Image.fromarray(show(d, Preprocess(size=(64, 64)))) for d in (data, plain)]
-    assert off(*shown) < 2
+    assert distance(*shown) < 2
 
 
 def test_what_is_srgb_keeps_its_bytes() -> None:
@@ -113,7 +105,7 @@ def test_grey_cmyk_transparent_and_deep_pictures() -> None:
     deep = Image.fromarray(np.asarray(grey, np.uint16) * 257)
     assert np.abs(np.asarray(decode(encode(deep, "PNG", icc_profile=bright))) - shown).max() <= 1
     # A grey picture may keep the profile of its colours; grey is grey in P3, too.
-    assert off(decode(encode(grey, "JPEG", icc_profile=P3)), decode(encode(grey, "JPEG"))) < 1
+    assert distance(decode(encode(grey, "JPEG", icc_profile=P3)), decode(encode(grey, "JPEG"))) < 1
     # The profile of another kind of pixels is ignored.
     wrong = encode(picture(3), "PNG", icc_profile=bright)
     assert decode(wrong).tobytes() == picture(3).tobytes()
@@ -124,7 +116,7 @@ def test_grey_cmyk_transparent_and_deep_pictures() -> None:
     layered.putalpha(picture(4).convert("L"))
     own = muted().convert("RGBA")
     own.putalpha(picture(4).convert("L"))
-    assert off(decode(encode(layered, "PNG", icc_profile=P3)), decode(encode(own, "PNG"))) < 1
+    assert distance(decode(encode(layered, "PNG", icc_profile=P3)), decode(encode(own, "PNG"))) < 1
     palette = muted().quantize(16)
     colours = np.asarray(palette.convert("RGB"))
     found = decode(encode(palette, "PNG", icc_profile=PROPHOTO))
@@ -135,10 +127,7 @@ def test_grey_cmyk_transparent_and_deep_pictures() -> None:
 def with_chunks(image: Image.Image, **chunks: bytes) -> bytes:
     """A PNG with more chunks after its header."""
     data = encode(image, "PNG")
-    made = b""
-    for name, content in chunks.items():
-        checked = name.encode() + content
-        made += struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+    made = b"".join(png_chunk(name.encode(), content) for name, content in chunks.items())
     return data[:33] + made + data[33:]
 
 
@@ -146,10 +135,10 @@ def test_a_png_may_say_so_in_chunks() -> None:
     image = muted()
     p3 = struct.pack(">8I", *(31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000))
     gamma = struct.pack(">I", 45455)
-    assert off(decode(with_chunks(inside(image, P3), gAMA=gamma, cHRM=p3)), image) < 0.6
+    assert distance(decode(with_chunks(inside(image, P3), gAMA=gamma, cHRM=p3)), image) < 0.6
     linear = decode(with_chunks(image, gAMA=struct.pack(">I", 100_000)))
     with_profile = decode(encode(image, "PNG", icc_profile=matrix_profile(*_SRGB, 1.0)))
-    assert off(linear, with_profile) < 0.6 and off(linear, image) > 20
+    assert distance(linear, with_profile) < 0.6 and distance(linear, image) > 20
     usual = struct.pack(">8I", *(31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))
     for chunks in (
         {"gAMA": gamma},

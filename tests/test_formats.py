@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odd_images import encode, picture
+from pictures import encode, picture
 from whiten.datasets import walking
 from whiten.datasets.finding import find_items
 from whiten.errors import ImageError, UnreadableError

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from odd_images import picture
+from pictures import picture
 from small_runs import OPTIONS, STUDENT, TEACHERS, interrupted_at, losses
 from whiten.distillation.distill import distill
 from whiten.models.opening import open_model

@@ -19,6 +19,7 @@ from PIL import Image
 import whiten
 from exporting import DIM, write_student
 from helpers import TEACHER, draw, write_image
+from pictures import encode
 from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
 from whiten.embedding.encoder import Encoder
@@ -36,9 +37,7 @@ def encoder() -> Encoder:
 
 
 def png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    draw(seed).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(draw(seed))
 
 
 files = ExitStack()

@@ -8,17 +8,15 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pictures import distance, encode, picture, png
 from whiten.errors import ImageError
 from whiten.media import decoding, reading
 from whiten.media.decoding import decode, decode_scaled, upright_rgb
@@ -26,21 +24,7 @@ from whiten.media.reading import read_bytes
 
 
 def smooth(width: int = 48, height: int = 36, seed: int = 0) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def distance(a: Image.Image, b: Image.Image) -> float:
-    """Mean difference in grey levels."""
-    assert a.size == b.size
-    assert a.mode == b.mode == "RGB"
-    return float(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).mean())
+    return picture(seed, width, height)
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -272,40 +256,25 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
             read_bytes(str(tmp_path / name))
 
 
-def png(width: int, height: int) -> bytes:
-    """A valid PNG of zeros."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    packer = zlib.compressobj(1)
-    row = bytes(width + 1)
-    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
-    )
+def black_png(width: int, height: int) -> bytes:
+    return png(width, height, 8, 0, lambda y: bytes(width))
 
 
 def test_a_pixel_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(*_: object) -> None:
         raise AssertionError("decoded")
 
-    bomb = png(20_000, 10_001)
+    bomb = black_png(20_000, 10_001)
     assert len(bomb) < 2_000_000
-    start = time.perf_counter()
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", explode)
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", explode)
     with pytest.raises(ImageError, match="20000x10001 pixels, above the limit of 200,000,000"):
         decode(bomb)
-    assert time.perf_counter() - start < 0.2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures the address space")
 def test_a_pixel_bomb_takes_no_memory(tmp_path: Path) -> None:
-    (tmp_path / "bomb.png").write_bytes(png(20_000, 10_001))
+    (tmp_path / "bomb.png").write_bytes(black_png(20_000, 10_001))
     script = (
         "import resource, sys\n"
         "from whiten.errors import ImageError\n"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from odd_images import bad_images, good_images, picture
+from odd_images import bad_images, good_images
+from pictures import encode, picture
 from whiten.errors import ImageError
 from whiten.media import decoding
 from whiten.media.decoding import decode_scaled
@@ -35,18 +35,16 @@ def jpegs() -> dict[str, bytes]:
     ):
         image = picture(sum(size), *size)
         for mode in ("RGB", "L"):
-            buffer = io.BytesIO()
             exif = Image.Exif()
             exif[0x0112] = 1 + (size[0] + quality) % 8
-            image.convert(mode).save(
-                buffer,
+            found[f"{size} {quality} {subsampling} {progressive} {mode}"] = encode(
+                image.convert(mode),
                 "JPEG",
                 quality=quality,
                 subsampling=subsampling,
                 progressive=progressive,
                 exif=exif,
             )
-            found[f"{size} {quality} {subsampling} {progressive} {mode}"] = buffer.getvalue()
     return found
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 import whiten
 from command_line import SMALL, STUDENT, Captured, prints
 from helpers import TEACHER
-from odd_images import picture
+from pictures import picture
 from whiten.datasets.finding import find_items
 from whiten.embedding.opening import load
 from whiten.evaluation import overlap

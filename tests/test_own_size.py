@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from pictures import encode, picture
 from whiten.errors import ImageError, TeacherError, WhiteningError
 from whiten.media.boxes import Box
 from whiten.models.multiscale import MULTI, SINGLE, see_own_size
@@ -24,23 +25,11 @@ from whiten.views.rendering import Preprocess
 from whiten.whitening.whitener import Whitener
 
 
-def colourful(seed: int, width: int, height: int) -> Image.Image:
-    blobs = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def png(image: Image.Image, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", **options)
-    return file.getvalue()
-
-
 def test_a_jpeg_is_decoded_at_its_own_size_before_it_is_shrunk() -> None:
-    file = io.BytesIO()
-    colourful(0, 640, 480).save(file, "JPEG")
-    shrunk = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
+    data = encode(picture(0, 640, 480), "JPEG")
+    shrunk = Image.open(io.BytesIO(data)).convert("RGB")
     shrunk.thumbnail((100, 100), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(render_own_size(file.getvalue(), longest=100), shrunk)
+    np.testing.assert_array_equal(render_own_size(data, longest=100), shrunk)
 
 
 # --- rendering --------------------------------------------------------------------------
@@ -48,28 +37,28 @@ def test_a_jpeg_is_decoded_at_its_own_size_before_it_is_shrunk() -> None:
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (300, 7), (101, 99)])
 def test_the_longest_side_is_limited_as_by_pil(size: tuple[int, int]) -> None:
-    image = colourful(1, *size)
+    image = picture(1, *size)
     shrunk = image.copy()
     shrunk.thumbnail((90, 90), Image.Resampling.LANCZOS)
-    found = render_own_size(png(image), longest=90) if min(shrunk.size) >= 4 else None
+    found = render_own_size(encode(image), longest=90) if min(shrunk.size) >= 4 else None
     if found is None:
         with pytest.raises(ImageError, match="90x2 pixels are too few"):
-            render_own_size(png(image), longest=90)
+            render_own_size(encode(image), longest=90)
         return
     assert max(found.shape[:2]) == 90
     np.testing.assert_array_equal(found, np.asarray(shrunk))
 
 
 def test_nothing_is_enlarged() -> None:
-    image = colourful(2, 60, 40)
-    np.testing.assert_array_equal(render_own_size(png(image), longest=1024), np.asarray(image))
-    cut = render_own_size(png(image), longest=60, box=Box(*(10, 5, 40, 25)))
+    image = picture(2, 60, 40)
+    np.testing.assert_array_equal(render_own_size(encode(image), longest=1024), np.asarray(image))
+    cut = render_own_size(encode(image), longest=60, box=Box(*(10, 5, 40, 25)))
     np.testing.assert_array_equal(cut, np.asarray(image)[5:25, 10:40])
 
 
 def test_a_cut_keeps_the_scale_of_the_whole_image() -> None:
-    image = colourful(3, 400, 200)
-    cut = render_own_size(png(image), longest=100, box=Box(*(100, 50, 300, 150)))
+    image = picture(3, 400, 200)
+    cut = render_own_size(encode(image), longest=100, box=Box(*(100, 50, 300, 150)))
     expected = image.crop((100, 50, 300, 150))
     expected.thumbnail((50, 50), Image.Resampling.LANCZOS)  # 200 of 400 pixels at a quarter
     assert cut.shape == (25, 50, 3)
@@ -77,18 +66,18 @@ def test_a_cut_keeps_the_scale_of_the_whole_image() -> None:
 
 
 def test_boxes_are_rounded_and_clipped_or_refused() -> None:
-    image = colourful(4, 60, 40)
-    cut = render_own_size(png(image), box=Box(*(9.6, -3.0, 99.0, 20.4)))
+    image = picture(4, 60, 40)
+    cut = render_own_size(encode(image), box=Box(*(9.6, -3.0, 99.0, 20.4)))
     np.testing.assert_array_equal(cut, np.asarray(image)[:20, 10:])
     with pytest.raises(ImageError, match="outside of the image, which has 60 × 40 pixels"):
-        render_own_size(png(image), box=Box(*(60, 0, 80, 20)))
+        render_own_size(encode(image), box=Box(*(60, 0, 80, 20)))
 
 
 def test_boxes_are_in_pixels_as_they_are_stored() -> None:
-    image = colourful(5, 60, 40)
+    image = picture(5, 60, 40)
     exif = Image.Exif()
     exif[0x0112] = 6  # on its side
-    cut = render_own_size(png(image, exif=exif), box=Box(*(0, 0, 50, 10)))
+    cut = render_own_size(encode(image, exif=exif), box=Box(*(0, 0, 50, 10)))
     np.testing.assert_array_equal(cut, np.asarray(image)[:10, :50])
 
 
@@ -112,7 +101,7 @@ def network(pool: int = 1, **changes: Any) -> Teacher:
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    return np.asarray(colourful(6, 91, 64))[None]
+    return np.asarray(picture(6, 91, 64))[None]
 
 
 @pytest.fixture

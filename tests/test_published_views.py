@@ -14,6 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from counting_teacher import make_teacher
+from pictures import photograph
 from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed, store_folder
 from whiten.errors import StoreError
@@ -34,11 +35,6 @@ GOLDEN = (
 )
 GOLDEN_CHOICES = ((1, 2, 3, 0), True, False, False)
 PREPROCESS = Preprocess(size=(224, 224), fit="squash")
-
-
-def photograph(width: int = 224, height: int = 224) -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def drawn(plan: ViewPlan, number: int, n: int = 4000) -> list[View]:
@@ -153,7 +149,7 @@ def published(image: Image.Image, view: View) -> Image.Image:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_view_looks_as_torchvision_makes_it(number: int) -> None:
-    image = photograph()
+    image = photograph(224, 224)
     for i in range(60):
         view = dataclasses.replace(plan_view(FRAMES, f"{i}", number, image.size), box=None)
         expected = np.asarray(published(image, view))
@@ -207,7 +203,7 @@ def test_decoding_keeps_enough_pixels_for_view_0(monkeypatch: pytest.MonkeyPatch
 
     def decode(data: bytes, *, min_side: int) -> Any:
         asked.append(min_side)
-        return photograph(), (0.0, 0.0, 224.0, 224.0)
+        return photograph(224, 224), (0.0, 0.0, 224.0, 224.0)
 
     monkeypatch.setattr(views, "decode_scaled", decode)
     for number in (0, 1):

@@ -22,13 +22,12 @@ from torchvision.transforms import InterpolationMode
 from helpers import TEACHER
 from odd_images import (
     bad_images,
-    encode,
     good_images,
     odd_names,
-    picture,
     plain_decode,
     write_all,
 )
+from pictures import encode, picture
 from whiten import cli
 from whiten.datasets.collection import Item
 from whiten.datasets.finding import find_items

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from typing import Any
 
@@ -14,23 +13,13 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from pictures import encode, photograph
 from whiten.errors import ImageError
 from whiten.views import rendering as views
 from whiten.views.plan import TURNS, Colours, ViewPlan
 from whiten.views.rendering import Preprocess, View, plan_view, render, render_bytes
 
 PLAN = ViewPlan(seed=3)
-
-
-def photograph(width: int = 480, height: int = 320) -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def jpeg(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, **options)
-    return buffer.getvalue()
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -240,7 +229,7 @@ def test_a_shrunk_jpeg_shows_the_same_view(
 ) -> None:
     block = Image.Exif()
     block[0x0112] = orientation
-    data = jpeg(harsh(1025, 1601), exif=block)
+    data = encode(harsh(1025, 1601), "JPEG", quality=95, exif=block)
     preprocess = Preprocess(size=(32, 32))
     sizes, drawn = [], []
     original = views.render
@@ -264,7 +253,7 @@ def test_a_shrunk_jpeg_shows_the_same_view(
 def test_a_shrunk_jpeg_is_never_smaller_than_the_model_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = jpeg(photograph(1600, 1200))
+    data = encode(photograph(1600, 1200), "JPEG", quality=95)
     seen: list[float] = []
     original = views.render
 

@@ -12,7 +12,7 @@ import pytest
 
 from colour_profiles import PROPHOTO
 from helpers import write_image
-from odd_images import encode, picture
+from pictures import encode, picture
 from whiten.embedding.encoder import Encoder
 from whiten.index import Index
 from whiten.media import reading

@@ -11,7 +11,8 @@ from PIL import Image
 
 from chromium import Browser
 from helpers import TEACHER, draw, write_factory
-from service import EVIL, Serve, Service, TestClient, as_bytes
+from pictures import encode
+from service import EVIL, Serve, Service, TestClient
 from whiten.index import Index
 from whiten.serve import Settings, create_app
 from writes import KNOWN, TOKEN
@@ -52,7 +53,7 @@ def serve(index: Index) -> Iterator[Serve]:
 @pytest.fixture
 def drawing() -> bytes:
     """A drawing that looks like those of group b, and is none of them."""
-    return as_bytes(draw(1, 9))
+    return encode(draw(1, 9))
 
 
 # --- in a browser -----------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import signal
@@ -17,18 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from fastapi.testclient import TestClient
-from PIL import Image
 
 from warm import CONTEXT, start_server
 
 Serve = Callable[..., TestClient]
 EVIL = "<img src=x onerror=document.title='broken'>"  # the name of an image
-
-
-def as_bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 class Forked:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from chromium import Browser, upload
 from helpers import draw
-from service import EVIL, Service, as_bytes
+from pictures import encode
+from service import EVIL, Service
 
 pytestmark = pytest.mark.slow
 
@@ -214,7 +215,7 @@ def test_an_answer_of_a_proxy(page: Browser, service: Service) -> None:
     [
         ("notes.png", b"not an image at all", "Not an image, or of an unknown format."),
         ("none.png", b"", "Empty file."),
-        ("cut.png", as_bytes(draw(0, 0, 240))[:300], "Damaged: "),
+        ("cut.png", encode(draw(0, 0, 240))[:300], "Damaged: "),
         ("large.png", bytes(2_100_000), "This file has 2.1 MB, at most 2 MB can be sent."),
     ],
 )

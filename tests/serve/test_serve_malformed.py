@@ -16,7 +16,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from helpers import draw
-from service import Serve, as_bytes
+from pictures import encode, png_chunk, png_of
+from service import Serve
 
 MAX_UPLOAD, MAX_PIXELS = 300_000, 1_000_000
 
@@ -39,19 +40,13 @@ def refused(answer, *statuses: int) -> str:  # type: ignore[no-untyped-def]
 
 def noisy(kind: str) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    return as_bytes(Image.fromarray(pixels), kind)
+    return encode(Image.fromarray(pixels), kind)
 
 
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png_of(width: int, height: int) -> bytes:
+def huge_png(width: int, height: int) -> bytes:
     """A small file that says that it is large."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(200_000), 9)
-    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
+    return png_of(header, zlib.compress(bytes(200_000), 9))
 
 
 def unreadable() -> Iterator[tuple[str, bytes]]:
@@ -101,7 +96,7 @@ def test_unreadable_files(client: TestClient) -> None:
 
 def alive(client: TestClient) -> None:
     assert client.get("/healthz").status_code == 200
-    answer = client.post("/search", files={"image": ("x", as_bytes(draw(1, 9)))}, data={"k": 1})
+    answer = client.post("/search", files={"image": ("x", encode(draw(1, 9)))}, data={"k": 1})
     assert answer.json()["hits"][0]["id"][0] == "b"
 
 
@@ -115,7 +110,7 @@ def test_a_right_image_under_a_wrong_type(client: TestClient, drawing: bytes) ->
     ("width", "height"), [(1001, 1000), (30000, 30000), (2**31 - 1, 2**31 - 1), (1_000_001, 1)]
 )
 def test_bombs(client: TestClient, width: int, height: int) -> None:
-    answer = client.post("/search", files={"image": ("x", png_of(width, height))})
+    answer = client.post("/search", files={"image": ("x", huge_png(width, height))})
     reason = refused(answer, 415)
     assert f"{width}x{height} pixels, above the limit of 1,000,000" in reason or "damaged" in reason
 
@@ -131,7 +126,7 @@ def test_bombs_of_other_kinds(client: TestClient) -> None:
     frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
     answer = client.post("/search", files={"image": ("x", gif.getvalue())})
     assert answer.status_code == 200  # of which only the first is looked at
-    thin = as_bytes(Image.new("RGB", (60_000, 1), "red"))
+    thin = encode(Image.new("RGB", (60_000, 1), "red"))
     assert client.post("/search", files={"image": ("x", thin)}).status_code == 200
     for box in ("0,0,1,1", "59999,0,1,1"):
         answer = client.post("/search", files={"image": ("x", thin)}, data={"box": box})
@@ -297,7 +292,7 @@ def test_bodies_that_cannot_be_read(client: TestClient) -> None:
     for kind in ("application/json", "Text/Plain; charset=x", "multipart/mixed; boundary=x"):
         answer = client.post("/search", content=b"{}", headers={"Content-Type": kind})
         assert refused(answer, 415).startswith("the body must be a form, multipart/form-data, not")
-    both = {"files": {"image": ("x", as_bytes(draw(0)))}, "data": {"id": "a/0.png"}}
+    both = {"files": {"image": ("x", encode(draw(0)))}, "data": {"id": "a/0.png"}}
     assert client.post("/search", **both).status_code == 200  # type: ignore[arg-type]
     assert refused(client.post("/search", data={"k": 3}), 422) == (
         "no image: send an image, a path or an id"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from helpers import FACTORY, TEACHER, draw, write_groups
-from service import TestClient, as_bytes
+from pictures import encode
+from service import TestClient
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, StoreError
@@ -61,7 +62,7 @@ def test_made_again_with_another_model(client: TestClient, images: Path, place: 
         remake(place, images, model)
         assert client.get("/healthz").json() == {"status": "ok"}
         assert best(client, images / "b" / "1.png") == ("b/1.png", pytest.approx(1, abs=1e-5))
-        answer = client.post("/embed", files={"image": ("x", as_bytes(draw(1)))})
+        answer = client.post("/embed", files={"image": ("x", encode(draw(1)))})
         assert answer.json()["dim"] == client.get("/index").json()["dim"] == load(model).dim
 
 
@@ -72,7 +73,7 @@ def test_made_again_with_a_model_that_nothing_opens(
     vectors = np.random.default_rng(0).normal(size=(200, encoder.dim))
     fitted = Whitener(dim=encoder.dim).fit(vectors)
     remake(place, images, Encoder("whitened", [Part(encoder.parts[0].teacher, fitted)]))
-    upload = {"image": ("x", as_bytes(draw(1)))}
+    upload = {"image": ("x", encode(draw(1)))}
     for answer in (client.get("/healthz"), client.post("/search", files=upload)):
         assert answer.status_code == 503
         detail = answer.json()["detail"]

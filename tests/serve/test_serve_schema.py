@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helpers import draw
-from service import as_bytes
+from pictures import encode
 from whiten.index import Index
 from whiten.serve import Settings, create_app
 
@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     from schemathesis.transport.serialization import Binary
 
 # Nor does every text or file make an image.
-schemathesis.openapi.format("binary", st.just(as_bytes(draw(1))).map(Binary))
+schemathesis.openapi.format("binary", st.just(encode(draw(1))).map(Binary))
 # A description can only say that a filter is a text of this format.
 schemathesis.openapi.format(
     "whiten-filter",

@@ -12,7 +12,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from helpers import TEACHER, draw, write_groups, write_image
-from service import Serve, TestClient, as_bytes
+from pictures import encode
+from service import Serve, TestClient
 from whiten.errors import NotThereError, StorageError
 from whiten.index import Index
 from whiten.index.query import SearchOptions, combined, search
@@ -97,7 +98,7 @@ def test_a_box_is_searched_alone(serve: Serve) -> None:
     wide.paste(draw(0, 7), (0, 0))
     wide.paste(draw(3, 7), (32, 0))
     client = serve()
-    files = {"image": ("x", as_bytes(wide))}
+    files = {"image": ("x", encode(wide))}
     for box, group in {"0,0,32,32": "a", "32,0,32,32": "d", "31.6,-5,900,900": "d"}.items():
         found = ids(client.post("/search", files=files, data={"box": box, "k": 3}))
         assert {name[0] for name in found} == {group}, box
@@ -109,7 +110,7 @@ def test_a_box_is_of_the_upright_image(serve: Serve) -> None:
     wide.paste(draw(3, 7), (32, 0))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it
-    turned = as_bytes(wide.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    turned = encode(wide.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
     data = {"box": "32,0,32,32", "k": 3}
     found = ids(serve().post("/search", files={"image": ("x", turned)}, data=data))
     assert {name[0] for name in found} == {"d"}
@@ -126,7 +127,7 @@ def test_a_box_of_an_indexed_image(serve: Serve, index: Index) -> None:
 def test_several_images_are_one_query(serve: Serve, index: Index, drawing: bytes) -> None:
     """As on the command line: one mean, or the best similarity to any of them."""
     client = serve()
-    files = [("image", ("x", drawing)), ("image", ("y", as_bytes(draw(2, 8))))]
+    files = [("image", ("x", drawing)), ("image", ("y", encode(draw(2, 8))))]
     vectors = np.concatenate(
         [
             index.encoder.embed([Image.open(io.BytesIO(file[1])) for _, file in files]),

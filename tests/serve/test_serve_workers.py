@@ -13,7 +13,8 @@ import pytest
 
 from command_line import fails
 from helpers import draw
-from service import Service, as_bytes
+from pictures import encode
+from service import Service
 from whiten.errors import ConfigError
 from whiten.index import Index
 from whiten.serve import Settings, workers
@@ -32,7 +33,7 @@ def children(process: int) -> list[int]:
 
 
 def add(url: str, name: str, seed: int) -> int:
-    files = {"image": ("x", as_bytes(draw(seed)))}
+    files = {"image": ("x", encode(draw(seed)))}
     data = {"id": name}
     answer = httpx.post(url + "items", files=files, data=data, headers=KNOWN, timeout=60)
     return answer.status_code

@@ -10,7 +10,8 @@ import pytest
 
 from command_line import fails
 from helpers import TEACHER, draw, write_image
-from service import Serve, TestClient, as_bytes
+from pictures import encode
+from service import Serve, TestClient
 from whiten.errors import ConfigError
 from whiten.index import Index
 from whiten.serve import Settings, create_app
@@ -262,7 +263,7 @@ def test_what_cannot_be_added(
 def test_an_image_over_the_limits(index: Index) -> None:
     settings = Settings(writable=True, token=TOKEN, max_pixels=1000)
     with TestClient(create_app(index, settings), base_url="http://localhost", headers=KNOWN) as one:
-        answer = add(one, as_bytes(draw(1, 9, 64)))
+        answer = add(one, encode(draw(1, 9, 64)))
     assert answer.status_code == 415 and "above the limit of 1,000" in answer.json()["detail"]
     assert not Path(f"{index.place}-uploads").exists()
 

@@ -18,7 +18,8 @@ import httpx2 as httpx
 import pytest
 
 from helpers import TEACHER, draw, write_groups, write_image
-from service import Service, TestClient, as_bytes
+from pictures import encode
+from service import Service, TestClient
 from whiten.errors import ConfigError, LockedError
 from whiten.index import Index
 from whiten.index.places import open_place
@@ -118,7 +119,7 @@ def test_writes_that_wait_are_one_change_in_their_order(
         work(batcher, taken)
 
     monkeypatch.setattr(Batcher, "_answer", wait)
-    pictures = [as_bytes(draw(100 + n)) for n in range(12)]
+    pictures = [encode(draw(100 + n)) for n in range(12)]
     with ThreadPoolExecutor(24) as pool:
         answers = [pool.submit(add, client, one, id=f"n{n}") for n, one in enumerate(pictures)]
         time.sleep(0.3)
@@ -203,7 +204,7 @@ def test_no_write_that_was_answered_is_lost_or_doubled(index: Index, tmp_path: P
                         image = alive.pop(name)
                     else:
                         number = next(numbers)
-                        image = as_bytes(draw(1000 + number))
+                        image = encode(draw(1000 + number))
                 try:
                     if name is None:
                         name = f"n{number}"

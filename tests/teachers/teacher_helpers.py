@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pictures import photograph
 from whiten.views.rendering import IMAGENET_MEAN, IMAGENET_STD, Preprocess, View, render
 
 
@@ -40,8 +41,7 @@ def check_same(actual: np.ndarray, expected: Tensor) -> None:
 
 def make_image() -> Image.Image:
     """A wide, smooth photograph, so that two resamplings differ little."""
-    noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((420, 300), Image.Resampling.BICUBIC)
+    return photograph(420, 300)
 
 
 def check_same_view(preprocess: Preprocess, expected: Tensor) -> None:

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor
 
 from hf_models import TEXT, VISION, check_hf, save_hf
-from teacher_helpers import Explosive, make_pixels
+from teacher_helpers import Explosive, make_image, make_pixels
 from whiten.errors import ConfigError, TeacherError
 from whiten.models.registry import open_teacher
 from whiten.models.sources import huggingface
@@ -138,8 +137,7 @@ def test_hf_half_precision_computes_in_single(tmp_path: Path) -> None:
     ids=["squash", "crop", "convnext", "convnext-large", "plain", "not-rescaled"],
 )
 def test_hf_sees_what_the_processor_shows(processor: Any) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    image = Image.fromarray(noise).resize((420, 300), Image.Resampling.BICUBIC)
+    image = make_image()
     expected = processor(images=image, return_tensors="pt")["pixel_values"][0]
     preprocess = huggingface.read_preprocess(processor, None, parse_uri("hf:x"))
     ours = preprocess.normalize(render(image, View(), preprocess)[None])[0]
