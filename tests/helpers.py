@@ -56,6 +56,13 @@ def write_groups(folder: Path, sizes: dict[str, int]) -> Path:
     return folder
 
 
+def write_card(folder: Path, seed: int, count: int = 2) -> Path:
+    """A camera's card: DSC0001.png and so on, as on every other card."""
+    for number in range(1, count + 1):
+        write_image(folder / f"DSC{number:04d}.png", seed + number)
+    return folder
+
+
 def forget_objects() -> None:
     """Forget which objects of storage services were listed, and what was read of them."""
     objects._listed.clear()

@@ -15,7 +15,6 @@ from counting_teacher import contents, make_teacher, plain, seen, spoil
 from store_helpers import content_hashes
 from whiten.datasets.finding import find_items
 from whiten.embedding import embed as embed_module
-from whiten.embedding import row_makers
 from whiten.embedding.embed import embed
 from whiten.errors import ConfigError, NoImagesError, StoreError, TeacherError
 from whiten.models.sources import stored
@@ -25,12 +24,6 @@ from whiten.utils.hashing import content_hash
 from whiten.views.plan import ViewPlan
 
 ImageFolder = Callable[..., Path]
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_module, "SHARD_ROWS", 5)
-    monkeypatch.setattr(row_makers, "BATCH", 2)
 
 
 # --- what is stored ---------------------------------------------------------------------------

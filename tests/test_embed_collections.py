@@ -11,10 +11,9 @@ from PIL import Image
 
 from command_line import Captured, fails, prints
 from counting_teacher import contents, make_teacher, plain, seen
-from helpers import TEACHER, draw, write_image
+from helpers import TEACHER, draw, write_card
 from whiten.datasets.finding import find_items
 from whiten.embedding import embed as embed_module
-from whiten.embedding import row_makers
 from whiten.embedding.embed import embed
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.rows import embed_rows
@@ -23,16 +22,10 @@ from whiten.store.store import Store
 from whiten.views.plan import ViewPlan
 
 
-def card(folder: Path, seed: int, count: int = 2) -> Path:
-    for number in range(1, count + 1):
-        write_image(folder / f"DSC{number:04d}.png", seed + number)
-    return folder
-
-
 def test_another_collection_with_the_same_ids(
     colour_teachers: None, tmp_path: Path, capsys: Captured
 ) -> None:
-    first, second = card(tmp_path / "first", 100), card(tmp_path / "second", 200)
+    first, second = write_card(tmp_path / "first", 100), write_card(tmp_path / "second", 200)
     store = tmp_path / "store"
     prints(capsys, "embed", first, "--model", TEACHER, "--out", store)
     before = contents(store)
@@ -42,7 +35,7 @@ def test_another_collection_with_the_same_ids(
     shutil.rmtree(first)  # the card was taken out
     fails(capsys, "embed", second, "--model", TEACHER, "--out", store)
     assert contents(store) == before
-    more = card(tmp_path / "more", 300).rename(tmp_path / "third")
+    more = write_card(tmp_path / "more", 300).rename(tmp_path / "third")
     for path in sorted(more.iterdir()):
         path.rename(more / f"other-{path.name}")
     prints(capsys, "embed", more, "--model", TEACHER, "--out", store)
@@ -52,7 +45,7 @@ def test_another_collection_with_the_same_ids(
 def test_a_collection_that_moved_and_was_edited(
     colour_teachers: None, tmp_path: Path, capsys: Captured
 ) -> None:
-    images, store = card(tmp_path / "images", 100, count=5), tmp_path / "store"
+    images, store = write_card(tmp_path / "images", 100, count=5), tmp_path / "store"
     prints(capsys, "embed", images, "--model", TEACHER, "--out", store)
     moved = images.rename(tmp_path / "moved")
     draw(50).save(moved / "DSC0003.png")
@@ -71,11 +64,7 @@ def copies(tmp_path: Path) -> Path:
     return folder
 
 
-def test_equal_contents_are_embedded_once(
-    copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embed_module, "SHARD_ROWS", 5)
-    monkeypatch.setattr(row_makers, "BATCH", 2)
+def test_equal_contents_are_embedded_once(copies: Path, tmp_path: Path, small_shards: None) -> None:
     items, teacher = find_items(copies), make_teacher()
     store = embed(items, teacher, tmp_path / "store")
     assert seen(teacher) == 3

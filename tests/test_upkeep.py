@@ -18,7 +18,6 @@ from command_line import prints
 from counting_teacher import contents, make_newer, make_teacher, overwrite, plain, seen, spoil
 from helpers import TEACHER, write_groups
 from whiten.datasets.finding import find_items
-from whiten.embedding import embed as embed_module
 from whiten.embedding import row_makers
 from whiten.embedding.embed import embed, summarize
 from whiten.errors import ImageError
@@ -29,12 +28,6 @@ from whiten.store import upkeep
 from whiten.views.plan import ViewPlan
 
 ImageFolder = Callable[..., Path]
-
-
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_module, "SHARD_ROWS", 5)
-    monkeypatch.setattr(row_makers, "BATCH", 2)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from command_line import Captured, fails, prints
 from folder_checks import count_embedded
-from helpers import TEACHER, draw, write_groups, write_image
+from helpers import TEACHER, draw, write_card, write_groups, write_image
 from whiten.datasets.collection import Item
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
@@ -22,16 +22,9 @@ from whiten.index import Changes, Index
 from whiten.index.places import open_place
 
 
-def card(folder: Path, seed: int, count: int = 2) -> Path:
-    """A camera's card: DSC0001.png and so on, as on every other card."""
-    for number in range(1, count + 1):
-        write_image(folder / f"DSC{number:04d}.png", seed + number)
-    return folder
-
-
 @pytest.fixture
 def cards(tmp_path: Path) -> tuple[Path, Path]:
-    return card(tmp_path / "first", 100), card(tmp_path / "second", 200)
+    return write_card(tmp_path / "first", 100), write_card(tmp_path / "second", 200)
 
 
 def state(place: str) -> list[tuple[str, str, str]]:
@@ -103,7 +96,7 @@ def test_each_collection_is_brought_up_to_date_alone(
 def test_a_name_that_comes_later_or_changes(
     encoder: Encoder, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = card(tmp_path / "first", 100), write_groups(tmp_path / "second", {"x": 2})
+    first, second = write_card(tmp_path / "first", 100), write_groups(tmp_path / "second", {"x": 2})
     Index.build(encoder, first, place)
     Index.build(encoder, second, place, keep=True)
     write_image(second / "DSC0001.png", 300)  # now it meets
@@ -181,7 +174,7 @@ def test_columns_of_each_collection_are_kept(
 def test_a_new_name_keeps_what_is_known_of_its_images(
     encoder: Encoder, tmp_path: Path, place: str
 ) -> None:
-    first, second = card(tmp_path / "first", 100), write_groups(tmp_path / "second", {"x": 2})
+    first, second = write_card(tmp_path / "first", 100), write_groups(tmp_path / "second", {"x": 2})
     table = tmp_path / "m.csv"
     table.write_text("id,price,group\nDSC0001.png,1,north\nDSC0002.png,2,\n")
     Index.build(encoder, first, place, metadata=table)
@@ -315,7 +308,7 @@ def test_an_index_without_images_says_so(
     option = ("--store" if ":" in place else "--index", place)
     message = fails(capsys, "search", images / "a" / "0.png", *option)
     assert "is empty: index images first" in message
-    more = card(tmp_path / "more", 100)
+    more = write_card(tmp_path / "more", 100)
     assert len(Index.build(encoder, more, place)) == 2  # it is bound to no collection
 
 
@@ -325,7 +318,7 @@ def test_an_index_without_images_says_so(
 def test_a_disk_that_is_missing(
     encoder: Encoder, tmp_path: Path, place: str, capsys: Captured
 ) -> None:
-    images = card(tmp_path / "disk", 100, count=12)
+    images = write_card(tmp_path / "disk", 100, count=12)
     Index.build(encoder, images, place)
     before = state(place)
     away = images.rename(tmp_path / "away")
@@ -350,7 +343,7 @@ def test_a_disk_that_is_missing(
 
 
 def test_few_images_may_all_go(encoder: Encoder, tmp_path: Path, place: str) -> None:
-    images = card(tmp_path / "images", 100, count=9)
+    images = write_card(tmp_path / "images", 100, count=9)
     Index.build(encoder, images, place)
     for path in images.iterdir():
         path.unlink()
