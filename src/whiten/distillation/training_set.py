@@ -23,8 +23,8 @@ from whiten.distillation.held_out import CROPS, HeldOut
 from whiten.distillation.missing import Evidence, causes
 from whiten.distillation.pairs import Pair, PairPlan, plan_pairs
 from whiten.distillation.targets import open_targets
-from whiten.errors import ImageError, RunError, one_line
-from whiten.media.reading import read_bytes
+from whiten.errors import RunError, one_line
+from whiten.media.reading import naming, read_bytes
 from whiten.models.choice import chosen_device
 from whiten.models.registry import open_network
 from whiten.models.student_folder import StudentConfig
@@ -280,10 +280,8 @@ class TrainingSet:
             RunError: its content has changed.
         """
         path = self.items[row].path
-        try:
+        with naming(path):
             data = read_bytes(path)
-        except ImageError as error:
-            raise type(error)(f"cannot read {named_place(path)}: {error}") from error
         if content_hash(data) != self.contents[row].as_py():
             raise RunError(
                 f"{named_place(path)} has changed since the run was begun: restore it and go on "

@@ -24,13 +24,12 @@ from whiten.index.index import Index
 from whiten.index.rows import Match, as_queries
 from whiten.media.boxes import Box, crop
 from whiten.media.decoding import decode
-from whiten.media.reading import read_bytes
+from whiten.media.reading import naming, read_bytes
 from whiten.media.video import VIDEO_SUFFIXES, sample_frames
 from whiten.retrieval.reranking import expand_queries, normalize_scores
 from whiten.storage.places import is_plain
 from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.names import several
-from whiten.utils.urls import named_place
 from whiten.utils.validation import as_number, as_whole
 
 Combine = Literal["mean", "max"]
@@ -279,17 +278,13 @@ def _is_video(path: Path) -> bool:
 
 
 def _embed_video(encoder: Encoder, path: Path) -> Vectors:
-    try:
+    with naming(path):
         if not is_plain(os.fspath(path)):
             raise ImageError("videos are read from a disk only: get the file first")
         frames = [frame for _, frame in islice(sample_frames(path), _FRAMES)]
-    except ImageError as error:
-        raise ImageError(f"cannot read {named_place(path)}: {error}") from error
     return encoder.embed(frames)
 
 
 def _cropped(path: Path, box: Box) -> Image.Image:
-    try:
+    with naming(path):
         return crop(decode(read_bytes(os.fspath(path))), box)
-    except ImageError as error:
-        raise ImageError(f"cannot read {named_place(path)}: {error}") from error

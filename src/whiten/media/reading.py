@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from whiten.errors import ImageError, UnreadableError
 from whiten.storage.blobs import Stamp, stamp_from
 from whiten.storage.places import is_plain, member_stamp, read_member, split_member
-from whiten.utils.urls import as_url
+from whiten.utils.urls import as_url, named_place
 
 MAX_BYTES = 1 << 30  # an image of MAX_PIXELS takes 600 MB uncompressed
 
@@ -34,6 +36,15 @@ def skipped_for(name: str, error: Exception) -> Skipped:
     if isinstance(error, MemoryError):
         return Unread(name, "out of memory")
     return (Unread if isinstance(error, UnreadableError) else Skipped)(name, str(error))
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in the errors of reading and decoding it; they keep their kind."""
+    try:
+        yield
+    except ImageError as error:
+        raise type(error)(f"cannot read {named_place(path)}: {error}") from error
 
 
 def stamp_of(path: str) -> Stamp | None:

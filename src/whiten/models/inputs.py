@@ -15,7 +15,7 @@ from PIL import Image
 
 from whiten.errors import ConfigError, ImageError, one_line
 from whiten.media.decoding import upright_rgb
-from whiten.media.reading import read_bytes
+from whiten.media.reading import naming, read_bytes
 from whiten.models.teacher import Teacher
 from whiten.utils.threads import ordered_map
 from whiten.utils.urls import named_place
@@ -229,10 +229,8 @@ def show(image: Embeddable, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     if isinstance(image, bytes):
         return render_bytes(image, ViewPlan(), "", 0, preprocess)
     path = path_of(image)
-    try:  # rendered as for a store, so that a query equals its copy in a gallery
+    with naming(path):  # rendered as for a store, so that a query equals its copy in a gallery
         return render_bytes(read_bytes(path), ViewPlan(), path, 0, preprocess)
-    except ImageError as error:
-        raise type(error)(f"cannot read {named_place(path)}: {error}") from error
 
 
 class Rendered(bytes):
