@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,9 @@ from whiten.utils.arrays import Array, Indices, Vectors, normalize_rows
 from whiten.utils.names import distinct, name_codes
 from whiten.utils.progress import announce
 from whiten.utils.validation import as_whole
-from whiten.whitening.choosing import Choice, choose, fit_chosen, sample_rows
+from whiten.whitening.choosing import Choice, choose, sample_rows
 from whiten.whitening.profile import CHOICE, agreement, effective_rank, spectrum
-from whiten.whitening.weighting import Judge, fused, has_groups, judge_of
+from whiten.whitening.weighting import Judge, fit_within, fused, has_groups, judge_of
 
 SAMPLE = 2048
 
@@ -244,8 +244,8 @@ def _teachers(
 
 
 def _whitened(choice: Choice, fitted_on: Vectors, vectors: Vectors) -> Vectors:
-    whitener = fit_chosen(replace(choice, dim=min(choice.dim, len(fitted_on) - 1)), fitted_on)
-    unit: Vectors = normalize_rows(whitener.transform(vectors)).astype(np.float32)
+    whitened = fit_within(choice, fitted_on).transform(vectors)
+    unit: Vectors = normalize_rows(whitened).astype(np.float32)
     return unit
 
 

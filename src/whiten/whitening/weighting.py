@@ -149,7 +149,7 @@ def judge_of(
     folds = []
     for held in (fold_of == fold for fold in range(_FOLDS)):
         maps = [
-            None if choice is None else _fit(choice, teacher[~held])
+            None if choice is None else fit_within(choice, teacher[~held])
             for choice, teacher in zip(choices, teachers, strict=True)
         ]
         raw, raw_views = ([source[held] for source in sources] for sources in (teachers, views))
@@ -171,7 +171,8 @@ def has_groups(groups: Names) -> bool:
     return len(np.unique(classes[classes >= 0])) >= _GROUPS
 
 
-def _fit(choice: Choice, embeddings: Vectors) -> Whitener:
+def fit_within(choice: Choice, embeddings: Vectors) -> Whitener:
+    """Fit a choice on (n, D) embeddings, with at most the n - 1 axes that these span."""
     most = max(1, len(embeddings) - 1)
     return fit_chosen(replace(choice, dim=min(choice.dim, most)), embeddings)
 
