@@ -118,9 +118,9 @@ def refuse_later(
         )
 
 
-def nearest(word: object, choices: Iterable[str], n: int = 3) -> str:
+def nearest(word: object, choices: Iterable[str]) -> str:
     """Return `; did you mean 'a' or 'b'?` for the closest choices, or an empty string."""
-    found = difflib.get_close_matches(str(word), list(choices), n=n, cutoff=0.5)
+    found = difflib.get_close_matches(str(word), list(choices), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
 
 

@@ -88,14 +88,14 @@ def linked(
 
 
 def range_search(
-    similarity: PairSimilarity, threshold: float, progress: Progress | None = None
+    similarity: PairSimilarity, threshold: float
 ) -> Iterator[tuple[Rows, Rows, Doubles]]:
     """Yield all pairs (i < j) with a similarity of at least `threshold`.
 
     Yields:
         (p,) first rows, second rows and similarities, as many at once as fit into little memory.
     """
-    for one, other, values in _candidates(similarity, threshold, None, progress):
+    for one, other, values in _candidates(similarity, threshold):
         found: Doubles = values.astype(np.float64)
         close = np.flatnonzero(np.abs(found - threshold) <= similarity.rounding)
         found[close] = similarity.exact(one[close], other[close])
@@ -107,8 +107,8 @@ def range_search(
 def _candidates(
     similarity: PairSimilarity,
     threshold: float,
-    forest: Forest | None,
-    progress: Progress | None,
+    forest: Forest | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Rows, Rows, npt.NDArray[np.float32]]]:
     """Yield pairs (i < j) that may reach the threshold, except those already joined in a forest."""
     least = np.float32(threshold - similarity.rounding)

@@ -20,6 +20,7 @@ from whiten.views.rendering import Preprocess
 
 HELD_OUT = 512  # maximum number of images
 CALIBRATION = 256
+_DRAWN = 64  # synthetic images
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -98,11 +99,11 @@ def _read(
     return kept, np.stack(shown) if shown else np.zeros((0, *preprocess.size, 3), np.uint8)
 
 
-def draw_images(preprocess: Preprocess, count: int = 64) -> Sample:
+def draw_images(preprocess: Preprocess) -> Sample:
     """Make synthetic images for when the user gives none.
 
     They test whether the graph computes the same as the student, not how well it retrieves.
     """
-    pixels = drawn_pixels(preprocess, count)
-    items = [Item(f"drawn {number}", "") for number in range(count)]
+    pixels = drawn_pixels(preprocess, _DRAWN)
+    items = [Item(f"drawn {number}", "") for number in range(_DRAWN)]
     return Sample(items, pixels, pixels[:0], is_drawn=True)

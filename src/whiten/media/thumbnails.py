@@ -28,9 +28,9 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS, box=picture)
 
 
-def as_jpeg(image: Image.Image, quality: int = 85) -> bytes:
+def as_jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -99,7 +99,6 @@ class LiveIndex:
     def __init__(
         self,
         index: Index,
-        clock: Callable[[], float] = time.monotonic,
         *,
         background: Index | None = None,
         writable: bool = False,
@@ -113,7 +112,6 @@ class LiveIndex:
             background is None or background.folder is not None
         )
         self._now = self._state("")
-        self._clock = clock
         self._lock = threading.Lock()
         self._seen = -math.inf
         self._model: tuple[Encoder, str] | None = None
@@ -133,7 +131,7 @@ class LiveIndex:
             if self._model is not None and self._model[1] != self._index.facts.model:
                 self._model = None
             self._now = self._state(no_background)
-            self._seen = self._clock()
+            self._seen = time.monotonic()
         return self._index
 
     def _state(self, no_background: str) -> _State:
@@ -171,7 +169,7 @@ class LiveIndex:
     def _is_due(self) -> bool:
         if self._changed is not None:
             return True  # it costs a look at one file, and other processes may change it, too
-        return self._clock() - self._seen >= REFRESH_SECONDS
+        return time.monotonic() - self._seen >= REFRESH_SECONDS
 
     def _reason(self) -> str:
         """Say why the index could not be refreshed."""

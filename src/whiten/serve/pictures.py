@@ -50,8 +50,7 @@ def of_indexed(name: str) -> Iterator[None]:
 class Thumbnails:
     """Small copies of images as JPEG; the most recently used are kept."""
 
-    def __init__(self, capacity: int = _CACHED) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._made: OrderedDict[tuple[str, int], tuple[bytes, tuple[int, int]]] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
@@ -74,10 +73,10 @@ class Thumbnails:
                 return self._made[key]
         made = _thumbnail(read_bytes(path), size)
         with self._lock:
-            if key not in self._made and len(made[0]) <= self._capacity:
+            if key not in self._made and len(made[0]) <= _CACHED:
                 self._made[key] = made
                 self._held += len(made[0])
-            while self._held > self._capacity:
+            while self._held > _CACHED:
                 _, (oldest, _) = self._made.popitem(last=False)
                 self._held -= len(oldest)
         return made
