@@ -164,12 +164,12 @@ def test_features_are_whitened_by_the_users_own_images(groups: list[str] | None)
     teachers = normalize_rows(features @ RNG.normal(size=(8, 12))).astype(np.float32)
     features[160:, :, 4:] *= 50  # a transfer set that differs where the user's images do not
     own = np.arange(360) < 160
-    found, _ = choose_mix(features, [teachers], groups, spec(start_weight=0.5), own=own)
+    found, _ = choose_mix(features, [teachers], groups, spec(start_weight=0.5), mine=own)
     shrinkage = float(found.name.split("(")[1].removesuffix(")"))
     expected = whitenings(features[own].reshape(-1, 8), spec().dim, [shrinkage])[shrinkage]
     np.testing.assert_allclose(found.own.weight, expected.weight)
     few = np.arange(360) < 60  # too few to whiten by
-    every, _ = choose_mix(features, [teachers], None, spec(start_weight=0.5), own=few)
+    every, _ = choose_mix(features, [teachers], None, spec(start_weight=0.5), mine=few)
     expected = whitenings(features.reshape(-1, 8), spec().dim, [0.3])[0.3]
     np.testing.assert_allclose(every.own.weight, expected.weight)
 

@@ -71,7 +71,7 @@ def choose_mix(
     groups: Sequence[str | None] | None,
     spec: DistillSpec,
     crops: Vectors | None = None,
-    own: npt.NDArray[np.bool_] | None = None,
+    mine: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Mix, dict[str, float]]:
     """Return the mix whose closed form retrieves best on images that it was not fitted on.
 
@@ -86,7 +86,7 @@ def choose_mix(
             where its own features have no place.
         crops: (s, c, f) features of the crops of the `sample` of the images; without groups they
             are measured, too, and without either nothing is.
-        own: (n,) the user's own images, not those of a transfer set; all by default.
+        mine: (n,) the user's own images, not those of a transfer set; all by default.
 
     Returns:
         The mix, and the score of each candidate; empty if nothing is measured.
@@ -94,13 +94,13 @@ def choose_mix(
     shares: tuple[float, ...] = SHARES if groups is not None else (SHARE,)
     if spec.compatible or spec.start_weight is not None:
         shares = (spec.start_weight or 0.0,)
-    own = np.ones(len(features), bool) if own is None else own
+    mine = np.ones(len(features), bool) if mine is None else mine
     is_few = len(features) < FEW
     if groups is None or is_few:
         share = (SHARE,) if len(shares) > 1 else shares
         shrinkage = None if is_few else SHRINKAGE
         fixed = (share, (STRENGTH,), (shrinkage,))
-        usual = next(candidates(features, teachers, own, *fixed, spec.dim))
+        usual = next(candidates(features, teachers, mine, *fixed, spec.dim))
         if is_few or crops is None:
             return usual, {}
     strengths: tuple[float, ...] = STRENGTHS
@@ -117,13 +117,13 @@ def choose_mix(
         # Candidates share a few maps, each of which is applied once.
         whole = _applied(features[held, 0])
         cut = None if crops is None else _applied(crops[np.searchsorted(rows, held)])
-        for mix in candidates(features[fit], inside, own[fit], *tried, spec.dim):
+        for mix in candidates(features[fit], inside, mine[fit], *tried, spec.dim):
             precisions = judge.precisions(mix.joined(whole), cut and mix.joined(cut))
             found.setdefault(mix.name, []).append(precisions)
     scores = {name: float(np.concatenate(each).mean()) for name, each in found.items()}
     if groups is None:
         return usual, scores
-    fitted = {mix.name: mix for mix in candidates(features, teachers, own, *tried, spec.dim)}
+    fitted = {mix.name: mix for mix in candidates(features, teachers, mine, *tried, spec.dim)}
     return fitted[max(scores, key=lambda name: scores[name])], scores
 
 
@@ -169,7 +169,7 @@ def criterion_of(count: int, groups: Sequence[str | None] | None, seed: int) -> 
 def candidates(
     features: Vectors,
     teachers: Sequence[Vectors],
-    own: npt.NDArray[np.bool_],
+    mine: npt.NDArray[np.bool_],
     shares: Sequence[float],
     strengths: Sequence[float],
     shrinkages: Sequence[float | None],
@@ -178,12 +178,12 @@ def candidates(
     """Yield the mixes, fitted on (n, views, f) features and (n, views, d_k) of each teacher.
 
     Args:
-        own: (n,) the user's own images. If they are enough, the features are whitened by them
+        mine: (n,) the user's own images. If they are enough, the features are whitened by them
             alone: what tells other images apart may hardly tell these apart.
         dim: axes that a whitening keeps; more would be noise.
     """
     f = features.shape[2]
-    rows = np.flatnonzero(own if own.sum() >= FEW else np.ones_like(own))
+    rows = np.flatnonzero(mine if mine.sum() >= FEW else np.ones_like(mine))
     # All views: few images alone span few axes.
     seen = features[rows[:: -(-len(rows) // SAMPLE)]].reshape(-1, f)
     owns = {"features": Head(np.eye(f), np.zeros(f))} if None in shrinkages else {}

@@ -113,7 +113,7 @@ def _write_space(
     if spec.start == "ridge" and not is_trained(spec) and features is not None:
         targets = [open_targets(path)[:trained] for path in teachers]
         names = items.groups.to_pylist() if source in ("groups", "mixed") else None
-        mix, tried = choose_mix(features[:trained], targets, names, spec, own=is_own(items))
+        mix, tried = choose_mix(features[:trained], targets, names, spec, mine=is_own(items))
         if not spec.epochs:
             better = choose_discriminants(features[:trained], names, spec, tried)
         if mix.share:
