@@ -102,7 +102,10 @@ def test_a_palette_may_be_transparent_by_itself() -> None:
     palette = Image.new("P", (2, 1), 0)
     palette.putpalette([0, 0, 0, 51, 0, 0, 255, 255], "RGBA")
     palette.putpixel((1, 0), 1)
-    for image in (upright_rgb(palette), decode(encode(palette, "TGA"))):
+    files = [encode(palette, "PNG"), encode(palette, "TGA")]
+    if files[-1][7] != 32:  # bits of a colour: older versions of Pillow know no alpha there
+        del files[-1]
+    for image in (upright_rgb(palette), *map(decode, files)):
         assert [image.getpixel((x, 0)) for x in range(2)] == [(204,) * 3, (0, 0, 255)]
 
 
