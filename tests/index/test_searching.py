@@ -81,7 +81,7 @@ def test_query_expansion(capsys: Captured, index: Index, images: Path, encoder: 
     plain = json.loads(prints(capsys, *command)[0])
     assert json.loads(prints(capsys, *command, "--expand", "0")[0]) == plain
     hits = json.loads(prints(capsys, *command, "--expand", "3", "--alpha", "2")[0])
-    near = [hit for hit in plain[:3] if hit["id"] != "a/0.png"]
+    near = [hit for hit in plain[:4] if hit["id"] != "a/0.png"]
     weights = np.array([hit["score"] for hit in near]) ** 2
     vectors = index.vectors([hit["id"] for hit in near])
     asked = normalize_rows(encoder.embed(query) + weights @ vectors)
@@ -89,6 +89,9 @@ def test_query_expansion(capsys: Captured, index: Index, images: Path, encoder: 
     scores = dict(zip(index.ids(), (gallery @ asked.T)[:, 0], strict=True))
     assert {hit["id"]: hit["score"] for hit in hits} == pytest.approx(scores, abs=1e-5)
     assert "must be at least 0" in fails(capsys, *command, "--expand=-1")
+    by_id = ("search", "--id", "a/0.png", "--index", "index", "--json")
+    one = json.loads(prints(capsys, *by_id, "--expand", "1")[0])
+    assert one != json.loads(prints(capsys, *by_id)[0])  # by another image than itself
 
 
 def test_the_length_of_a_query_decides_nothing(index: Index) -> None:
@@ -110,7 +113,7 @@ def test_query_expansion_leaves_out_the_image_itself_in_every_storage(
     query = encoder.embed(images / "a" / "0.png")
     small = Index.build(encoder, images, "small", storage=storage, collection="small")
     opened = Index.open(["small", index.place]) if is_joined else small
-    near = opened.search_vectors(query, 4)[0]
+    near = opened.search_vectors(query, 5)[0]
     own = {"small/a/0.png", "a/0.png"} & {hit.id for hit in near}
     assert len(own) == 1 + is_joined
     others = [hit for hit in near if hit.id not in own]

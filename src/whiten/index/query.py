@@ -241,7 +241,8 @@ def _video(hit: Match, tops: set[str]) -> str:
 def _found(index: Index, vectors: Vectors, k: int, options: SearchOptions) -> list[list[Match]]:
     """Return the hits of each vector, with expansion and background applied."""
     if options.expand:
-        first = index.search_vectors(vectors, options.expand, where=options.where)
+        # One more: the query's own image may be among them.
+        first = index.search_vectors(vectors, options.expand + 1, where=options.where)
         vectors = np.concatenate(
             [_expanded(index, v, hits, options) for v, hits in zip(vectors, first, strict=True)]
         )
@@ -262,6 +263,7 @@ def _expanded(
     # What the storage loses takes from the similarity of an image to itself.
     highest = index.as_stored(vector[None], [hit.id for hit in hits]) @ vector
     others = [hit for hit, bar in zip(hits, highest, strict=True) if hit.score < bar - _SAME]
+    others = others[: options.expand]
     neighbours = index.vectors([hit.id for hit in others])
     similarities = np.array([[hit.score for hit in others]], np.float32)
     return expand_queries(vector[None], neighbours[None], similarities, alpha=options.alpha)
