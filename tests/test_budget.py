@@ -343,7 +343,7 @@ def test_the_images_own_size_is_the_median_of_their_shorter_sides(tmp_path: Path
     [
         ("views", 90, 0, "too few images to hold some out"),
         ("groups", 90, 0, "too few images to hold some out"),
-        ("views", 600, 64, "600 images without groups are too few to train on"),
+        ("views", 600, 64, "600 images of your own without groups are too few to train on"),
         ("groups", 600, 64, ""),
         ("mixed", 600, 64, ""),
         ("views", 2000, 200, ""),

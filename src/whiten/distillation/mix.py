@@ -178,14 +178,12 @@ def candidates(
     """Yield the mixes, fitted on (n, views, f) features and (n, views, d_k) of each teacher.
 
     Args:
-        mine: (n,) the user's own images. If they are enough, the features are whitened by them
-            alone: what tells other images apart may hardly tell these apart.
+        mine: (n,) the user's own images, not those of a transfer set.
         dim: axes that a whitening keeps; more would be noise.
     """
     f = features.shape[2]
-    rows = np.flatnonzero(mine if mine.sum() >= FEW else np.ones_like(mine))
     # All views: few images alone span few axes.
-    seen = features[rows[:: -(-len(rows) // SAMPLE)]].reshape(-1, f)
+    seen = features[_to_whiten_by(mine)].reshape(-1, f)
     owns = {"features": Head(np.eye(f), np.zeros(f))} if None in shrinkages else {}
     heads = whitenings(seen, dim, [c for c in shrinkages if c is not None])
     owns |= {f"features whitened ({c:g})": head for c, head in heads.items()}
@@ -197,3 +195,21 @@ def candidates(
             for name, own in owns.items() if share else [("", next(iter(owns.values())))]:
                 parts = [f"ridge {strength:g}"] * (share < 1) + [f"{share:g} {name}"] * (share > 0)
                 yield Mix(" and ".join(parts), share, own, ridges[strength])
+
+
+def _to_whiten_by(mine: npt.NDArray[np.bool_]) -> Rows:
+    """Return the rows that the features are whitened by: the user's own are at least half of them.
+
+    What tells the many images of a transfer set apart may hardly tell the user's apart; without
+    those, the student would lose on images like them (docs/recipes.md).
+    """
+    own, others = np.flatnonzero(mine), np.flatnonzero(~mine)
+    others = _thinned(others, SAMPLE // 2)
+    own = _thinned(own, SAMPLE - len(others))
+    if 0 < len(own) < len(others):
+        own = np.resize(own, len(others))
+    return np.concatenate([own, others])
+
+
+def _thinned(rows: Rows, most: int) -> Rows:
+    return rows[:: max(1, -(-len(rows) // most))]

@@ -158,7 +158,7 @@ def prepare(
 
     items, apart = _held_out(items, spec, source, stores[0].content_hashes(items.by_id))
     trained = len(items) - len(apart)
-    untrained = why_untrained(spec, source, trained, len(apart))
+    untrained = why_untrained(spec, source, int(is_own(items[:trained]).sum()), len(apart))
     if epochs is None and untrained:
         spec = dataclasses.replace(spec, epochs=0)
         why += f"; {untrained}"

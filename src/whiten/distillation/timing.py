@@ -125,7 +125,7 @@ def work_of(
         },
         pair_views=1 if source == "groups" else 2,
         shows_rounds=source in ("views", "frames"),
-        is_untrained=bool(why_untrained(spec, source, len(trained), int(held.sum()))),
+        is_untrained=bool(why_untrained(spec, source, int((own & ~held).sum()), int(held.sum()))),
     )
 
 

@@ -95,7 +95,8 @@ class DistillSpec:
     are chosen by the images and the speed of this machine, and training stops in time."""
     epochs: Annotated[int | None, _TIME] = None
     """Most passes over the images; 0 keeps the best start in closed form. By default 20, or fewer
-    within a budget; 0 on fewer than 2,000 images without groups, or too few to hold some out."""
+    within a budget; 0 on fewer than 2,000 images of your own (not of `unlabelled`) without groups,
+    or too few to hold some out."""
     rounds: Annotated[int | None, _TIME] = None
     """Pairs of views of each image per epoch, without groups; by default half of its views, or 1 if
     --views is given."""
