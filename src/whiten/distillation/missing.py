@@ -57,7 +57,8 @@ def _images(evidence: Evidence, gained_nothing: bool) -> str:
     if evidence.images >= (5 * FEW_IMAGES if gained_nothing and not evidence.is_whole else few):
         return ""
     what = "to train a whole network on" if evidence.is_whole else "to learn from"
-    return f"{evidence.images:,} images are few {what}: give more, such as --unlabelled FOLDER"
+    way = "give more of their kind; --unlabelled FOLDER takes them without groups"
+    return f"{evidence.images:,} images are few {what}: {way}"
 
 
 def _size(evidence: Evidence, gained_nothing: bool) -> str:
