@@ -51,4 +51,26 @@ def test_ordered_map_ends_its_threads_when_it_is_left() -> None:
     results = ordered_map(lambda n: n, range(1000), workers=2, ahead=4)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
-    assert not [t for t in threading.enumerate() if t.name.startswith("whiten-media")]
+    for thread in threading.enumerate():
+        if thread.name.startswith("whiten-media"):
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def test_an_abandoned_map_joins_no_thread() -> None:
+    """The garbage collector may close it where that would wait forever."""
+    go_on = threading.Event()
+
+    def wait_but_for_the_first(number: int) -> int:
+        assert number == 0 or go_on.wait(60)
+        return number
+
+    results = ordered_map(wait_but_for_the_first, range(3), workers=1)
+    assert next(results) == 0
+    closing = threading.Thread(target=results.close)  # type: ignore[attr-defined]
+    closing.start()
+    closing.join(30)
+    is_closed = not closing.is_alive()
+    go_on.set()
+    closing.join()
+    assert is_closed

@@ -108,6 +108,7 @@ def ordered_map(
     ahead = 4 * workers if ahead is None else ahead
     pending: deque[Future[Out]] = deque()
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="whiten-media")
+    is_abandoned = False
     try:
         for item in inputs:
             pending.append(pool.submit(function, item))
@@ -115,5 +116,10 @@ def ordered_map(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except GeneratorExit:
+        # The garbage collector closes what was abandoned, perhaps in a thread that is just being
+        # started and holds the lock that joining another one needs: that would wait forever.
+        is_abandoned = True
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=not is_abandoned, cancel_futures=True)
