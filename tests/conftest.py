@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from exporting import write_student
 from helpers import TEACHER, write_factory, write_groups
 from pictures import picture
 from postgres import Server
 from whiten.embedding import embed, row_makers
 from whiten.embedding.encoder import Encoder
 from whiten.embedding.opening import load
+from whiten.models.student_graph import finish_student
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
@@ -110,6 +112,19 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def encoder(colour_teachers: None) -> Encoder:
     """A model that costs nothing."""
     return load(TEACHER)
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whiten.models.choice.may_have_gpu", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student with its graph, once per file."""
+    folder = write_student(tmp_path_factory.mktemp("made") / "student")
+    assert finish_student(folder) == ""
+    return folder
 
 
 @pytest.fixture(params=["folder", pytest.param("milvus", marks=pytest.mark.slow), "pgvector"])

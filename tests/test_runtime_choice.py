@@ -13,7 +13,7 @@ import pytest
 
 import whiten
 from command_line import Captured, fails, prints
-from exporting import teacher_of, write_student
+from exporting import teacher_of
 from helpers import TEACHER, write_groups
 from whiten.datasets.finding import find_items
 from whiten.embedding.embed import embed
@@ -22,22 +22,10 @@ from whiten.models import choice, graphs, runtimes
 from whiten.models.choice import Choice, choice_restored, choose, describe_auto
 from whiten.models.opening import for_many, open_model, runtime_of
 from whiten.models.registry import open_network
-from whiten.models.student_graph import finish_student
 from whiten.models.teacher import Teacher, drawn_pixels
 from whiten.utils import devices
 
-
-@pytest.fixture(autouse=True)
-def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whiten.models.choice.may_have_gpu", lambda: False)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student with its graph."""
-    folder = write_student(tmp_path_factory.mktemp("made") / "student")
-    assert finish_student(folder) == ""
-    return folder
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
 
 
 # --- the choice -------------------------------------------------------------------------

@@ -44,24 +44,13 @@ import sys
 from whiten.index import Index
 from whiten.serve import Settings, create_app
 
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
+
 index = Index.open(sys.argv[1])
 create_app(index, Settings())
 assert len(index.encoder.embed([sys.argv[2]])) == 1
 assert not {"torch", "torchvision", "timm"} & set(sys.modules)
 """
-
-
-@pytest.fixture(autouse=True)
-def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whiten.models.choice.may_have_gpu", lambda: False)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student with its graph."""
-    folder = write_student(tmp_path_factory.mktemp("made") / "student")
-    assert finish_student(folder) == ""
-    return folder
 
 
 @pytest.fixture

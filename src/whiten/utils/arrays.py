@@ -65,7 +65,7 @@ def as_numpy(embeddings: Any) -> Array:
     if not hasattr(embeddings, "detach"):  # not a torch tensor
         try:
             values: Array = np.asarray(embeddings)
-        except (ValueError, TypeError, NotImplementedError) as error:  # the latter of tensors
+        except (ValueError, TypeError, RuntimeError) as error:  # the latter of torch
             raise ConfigError(f"the rows are no array of numbers: {one_line(error)}") from error
         if values.dtype.kind not in "fiub":
             raise ConfigError(f"expected rows of numbers, not of {values.dtype}")
