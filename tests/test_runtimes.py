@@ -44,13 +44,13 @@ import sys
 from whiten.index import Index
 from whiten.serve import Settings, create_app
 
-pytestmark = pytest.mark.usefixtures("on_a_cpu")
-
 index = Index.open(sys.argv[1])
 create_app(index, Settings())
 assert len(index.encoder.embed([sys.argv[2]])) == 1
 assert not {"torch", "torchvision", "timm"} & set(sys.modules)
 """
+
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
 
 
 @pytest.fixture
