@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ def _run(work: Work, folder: Path, event: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # What a killed process leaves goes with the folder of the test.
+    tempfile.tempdir = tempfile.mkdtemp(dir=folder.parent)
     if event:
         sys.addaudithook(_Killer(folder, event))
     work(folder)
