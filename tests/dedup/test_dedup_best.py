@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 
 from command_line import Captured, fails, prints
 from copies import TEACHER, pairs, run, shell
 from whiten.dedup import deduplicate, open_collection
-from whiten.dedup.quality import quality_of
+from whiten.dedup.quality import beside_others, quality_of
 from whiten.dedup.writing import write_results
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError
@@ -47,6 +47,7 @@ def enlarged(image: Image.Image, scale: float, way: Image.Resampling) -> Image.I
     return image.resize(size, way)
 
 
+SOFT = 0.75  # pixels of blur
 BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 
@@ -60,7 +61,8 @@ def test_an_enlargement_is_worth_less(
     image = photograph()
     image.save(tmp_path / "original.png")
     enlarged(image, scale, way).save(tmp_path / "large.jpg", quality=quality)
-    original, large = quality_of(f"{tmp_path}/original.png"), quality_of(f"{tmp_path}/large.jpg")
+    found = [quality_of(f"{tmp_path}/{name}") for name in ("original.png", "large.jpg")]
+    original, large = beside_others(found)
     assert original.detail == 1 and large.detail < 1
     assert large.worth < original.worth
 
@@ -166,6 +168,30 @@ def all_colours_and_a_palette(folder: Path, image: Image.Image) -> tuple[str, st
     image.save(folder / "b.png")
     image.convert("P").save(folder / "a.gif")
     return "b.png", "a.gif"
+
+
+def soft(folder: Path) -> Image.Image:
+    """A soft photograph, which might be an enlargement of one that is not there."""
+    photograph(1).filter(ImageFilter.GaussianBlur(SOFT)).save(folder / "b.jpg", quality=92)
+    return Image.open(folder / "b.jpg")
+
+
+@pair
+def soft_and_darker(folder: Path, _: Image.Image) -> tuple[str, str]:
+    ImageEnhance.Brightness(soft(folder)).enhance(0.7).save(folder / "a.jpg", quality=90)
+    return "b.jpg", "a.jpg"
+
+
+@pair
+def soft_and_crop(folder: Path, _: Image.Image) -> tuple[str, str]:
+    soft(folder).crop((24, 24, 296, 216)).save(folder / "a.jpg", quality=90)
+    return "b.jpg", "a.jpg"
+
+
+@pair
+def soft_and_slight_enlargement(folder: Path, _: Image.Image) -> tuple[str, str]:
+    enlarged(soft(folder), 1.5, BICUBIC).save(folder / "a.jpg", quality=90)
+    return "b.jpg", "a.jpg"
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -7,7 +7,7 @@ import os
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from whiten.dedup.near_duplicates import check_threshold, choose_kept, linked, lowest_similarity
 from whiten.dedup.pair_similarity import Rows
-from whiten.dedup.quality import Quality, quality_of
+from whiten.dedup.quality import Quality, beside_others, quality_of
 from whiten.dedup.sources import Collection
 from whiten.dedup.threshold import Calibration
 from whiten.errors import ImageError, counted
@@ -246,6 +246,11 @@ class _Files:
             for file, facts in zip(every, looked, strict=True):
                 self._facts[file] = facts
                 update(len(self._facts), len(every))
+        for rows in self.groups:
+            own = [file for row in rows.tolist() for file in self.members[row]]
+            found = [self._facts[file].quality for file in own]
+            for file, quality in zip(own, beside_others(found), strict=True):
+                self._facts[file] = replace(self._facts[file], quality=quality)
 
     def rank(self, file: int) -> tuple[Any, ...]:
         """Return the sort key of a file; the smallest is kept.

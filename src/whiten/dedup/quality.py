@@ -8,7 +8,9 @@ its compression has left.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +32,16 @@ _LUMINANCE = 57.58  # mean of JPEG's standard quantisation table, of quality 50 
 _QUALITIES, _LEFT = (0, 30, 50, 75, 90, 95, 100), (0.4, 0.6, 0.78, 0.93, 0.97, 0.985, 0.995)
 _UNKNOWN = 0.95  # lossy, of a quality that its header does not tell
 _REPEATED = 1.3  # least ratio of differences between runs of repeated pixels to those inside them
+_REGULAR = (
+    0.2  # least correlation of differences with the lines where an enlargement would have them
+)
 _PARTS = np.linspace(0.15, 0.8, 1301)  # candidates: lines before an enlargement per line after it
 _NOISE = 1.25  # detail below this multiple of what compression alone makes counts as none
+# Soft photographs fall below these limits, too. A file that does so is taken for an enlargement if
+# its original may stand beside it, or if it falls below these, too.
+_SURELY, _SURE_NOISE = 0.6, 1.1
+_SAME_SIZE = 0.8  # least size of the original, compared with the part that holds detail
+_OUTLINE, _SAME_OUTLINE = 32, 0.98  # pixels of a side, and least correlation; a crop has less
 # Weight of an enlargement, so that its original wins; `detail` is the upper end of a step.
 _RESAMPLED = 0.7
 _BLOCKY, _BLOCK = 1.25, 8  # differences across a JPEG's blocks, compared with those inside
@@ -45,17 +55,25 @@ class Quality:
     Attributes:
         width, height: size in pixels as stored; 0 if unreadable.
         detail: part of the resolution that holds detail, from 0.17; 1 unless it was enlarged.
+        suspected: the same, if a smaller file of the picture may be its original.
         compression: `lossless`, `JPEG 30` with the quality of its tables, or the lossy format.
         fidelity: what compression and dropped colour have left, from 0 to 1.
         has_exif: whether it has the camera's facts.
+        outline: the whole picture in 32 × 32 grey pixels; black if unreadable.
     """
 
     width: int = 0
     height: int = 0
     detail: float = 1.0
+    suspected: float = 1.0
     compression: str = ""
     fidelity: float = 0.0
     has_exif: bool = False
+    outline: npt.NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros((_OUTLINE, _OUTLINE), np.float32),
+        repr=False,
+        compare=False,
+    )
 
     @property
     def worth(self) -> float:
@@ -83,14 +101,37 @@ def quality_of(path: str) -> Quality:
     grey = np.asarray(_centre(whole), np.float32)
     if compression == "lossless" and _blockiness(grey) > _BLOCKY:
         compression, left = "lossless, of a JPEG", 0.6
+    repeated = _part_not_repeated(whole)
+    surely, perhaps = _details(grey, tables)
     return Quality(
         width,
         height,
-        min(_detail(grey, tables), _part_not_repeated(whole)),
+        min(surely, repeated),
+        min(perhaps, repeated),
         compression,
         left * (0.8 if is_grey else 1.0),
         has_exif,
+        np.asarray(whole.resize((_OUTLINE, _OUTLINE), Image.Resampling.BOX), np.float32),
     )
+
+
+def beside_others(files: Sequence[Quality]) -> list[Quality]:
+    """Return what files of the same picture are worth beside one another."""
+    return [
+        replace(file, detail=file.suspected)
+        if any(_may_be_original(other, file) for other in files)
+        else file
+        for file in files
+    ]
+
+
+def _may_be_original(small: Quality, large: Quality) -> bool:
+    """Return whether a file shows as much as a larger one, in about the size its detail fills."""
+    part = math.sqrt(small.width * small.height / max(1, large.width * large.height))
+    if not _SAME_SIZE * large.suspected < part < 1:
+        return False
+    one, other = (file.outline.ravel() - file.outline.mean() for file in (small, large))
+    return bool(one @ other > _SAME_OUTLINE * np.linalg.norm(one) * np.linalg.norm(other))
 
 
 def _compression(image: Image.Image, data: bytes) -> tuple[str, float]:
@@ -113,16 +154,18 @@ def _centre(image: Image.Image) -> Image.Image:
     return image.crop((left, top, min(width, left + _SIDE), min(height, top + _SIDE)))
 
 
-def _detail(grey: npt.NDArray[np.float32], tables: dict[int, list[int]] | None) -> float:
-    """Return the part of the resolution beyond which there is no more detail than in enlargements.
+def _details(
+    grey: npt.NDArray[np.float32], tables: dict[int, list[int]] | None
+) -> tuple[float, float]:
+    """Return the part of the resolution that surely, and that perhaps, holds all detail.
 
-    What is lost by resizing to a part and back is the detail beyond it; natural pictures have about
-    as much in each octave. Compression adds some of its own: as much as in the same picture,
-    resized so and compressed with the same tables.
+    Beyond it is no more detail than in enlargements. What is lost by resizing to a part and back is
+    the detail beyond it; natural pictures have about as much in each octave. Compression adds some
+    of its own: as much as in the same picture, resized so and compressed with the same tables.
     """
+    surely = perhaps = 1.0
     if min(grey.shape) < _SMALLEST:
-        return 1.0
-    found = 1.0
+        return surely, perhaps
     for part, least in _STEPS.items():
         beyond = _lost(grey, part)
         below = _lost(grey, part / 2) - beyond
@@ -130,8 +173,10 @@ def _detail(grey: npt.NDArray[np.float32], tables: dict[int, list[int]] | None) 
             continue
         noise = _lost(_compressed(_resized(grey, part), tables), part) if tables else 0.0
         if beyond < max(least * below, _NOISE * noise):
-            found = min(found, part)
-    return found
+            perhaps = part
+        if beyond < max(_SURELY * least * below, _SURE_NOISE * noise):
+            surely = part
+    return surely, perhaps
 
 
 def _part_not_repeated(image: Image.Image) -> float:
@@ -149,11 +194,11 @@ def _part_not_repeated(image: Image.Image) -> float:
         at_edge = np.diff(np.floor((np.arange(len(steps) + 1) + 0.5) * _PARTS[:, None])) > 0
         in_block = np.arange(1, len(steps) + 1) % _BLOCK != 0  # a JPEG differs between its blocks
         steps, at_edge = steps[in_block], at_edge[:, in_block]
-        spread = at_edge.std(axis=1)
         covariance = at_edge @ (steps - steps.mean()) / len(steps)
-        best = int((covariance / spread).argmax())
+        likeness = covariance / at_edge.std(axis=1)
+        best = int(likeness.argmax())
         across, inside = steps[at_edge[best]].mean(), steps[~at_edge[best]].mean()
-        if across < _REPEATED * inside:
+        if across < _REPEATED * inside or likeness[best] < _REGULAR * steps.std():
             return 1.0
         found.append(float(_PARTS[best]))
     return round(max(found), 2)
