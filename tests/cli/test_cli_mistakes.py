@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,47 @@ def test_empty_folder(capsys: Captured, tmp_path: Path) -> None:
         capsys, "embed", empty, "--teacher", TEACHER, "--out", tmp_path / "store"
     )
     assert "holds no image file" in fails(capsys, "evaluate", empty, "--model", TEACHER)
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "table.csv"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "IMAGES"],
+        ["evaluate", "IMAGES", "--protocol", "videos"],
+        ["dedup", "IMAGES", "--threshold", "0.9"],
+        ["compact", "IMAGES"],
+        ["compact", "FULL", "--queries", "IMAGES"],
+        ["search", "QUERY", "--in", "IMAGES"],
+        ["index", "IMAGES", "--out", "index"],
+    ],
+)
+def test_images_come_before_the_model(
+    capsys: Captured, images: Path, tmp_path: Path, command: list[str], name: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("path\n")
+    query = next(images.rglob("*.png"))
+    named = {"IMAGES": tmp_path / name, "FULL": images, "QUERY": query}
+    line = fails(capsys, *(named.get(word, word) for word in command), "--model", "onnx:none.onnx")
+    assert re.search("does not exist|holds no image file|has no rows", line)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["search", "none.png", "--in", "IMAGES"], "cannot read none.png"),
+        (["search", "none.png", "--index", "index"], "cannot read none.png"),
+        (["dedup", "IMAGES", "--threshold", "0.9", "--reference", "none"], "none is no folder"),
+        (["evaluate", "IMAGES", "--protocol", "svd"], "is not SVD"),
+        (["evaluate", "IMAGES", "--protocol", "rparis6k"], "holds neither rparis6k"),
+    ],
+)
+def test_other_inputs_come_before_the_model(
+    capsys: Captured, images: Path, command: list[str], message: str
+) -> None:
+    words = [images if word == "IMAGES" else word for word in command]
+    assert message in fails(capsys, *words, "--model", "onnx:none.onnx")
 
 
 def test_no_readable_image(capsys: Captured, tmp_path: Path) -> None:

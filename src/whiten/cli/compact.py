@@ -43,7 +43,9 @@ def compact(
     """
     be_quiet(quiet)
     from whiten.compact.running import costs_of, open_embedded, write_index
+    from whiten.datasets.finding import require_items
     from whiten.embedding.opening import load
+    from whiten.embedding.rows import require_source
     from whiten.index.local.storage.kinds import parse_storage
 
     choose(runtime, device)
@@ -51,6 +53,9 @@ def compact(
         parse_storage(kind)  # before anything is embedded
     if out is not None and len(kinds or []) != 1:
         raise ConfigError("--out writes an index in one kind: name it with --kinds KIND")
+    require_source(images, exclude, include)
+    if queries is not None:
+        require_items(queries, exclude, include)
     encoder = None if model is None else load(model)
     chosen = {"exclude": exclude, "include": include}
     with open_embedded(images, encoder, cache, **chosen, show_progress=True) as source:

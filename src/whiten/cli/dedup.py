@@ -71,9 +71,13 @@ def dedup(
     from whiten.datasets.finding import find_items
     from whiten.dedup import deduplicate, open_collection
     from whiten.dedup.near_duplicates import check_threshold
+    from whiten.dedup.sources import require_folder
     from whiten.dedup.threshold import calibrate, check_precision
     from whiten.dedup.writing import write_results, write_table
     from whiten.embedding.opening import fits_whitening, load
+    from whiten.embedding.rows import require_source
+    from whiten.media.formats import SUFFIXES
+    from whiten.media.video import VIDEO_SUFFIXES
 
     choose(runtime, device)
     if (threshold is None) == (target_precision is None):
@@ -87,6 +91,9 @@ def dedup(
     if target_precision is not None:
         check_precision(target_precision)
     kinds = _kinds(also)
+    require_source(images, exclude, include, SUFFIXES | VIDEO_SUFFIXES)
+    if reference is not None:
+        require_folder(reference)
     kept = cache or (None if out is None else out / "embeddings")
     fitted_on: Path | Items | None = whiten_on
     if whiten_on is None and fits_whitening(model or ""):

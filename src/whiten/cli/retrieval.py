@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache as once
 from pathlib import Path
 from typing import Annotated
 
@@ -74,48 +73,49 @@ def evaluate(
         include: take only images that match this glob; repeatable.
     """
     be_quiet(quiet)
-    from whiten.embedding.encoder import Encoder
     from whiten.embedding.opening import load
-    from whiten.evaluation.evaluate import evaluate as run
+    from whiten.evaluation.evaluate import evaluate_labelled, find_labelled
     from whiten.evaluation.page import write_evaluation
-    from whiten.evaluation.protocols import PROTOCOLS, Options, Outcome, find_protocol
+    from whiten.evaluation.protocols import (
+        PROTOCOLS,
+        Options,
+        Outcome,
+        find_protocol,
+        require_data,
+    )
 
     choose(runtime, device)
     options = Options(
         multi_scale, distractors, similarity, omit_normalisation, report, exclude, include
     )
     name = find_protocol(images, protocol, options, queries, gallery_model, source_column)
-
-    @once
-    def encoder() -> Encoder:
-        return load(
-            model,
-            whitener=whitener,
-            whiten_on=whiten_on,
-            whiten_dim=whiten_dim,
-            shrinkage=shrinkage,
-            cache=cache,
-        )
-
-    outcome: Outcome
+    labelled = None
     if name is None:
-        outcome = found = run(
-            encoder,
-            images,
-            queries=queries,
-            gallery_encoder=gallery_model,
-            source_column=source_column,
-            cache=cache,
-            exclude=exclude,
-            include=include,
-            show_progress=True,
+        labelled = find_labelled(
+            images, queries, source_column, exclude, include, show_progress=True
+        )
+    else:
+        require_data(name, images, options)
+    encoder = load(
+        model,
+        whitener=whitener,
+        whiten_on=whiten_on,
+        whiten_dim=whiten_dim,
+        shrinkage=shrinkage,
+        cache=cache,
+    )
+    outcome: Outcome
+    if labelled is not None:
+        outcome = found = evaluate_labelled(
+            encoder, labelled, gallery_encoder=gallery_model, cache=cache, show_progress=True
         )
         if report is not None:
             say(f"report   {write_evaluation(found, report)}")
     else:
-        outcome = PROTOCOLS[name](encoder(), images, options, cache, True)
+        assert name is not None
+        outcome = PROTOCOLS[name](encoder, images, options, cache, True)
     if as_json:
-        print_json(outcome.to_json() | {"runtime": encoder().runtime})
+        print_json(outcome.to_json() | {"runtime": encoder.runtime})
         return
     print(*outcome.lines(), sep="\n")
     for remark in outcome.remarks:

@@ -76,6 +76,33 @@ def find_items(
     return _chosen(_find(root, tell, choice), root, choice)
 
 
+def require_items(
+    source: str | os.PathLike[str],
+    exclude: Patterns = (),
+    include: Patterns = (),
+    suffixes: frozenset[str] = SUFFIXES,
+) -> None:
+    """Refuse a source that is missing or holds no image, before a model is opened.
+
+    A folder is walked only to its first file. A storage service is not listed: that takes as long
+    as to find all.
+
+    Args:
+        exclude, include: see `find_items`.
+        suffixes: of the wanted files, in lower case.
+
+    Raises:
+        NoImagesError, ConfigError: see `find_items`.
+    """
+    root = as_path(source)
+    if as_url(root) is not None:
+        return
+    if is_table(root):
+        _read_table(root, None, Choice())
+    elif not root.is_dir() or not holds(root, suffixes, exclude, include):
+        find_items(root, None, exclude, include)
+
+
 def _chosen(items: Items, source: str | os.PathLike[str], choice: Choice) -> Items:
     """Return what patterns left of a collection, if it is anything."""
     for pattern in choice.unmatched():

@@ -155,8 +155,7 @@ def with_reference(items: Items, reference: Path, exclude: Patterns, include: Pa
     Raises:
         ConfigError: it is no folder.
     """
-    if not reference.is_dir():
-        raise ConfigError(f"the reference {reference} is no folder: name a folder of images")
+    require_folder(reference)
     known = {_place(item.path) for item in items}
     names = set(items.ids.to_pylist())
     added = []
@@ -169,6 +168,12 @@ def with_reference(items: Items, reference: Path, exclude: Patterns, include: Pa
         names.add(name)
         added.append(Item(name, item.path, None))
     return Items.of([*items, *added])
+
+
+def require_folder(reference: Path) -> None:
+    """Refuse a reference that is no folder."""
+    if not reference.is_dir():
+        raise ConfigError(f"the reference {reference} is no folder: name a folder of images")
 
 
 def marked(collection: Collection, reference: Path | None) -> Collection:

@@ -81,9 +81,8 @@ def load(
         fit: Fit | None = None
         if whiten_on is not None:
             Whitener(whiten_dim, shrinkage=shrinkage)  # refuses settings before models are opened
-            fit = partial(
-                fit_on, images=whiten_on, dim=whiten_dim, shrinkage=shrinkage, cache=cache
-            )
+            found = whiten_on if isinstance(whiten_on, Items) else find_items(whiten_on)
+            fit = partial(fit_on, images=found, dim=whiten_dim, shrinkage=shrinkage, cache=cache)
         encoder = _load_fused(text, open_one, fit)
     else:
         encoder = _load_single(text, open_one, whitener)

@@ -15,9 +15,11 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from whiten.datasets.collection import Item, Items
+from whiten.datasets.finding import require_items
 from whiten.datasets.patterns import Patterns
 from whiten.embedding.encoder import Encoder, Part, embed_cached
 from whiten.errors import ConfigError, NoImagesError
+from whiten.media.formats import SUFFIXES
 from whiten.media.reading import Skipped
 from whiten.store.places import is_store
 from whiten.store.store import Store, embedded_by_all
@@ -73,6 +75,17 @@ def embed_rows(
             file.flush()
             vectors: Vectors = np.memmap(file, np.float32, "r", shape=(len(kept), encoder.dim))
     return kept, vectors, skipped
+
+
+def require_source(
+    source: Path,
+    exclude: Patterns = (),
+    include: Patterns = (),
+    suffixes: frozenset[str] = SUFFIXES,
+) -> None:
+    """Refuse a source that is no store and holds nothing to embed; see `require_items`."""
+    if not is_store(as_path(source)):
+        require_items(source, exclude, include, suffixes)
 
 
 def open_store(source: Path, exclude: Patterns, include: Patterns) -> Store | None:

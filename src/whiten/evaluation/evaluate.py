@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whiten import metrics
+from whiten.datasets.collection import Items
 from whiten.datasets.finding import find_items
 from whiten.datasets.patterns import Patterns
 from whiten.datasets.sources import Sources, read_sources
@@ -116,7 +117,7 @@ class Evaluation:
 
 
 def evaluate(
-    encoder: Encoder | str | os.PathLike[str] | Callable[[], Encoder],
+    encoder: Encoder | str | os.PathLike[str],
     gallery: str | os.PathLike[str],
     *,
     queries: str | os.PathLike[str] | None = None,
@@ -130,8 +131,8 @@ def evaluate(
     """Evaluate retrieval on groups: the images of a group should find each other.
 
     Args:
-        encoder: an `Encoder`, anything that `whiten.load` takes, or a function that opens one.
-            What is not open yet is opened once the images are found to be a task.
+        encoder: an `Encoder`, or anything that `whiten.load` takes, which is opened once the images
+            are found to be a task.
         gallery: a folder with a subfolder per group, or a table with columns `path,group`.
         queries: likewise; by default each gallery image queries all the others.
         gallery_encoder: embeds the gallery if it differs from the queries' encoder (asymmetric
@@ -148,21 +149,67 @@ def evaluate(
             such column of sources.
         NoImagesError: the folder or table is missing or names no image, or none can be embedded.
     """
+    labelled = find_labelled(
+        gallery, queries, source_column, exclude, include, show_progress=show_progress
+    )
+    model = encoder if isinstance(encoder, Encoder) else load(encoder)
+    return evaluate_labelled(
+        model, labelled, gallery_encoder=gallery_encoder, cache=cache, show_progress=show_progress
+    )
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images that are a task, before any is embedded.
+
+    Attributes:
+        gallery: the images to search.
+        queries: None if each image of the gallery queries all the others.
+        sources: where the queries come from, if that was asked for.
+    """
+
+    gallery: Items
+    queries: Items | None
+    sources: Sources | None
+
+
+def find_labelled(
+    gallery: str | os.PathLike[str],
+    queries: str | os.PathLike[str] | None = None,
+    source_column: str | None = None,
+    exclude: Patterns = (),
+    include: Patterns = (),
+    *,
+    show_progress: bool = False,
+) -> Labelled:
+    """Find the images of a task, and refuse what is none; see `evaluate`."""
     items = find_items(gallery, announce if show_progress else None, exclude, include)
     query_items = None if queries is None else find_items(queries, None, exclude, include)
-    folder_task(items, query_items)  # refuses a task without positives before embedding
+    folder_task(items, query_items)
     sources = None
     if source_column is not None:
         asked = gallery if queries is None else queries
         sources = read_sources(asked, query_items or items, source_column)
-    if not isinstance(encoder, Encoder):
-        encoder = encoder() if callable(encoder) else load(encoder)
-    model = host = encoder
+    return Labelled(items, query_items, sources)
+
+
+def evaluate_labelled(
+    model: Encoder,
+    labelled: Labelled,
+    *,
+    gallery_encoder: Encoder | str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    show_progress: bool = False,
+) -> Evaluation:
+    """Embed the images of a task, and evaluate retrieval; see `evaluate`."""
+    host = model
     if gallery_encoder is not None:
         host = gallery_encoder if isinstance(gallery_encoder, Encoder) else load(gallery_encoder)
         _require_compatible(model, host)
-    kept, vectors, skipped = embed_rows(host, items, cache=cache, show_progress=show_progress)
-    if query_items is None:
+    kept, vectors, skipped = embed_rows(
+        host, labelled.gallery, cache=cache, show_progress=show_progress
+    )
+    if labelled.queries is None:
         who, searching = kept, vectors
         if host is not model:
             who, searching, more = embed_rows(model, kept, cache=cache, show_progress=show_progress)
@@ -173,7 +220,7 @@ def evaluate(
     else:
         who, searching, more = embed_rows(
             model,
-            query_items,
+            labelled.queries,
             # Ids are unique only within a folder, so each collection has its own stores.
             cache=Path(cache) / "queries" if cache else None,
             show_progress=show_progress,
@@ -183,7 +230,13 @@ def evaluate(
     rows = who.by_id.rows([item.id for item in task.queries])
     name = model.name if host is model else f"{model.name} against {host.name}"
     found = evaluate_task(
-        task, searching, vectors, rows=rows, name=name, skipped=skipped, sources=sources
+        task,
+        searching,
+        vectors,
+        rows=rows,
+        name=name,
+        skipped=skipped,
+        sources=labelled.sources,
     )
     run = run_of(model.uri)
     if run is None:

@@ -10,12 +10,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+from whiten.datasets.finding import require_items
 from whiten.datasets.revisited import NAMES, set_folder
-from whiten.datasets.svd import is_svd
+from whiten.datasets.svd import is_svd, read_svd
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, nearest
 from whiten.evaluation.videos import VIDEO_PROTOCOLS, VideoProtocol, evaluate_videos
+from whiten.media.formats import SUFFIXES
 from whiten.media.reading import Skipped
+from whiten.media.video import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,24 @@ PROTOCOLS: dict[str, Run] = {
     **{name: partial(_revisited, name) for name in NAMES},
     **{name: partial(_videos, name) for name in VIDEO_PROTOCOLS},
 }
+
+
+def require_data(name: str, root: Path, options: Options) -> None:
+    """Refuse data that a benchmark cannot be run on, before a model is opened.
+
+    Raises:
+        ConfigError, NoImagesError: see `evaluate_revisited_set` and `evaluate_videos`.
+    """
+    if name in NAMES:
+        from whiten.evaluation.revisited import require_set
+
+        require_set(root, name, options.distractors)
+    elif name == "svd":
+        read_svd(root)
+    else:
+        require_items(root, options.exclude, options.include, SUFFIXES | VIDEO_SUFFIXES)
+
+
 _OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(NAMES, ("multi_scale", "distractors")),
     "svd": ("similarity", "omit_normalisation", "report"),

@@ -28,7 +28,13 @@ import numpy as np
 from whiten import metrics
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.ground_truth import GroundTruth
-from whiten.datasets.revisited import DISTRACTORS, distractor_list, read_distractors, read_set
+from whiten.datasets.revisited import (
+    DISTRACTORS,
+    RevisitedSet,
+    distractor_list,
+    read_distractors,
+    read_set,
+)
 from whiten.embedding.embed import embed, store_folder
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, NoImagesError, StoreError
@@ -78,7 +84,7 @@ def evaluate_revisited_set(
         TeacherError: the model takes images of only one size.
         StoreError: the store of distractors was made with another model or other settings.
     """
-    data = read_set(Path(root), protocol)
+    data = require_set(Path(root), protocol, distractors)
     if len(encoder.parts) > 1 or encoder.rotation is not None:
         raise ConfigError(f"{protocol} is measured for one model at a time: name one, not fuse:")
     part = encoder.parts[0]
@@ -87,8 +93,6 @@ def evaluate_revisited_set(
     # The readout records all that affects an embedding, so every store's fingerprint covers it.
     model = dataclasses.replace(model, readout=f"{model.readout};longest={LONGEST}")
     listed = None if distractors is None else _find_distractors(distractors, model)
-    for items in (data.queries, data.gallery):
-        _require_files(items, protocol)
     with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
         embedder = _Embedder(model, cache or Path(temporary), show_progress)
         boxes = dict(zip(data.truth.queries, data.truth.boxes, strict=True))
@@ -119,6 +123,21 @@ def evaluate_revisited_set(
     )
 
 
+def require_set(root: Path, protocol: str, distractors: Path | None = None) -> RevisitedSet:
+    """Read a set whose images all exist, before hours of embedding.
+
+    Raises:
+        ConfigError: the ground truth cannot be read, an image is missing, or the distractors are
+            neither images nor a store.
+    """
+    data = read_set(root, protocol)
+    for items in (data.queries, data.gallery):
+        _require_files(items, protocol)
+    if distractors is not None and distractor_list(distractors) is None:
+        _open_store(distractors)
+    return data
+
+
 def _find_distractors(place: Path, model: Teacher) -> Items | Store:
     """Return the distractors to embed, or a store of their embeddings.
 
@@ -129,13 +148,7 @@ def _find_distractors(place: Path, model: Teacher) -> Items | Store:
     file = distractor_list(place)
     if file is not None:
         return read_distractors(file)
-    try:
-        store = Store.open(place)
-    except StoreError as error:
-        raise ConfigError(
-            f"{place} is neither the folder of {DISTRACTORS}.txt nor a store of embeddings "
-            f"({str(error).rpartition(': ')[0]}): name one of them"
-        ) from error
+    store = _open_store(place)
     if not model.made(store.origin.uri, store.origin.fingerprint):
         raise StoreError(
             f"{place} holds embeddings of another model, or of other scales, sizes or whitening "
@@ -145,8 +158,17 @@ def _find_distractors(place: Path, model: Teacher) -> Items | Store:
     return store
 
 
+def _open_store(place: Path) -> Store:
+    try:
+        return Store.open(place)
+    except StoreError as error:
+        raise ConfigError(
+            f"{place} is neither the folder of {DISTRACTORS}.txt nor a store of embeddings "
+            f"({str(error).rpartition(': ')[0]}): name one of them"
+        ) from error
+
+
 def _require_files(items: Items, protocol: str) -> None:
-    """Check that all files exist, before hours of embedding."""
     absent = [item for item in items if not Path(item.path).is_file()]
     if absent:
         raise ConfigError(

@@ -67,11 +67,11 @@ def open_source(
         return StoreSource(store)
     if encoder is None:
         raise ConfigError("images need a model that embeds them: name it with --model")
-    model = encoder if isinstance(encoder, Encoder) else load(encoder)
     if isinstance(images, str | os.PathLike):
         found = find_items(images, None, exclude, include)
     else:
         found = given_items(images)
+    model = encoder if isinstance(encoder, Encoder) else load(encoder)
     return ImageSource(model, found, None if cache is None else Path(cache), cluster)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from whiten.datasets.patterns import Patterns
 from whiten.embedding.opening import load
+from whiten.embedding.rows import require_source
 from whiten.errors import ConfigError, StoreError
 from whiten.index.colours import ignored_profiles
 from whiten.index.index import Index
@@ -48,11 +49,11 @@ def open_for_query(
     """
     if images is None and (exclude or include):
         raise ConfigError("--exclude and --include choose among the images of --in: name them")
-    encoder = None if model is None else load(model)
+    query.require_files()
     if images is None:
         if not place:
             raise ConfigError("nothing to search: add --in IMAGES, or --index FOLDER")
-        index = Index.open(place, encoder)
+        index = Index.open(place, None if model is None else load(model))
         if ignored_profiles(index.facts):
             _log.warning(
                 "%s was made when colour profiles were ignored: bring it up to date with `whiten "
@@ -61,8 +62,10 @@ def open_for_query(
             )
         vectors = query.embed(index.encoder) if query.images else None
     else:
-        if encoder is None or model is None:
+        if model is None:
             raise ConfigError("images need a model that embeds them: name it with --model")
+        require_source(images, exclude, include)
+        encoder = load(model)
         vectors = query.embed(encoder) if query.images else None
         where = _one(place) or _default_place(model, images)
         index = Index.build(

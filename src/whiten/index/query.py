@@ -76,6 +76,17 @@ class Query:
     def has_video(self) -> bool:
         return any(_is_video(path) for path in self.images)
 
+    def require_files(self) -> None:
+        """Refuse a missing image, before a model is opened.
+
+        Raises:
+            ImageError: see `embed`.
+        """
+        for path in self.images:
+            if is_plain(os.fspath(path)) and not os.path.lexists(path):
+                with naming(path):
+                    read_bytes(os.fspath(path))
+
     def embed(self, encoder: Encoder) -> Vectors:
         """Embed the images, not the ids: (n, dim) float32, one row per image or frame.
 
