@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from whiten.errors import ConfigError, StoreError
 from whiten.index.collections import Images, open_source
 from whiten.index.columns import FILTERABLE
 from whiten.index.conditions import Where
-from whiten.index.joined import JoinedIndex, as_stored, facts_of
 from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE, check_conversion, check_storage
 from whiten.index.local.storage.loss import Cost
@@ -25,7 +25,7 @@ from whiten.index.local.tuning import Tuning, check_kind
 from whiten.index.metadata import Metadata
 from whiten.index.model import can_query, open_model, require_model
 from whiten.index.places import Place, Places, open_existing, open_place
-from whiten.index.rows import Backend, Block, Facts, Match, as_queries, matches
+from whiten.index.rows import Backend, Facts, Match, as_queries, facts_of
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes
 from whiten.index.updating import update
@@ -213,7 +213,8 @@ class Index:
         """
         gone = list(dict.fromkeys(several(ids)))
         with self._backend.writing():
-            self._fetch(gone)  # refuses unknown ids
+            with self._naming():
+                self._backend.fetch(gone)  # refuses unknown ids
             self._backend.write(self.facts, gone, ())
         self.changes = Changes(removed=len(gone), unchanged=len(self))
         return self.changes
@@ -332,11 +333,9 @@ class Index:
 
     def items(self, ids: Sequence[str] | str) -> list[Match]:
         """Return images by id as matches of score 1; raises StoreError for unknown ids."""
-        columns = self.facts.columns  # raises if the index was deleted
-        if isinstance(self._backend, JoinedIndex):
+        self._require_complete()
+        with self._naming():
             return self._backend.items(several(ids))
-        rows = self._fetch(ids).rows
-        return matches(rows, np.ones(len(rows)), columns)
 
     def vectors(self, ids: Sequence[str] | str) -> Vectors:
         """Return embeddings by id: (n, dim) float32, L2-normalised.
@@ -345,18 +344,20 @@ class Index:
             StoreError: an id is not in the index.
         """
         self._require_complete()
-        vectors = self._fetch(ids).vectors
+        with self._naming():
+            vectors = self._backend.fetch(several(ids)).vectors
         return vectors if self.storage == BASE else normalize_rows(vectors)
 
-    def _fetch(self, ids: Sequence[str] | str) -> Block:
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
         try:
-            return self._backend.fetch(several(ids))
+            yield
         except UnicodeEncodeError as error:  # the bytes of a file name, which are no text
             raise StoreError(f"{self.place} has no image {error.object!r}") from None
 
     def as_stored(self, vector: Vectors, ids: Sequence[str]) -> Vectors:
         """Return (n, dim): a (1, dim) embedding as it would be stored next to each image."""
-        return as_stored(self._backend, vector, ids)
+        return self._backend.as_stored(vector, ids)
 
     def pages(self, size: int = 1000) -> Iterator[pa.Table]:
         """Yield all rows in order, in tables of `size` rows and the columns of `facts.schema()`.
@@ -370,8 +371,7 @@ class Index:
         if as_whole("size", size) < 1:
             raise ConfigError(f"size must be at least 1, not {size}")
         self._require_complete()
-        if isinstance(self._backend, JoinedIndex):
-            self._backend.tell_lost()
+        self._backend.tell_lost()
         return self._backend.pages(size)
 
     # --- searching ----------------------------------------------------------------------

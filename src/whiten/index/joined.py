@@ -18,7 +18,7 @@ from whiten.index.columns import stored_kinds, stored_name, widen
 from whiten.index.conditions import Compare, Logic, Missing, Where
 from whiten.index.local.folder import FolderIndex
 from whiten.index.local.storage.kinds import BASE
-from whiten.index.rows import Backend, Block, Facts, Match, as_of, in_pages, matches
+from whiten.index.rows import Backend, Block, Facts, Match, as_of, facts_of, in_pages
 from whiten.index.where import compare_whole
 from whiten.utils.arrays import Indices, Vectors, normalize_rows
 from whiten.utils.names import NameIndex
@@ -29,7 +29,7 @@ _AT_ONCE = 1 << 16  # rows
 _NUMBERS = {"int", "float"}
 
 
-class JoinedIndex:
+class JoinedIndex(Backend):
     """Several indexes as one `Backend`, for searches only.
 
     The hits are those of one index of all rows, in the order of the indexes where scores are equal.
@@ -60,7 +60,7 @@ class JoinedIndex:
         ids = pa.chunked_array([c for own in self._ids for id_ in own for c in id_.chunks], _TEXT)
         if pc.count_distinct(ids).as_py() < len(ids):
             self._refuse_same(ids)
-        self._states = [_state(part) for part in self._parts]  # last: what is refused stays refused
+        self._states = [part.state() for part in self._parts]  # last: what is refused stays refused
 
     def _refuse_same(self, ids: pa.ChunkedArray) -> NoReturn:
         counted = ids.value_counts()
@@ -87,7 +87,6 @@ class JoinedIndex:
         return page
 
     def tell_lost(self) -> None:
-        """Log which whole numbers `pages` leaves out."""
         if self._lost:
             _log.warning(
                 "%s: whole numbers beyond 2^53 are missing in pages of column %s, which holds "
@@ -108,7 +107,7 @@ class JoinedIndex:
     def refresh(self) -> None:
         for part in self._parts:
             part.refresh()
-        if self._states != [_state(part) for part in self._parts]:
+        if self._states != [part.state() for part in self._parts]:
             self._check()
 
     # --- reading ------------------------------------------------------------------------
@@ -139,13 +138,12 @@ class JoinedIndex:
         return np.searchsorted(ends, rows, side="right")
 
     def items(self, ids: Sequence[str]) -> list[Match]:
-        """Return images by id as searches return them, with numbers that no float holds."""
+        # Unlike `fetch`, with whole numbers that no float holds.
         numbers = self._owners(ids)
         found: dict[str, Match] = {}
         for number in np.unique(numbers).tolist():
             mine = [ids[row] for row in np.flatnonzero(numbers == number).tolist()]
-            rows = self._parts[number].fetch(mine).rows
-            own = matches(rows, np.ones(len(rows)), facts_of(self._parts[number]).columns)
+            own = self._parts[number].items(mine)
             found |= {hit.id: _with_floats(hit, self._floats) for hit in own}
         return [found[name] for name in ids]
 
@@ -166,7 +164,7 @@ class JoinedIndex:
     def as_stored(self, vector: Vectors, ids: Sequence[str]) -> Vectors:
         index, ends = self._by_id
         owners = np.searchsorted(ends, index.rows(list(ids)), side="right")
-        forms = np.concatenate([as_stored(part, vector, [""]) for part in self._parts])
+        forms = np.concatenate([part.as_stored(vector, [""]) for part in self._parts])
         return forms[owners]
 
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
@@ -205,28 +203,6 @@ _TEXT = pa.large_string()
 
 def _storage(part: Backend) -> str:
     return part.storage.name if isinstance(part, FolderIndex) else BASE
-
-
-def as_stored(part: Backend, vector: Vectors, ids: Sequence[str]) -> Vectors:
-    """Return (n, dim): a (1, dim) embedding as it would be stored next to each of these images."""
-    if isinstance(part, JoinedIndex):
-        return part.as_stored(vector, ids)
-    coding = part.coding if isinstance(part, FolderIndex) else None
-    if coding is not None and not coding.keeps_vectors:
-        vector = normalize_rows(coding.codec.decode(coding.codec.encode(vector)))
-    return np.repeat(vector, len(ids), axis=0)
-
-
-def _state(part: Backend) -> object:
-    """Return what differs once a part has changed; a database shows only its size and facts."""
-    return part.seen if isinstance(part, FolderIndex) else (part.facts, len(part))
-
-
-def facts_of(part: Backend) -> Facts:
-    """Return the facts of an index; raises StoreError if it was deleted since it was opened."""
-    if part.facts is None:
-        raise StoreError(f"{part.place} is no longer an index: it was deleted or moved away")
-    return part.facts
 
 
 def _joined_facts(parts: Sequence[Backend]) -> Facts:

@@ -156,6 +156,8 @@ class Block:
 class Backend(Protocol):
     """Interface of an index's storage: a folder, or a collection of a vector database.
 
+    Methods with a body are right for storage of full vectors in one index.
+
     Attributes:
         place: opens the index again; for display, so passwords are masked.
         facts: None if there is no index yet.
@@ -200,15 +202,43 @@ class Backend(Protocol):
             StoreError: an id is not in the index.
         """
 
+    def items(self, ids: Sequence[str]) -> list[Match]:
+        """Return rows as matches of score 1, in the order of the ids.
+
+        Raises:
+            StoreError: an id is not in the index.
+        """
+        rows = self.fetch(ids).rows
+        return matches(rows, np.ones(len(rows)), facts_of(self).columns)
+
+    def as_stored(self, vector: Vectors, ids: Sequence[str]) -> Vectors:
+        """Return (n, dim): a (1, dim) embedding as it would be stored next to each of the ids."""
+        return np.repeat(vector, len(ids), axis=0)
+
+    def state(self) -> object:
+        """Return what differs once the index has changed; a database shows only size and facts."""
+        return self.facts, len(self)
+
     def search(self, queries: Vectors, k: int, where: Where | None = None) -> list[list[Match]]:
         """Return the k nearest rows that pass the filter for each (dim,) query, best first."""
 
     def pages(self, size: int) -> Iterator[pa.Table]:
         """Yield all rows in order, `size` at a time."""
 
+    def tell_lost(self) -> None:
+        """Log which values `pages` leaves out."""
+        return
+
     def discard(self) -> None:
         """Remove what a first run left, and leave no index; only while writing, and never a
         complete index. A folder keeps rows that the next run can use."""
+
+
+def facts_of(part: Backend) -> Facts:
+    """Return the facts of an index; raises StoreError if it was deleted since it was opened."""
+    if part.facts is None:
+        raise StoreError(f"{part.place} is no longer an index: it was deleted or moved away")
+    return part.facts
 
 
 def write_stamp(stamp: Stamp | None) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from whiten.errors import StoreError, WhitenError
 from whiten.index.collections import Images, describe
-from whiten.index.joined import facts_of
-from whiten.index.rows import Backend, Facts
+from whiten.index.rows import Backend, Facts, facts_of
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes, synchronise
 

@@ -23,7 +23,7 @@ from whiten.index.databases.milvus_facts import MilvusFacts
 from whiten.index.databases.milvus_filters import literal, to_milvus, without_patterns
 from whiten.index.databases.milvus_rows import Layout
 from whiten.index.databases.milvus_server import connect, keeps_nulls, one_writer
-from whiten.index.rows import Block, Facts, Match, as_of, in_pages, matches
+from whiten.index.rows import Backend, Block, Facts, Match, as_of, in_pages, matches
 from whiten.utils.arrays import Vectors
 
 MOST = 16_384  # most rows per answer
@@ -35,7 +35,7 @@ _INDEXES: dict[str, dict[str, Any]] = {
 }
 
 
-class MilvusIndex:
+class MilvusIndex(Backend):
     """Index in a Milvus database.
 
     Attributes:

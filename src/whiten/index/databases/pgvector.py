@@ -28,7 +28,7 @@ from whiten.errors import (
 from whiten.index.columns import COLUMNS, stored_kinds
 from whiten.index.conditions import Where
 from whiten.index.databases.addresses import read_address
-from whiten.index.rows import Block, Facts, Match, as_of, matches
+from whiten.index.rows import Backend, Block, Facts, Match, as_of, matches
 from whiten.utils.arrays import Vectors
 
 try:
@@ -52,7 +52,7 @@ _SYSTEM = {"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"}
 _TYPES = {"string": 'text COLLATE "C"', "int": "bigint", "float": "float8", "bool": "boolean"}
 
 
-class PgvectorIndex:
+class PgvectorIndex(Backend):
     """Index in a PostgreSQL database.
 
     Attributes:

@@ -33,10 +33,10 @@ from whiten.index.local.storage.kinds import BASE, check_conversion, fit, parse_
 from whiten.index.local.storage.loss import measure
 from whiten.index.local.storage.state import Storage, save_codec
 from whiten.index.local.tuning import RECALL, Tuning, choose
-from whiten.index.rows import Block, Facts, Match
+from whiten.index.rows import Backend, Block, Facts, Match
 from whiten.media.reading import stamp_of
 from whiten.storage.blobs import Stamp
-from whiten.utils.arrays import Vectors
+from whiten.utils.arrays import Vectors, normalize_rows
 from whiten.utils.files import flush_folder, lock, remove_if_only, write_durably, written_out
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ _MOST_GONE = 0.25  # fraction of removed rows; above this, all segments are merg
 _MOST_BESIDE = 0.2  # fraction of rows outside the largest segment; likewise
 
 
-class FolderIndex:
+class FolderIndex(Backend):
     """Index in a folder.
 
     Attributes:
@@ -135,6 +135,15 @@ class FolderIndex:
 
     def known(self) -> pa.Table:
         return self._opened.known()
+
+    def state(self) -> object:
+        return self.seen
+
+    def as_stored(self, vector: Vectors, ids: Sequence[str]) -> Vectors:
+        coding = self.coding
+        if coding is not None and not coding.keeps_vectors:
+            vector = normalize_rows(coding.codec.decode(coding.codec.encode(vector)))
+        return super().as_stored(vector, ids)
 
     def fetch(self, ids: Sequence[str]) -> Block:
         now = self._opened
