@@ -60,6 +60,22 @@ def test_a_pgm_is_scaled_by_its_maximum_even_if_it_is_dark(magic: bytes, most: i
             assert np.abs(np.asarray(image)[..., 0] - expected).max() <= 1
 
 
+@pytest.mark.parametrize("brightest", [255, 1000, 32767])
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_a_tiff_of_16_bits_is_scaled_as_such_even_if_it_is_dark(
+    mode: str, is_signed: bool, brightest: int
+) -> None:
+    grey = np.linspace(0, brightest, 64).reshape(8, 8)
+    pixels = grey.astype("<u2" if mode == "I;16" else ">u2").tobytes()
+    data = encode(
+        Image.frombytes(mode, (8, 8), pixels), "TIFF", tiffinfo={339: 2} if is_signed else {}
+    )
+    assert Image.open(io.BytesIO(data)).mode == ("I" if is_signed else mode)
+    for image in (decode(data), upright_rgb(Image.open(io.BytesIO(data)))):
+        assert np.abs(np.asarray(image)[..., 0] - grey * (255 / 65535)).max() <= 1
+
+
 @pytest.mark.parametrize("brightest", [1.0, 40.0])
 def test_float_tiff(brightest: float) -> None:
     values = np.linspace(0, brightest, 64, dtype=np.float32).reshape(8, 8)

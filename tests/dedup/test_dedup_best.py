@@ -157,6 +157,14 @@ def colour_and_grey(folder: Path, image: Image.Image) -> tuple[str, str]:
 
 
 @pair
+def colour_and_grey_of_16_bits(folder: Path, image: Image.Image) -> tuple[str, str]:
+    image.save(folder / "b.jpg", quality=85)
+    grey = np.asarray(image.convert("L")).astype(">u2") * 257
+    Image.frombytes("I;16B", image.size, grey.astype(">u2").tobytes()).save(folder / "a.tif")
+    return "b.jpg", "a.tif"
+
+
+@pair
 def lossless_and_lossy_webp(folder: Path, image: Image.Image) -> tuple[str, str]:
     image.save(folder / "b.webp", lossless=True)
     image.save(folder / "a.webp", quality=50)

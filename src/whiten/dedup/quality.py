@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from whiten.errors import ImageError
+from whiten.media.colour import is_grey
 from whiten.media.decoding import decode
 from whiten.media.formats import FORMATS
 from whiten.media.reading import read_bytes
@@ -91,7 +92,7 @@ def quality_of(path: str) -> Quality:
             width, height = opened.size
             compression, left = _compression(opened, data)
             tables = getattr(opened, "quantization", None)
-            is_grey = opened.mode in ("1", "L", "LA", "I", "I;16", "F")
+            has_no_colour = is_grey(opened.mode)
             has_exif = len(opened.getexif()) > 0
     except ImageError:
         return Quality()
@@ -109,7 +110,7 @@ def quality_of(path: str) -> Quality:
         min(surely, repeated),
         min(perhaps, repeated),
         compression,
-        left * (0.8 if is_grey else 1.0),
+        left * (0.8 if has_no_colour else 1.0),
         has_exif,
         np.asarray(whole.resize((_OUTLINE, _OUTLINE), Image.Resampling.BOX), np.float32),
     )

@@ -67,6 +67,11 @@ def _apply(transform: Any, image: Image.Image, kind: str) -> Image.Image:
     return converted
 
 
+def is_grey(mode: str) -> bool:
+    """Return whether Pillow's mode has no colours: that of big-endian TIFF is `I;16B`."""
+    return mode in ("1", "L", "LA", "La") or mode.startswith(("I", "F"))
+
+
 def _transform(image: Image.Image) -> tuple[Any, str] | None:
     """Return the transform to sRGB and the mode that it takes; None if none is needed."""
     info = image.info
@@ -75,7 +80,7 @@ def _transform(image: Image.Image) -> tuple[Any, str] | None:
         found = _of_profile(profile)
         if found is None or (found[1] == "CMYK") != (image.mode == "CMYK"):
             return None
-        if found[1] == "L" and image.mode not in ("1", "L", "LA", "La", "I", "I;16", "I;16B", "F"):
+        if found[1] == "L" and not is_grey(image.mode):
             return None
         return found
     if "srgb" in info or not {"gamma", "chromaticity"} & info.keys():  # chunks of a PNG

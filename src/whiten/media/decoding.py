@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from whiten.errors import ImageError, UnreadableError, one_line
 from whiten.media.boxes import Box
@@ -33,6 +34,7 @@ except ImportError:
 MAX_PIXELS = 200_000_000  # 600 MB as RGB
 
 _ORIENTATION = 0x0112  # EXIF tag
+_BITS = 0x0102  # TIFF tag: bits per sample
 # Transposition that makes an image of each orientation upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,7 +103,7 @@ def decode_scaled(
             image = opened
         else:
             image.info = opened.info
-        image = _to_rgb(image, opened.format)
+        image = _to_rgb(image, opened)
         orientation = _orientation(opened) if upright else 1
         size = image.size if drafted is None else drafted[1][2:]
         box = _upright_box(image.size, size, orientation)
@@ -235,14 +237,14 @@ def _draft_size(size: tuple[int, int], min_side: int) -> tuple[int, int]:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to what `decode` returns."""
-    return forget_source(_to_rgb(ImageOps.exif_transpose(image), image.format))
+    return forget_source(_to_rgb(ImageOps.exif_transpose(image), image))
 
 
-def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
+def _to_rgb(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """Convert an image to RGB of 8 bits; `opened` is what Pillow opened it as."""
     if image.mode.startswith(("I", "F")):
         info = {name: value for name, value in image.info.items() if name != "transparency"}
-        is_deep = kind == "PPM"  # Pillow scales the maximum that a PGM states to 65535
-        image = Image.fromarray(_to_8_bits(np.asarray(image), is_deep))
+        image = Image.fromarray(_to_8_bits(np.asarray(image), _is_deep(opened)))
         image.info = info
     if image.mode == "La":  # Pillow converts it to nothing else
         image = image.convert("LA")
@@ -252,11 +254,19 @@ def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
         return image
     if is_transparent:
         layered = image.convert("RGBA")
-        if kind in _UNSET_ALPHA and layered.getchannel("A").getextrema() == (0, 0):
+        if opened.format in _UNSET_ALPHA and layered.getchannel("A").getextrema() == (0, 0):
             return layered.convert("RGB")
         canvas = Image.new("RGBA", layered.size, "white")
         return Image.alpha_composite(canvas, layered).convert("RGB")
     return image.convert("RGB")
+
+
+def _is_deep(opened: Image.Image) -> bool:
+    """Return whether a file says that its greys are of 16 bits, which Pillow gives in 32 bits."""
+    if opened.format == "PPM":  # Pillow scales the maximum that a PGM states to 65535
+        return True
+    bits = opened.tag_v2.get(_BITS, ()) if isinstance(opened, TiffImageFile) else ()
+    return 16 in bits  # a TIFF of signed numbers
 
 
 def _to_8_bits(pixels: np.ndarray, is_deep: bool) -> np.ndarray:
