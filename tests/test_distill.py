@@ -77,6 +77,16 @@ def test_rounds_of_views_are_refused_where_pairs_come_from_groups(
             run(images, tmp_path / pairs, tmp_path / "cache", pairs=pairs, rounds=3)
 
 
+@pytest.mark.parametrize("pairs", ["auto", "views"])
+@pytest.mark.parametrize("name", ["pairs_per_class", "pairs_per_epoch", "rounds"])
+def test_limits_of_pairs_are_refused_where_none_are_trained_on(
+    images: Path, tmp_path: Path, name: str, pairs: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name} 3 .* 0 epochs train on none: leave out --"):
+        run(images, tmp_path / "run", tmp_path / "cache", epochs=0, pairs=pairs, **{name: 3})
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize("name", ["pairs_per_class", "pairs_per_epoch"])
 def test_limits_of_groups_are_refused_where_pairs_are_views(
     images: Path, tmp_path: Path, name: str

@@ -317,7 +317,14 @@ def _require_room(spec: DistillSpec, images: int, width: int) -> None:
 
 
 def _refuse_ignored(spec: DistillSpec, source: str) -> None:
-    """Refuse options that these pairs do not use."""
+    """Refuse options that these pairs do not use, or no pairs at all."""
+    limits = (("pairs_per_class", 1), ("pairs_per_epoch", 0))
+    for name, unset in (*limits, ("rounds", 1)) if spec.epochs == 0 else ():
+        if (value := getattr(spec, name)) not in (None, unset):
+            raise ConfigError(
+                f"{name} {value} says which pairs are trained on, and 0 epochs train on none: "
+                f"leave out --{name.replace('_', '-')}, or --epochs 0"
+            )
     if source in ("groups", "mixed"):
         if (spec.rounds or 1) > 1:
             raise ConfigError(
@@ -325,7 +332,7 @@ def _refuse_ignored(spec: DistillSpec, source: str) -> None:
                 "groups: leave out --rounds, or add --pairs views"
             )
         return
-    for name, unset in (("pairs_per_class", 1), ("pairs_per_epoch", 0)):
+    for name, unset in limits:
         value = getattr(spec, name)
         if value not in (None, unset):
             option = f"--{name.replace('_', '-')}"
