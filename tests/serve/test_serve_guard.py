@@ -84,6 +84,19 @@ def test_a_token(serve: Serve) -> None:
         assert client.get(path).status_code == 200
 
 
+def test_the_description_says_which_routes_need_the_token(serve: Serve) -> None:
+    client = serve(token="rose-17", writable=True)
+    description = client.get("/openapi.json").json()
+    assert description["components"]["securitySchemes"] == {
+        "token": {"type": "http", "scheme": "bearer"}
+    }
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            is_refused = client.request(method, path).status_code == 401
+            assert operation.get("security", []) == [{"token": []}] * is_refused
+    assert "securitySchemes" not in serve().get("/openapi.json").json()["components"]
+
+
 def test_where_the_token_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WHITEN_TOKEN", raising=False)
     assert read_token(None) is None

@@ -25,7 +25,7 @@ from whiten.index.rows import json_values
 from whiten.media.reading import stamp_of
 from whiten.serve.batching import Batcher, BusyError
 from whiten.serve.embedder import Embedder
-from whiten.serve.guard import Guard
+from whiten.serve.guard import OPEN, Guard
 from whiten.serve.items import ITEM, Writes, add_routes
 from whiten.serve.limits import RETRY, Limits
 from whiten.serve.live import LiveIndex, Search, UnavailableError, UnknownImageError
@@ -169,7 +169,7 @@ def create_app(
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Measured, metrics=metrics)
     _answer_errors(app, is_writable=settings.writable)
-    _describe_errors(app)
+    _complete_description(app, needs_token=settings.token is not None)
 
     async def hits(query: SearchByImages | SearchById) -> Response:
         if query.k > settings.max_hits:
@@ -317,8 +317,8 @@ def _html(page: Page) -> HTMLResponse:
     return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy})
 
 
-def _describe_errors(app: FastAPI) -> None:
-    """Describe errors as JSON, also for routes that respond with other types."""
+def _complete_description(app: FastAPI, *, needs_token: bool) -> None:
+    """Describe errors as JSON, also for routes that respond with other types; and the token."""
     described = app.openapi
     problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
@@ -326,8 +326,13 @@ def _describe_errors(app: FastAPI) -> None:
         if app.openapi_schema is not None:  # each request asks for it
             return app.openapi_schema
         description = described()
-        for operations in description["paths"].values():
+        if needs_token:
+            scheme = {"type": "http", "scheme": "bearer"}
+            description["components"]["securitySchemes"] = {"token": scheme}
+        for path, operations in description["paths"].items():
             for operation in operations.values():
+                if needs_token and path not in OPEN:
+                    operation["security"] = [{"token": []}]
                 for code, answer in operation["responses"].items():
                     if int(code) >= 400:
                         answer["content"] = problem
