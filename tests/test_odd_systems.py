@@ -47,6 +47,7 @@ def test_a_lock_that_is_held_is_told_apart(photos: Path, tmp_path: Path, number:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "flock", held)
+        patch.setattr(Index, "patience", 0.0)
         with pytest.raises(StoreError, match="another process is changing"):
             Index.build(TEACHER, photos, tmp_path / "index")
 

@@ -270,7 +270,8 @@ def test_an_open_index_goes_on_and_sees_changes_when_asked(
     assert len(reader) == 4 and reader.search(draw(2), k=1)[0][0].id == "c/0.png"
 
 
-def test_one_writer_at_a_time(index: Index, place: Path) -> None:
+def test_one_writer_at_a_time(index: Index, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Index, "patience", 0.0)
     with (
         FolderIndex(place).writing(),
         pytest.raises(StoreError, match=r"another process is changing .*: wait until it is done"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -250,7 +251,10 @@ def test_nothing_there(place: str, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_one_writer_at_a_time(index: Index, encoder: Encoder, images: Path, place: str) -> None:
+def test_one_writer_at_a_time(
+    index: Index, encoder: Encoder, images: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Index, "patience", 0.0)
     backend = open_place(place)
     with backend.writing():
         with pytest.raises(StoreError, match=r"another process is changing .*: wait until"):
@@ -261,3 +265,23 @@ def test_one_writer_at_a_time(index: Index, encoder: Encoder, images: Path, plac
     index.remove("a/0.png")
     backend.refresh()
     assert len(backend) == 5
+
+
+def test_a_short_change_of_another_process_is_waited_for(
+    index: Index, encoder: Encoder, images: Path, place: str
+) -> None:
+    other = open_place(place)
+    (images / "a" / "0.png").unlink()
+    changes = (
+        lambda: Index.build(encoder, images, place),
+        lambda: index.add(images),
+        lambda: index.remove("a/1.png"),
+    )
+    for change in changes:
+        with ThreadPoolExecutor(1) as pool:
+            with other.writing():
+                done = pool.submit(change)
+                time.sleep(0.1)
+                assert not done.done()
+            done.result()
+    assert len(Index.open(place)) == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from whiten.index.places import Place, Places, open_existing, open_place
 from whiten.index.rows import Backend, Facts, Match, as_queries, facts_of
 from whiten.index.sources import Source
 from whiten.index.synchronise import Changes
-from whiten.index.updating import update
+from whiten.index.updating import update, writing
 from whiten.index.where import parse_where
 from whiten.media.reading import Skipped
 from whiten.models.inputs import Embeddable
@@ -46,7 +46,10 @@ class Index:
     Attributes:
         changes: result of the last `build`, `add` or `remove`.
         runtime: what computed the embeddings of the last `build`; None if none did.
+        patience: seconds that a change waits for another process that changes the index.
     """
+
+    patience = 5.0
 
     def __init__(self, backend: Backend, encoder: Encoder | None = None) -> None:
         self._backend = backend
@@ -158,20 +161,20 @@ class Index:
         if storage is not None:
             check_storage(storage, source.dim)
             check_conversion(index.place, index.storage, storage)
-        index.changes = update(
-            index._backend,
-            source,
-            images,
-            metadata,
-            keep=keep,
-            collection=collection,
-            remove_missing=remove_missing,
-            drop=several(drop_columns),
-            show_progress=show_progress,
-        )
-        index.runtime = source.runtime
-        if isinstance(index._backend, FolderIndex):
-            with index._backend.writing():
+        with index._writing():
+            index.changes = update(
+                index._backend,
+                source,
+                images,
+                metadata,
+                keep=keep,
+                collection=collection,
+                remove_missing=remove_missing,
+                drop=several(drop_columns),
+                show_progress=show_progress,
+            )
+            index.runtime = source.runtime
+            if isinstance(index._backend, FolderIndex):
                 if storage is not None:
                     index._backend.store_as(storage)
                 index._backend.tune(kind, recall)
@@ -188,21 +191,24 @@ class Index:
         show_progress: bool = False,
     ) -> Changes:
         """Index more images, or update some; see `build`."""
-        self.changes = update(
-            self._backend,
-            open_source(self.encoder, images, None, exclude, include),
-            images,
-            metadata,
-            keep=True,
-            collection=collection,
-            show_progress=show_progress,
-            is_opened=True,
-        )
+        source = open_source(self.encoder, images, None, exclude, include)
+        with self._writing():
+            self.changes = update(
+                self._backend,
+                source,
+                images,
+                metadata,
+                keep=True,
+                collection=collection,
+                show_progress=show_progress,
+                is_opened=True,
+            )
         return self.changes
 
     def put(self, source: Source, metadata: Metadata | None = None) -> Changes:
         """Add or update the images of a source, a collection without a name; see `build`."""
-        self.changes = update(self._backend, source, (), metadata, keep=True, is_opened=True)
+        with self._writing():
+            self.changes = update(self._backend, source, (), metadata, keep=True, is_opened=True)
         return self.changes
 
     def remove(self, ids: Sequence[str] | str) -> Changes:
@@ -212,12 +218,15 @@ class Index:
             StoreError: an id is not in the index; nothing is removed then.
         """
         gone = list(dict.fromkeys(several(ids)))
-        with self._backend.writing():
+        with self._writing():
             with self._naming():
                 self._backend.fetch(gone)  # refuses unknown ids
             self._backend.write(self.facts, gone, ())
         self.changes = Changes(removed=len(gone), unchanged=len(self))
         return self.changes
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self._backend, self.patience)
 
     # --- what is there ------------------------------------------------------------------
 

@@ -107,6 +107,8 @@ class LiveIndex:
         # Writes have an index of their own, whose state is not that of the searches. A database has
         # one connection.
         self._changed = Index.open(index.place) if writable and index.folder else None
+        if writable:  # searches would wait, too, and `Writer` waits without holding them up
+            (self._changed or index).patience = 0.0
         self._background = background
         self._of_folders = index.folder is not None and (
             background is None or background.folder is not None
