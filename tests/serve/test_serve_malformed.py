@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,6 +224,29 @@ def test_a_box_or_an_image_of_another_shape_is_told_what_it_must_be(
     assert refused(answer, 422) == "box: must be x,y,width,height in pixels, the last two above 0"
     answer = client.post("/search", files={"k": (None, "1"), "image": (None, "a.png")})
     assert refused(answer, 422) == "image: must be a file, not a text"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"k": "many"}, "k: must be a whole number"),
+        ({"k": "1.5"}, "k: must be a whole number"),
+        ({"k": "9" * 5000}, "k: must be a whole number of fewer digits"),
+        ({"k": 0}, "k: must be at least 1"),
+        ({"k": 1001}, "k: must be at most 1,000"),
+        ({"threshold": "high"}, "threshold: must be a number"),
+        ({"threshold": "nan"}, "threshold: must be a finite number"),
+        ({"videos": "perhaps"}, "videos: must be true or false"),
+        ({"combine": "sum"}, "combine: must be 'mean' or 'max'"),
+        ({"id": ["a/0.png"] * 33}, "id: must be given at most 32 times"),
+        ({"id": []}, "id: must be given"),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(
+    client: TestClient, fields: dict[str, Any], message: str
+) -> None:
+    answer = client.get("/search", params={"id": "a/0.png", **fields})
+    assert refused(answer, 422) == message
 
 
 def test_names_that_lead_elsewhere(client: TestClient, images: Path) -> None:

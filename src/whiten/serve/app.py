@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from whiten._version import __version__
-from whiten.errors import ConfigError, ImageError, StorageError, StoreError, nearest, one_line
+from whiten.errors import ConfigError, ImageError, StorageError, StoreError, one_line
 from whiten.index import Index, Match
 from whiten.index.columns import GROUP
 from whiten.index.query import SearchOptions, combined, require_same_model
@@ -33,6 +33,7 @@ from whiten.serve.methods import Methods
 from whiten.serve.metrics import CONTENT_TYPE, Measured, Metrics
 from whiten.serve.pages import Page, reference_page, search_page
 from whiten.serve.pictures import SIZES, Thumbnails, of_indexed
+from whiten.serve.problems import first_problem
 from whiten.serve.queries import (
     FORM,
     Images,
@@ -366,7 +367,7 @@ def _answer_errors(app: FastAPI, *, is_writable: bool) -> None:
         return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        detail = _first_problem(error.errors(), fields_of(request))
+        detail = first_problem(error.errors(), fields_of(request))
         return JSONResponse({"detail": detail}, 422)
 
     handlers: dict[type[Exception], Handler] = {
@@ -383,16 +384,3 @@ def _answer_errors(app: FastAPI, *, is_writable: bool) -> None:
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
-
-
-def _first_problem(problems: Sequence[dict[str, Any]], known: set[str]) -> str:
-    """Omit the value itself, which may be a whole upload, or no valid JSON."""
-    first = problems[0]
-    where = [str(part) for part in first["loc"][1:]]
-    if first["type"] == "extra_forbidden":
-        return f"unknown field {where[0][:80]!r}{nearest(where[0], known)}"
-    if first["type"] == "string_pattern_mismatch":
-        return f"{where[0]}: must be x,y,width,height in pixels, the last two above 0"
-    if where[0:1] == ["image"] and len(where) > 1:
-        return "image: must be a file, not a text"
-    return f"{'.'.join(where) or 'request'}: {first['msg']}"[:500]
