@@ -140,7 +140,7 @@ def dedup(
                 )
                 break
             names = ", ".join(printable(member.id) for member in group.members)
-            print(f"  group {group.number}, least alike {group.lowest:.4f}: {names}")
+            print(f"  group {group.number}, least similar {group.lowest:.4f}: {names}")
     for path in written:
         say(f"wrote    {path}")
     if any(is_plain(member.path) for member in found.copies) and written:

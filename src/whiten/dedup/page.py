@@ -35,9 +35,9 @@ figcaption span { color: var(--quiet); display: block; }
 )
 
 HELP = (
-    "The framed one of each group is kept. The number is the similarity to it, “same file” a "
-    "byte-identical copy. Groups whose least alike members are least alike stand first: look there "
-    "for mistakes."
+    "Framed images are kept. The number is the similarity to the framed one before, “same file” a "
+    "byte-identical copy. The groups with the least similar members stand first: look there for "
+    "mistakes."
 )
 
 
@@ -77,7 +77,7 @@ def groups_page(found: Deduplication, table: str) -> str:
 
 def _group(group: Group, threshold: float) -> str:
     count = len(group.members)
-    text = f"{count:,} members, the least alike have {group.lowest:.3f}"
+    text = f"{count:,} members, the least similar have {group.lowest:.3f}"
     is_chain = group.lowest < threshold
     if is_chain:
         text += ": below the threshold, so they are linked through others"
