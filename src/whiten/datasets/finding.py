@@ -29,7 +29,7 @@ from whiten.media.reading import stamp_of
 from whiten.media.video import VIDEO_SUFFIXES
 from whiten.storage.places import is_member
 from whiten.utils.names import as_utf8
-from whiten.utils.urls import as_path, as_url
+from whiten.utils.urls import as_path, as_url, named_place
 
 # What was left out is no error, and whoever calls wants to know.
 _log = logging.getLogger(__name__)
@@ -68,11 +68,11 @@ def find_items(
 
     Raises:
         NoImagesError: the source is missing, cannot be listed, or names no image.
-        ConfigError: a table cannot be read, has no `path` column, or has a missing path, a missing
-            or repeated id, or several paths of one file whose rows differ.
+        ConfigError: the source is no name; a table cannot be read, has no `path` column, or has a
+            missing path, a missing or repeated id, or several paths of one file whose rows differ.
     """
     choice = Choice(exclude, include)
-    root = as_path(source)
+    root = as_path(named_images(source))
     return _chosen(_find(root, tell, choice), root, choice)
 
 
@@ -101,6 +101,23 @@ def require_items(
         _read_table(root, None, Choice())
     elif not root.is_dir() or not holds(root, suffixes, exclude, include):
         find_items(root, None, exclude, include)
+
+
+def named_images(source: str | os.PathLike[str]) -> str:
+    """Return a collection of images as the user named it.
+
+    Raises:
+        ConfigError: it is no name, such as a data frame or a list, or an empty one, which would
+            stand for the current folder.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            "images are named by a folder or a table (CSV or Parquet) with columns path,group, not "
+            f"given as {type(source).__name__}: write a data frame or a list as such a table"
+        )
+    if not os.fspath(source):
+        raise ConfigError("the name of the images is empty: name a folder or a table")
+    return named_place(source)
 
 
 def _chosen(items: Items, source: str | os.PathLike[str], choice: Choice) -> Items:

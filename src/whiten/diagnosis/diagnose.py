@@ -33,6 +33,7 @@ from whiten.models.student import backbone_as_teacher, build_student
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import embedded_by_all
 from whiten.utils.arrays import Array, Indices, Vectors, normalize_rows
+from whiten.utils.devices import random_state_kept
 from whiten.utils.names import distinct, name_codes
 from whiten.utils.progress import announce
 from whiten.utils.validation import as_whole
@@ -43,6 +44,7 @@ from whiten.whitening.weighting import Judge, fit_within, fused, has_groups, jud
 SAMPLE = 2048
 
 
+@random_state_kept()
 def diagnose(
     images: str | os.PathLike[str],
     teachers: Sequence[str],

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whiten.datasets.finding import named_images
 from whiten.distillation import deadline
 from whiten.distillation.deadline import Deadline
 from whiten.distillation.launched import is_launched, make_fabric, rank, require_processes
@@ -30,10 +31,9 @@ from whiten.models.student import load_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.storage.services import refuse_as_output
-from whiten.utils.devices import require_compiler
+from whiten.utils.devices import random_state_kept, require_compiler
 from whiten.utils.files import holding
 from whiten.utils.progress import be_quiet, is_quiet, logging_to, note
-from whiten.utils.urls import named_place
 
 # Silence Lightning's log messages. Set on import, so that spawned processes are silent, too; its
 # own import resets the level of its root logger only.
@@ -64,6 +64,7 @@ class DistillResult:
     skipped: list[Skipped]
 
 
+@random_state_kept()
 def distill(
     images: str | os.PathLike[str],
     spec: DistillSpec | Sequence[str] | None = None,
@@ -82,7 +83,8 @@ def distill(
         whiten.distill("photos", DistillSpec(teachers=["demo:mobilenetv2"], dim=128), "runs/a")
 
     Args:
-        images: a folder, or a CSV or Parquet with columns `path,group`.
+        images: a folder, or a CSV or Parquet with columns `path,group`; "" to resume a run on its
+            own.
         spec: the options; or the teachers' URIs, see `whiten teachers`, with other options as
             keywords. May be omitted to resume a run, on other hardware if options say so.
         out: the run folder; must be new or empty.
@@ -106,7 +108,8 @@ def distill(
         if isinstance(spec, str):
             raise ConfigError(f"teachers is a list of URIs: write [{spec!r}]")
         if resume and not spec:
-            images, begun = run.read_config()
+            begun_on, begun = run.read_config()
+            images = images or begun_on
             spec = DistillSpec.from_mapping({**begun.to_mapping(), **options})
         else:
             spec = DistillSpec.from_mapping({"teachers": list(spec or ()), **options})
@@ -174,11 +177,11 @@ def _distill(
     is_first = rank() == 0
     place = Path(cache) if cache else run.cache if resume else run.embeddings
     if is_first:
-        spec = run.begin(named_place(images), spec, place, resume=resume, overwrite=overwrite)
+        spec = run.begin(named_images(images), spec, place, resume=resume, overwrite=overwrite)
     if not is_finished:
         is_shown = show_progress and is_first
         with logging_to(run.log, enabled=is_shown), connected(cluster) as on:
-            _launch(run, named_place(images), spec, place, began, show_progress, on)
+            _launch(run, named_images(images), spec, place, began, show_progress, on)
             _note_results(run)
     records = run.read_metrics()
     _, config = load_student(run.student)

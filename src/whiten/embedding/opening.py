@@ -20,11 +20,13 @@ from whiten.models.uri import lasting, split_uris
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import embedded_by_all
+from whiten.utils.devices import random_state_kept
 from whiten.whitening.whitener import Whitener
 
 _DIM, _SHRINKAGE = 256, 0.1  # of a whitening that is fitted when a model is opened
 
 
+@random_state_kept()
 def load(
     model: str | os.PathLike[str],
     device: str | None = None,

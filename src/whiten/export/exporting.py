@@ -28,7 +28,7 @@ from whiten.models.student import as_teacher, load_student
 from whiten.models.teacher import Teacher
 from whiten.runs.folder import RunFolder
 from whiten.utils.arrays import Vectors
-from whiten.utils.devices import cpu_name
+from whiten.utils.devices import cpu_name, random_state_kept
 from whiten.utils.files import replacing
 from whiten.utils.names import several
 from whiten.utils.progress import progress
@@ -68,6 +68,7 @@ class Exports:
         return lines(self.manifest)
 
 
+@random_state_kept()
 def export(
     student: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -15,6 +15,7 @@ from whiten.errors import ConfigError
 from whiten.media.decoding import upright_rgb
 from whiten.models.student import StudentNet, load_student
 from whiten.models.student_folder import StudentConfig
+from whiten.utils.devices import random_state_kept
 from whiten.views.rendering import View, render
 
 
@@ -64,6 +65,7 @@ class StudentModule(nn.Module):
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
 
+@random_state_kept()
 def load_module(student: str | os.PathLike[str]) -> StudentModule:
     """Open a student as a module, in evaluation mode.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,19 @@ def best_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave torch's random state as the caller has it, also where the block seeds it."""
+    torch = sys.modules.get("torch")
+    if torch is None:  # nobody has drawn or seeded anything
+        yield
+        return
+    # The state of a GPU that nobody uses yet is not read: that takes memory on each.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        yield
 
 
 def cpu_name() -> str:
