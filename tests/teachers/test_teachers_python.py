@@ -119,3 +119,20 @@ def test_python_mistakes(factories: str, target: str, error: type[Exception], me
     with pytest.raises(error, match=message) as caught:
         open_teacher(f"python:{target}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_module_of_the_same_name_in_another_folder(
+    factories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_teacher(f"{factories}module?repeat=2")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "my_parts.py").write_text("times = 3")
+    edited = FACTORIES.replace("repeat(1, self", "repeat(1, my_parts.times * self")
+    (other / "my_teachers.py").write_text(f"import my_parts\n{edited}")
+    monkeypatch.chdir(other)
+    assert open_teacher(f"{factories}module?repeat=2").dim == 18
+    (other / "my_teachers.py").unlink()
+    monkeypatch.chdir(tmp_path)
+    again = open_teacher(f"{factories}module?repeat=2")
+    assert (again.dim, again.fingerprint()) == (6, first.fingerprint())

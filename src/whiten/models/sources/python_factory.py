@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,16 +102,16 @@ def _find(module_name: str, name: str) -> tuple[Any, str]:
     """Return the factory, and the hash of the source that it runs."""
     # Console scripts, unlike `python -m`, do not search the current folder.
     here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    if sys.path[:1] != [here]:  # another folder may have been the current one before
+        sys.path[:] = [here, *(folder for folder in sys.path if folder != here)]
     importlib.invalidate_caches()
     try:
+        _forget_elsewhere(module_name)
         module = importlib.import_module(module_name)
         files, root = find_sources(module)
         source = hash_sources(files, root)
         if _opened.setdefault(module_name, source) != source:  # edited since
-            for known in [key for key, m in list(sys.modules.items()) if _file_of(m) in files]:
-                del sys.modules[known]
+            _forget(files)
             module = importlib.import_module(module_name)
             _opened[module_name] = source
     except (Exception, SystemExit) as error:  # importing runs the user's code, as a script may
@@ -123,6 +125,27 @@ def _find(module_name: str, name: str) -> tuple[Any, str]:
         hint = nearest(name, functions) or f": define it in {module.__file__ or module_name}"
         raise TeacherError(f"{module_name} has no function {name!r}{hint}")
     return factory, source
+
+
+def _forget_elsewhere(module_name: str) -> None:
+    """Forget an imported module if its name is found in another place by now."""
+    top = module_name.partition(".")[0]
+    known, found = _file_of(sys.modules.get(top)), PathFinder.find_spec(top)
+    if known is None or found is None or not found.has_location or top == "__main__":
+        return
+    if known != Path(str(found.origin)).resolve():
+        files: list[Path] = []
+        with suppress(OSError, KeyError):  # the file may be gone, and another module of it imported
+            files, _ = find_sources(sys.modules[module_name])
+        _forget(files, top)
+        _opened.pop(module_name, None)
+
+
+def _forget(files: list[Path], package: str = "") -> None:
+    """Let modules be imported anew: those of files, and a whole package."""
+    for name, module in list(sys.modules.items()):
+        if _file_of(module) in files or name.partition(".")[0] == package:
+            del sys.modules[name]
 
 
 def _file_of(module: ModuleType | None) -> Path | None:
