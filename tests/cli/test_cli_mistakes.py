@@ -402,6 +402,9 @@ def test_a_file_in_the_place_of_a_folder(capsys: Captured, images: Path, tmp_pat
         assert "name another place" in fails(
             capsys, "embed", images, "--model", TEACHER, "--out", out
         )
+        assert "file is a file: name a folder for the index" in fails(
+            capsys, "index", images, "--model", TEACHER, "--out", out
+        )
 
 
 def test_search_mistakes(capsys: Captured, images: Path) -> None:
@@ -409,6 +412,7 @@ def test_search_mistakes(capsys: Captured, images: Path) -> None:
     options = ("--student", TEACHER, "--in", images, "--index", "index")
     assert "k must be at least 1, not 0" in fails(capsys, "search", query, *options, "--k", "0")
     assert "cannot read gone.png" in fails(capsys, "search", "gone.png", *options)
+    assert "cannot read gone.JPG" in fails(capsys, "search", *options, "gone.JPG")
     Path("text.png").write_text("no image")
     assert "cannot read text.png" in fails(capsys, "search", "text.png", *options)
     assert "does not exist" in fails(

@@ -269,8 +269,19 @@ def search(
 
 
 def _places_and_files(named: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Split what follows --index or --store: an index is no file, so that files are queries."""
-    files = [n for n in named if Path(n).is_file() or as_url(n) is not None or is_member(n)]
+    """Split what follows --index or --store: an index is no file, so that files are queries.
+
+    So are the names of missing images, which are told as such where they are read.
+    """
+    from whiten.media.formats import SUFFIXES
+    from whiten.media.video import VIDEO_SUFFIXES
+
+    def is_query(name: str) -> bool:
+        path = Path(name)
+        is_missing = path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES and not path.exists()
+        return path.is_file() or is_missing or as_url(name) is not None or is_member(name)
+
+    files = [name for name in named if is_query(name)]
     return [name for name in named if name not in files], [Path(name) for name in files]
 
 

@@ -69,8 +69,9 @@ class FolderIndex(Backend):
         self._open()
 
     def _refuse_foreign(self) -> None:
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"{self.root} is a file: name a folder for the index")
+        for path in (self.root, *self.root.parents):
+            if path.exists() and not path.is_dir():
+                raise StoreError(f"{path} is a file: name a folder for the index")
         for path in self.root.iterdir() if self.root.is_dir() else ():
             ours = (_SEGMENT, _GONE, _STAGED, _FAST, _CODEC, f".{_CODEC}")
             if path.name not in _OURS and not path.name.startswith(ours):
