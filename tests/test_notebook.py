@@ -66,5 +66,7 @@ def test_a_run_resumes_on_its_own_images_only(
     others = write_groups(tmp_path / "others", {"a": 4, "b": 4})
     with pytest.raises(RunError, match="another images"):
         distill(others, out=tmp_path / "run", resume=True, show_progress=False)
+    with pytest.raises(RunError, match="another teachers"):
+        distill("", TEACHERS[:1], tmp_path / "run", resume=True, show_progress=False)
     for images in ("", shared_images):
         distill(images, out=tmp_path / "run", resume=True, show_progress=False)

@@ -104,12 +104,13 @@ def distill(
     if out is None:
         raise ConfigError("name the run folder: distill(images, teachers, out)")
     run = RunFolder(Path(out))
+    if resume and not images:
+        images, _ = run.read_config()
     if not isinstance(spec, DistillSpec):
         if isinstance(spec, str):
             raise ConfigError(f"teachers is a list of URIs: write [{spec!r}]")
         if resume and not spec:
-            begun_on, begun = run.read_config()
-            images = images or begun_on
+            _, begun = run.read_config()
             spec = DistillSpec.from_mapping({**begun.to_mapping(), **options})
         else:
             spec = DistillSpec.from_mapping({"teachers": list(spec or ()), **options})
