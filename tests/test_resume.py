@@ -24,8 +24,9 @@ from whiten.distillation import training
 from whiten.distillation.distill import distill
 from whiten.distillation.training_set import facts_path
 from whiten.embedding.opening import load
-from whiten.errors import ImageError, RunError
+from whiten.errors import ImageError, RunError, TeacherError
 from whiten.evaluation.overlap import training_images
+from whiten.models.module import load_module
 from whiten.runs.folder import RunFolder
 
 
@@ -67,6 +68,9 @@ def test_an_interrupted_run_resumes_on_the_same_trajectory(
     with interrupted_at(5):
         run(shared_images, tmp_path / "parts", cache, **options)
     assert len(losses(tmp_path / "parts")) == 5
+    for open_student in (load, load_module):
+        with pytest.raises(TeacherError, match=r"parts has no student, as it is not finished: go"):
+            open_student(tmp_path / "parts")
     # The options are in the run folder and need not be repeated.
     distill("", out=tmp_path / "parts", cache=cache, resume=True, show_progress=False)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")

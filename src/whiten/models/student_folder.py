@@ -18,6 +18,7 @@ from whiten.views.rendering import Preprocess
 
 FORMAT = 2  # format 1 had no checksum
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+RUN_CONFIG = "config.yaml"  # of a run, whose folder holds that of its student
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ def read_student(folder: Path) -> StudentFiles:
         check_types(config.preprocess)
         check_types(config)
     except FileNotFoundError as error:
+        run = folder.parent if folder.name == "student" else folder
+        if not (folder / CONFIG).exists() and (run / RUN_CONFIG).is_file():
+            raise TeacherError(
+                f"{run} has no student, as it is not finished: go on with "
+                f"`whiten distill --out {run} --resume`"
+            ) from error
         raise TeacherError(
             f"{folder} is not a student folder, it lacks {Path(error.filename).name}: "
             "name RUN/student of a finished run"

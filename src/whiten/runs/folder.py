@@ -28,6 +28,7 @@ import yaml
 from whiten._version import __version__
 from whiten.datasets.collection import Items
 from whiten.errors import DAMAGED, UPGRADE, ConfigError, RunError, one_line
+from whiten.models.student_folder import RUN_CONFIG
 from whiten.models.uri import lasting
 from whiten.runs.paths import begun_in, located
 from whiten.runs.spec import EPOCHS, HARDWARE, PLANNED, DistillSpec
@@ -45,7 +46,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        return self.root / "config.yaml"
+        return self.root / RUN_CONFIG
 
     @property
     def metrics(self) -> Path:
