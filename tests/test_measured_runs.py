@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import write_groups, write_image
+from helpers import TEACHER, write_groups, write_image
 from small_runs import OPTIONS, STUDENT, TEACHERS, spec
 from whiten.distillation import best, training
 from whiten.distillation.distill import DistillResult, distill
@@ -279,3 +279,15 @@ def test_the_report_draws_the_curve(shared_images: Path, cache: Path, tmp_path: 
     page = write_report(measure_run(result.out), result.out)
     assert (result.out / "figures" / "held_out.png").is_file()
     assert "What training gains" in page.read_text()
+
+
+def test_teachers_of_one_name_are_told_apart(
+    shared_images: Path, colour_teachers: None, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "epochs": 0}
+    teachers = [TEACHER, f"{TEACHER}?seed=1"]
+    distill(shared_images, teachers, tmp_path / "run", show_progress=False, **options)
+    data = measure_run(tmp_path / "run", test=shared_images)
+    names = ["colour_teachers:make", "colour_teachers:make (2)"]
+    assert [row.name for row in data.rows if row.kind == "teacher"] == names
+    assert list(data.similarities) == list(data.spectra) == names

@@ -276,3 +276,16 @@ def test_the_gain_by_whitening_in_words(whitened: float, said: str) -> None:
     ]
     [line] = verdicts(rows)
     assert line == f"Whitening the teachers {said}; the best single teacher, teacher, has 30.0."
+
+
+@pytest.mark.parametrize(
+    ("macs", "said"),
+    [
+        (2, "with 50 times less compute"),
+        (90, "with about as much compute"),
+        (250_000, "with 2,500 times more compute"),
+    ],
+)
+def test_the_cost_of_a_student_in_words(macs: int, said: str) -> None:
+    rows = [make_row("fused", kind="fusion-whitened", macs=100), make_row("small", macs=macs)]
+    assert any(said in line for line in verdicts(rows))

@@ -33,6 +33,7 @@ from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.runs.measured import best_starts
 from whiten.utils.arrays import Vectors
+from whiten.utils.names import distinct
 
 _log = logging.getLogger(__name__)
 
@@ -160,10 +161,11 @@ def teacher_pictures(
 ) -> tuple[dict[str, Similarities], dict[str, np.ndarray]]:
     """Return similarities before and after whitening and the spectrum, per teacher."""
     similarities, spectra = {}, {}
-    for part in whitened.parts:
+    names = distinct([part.teacher.name for part in whitened.parts])
+    for name, part in zip(names, whitened.parts, strict=True):
         if part.whitener is None:
             continue
-        raw = Encoder(part.teacher.name, [Part(part.teacher)])
+        raw = Encoder(name, [Part(part.teacher)])
         kept, vectors, _ = embed_rows(raw, items, cache=cache, show_progress=progress)
         groups = [item.group for item in kept]
         similarities[raw.name] = sample_similarities(vectors, part.apply(vectors), groups)
@@ -301,6 +303,14 @@ def unseen_verdict(found: SeenUnseen) -> str:
     return f"{found.criterion}: {'; '.join(told)}."
 
 
+def _compute(macs: float, others: float) -> str:
+    """Say how much a model computes, compared with others."""
+    less = others / macs
+    if 0.67 < less < 1.5:
+        return "about as much compute"
+    return f"{less:.0f} times less compute" if less > 1 else f"{1 / less:,.0f} times more compute"
+
+
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Return the conclusions of the table in sentences, including those that did not help."""
     notes = []
@@ -324,7 +334,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         relation = "reaches" if student.map >= white.map else "stays below"
         cost = ""
         if white.macs and student.macs:
-            cost = f", with {white.macs / student.macs:.0f} times less compute"
+            cost = f", with {_compute(student.macs, white.macs)}"
         notes.append(
             f"The best student ({student.name}) {relation} the whitened fusion of all teachers: "
             f"{100 * student.map:.1f} against {100 * white.map:.1f}{cost}."

@@ -21,6 +21,7 @@ from whiten.report.table import Kind
 from whiten.runs.apart import Apart
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
+from whiten.utils.names import distinct
 from whiten.utils.progress import announce
 
 # Rows for a student before training: the baseline of a distillation.
@@ -35,8 +36,9 @@ def run_encoders(
     """Yield the encoders to compare: the teachers, their fusions, and the initial student."""
     _, spec = run.read_config()
     raw = fusions["raw"]
-    for part in raw.parts:
-        yield Encoder(part.teacher.name, [part]), "teacher", part.teacher.name
+    names = distinct([part.teacher.name for part in raw.parts])
+    for name, part in zip(names, raw.parts, strict=True):
+        yield Encoder(name, [part]), "teacher", name
     yield raw, "fusion-raw", "raw fusion"
     if spec.whiten:
         yield fusions["whitened"], "fusion-whitened", "whitened fusion"
