@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from small_runs import STUDENT, TEACHERS, run
 from whiten.distillation.distill import distill
 from whiten.errors import ConfigError, RunError
 from whiten.export import export
+from whiten.models.tracing import trace_onnx
 
 
 def states() -> list[Any]:
@@ -70,3 +72,20 @@ def test_a_run_resumes_on_its_own_images_only(
         distill("", TEACHERS[:1], tmp_path / "run", resume=True, show_progress=False)
     for images in ("", shared_images):
         distill(images, out=tmp_path / "run", resume=True, show_progress=False)
+
+
+def test_threads_distil_and_trace_as_one_does(
+    shared_images: Path, cache: Path, tmp_path: Path
+) -> None:
+    module = torch.nn.Linear(4, 2)  # its weights are drawn at random
+
+    def student(name: str) -> bytes:
+        out = tmp_path / name
+        trace_onnx(module, torch.zeros(2, 4))
+        made = run(shared_images, out, cache, epochs=1, start="random").student
+        return (made / "model.safetensors").read_bytes()
+
+    with ThreadPoolExecutor(1) as pool:  # the number of torch's threads differs in the main one
+        alone = list(pool.map(student, ["alone"]))
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(student, "abc")) == alone * 3

@@ -10,6 +10,7 @@ import logging
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ from whiten.utils.progress import be_quiet, is_quiet, logging_to, note
 for _name in ("rank_zero", "distributed"):
     logging.getLogger(f"lightning_fabric.utilities.{_name}").setLevel(logging.WARNING)
 
+# Runs in threads of one process take turns: they share torch's random state.
+_turns = threading.Lock()
+
 
 @dataclass(frozen=True)
 class DistillResult:
@@ -64,7 +68,6 @@ class DistillResult:
     skipped: list[Skipped]
 
 
-@random_state_kept()
 def distill(
     images: str | os.PathLike[str],
     spec: DistillSpec | Sequence[str] | None = None,
@@ -124,7 +127,7 @@ def distill(
             raise ConfigError("--cluster starts its own processes: leave out torchrun or srun")
     if resume and overwrite:
         raise ConfigError("resume goes on with a run, overwrite deletes it: give one of the two")
-    with choice_restored():
+    with _turns, random_state_kept(), choice_restored():
         if spec.device != "auto":
             choose(chosen().runtime, spec.device)
         if spec.compile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -198,11 +199,14 @@ def _fold_known_sizes(onnx: Any, model: Any) -> bool:
     return is_changed
 
 
+_turns = threading.RLock()  # torch traces for one thread of a process at a time
+
+
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
     """Turn tracing errors, such as missing operators and control flow, into one line."""
     try:
-        with quiet():
+        with _turns, quiet():
             yield
     except OSError:
         raise
