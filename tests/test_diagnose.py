@@ -249,9 +249,12 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
         ({"teachers": TEACHER}, ConfigError),
         ({"teachers": []}, ConfigError),
         ({"teachers": [TEACHER], "sample": -1}, ConfigError),
+        ({"teachers": [TEACHER], "sample": 1}, ConfigError),
         ({"teachers": [TEACHER]}, NoImagesError),
     ]
     for options, error in wrong:
         with pytest.raises(error) as raised:
             whiten.diagnose(images, **options)  # type: ignore[arg-type]
         assert "\n" not in str(raised.value)
+    with pytest.raises(ConfigError, match="teachers is a list of URIs: write"):
+        whiten.diagnose(images, TEACHER)

@@ -257,6 +257,8 @@ def test_wrong_shapes_and_options_are_refused() -> None:
         Whitener(2).fit(iter([samples(), samples(d=20)]))
     with pytest.raises(WhiteningError, match="another model"):
         Whitener(2).fit(samples()).transform(samples(d=20))
+    with pytest.raises(WhiteningError, match="give one as a row"):
+        Whitener(2).fit(samples()).transform(samples()[0])
 
 
 @pytest.mark.parametrize("n", [20, 600])  # fewer samples than axes have a way of their own

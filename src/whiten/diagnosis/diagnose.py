@@ -84,12 +84,14 @@ def diagnose(
         raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
     if size is not None and student is None:
         raise ConfigError("size is the input side of a student: name the student, or no size")
+    if isinstance(teachers, str):
+        raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
     spec = DistillSpec.from_mapping(
         {"teachers": list(teachers), "seed": seed, "size": size}
         | ({} if student is None else {"student": student})
     )
-    if as_whole("sample", sample) < 0:
-        raise ConfigError(f"sample must be at least 0, not {sample}")
+    if as_whole("sample", sample) < 0 or sample == 1:
+        raise ConfigError(f"sample must be 0, for all images, or at least 2, not {sample}")
     found = find_items(images, announce if show_progress else None, exclude, include)
     items = found.take(sample_rows(len(found), found.groups, seed, sample or len(found)))
     by_groups = has_groups(items.groups)

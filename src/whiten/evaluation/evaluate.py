@@ -70,7 +70,7 @@ class Evaluation:
     name: str
     dim: int
     figures: dict[str, Figure]
-    aps: npt.NDArray[np.float64]
+    aps: npt.NDArray[np.float64] = dataclasses.field(compare=False)  # arrays are no truth value
     query_ids: list[str]
     gallery_size: int
     without_positives: int

@@ -325,9 +325,10 @@ class Whitener:
             vectors = as_numpy(vectors)
         width = matrix.shape[1] if forward else matrix.shape[0]
         if vectors.ndim != 2 or vectors.shape[1] != width:
+            is_one = tuple(vectors.shape) == (width,)
+            why = "give one as a row" if is_one else "this whitener was fitted on another model"
             raise WhiteningError(
-                f"expected (n, {width}) vectors, not shape {tuple(vectors.shape)}: "
-                "this whitener was fitted on another model"
+                f"expected (n, {width}) vectors, not shape {tuple(vectors.shape)}: {why}"
             )
         return map_rows(vectors, self.mean_, matrix, forward=forward)
 
