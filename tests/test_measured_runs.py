@@ -14,6 +14,7 @@ import torch
 
 from helpers import TEACHER, write_groups, write_image
 from small_runs import OPTIONS, STUDENT, TEACHERS, spec
+from whiten.datasets.finding import find_items
 from whiten.distillation import best, training
 from whiten.distillation.distill import DistillResult, distill
 from whiten.distillation.training import learning_rate
@@ -291,3 +292,14 @@ def test_teachers_of_one_name_are_told_apart(
     names = ["colour_teachers:make", "colour_teachers:make (2)"]
     assert [row.name for row in data.rows if row.kind == "teacher"] == names
     assert list(data.similarities) == list(data.spectra) == names
+
+
+def test_the_plots_of_a_run_among_its_images_are_no_images(images: Path, tmp_path: Path) -> None:
+    own = [item.id for item in find_items(images)]
+    out = images / "run"
+    distill(images, TEACHERS[:1], out, show_progress=False, **{**OPTIONS, "epochs": 0})
+    write_report(measure_run(out, test=images), out)
+    assert list((out / "figures").glob("*.png"))
+    assert [item.id for item in find_items(images)] == own
+    write_image(images / "figures" / "0.png", 0)  # no run's, and so an image
+    assert len(find_items(images)) == len(own) + 1

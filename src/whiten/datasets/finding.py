@@ -48,14 +48,14 @@ def find_items(
     A column `id` names the images of a table; without one their paths do.
 
     If all images of a folder are at least one folder deep, the folder that holds an image is its
-    group; images directly in the root have none. Hidden files and folders and known rubbish, such
-    as the thumbnails of a NAS, are left out; links to folders are followed, see
-    `whiten.datasets.walking`. Images of kinds that are not read are counted and logged. A folder
-    that cannot be listed becomes an item `NAME/`: reading it gives the reason, so that its images
-    do not go missing silently. In a table, relative paths start at the table's folder, and a file
-    that is listed under several paths is one item. Items are sorted by id, identically on every
-    machine. A folder of frames with a `frames.parquet` is read by that table; for SVD, the frames
-    of its training videos are used, see `whiten.datasets.svd`.
+    group; images directly in the root have none. Hidden files and folders, known rubbish, such as
+    the thumbnails of a NAS, and the plots of a run's report are left out; links to folders are
+    followed, see `whiten.datasets.walking`. Images of kinds that are not read are counted and
+    logged. A folder that cannot be listed becomes an item `NAME/`: reading it gives the reason, so
+    that its images do not go missing silently. In a table, relative paths start at the table's
+    folder, and a file that is listed under several paths is one item. Items are sorted by id,
+    identically on every machine. A folder of frames with a `frames.parquet` is read by that table;
+    for SVD, the frames of its training videos are used, see `whiten.datasets.svd`.
 
     A folder with the list of GLDv2-clean is read by that list, see `whiten.datasets.gldv2`.
 

@@ -25,15 +25,17 @@ _RUBBISH = frozenset(
         "found.000",
     ]
 )  # fmt: skip
+# A run of distillation that is kept among the images: the plots of its report are none of them.
+_RUN, _PLOTS = frozenset(["config.yaml", "report.html", "student"]), "figures"
 _NAMED = 3  # broken links that a note names
 
 
 class Walk:
     """One walk through a folder.
 
-    Hidden files and folders, and known rubbish, are left out. A link to a folder is followed,
-    unless that folder is listed already: so each is listed once, under its own name if it is below
-    the root, and loops end.
+    Hidden files and folders, known rubbish, and the plots of runs are left out. A link to a folder
+    is followed, unless that folder is listed already: so each is listed once, under its own name if
+    it is below the root, and loops end.
 
     Args:
         suffixes: of the wanted files, in lower case.
@@ -68,8 +70,9 @@ class Walk:
             except OSError as error:
                 yield self._unlisted(relative, folder, error)
                 continue
+            is_run = _RUN.issubset(entry.name for entry in entries)
             for entry in entries:
-                if is_left_out(entry.name):
+                if is_left_out(entry.name) or (is_run and entry.name == _PLOTS):
                     continue
                 name = f"{relative}/{as_id(entry.name)}" if relative else as_id(entry.name)
                 if _is_folder(entry):
