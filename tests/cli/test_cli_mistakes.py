@@ -100,6 +100,11 @@ def test_unknown_teachers(capsys: Captured, images: Path, uri: str, message: str
     assert message in fails(capsys, "evaluate", images, "--model", uri)
 
 
+def test_a_run_where_a_model_is_named(capsys: Captured, images: Path, run: Path) -> None:
+    line = fails(capsys, "embed", images, "--model", run, "--out", "store")
+    assert f"is a run: name its student, {run / 'student'}" in line
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -108,6 +108,8 @@ def parse_uri(text: str) -> TeacherURI:
             return TeacherURI("whiten", text)
         if os.path.isfile(os.path.join(text, "export.json")):  # noqa: PTH113
             raise ConfigError(f"{text} is an exported student: write onnx:{text} or its own format")
+        if os.path.isfile(os.path.join(text, "student", "config.json")):  # noqa: PTH113
+            raise ConfigError(f"{text} is a run: name its student, {os.path.join(text, 'student')}")
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name."
         examples = ", ".join(example for _, example in SCHEMES.values())
         raise ConfigError(f"unknown model {text!r}{hint or '.'} Write one of: {examples}")
