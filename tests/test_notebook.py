@@ -89,3 +89,20 @@ def test_threads_distil_and_trace_as_one_does(
         alone = list(pool.map(student, ["alone"]))
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(student, "abc")) == alone * 3
+
+
+def test_what_a_notebook_shows(
+    encoder: whiten.Encoder, tmp_path: Path, shared_images: Path
+) -> None:
+    index = whiten.Index.build(encoder, shared_images, tmp_path / "index")
+    assert repr(index) == f"Index({str(tmp_path / 'index')!r})"
+    assert repr(encoder) == f"Encoder({TEACHER!r}, dim={encoder.dim}, runtime='torch')"
+    assert repr(whiten.Whitener(dim=4)) == "Whitener(dim=4, shrinkage=0.1)"
+
+
+def test_a_whitener_makes_its_folder(tmp_path: Path) -> None:
+    whitener = whiten.Whitener(dim=2).fit(np.random.default_rng(0).standard_normal((9, 4)))
+    whitener.save(tmp_path / "new" / "a.safetensors")
+    np.testing.assert_array_equal(
+        whiten.Whitener.load(tmp_path / "new" / "a.safetensors").projection_, whitener.projection_
+    )

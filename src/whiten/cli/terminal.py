@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cyclopts import CoercionError, CycloptsError
+from cyclopts import CoercionError, CycloptsError, MissingArgumentError
 
 from whiten.errors import WhitenError, counted, one_line
 from whiten.utils.validation import describe
@@ -131,6 +131,11 @@ def _told(error: Exception) -> str:
         start, is_unable, _ = line.partition("unable to convert ")
         if is_unable:
             return f"{start}must be {describe(error.target_type)}, not {error.token.value!r}"
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = error.argument.name
+        if name.startswith("-"):
+            return f"{name} needs a value"
+        return f"name {name} before the options, of which some take all that follows"
     return line
 
 

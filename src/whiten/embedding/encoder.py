@@ -82,6 +82,9 @@ class Encoder:
         width = sum(part.dim for part in parts)
         self.dim = width if rotation is None else len(rotation.projection_)
 
+    def __repr__(self) -> str:
+        return f"Encoder({self.uri or self.name!r}, dim={self.dim}, runtime={self.runtime!r})"
+
     @property
     def runtime(self) -> str:
         """Runtimes of the models, joined by +: torch, onnx, openvino or torchscript."""

@@ -59,6 +59,9 @@ class Index:
         self.runtime: str | None = None
         self.changes = Changes()
 
+    def __repr__(self) -> str:
+        return f"Index({self.place!r})"
+
     # --- opening ------------------------------------------------------------------------
 
     @classmethod

@@ -76,6 +76,9 @@ class Whitener:
         self.spectrum_mean_ = math.nan
         self._resolution = 0.0  # eigenvalues below this fraction of the largest are rounding errors
 
+    def __repr__(self) -> str:
+        return f"Whitener(dim={self.dim}, shrinkage={self.shrinkage:g})"
+
     # --- accumulation -------------------------------------------------------------------
 
     def fit(self, embeddings: Any) -> Whitener:
@@ -357,7 +360,7 @@ class Whitener:
     # --- persistence --------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `mean`, `projection`, `eigenvalues` as safetensors, atomically."""
+        """Write `mean`, `projection`, `eigenvalues` as safetensors, atomically, in any folder."""
         projection, eigenvalues = self.projection_, self.eigenvalues_
         assert self.mean_ is not None
         tensors = {"mean": self.mean_, "projection": projection, "eigenvalues": eigenvalues}
@@ -369,6 +372,7 @@ class Whitener:
             "spectrum_mean": self.spectrum_mean_,
             "resolution": self._resolution,
         }
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_sealed(Path(path), tensors, {**self.metadata, **facts})
 
     @classmethod
