@@ -8,7 +8,6 @@ its compression has left.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -42,7 +41,7 @@ _NOISE = 1.25  # detail below this multiple of what compression alone makes coun
 # its original may stand beside it, or if it falls below these, too.
 _SURELY, _SURE_NOISE = 0.6, 1.1
 _SAME_SIZE = 0.8  # least size of the original, compared with the part that holds detail
-_OUTLINE, _SAME_OUTLINE = 32, 0.98  # pixels of a side, and least correlation; a crop has less
+_OUTLINE, _SAME_OUTLINE = 16, 0.98  # pixels of a side, and least correlation; a crop has less
 # Weight of an enlargement, so that its original wins; `detail` is the upper end of a step.
 _RESAMPLED = 0.7
 _BLOCKY, _BLOCK = 1.25, 8  # differences across a JPEG's blocks, compared with those inside
@@ -60,7 +59,7 @@ class Quality:
         compression: `lossless`, `JPEG 30` with the quality of its tables, or the lossy format.
         fidelity: what compression and dropped colour have left, from 0 to 1.
         has_exif: whether it has the camera's facts.
-        outline: the whole picture in 32 × 32 grey pixels; black if unreadable.
+        outline: the whole picture in 16 × 16 grey pixels; black if unreadable.
     """
 
     width: int = 0
@@ -70,10 +69,8 @@ class Quality:
     compression: str = ""
     fidelity: float = 0.0
     has_exif: bool = False
-    outline: npt.NDArray[np.float32] = field(
-        default_factory=lambda: np.zeros((_OUTLINE, _OUTLINE), np.float32),
-        repr=False,
-        compare=False,
+    outline: npt.NDArray[np.uint8] = field(
+        default_factory=lambda: np.zeros((_OUTLINE, _OUTLINE), np.uint8), repr=False, compare=False
     )
 
     @property
@@ -112,27 +109,28 @@ def quality_of(path: str) -> Quality:
         compression,
         left * (0.8 if has_no_colour else 1.0),
         has_exif,
-        np.asarray(whole.resize((_OUTLINE, _OUTLINE), Image.Resampling.BOX), np.float32),
+        np.asarray(whole.resize((_OUTLINE, _OUTLINE), Image.Resampling.BOX)),
     )
 
 
 def beside_others(files: Sequence[Quality]) -> list[Quality]:
-    """Return what files of the same picture are worth beside one another."""
-    return [
-        replace(file, detail=file.suspected)
-        if any(_may_be_original(other, file) for other in files)
-        else file
-        for file in files
-    ]
+    """Return what files of the same picture are worth beside one another.
 
-
-def _may_be_original(small: Quality, large: Quality) -> bool:
-    """Return whether a file shows as much as a larger one, in about the size its detail fills."""
-    part = math.sqrt(small.width * small.height / max(1, large.width * large.height))
-    if not _SAME_SIZE * large.suspected < part < 1:
-        return False
-    one, other = (file.outline.ravel() - file.outline.mean() for file in (small, large))
-    return bool(one @ other > _SAME_OUTLINE * np.linalg.norm(one) * np.linalg.norm(other))
+    The original of an enlargement is smaller, about as its detail says, and shows as much.
+    """
+    outlines = np.array([file.outline.ravel() for file in files], np.float32)
+    outlines -= outlines.mean(axis=1, keepdims=True)
+    outlines /= np.maximum(np.linalg.norm(outlines, axis=1, keepdims=True), 1)
+    pixels = np.array([file.width * file.height for file in files])
+    judged = []
+    for file, outline, own in zip(files, outlines, pixels, strict=True):
+        if file.suspected < file.detail:
+            parts = np.sqrt(pixels / own)
+            fit = (parts > _SAME_SIZE * file.suspected) & (parts < 1)
+            if (outlines[fit] @ outline > _SAME_OUTLINE).any():
+                file = replace(file, detail=file.suspected)
+        judged.append(file)
+    return judged
 
 
 def _compression(image: Image.Image, data: bytes) -> tuple[str, float]:
