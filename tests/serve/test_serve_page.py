@@ -150,3 +150,22 @@ def test_a_refusal_is_seen_from_below(page: Browser, folder: Path) -> None:
     page.wait(lambda: page.find("#error").is_displayed())
     top, bottom = page.run("const r = error.getBoundingClientRect(); return [r.top, r.bottom]")
     assert top >= 0 and bottom <= page.run("return innerHeight")
+
+
+def test_a_long_name_and_a_long_caption_stay_small(page: Browser) -> None:
+    """The end of a path is shown, which is the file's name; the title has it whole."""
+    long = "camera/" * 40 + "the-last.jpg"
+    hit = {"id": long, "score": 0.5, "metadata": {"caption": "word " * 400}}
+    page.run("now.hits = [arguments[0]]; draw()", hit)
+    tile = page.find("#hits button")
+    assert tile.size["height"] < 2.5 * tile.size["width"]
+    assert page.text("#hits .name").endswith("the-last.jpg")
+    assert tile.get_attribute("title").startswith(f"Search by {long}\ncaption: word")
+
+
+def test_a_refused_file_is_no_start_page(page: Browser, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no image")
+    page.find("#file").send_keys(str(tmp_path / "notes.png"))
+    page.wait(lambda: page.find("#error").is_displayed())
+    assert page.text("#title") == "Similar images"
+    assert not page.find("#others").is_displayed()

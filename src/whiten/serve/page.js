@@ -70,13 +70,13 @@ async function run(focus = false) {
   const query = now.query;
   el.error.hidden = true;
   el.status.textContent = "Searching…";
+  el.title.textContent = query ? "Similar images" : "Images";
+  el.others.hidden = Boolean(query) || about.images <= 24;
   blanks();
   try {
     const hits = query ? await hitsOf(query, mine.signal) : await someImages(mine.signal);
     if (mine.signal.aborted) return;
     now.hits = hits;
-    el.title.textContent = query ? "Similar images" : "Images";
-    el.others.hidden = Boolean(query) || about.images <= 24;
     draw();
     if (focus) el.title.focus({ preventScroll: true });
     if (focus) scrollTo({ top: 0 });
@@ -183,12 +183,19 @@ function tile(hit, old) {
     parts.push(make("span", { className: "score", textContent: hit.score.toFixed(3) }));
     parts.push(make("span", { className: "bar", ariaHidden: "true" }, bar));
   }
-  parts.push(make("span", { className: "name", textContent: [hit.id, ...more].join(" · ") }));
+  parts.push(make("span", { className: "name", textContent: shortened(hit.id) }));
+  if (more.length) parts.push(make("span", { className: "name facts", textContent: more.join(" · ") }));
   const button = make("button", { type: "button" }, ...parts);
   button.dataset.id = hit.id;
-  button.title = `Search by ${hit.id}`;
+  button.title = [`Search by ${hit.id}`, ...more].join("\n");
   button.addEventListener("click", () => search({ id: hit.id }));
   return button;
+}
+
+// One long path would make its whole row tall. Its end is the file's name.
+function shortened(id) {
+  const letters = [...id];
+  return letters.length > 80 ? [...letters.slice(0, 24), "…", ...letters.slice(-50)].join("") : id;
 }
 
 function say(count) {
@@ -388,7 +395,8 @@ async function start(isFirst = true) {
   blanks();
   try {
     about = await (await ask("index")).json();
-    el.about.textContent = `${about.images.toLocaleString("en")} images, model ${about.model}`;
+    el.about.textContent = `${about.images.toLocaleString("en")} ` +
+      `${about.images === 1 ? "image" : "images"}, model ${about.model}`;
     el.k.max = about.max_hits;
     const own = Object.entries(about.columns).map(([name, kind]) => `${name} (${kind})`);
     el.columns.textContent = `As in group == "shoes". Columns: ${["id", "group", ...own].join(", ")}.`;

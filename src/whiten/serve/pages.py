@@ -70,6 +70,7 @@ h2 b { border: 1px solid; border-radius: 4px; font-size: .8rem; margin-right: .5
 table { border-collapse: collapse; margin-top: .5rem; width: 100%; }
 td, th { border-bottom: 1px solid #8886; padding: .3rem .6rem .3rem 0; text-align: left;
   vertical-align: top; }
+td code { overflow-wrap: normal; white-space: nowrap; }
 """
 
 
