@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from whiten.evaluation.run import verdicts
+from whiten.evaluation.run_encoders import CLOSED_FORM, START
+from whiten.report.plots import spectra
 from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities, write_report
 from whiten.report.table import HEADINGS, Row, format_table
 
@@ -289,3 +291,19 @@ def test_the_gain_by_whitening_in_words(whitened: float, said: str) -> None:
 def test_the_cost_of_a_student_in_words(macs: int, said: str) -> None:
     rows = [make_row("fused", kind="fusion-whitened", macs=100), make_row("small", macs=macs)]
     assert any(said in line for line in verdicts(rows))
+
+
+def test_only_the_student_is_judged_by_its_starts() -> None:
+    """Not the closed form from which training began."""
+    rows = [make_row(START, map=0.5), make_row(CLOSED_FORM, map=0.4)]
+    assert verdicts([*rows, make_row("student", map=0.6)]) == []
+    [line] = verdicts([*rows, make_row("student", map=0.45)])
+    assert line.startswith("student: 45.0 is below the student's start, ")
+
+
+def test_axes_of_rounding_errors_are_not_drawn() -> None:
+    drawn = [
+        spectra({"few": np.array(values)}, {"few": "#000000"})
+        for values in ([1.0, 0.1, 1e-6], [1.0, 0.1, 1e-6, 1e-18])
+    ]
+    assert drawn[0] is not None and drawn[0] == drawn[1]

@@ -133,4 +133,5 @@ def test_an_empty_script_runs(tmp_path: Path) -> None:
     (tmp_path / "delete.sh").write_bytes(deletion_script(nothing))
     done = shell(tmp_path / "delete.sh", "--yes", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout == b"0 deleted, 0 left alone\n"
-    assert "0 groups" in groups_page(nothing, "groups.csv")
+    page = groups_page(nothing, "groups.csv")
+    assert "0 groups" in page and "try a lower threshold" in page

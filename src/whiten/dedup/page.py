@@ -27,8 +27,9 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
   padding: .5rem; min-width: 0; }
 figure.kept { border: 2px solid var(--best); }
 figure img, figure .none { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
-  background: #fff; border-radius: 6px; }
-figure .none { display: grid; place-items: center; color: #5b6472; font-size: .8rem; }
+  border-radius: 6px; }
+figure .none { background: #fff; color: #5b6472; display: grid; font-size: .8rem;
+  place-items: center; }
 figcaption { font-size: .8rem; line-height: 1.4; margin-top: .4rem; }
 figcaption span { color: var(--quiet); display: block; }
 """
@@ -62,6 +63,8 @@ def groups_page(found: Deduplication, table: str) -> str:
         parts.append(f"<p>{escape(found.calibration.line(found.what))}</p>")
     if found.groups:
         parts.append(f"<p>{escape(HELP)}</p>")
+    elif found.calibration is None:
+        parts.append(f"<p>No two {found.what}s are as similar: try a lower threshold.</p>")
     # Groups of exact copies only are never doubtful: show the largest of them.
     ordered = sorted(found.groups, key=lambda g: (g.lowest, -len(g.members), g.number))
     shown = ordered[:MOST_GROUPS]

@@ -21,6 +21,10 @@ _HEADINGS = (
 )  # fmt: skip
 
 
+# The last column has words, which may take two lines.
+_STYLE = html.STYLE + "td:last-child { overflow-wrap: normal; white-space: normal; }\n"
+
+
 def write_page(found: Diagnosis, path: Path) -> Path:
     """Write the page, making its folder."""
     return html.write_page(path, page(found))
@@ -35,7 +39,9 @@ def page(found: Diagnosis) -> str:
         if png is not None:
             parts.append(section(heading, help_, embedded(heading, png)))
     return html.page(
-        f"{counted(len(found.teachers), 'teacher')} on {counted(found.images, 'image')}", parts
+        f"{counted(len(found.teachers), 'teacher')} on {counted(found.images, 'image')}",
+        parts,
+        _STYLE,
     )
 
 

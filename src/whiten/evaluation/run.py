@@ -22,7 +22,13 @@ from whiten.errors import counted
 from whiten.evaluation.cost import Cost, measure_cost
 from whiten.evaluation.evaluate import Evaluation, evaluate_task
 from whiten.evaluation.overlap import describe_overlap, run_overlap
-from whiten.evaluation.run_encoders import START, START_WHITENED, run_encoders, training_images
+from whiten.evaluation.run_encoders import (
+    CLOSED_FORM,
+    START,
+    START_WHITENED,
+    run_encoders,
+    training_images,
+)
 from whiten.evaluation.seen_unseen import Measured, measure_seen_unseen
 from whiten.models.student import load_student
 from whiten.report.run_page import Hit, ReportData, Retrieval, Similarities
@@ -350,7 +356,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
                 f"{100 * student.map:.1f}."
             )
     for row in rows:
-        if row.kind == "student" and row.name not in starts:
+        # What training began from says nothing about the run: the student is judged.
+        if row.kind == "student" and row.name not in (*starts, CLOSED_FORM):
             behind = [start.name for start in starts.values() if start.map > row.map]
             if behind:
                 notes.append(

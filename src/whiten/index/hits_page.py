@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from whiten.errors import counted
 from whiten.index.rows import Match
 from whiten.media.thumbnails import data_url
 from whiten.utils.names import display_path
@@ -28,19 +29,21 @@ def write_hits_page(queries: Sequence[Path], matches: Sequence[Match]) -> Path:
     )
     count = len(matches)
     page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{name}: {count} hits</title>
+<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}: {counted(count, "hit")}</title>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
   padding: 0 1rem }}
 main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }}
 figure {{ margin: 0 }}
-img {{ background: #fff; border-radius: 6px; object-fit: contain; width: 100%; aspect-ratio: 1 }}
+img {{ border-radius: 6px; object-fit: contain; width: 100%; aspect-ratio: 1 }}
 header img {{ width: 220px }}
 figcaption {{ font-size: 13px; overflow-wrap: anywhere }}
 </style>
 <header><h1>{name}</h1>{pictures}</header>
-<h2>{count} nearest images</h2><main>{tiles}</main></html>
+<h2>{counted(count, "nearest image")}</h2><main>{tiles}</main></html>
 """
     with tempfile.NamedTemporaryFile(
         "w", prefix="whiten-", suffix=".html", delete=False, encoding="utf-8"

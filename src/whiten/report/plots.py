@@ -36,6 +36,7 @@ from whiten.utils.arrays import Array
 from whiten.whitening.profile import effective_rank
 
 Curve = tuple[Array, Array]  # x and y, both (n,)
+_ROUNDING = 1e-12  # of the largest eigenvalue; float32 embeddings leave less than this by rounding
 
 
 class Result(Protocol):
@@ -122,8 +123,13 @@ def finite(values: Any) -> Array:
 @styled
 def spectra(eigenvalues: Mapping[str, Array], colours: Mapping[str, str]) -> Figure | None:
     """Draw the eigenvalues of the teachers' covariances by rank, both axes logarithmic."""
-    kept = {name: values[values > 0] for name, v in eigenvalues.items() if len(values := finite(v))}
-    kept = {name: values for name, values in kept.items() if len(values)}
+    kept = {}
+    for name, v in eigenvalues.items():
+        values = finite(v)
+        # Fewer images than dimensions span fewer axes: the others are rounding errors.
+        values = values[values > max(0.0, _ROUNDING * values.max(initial=0.0))]
+        if len(values):
+            kept[name] = values
     if not kept:
         return None
     figure = Figure(figsize=(8, 4.2))
