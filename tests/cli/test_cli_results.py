@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,7 @@ def test_doctor(capsys: Captured) -> None:
     assert found["facts"]["torch"]
     assert found["facts"]["runtime"].startswith("auto is ")
     assert isinstance(found["advice"], list)
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    extras = {name.removeprefix("extra ") for name in found["facts"] if name.startswith("extra ")}
+    for_developers = {"bench", "docs", "dev"}
+    assert extras == project["project"]["optional-dependencies"].keys() - for_developers - {"onnx"}

@@ -23,7 +23,18 @@ EXTRAS = {
     "openclip": ("openclip: models", ("open_clip",)),
     "hf": ("hf: models", ("transformers",)),
     "video": ("videos", ("av",)),
+    "formats": ("HEIC, AVIF and JPEG XL", ("pillow_heif", "pillow_jxl")),
     "fast": ("JPEG files in less time", ("simplejpeg",)),
+    "serve": ("whiten serve", ("fastapi", "python_multipart", "prometheus_client", "uvicorn")),
+    "faiss": ("approximate search and product quantisation", ("faiss",)),
+    "milvus": ("milvus: places", ("pymilvus", "milvus_lite")),
+    "pgvector": ("pgvector: places", ("psycopg",)),
+    "s3": ("s3:// URLs", ("s3fs",)),
+    "gcs": ("gs:// URLs", ("gcsfs",)),
+    "azure": ("az:// URLs", ("adlfs",)),
+    "http": ("http:// and https:// URLs", ("aiohttp",)),
+    "ray": ("--cluster ray", ("ray",)),
+    "sklearn": ("whiten.sklearn", ("sklearn",)),
 }
 LIBRARIES = (
     *("torch", "torchvision", "timm", "onnx", "onnxruntime"),
@@ -56,9 +67,10 @@ def diagnose() -> Diagnosis:
     advice = []
     for extra, (purpose, modules) in EXTRAS.items():
         missing = [m for m in modules if importlib.util.find_spec(m) is None]
-        facts[f"extra {extra}"] = "missing" if missing else "installed"
-        if missing:
-            advice.append(f"for {purpose}: pip install 'whiten[{extra}]'")
+        remedy = f"for {purpose}: pip install 'whiten[{extra}]'"
+        facts[f"extra {extra}"] = f"missing, {remedy}" if missing else "installed"
+        if missing and extra == "fast":  # the others add what can be done, not speed
+            advice.append(remedy)
     if device.type == "cpu":
         advice.append(
             "no GPU: keep the teachers cached (the default), and try --backbone-lr 0 first"
