@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from whiten.errors import ConfigError
 from whiten.models.registry import open_teacher
 from whiten.models.sources import timm_models, torchvision_models
+from whiten.models.uri import parse_uri
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,13 @@ def test_listed_names_can_be_asked_for() -> None:
     names = torchvision_models.list_names()
     assert "resnet50" in names
     assert not any("fasterrcnn" in name or "fcn" in name or "r3d" in name for name in names)
+
+
+def test_the_folder_of_a_run_is_not_that_of_its_student(tmp_path: Path) -> None:
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="run': no student is stored there, and a URI is"):
+        parse_uri(f"{tmp_path}/run")
+    (tmp_path / "run" / "student" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"run is a run: name its student, .*student$"):
+        parse_uri(f"{tmp_path}/run")
+    assert parse_uri(f"{tmp_path}/run/student").scheme == "whiten"

@@ -108,11 +108,14 @@ def parse_uri(text: str) -> TeacherURI:
             return TeacherURI("whiten", text)
         if os.path.isfile(os.path.join(text, "export.json")):  # noqa: PTH113
             raise ConfigError(f"{text} is an exported student: write onnx:{text} or its own format")
-        if os.path.isfile(os.path.join(text, "student", "config.json")):  # noqa: PTH113
-            raise ConfigError(f"{text} is a run: name its student, {os.path.join(text, 'student')}")
+        student = os.path.join(text, "student")
+        if os.path.isfile(os.path.join(student, "config.json")):  # noqa: PTH113
+            raise ConfigError(f"{text} is a run: name its student, {student}")
         if os.path.isdir(text):  # noqa: PTH112
             raise ConfigError(f"{text} is a folder, and no model: name images before the options")
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name."
+        if "/" in text and not colon:
+            hint = ": no student is stored there, and a URI is scheme:name."
         examples = ", ".join(example for _, example in SCHEMES.values())
         raise ConfigError(f"unknown model {text!r}{hint or '.'} Write one of: {examples}")
     # The options of fused models belong to their parts.
