@@ -13,7 +13,7 @@ from command_line import prints
 from whiten.distillation.distill import distill
 from whiten.errors import RunError
 from whiten.utils import progress as shown
-from whiten.utils.progress import announce, be_quiet, logging_to, note, progress
+from whiten.utils.progress import announce, be_quiet, is_quiet, logging_to, note, progress
 
 Captured = pytest.CaptureFixture[str]
 
@@ -112,3 +112,4 @@ def test_quiet_on_the_command_line(
     (images / "a" / "0.png").unlink()
     _, quiet = prints(capsys, *command, "--quiet")
     assert "index:" not in quiet
+    assert not is_quiet()  # a call from Python that follows shows its progress

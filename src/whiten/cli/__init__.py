@@ -27,6 +27,7 @@ from whiten.cli.terminal import one_line_endings, show_warning
 from whiten.errors import ConfigError
 from whiten.models.choice import choice_restored
 from whiten.utils.memory import keep_freed_memory
+from whiten.utils.progress import quiet_restored
 from whiten.utils.steady import be_steady
 
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     be_steady()
     keep_freed_memory()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    with one_line_endings(tokens), choice_restored():
+    with one_line_endings(tokens), choice_restored(), quiet_restored():
         try:
             app(tokens)
         except ConfigError:

@@ -30,6 +30,16 @@ def is_quiet() -> bool:
     return _is_quiet
 
 
+@contextmanager
+def quiet_restored() -> Iterator[None]:
+    """Show progress as before when the block ends."""
+    before = _is_quiet
+    try:
+        yield
+    finally:
+        be_quiet(before)
+
+
 def announce(text: str) -> None:
     """Print a line on stderr without disturbing the progress, and log it."""
     note(text)
