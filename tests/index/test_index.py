@@ -304,6 +304,30 @@ def test_a_killed_build_goes_on_where_it_was(
     assert [path.name for path in place.iterdir() if path.is_dir()] == ["segment-000001"]
 
 
+def test_a_kill_loses_seconds_of_a_slow_model(
+    encoder: Encoder, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow it is, each of these few images is written before the next is embedded."""
+    for name, value in {"_FIRST": 2, "_LEAST": 1, "_SECONDS": 0.0}.items():
+        monkeypatch.setattr(f"whiten.index.synchronise.{name}", value)
+    teacher = encoder.parts[0].teacher
+    counts = count_embedded(encoder, monkeypatch)
+    with monkeypatch.context() as patch:
+        counted = teacher.forward
+
+        def interrupted(inputs):  # type: ignore[no-untyped-def]
+            if sum(counts) == 5:
+                raise KeyboardInterrupt
+            return counted(inputs)
+
+        patch.setattr(teacher, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Index.build(encoder, images, place)
+    counts.clear()
+    assert Index.build(encoder, images, place).changes.added == 6
+    assert counts == [1]
+
+
 def test_the_staged_rows_of_another_model_are_not_taken(
     encoder: Encoder, images: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ that is already indexed, under any name, reuses its vector.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -31,7 +32,9 @@ from whiten.utils.names import display_path
 from whiten.utils.progress import progress
 from whiten.utils.urls import absolute
 
-CHUNK = 1024  # images embedded and written at once: a kill loses at most this much work
+CHUNK = 1024  # most images that are embedded and written at once
+_LEAST, _FIRST = 16, 64  # fewest, and those at the start, when the model's speed is unknown
+_SECONDS = 5.0  # of work that are written at once, and lost by a kill
 _EXPECTED = 32 * CHUNK  # images that a cluster embeds at once: a kill loses at most these
 
 _FEW = 10  # images; a smaller collection may lose any number
@@ -251,15 +254,19 @@ class _Work:
 
     def blocks(self, show_progress: bool) -> Iterator[Block]:
         """Yield the readable touched images with their vectors; count and record the others."""
-        total = len(self.touched)
+        total, done, size, expected = len(self.touched), 0, _FIRST, 0
         with progress("index", enabled=show_progress, unit="images") as update:
-            for start in range(0, total, CHUNK):
-                if start % _EXPECTED == 0:
-                    window = self.touched[start : start + _EXPECTED]
-                    self._source.expect(self._source.items.take(window))
-                rows = self.touched[start : start + CHUNK]
+            while done < total:
+                if done == expected:
+                    expected += _EXPECTED
+                    self._source.expect(self._source.items.take(self.touched[done:expected]))
+                rows = self.touched[done : min(done + min(size, CHUNK), expected)]
+                began = time.monotonic()
                 yield self._block(rows)
-                update(start + len(rows), total)
+                done += len(rows)
+                update(done, total)
+                speed = len(rows) / max(time.monotonic() - began, 1e-3)
+                size = max(_LEAST, int(speed * _SECONDS))
 
     def _block(self, rows: Rows) -> Block:
         items = self._source.items.take(rows)
