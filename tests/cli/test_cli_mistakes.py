@@ -162,7 +162,10 @@ def test_bf16_of_what_torch_does_not_compute(capsys: Captured, images: Path, run
     [
         (["diagnose", "--teachers", TEACHER, "IMAGES"], "name IMAGES before the options"),
         (["compact", "--model", TEACHER, "--kinds", "int8", "IMAGES"], "name IMAGES before"),
-        (["distill", "--out", "run", "--teachers", TEACHER, "IMAGES"], "is a folder, and no model"),
+        (
+            ["distill", "--out", "run", "--teachers", TEACHER, "IMAGES"],
+            "is a folder without a student",
+        ),
         (["evaluate", "IMAGES"], "--model needs a value"),
         (["evaluate", "IMAGES", "--model"], "--model needs a value"),
     ],

@@ -42,8 +42,10 @@ def test_listed_names_can_be_asked_for() -> None:
 
 def test_the_folder_of_a_run_is_not_that_of_its_student(tmp_path: Path) -> None:
     (tmp_path / "run" / "student").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="run': no student is stored there, and a URI is"):
+    with pytest.raises(ConfigError, match="run is a folder without a student: if it holds images"):
         parse_uri(f"{tmp_path}/run")
+    with pytest.raises(ConfigError, match="gone': no student is stored there, and a URI is"):
+        parse_uri(f"{tmp_path}/gone")
     (tmp_path / "run" / "student" / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"run is a run: name its student, .*student$"):
         parse_uri(f"{tmp_path}/run")

@@ -112,7 +112,9 @@ def parse_uri(text: str) -> TeacherURI:
         if os.path.isfile(os.path.join(student, "config.json")):  # noqa: PTH113
             raise ConfigError(f"{text} is a run: name its student, {student}")
         if os.path.isdir(text):  # noqa: PTH112
-            raise ConfigError(f"{text} is a folder, and no model: name images before the options")
+            raise ConfigError(
+                f"{text} is a folder without a student: if it holds images, name it before the options"
+            )
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name."
         if "/" in text and not colon:
             hint = ": no student is stored there, and a URI is scheme:name."
