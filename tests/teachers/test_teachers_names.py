@@ -42,7 +42,7 @@ def test_listed_names_can_be_asked_for() -> None:
 
 def test_the_folder_of_a_run_is_not_that_of_its_student(tmp_path: Path) -> None:
     (tmp_path / "run" / "student").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="run is a folder without a student: if it holds images"):
+    with pytest.raises(ConfigError, match="run is a folder without a student; name images"):
         parse_uri(f"{tmp_path}/run")
     with pytest.raises(ConfigError, match="gone': no student is stored there, and a URI is"):
         parse_uri(f"{tmp_path}/gone")

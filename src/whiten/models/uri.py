@@ -113,7 +113,7 @@ def parse_uri(text: str) -> TeacherURI:
             raise ConfigError(f"{text} is a run: name its student, {student}")
         if os.path.isdir(text):  # noqa: PTH112
             raise ConfigError(
-                f"{text} is a folder without a student: if it holds images, name it before the options"
+                f"{text} is a folder without a student; name images before the options"
             )
         hint = nearest(scheme, SCHEMES) if colon else "; a URI is scheme:name."
         if "/" in text and not colon:
