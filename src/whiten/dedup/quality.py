@@ -32,9 +32,7 @@ _LUMINANCE = 57.58  # mean of JPEG's standard quantisation table, of quality 50 
 _QUALITIES, _LEFT = (0, 30, 50, 75, 90, 95, 100), (0.4, 0.6, 0.78, 0.93, 0.97, 0.985, 0.995)
 _UNKNOWN = 0.95  # lossy, of a quality that its header does not tell
 _REPEATED = 1.3  # least ratio of differences between runs of repeated pixels to those inside them
-_REGULAR = (
-    0.2  # least correlation of differences with the lines where an enlargement would have them
-)
+_REGULAR = 0.2  # least correlation of differences with the lines at which an enlargement has them
 _PARTS = np.linspace(0.15, 0.8, 1301)  # candidates: lines before an enlargement per line after it
 _NOISE = 1.25  # detail below this multiple of what compression alone makes counts as none
 # Soft photographs fall below these limits, too. A file that does so is taken for an enlargement if

@@ -84,8 +84,6 @@ def diagnose(
         raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
     if size is not None and student is None:
         raise ConfigError("size is the input side of a student: name the student, or no size")
-    if isinstance(teachers, str):
-        raise ConfigError(f"teachers is a list of URIs: write [{teachers!r}]")
     spec = DistillSpec.from_mapping(
         {"teachers": list(teachers), "seed": seed, "size": size}
         | ({} if student is None else {"student": student})
