@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
+from whiten.report.labels import Labelled, place_labels
 from whiten.report.style import (
     BAD,
     DASHES,
@@ -291,7 +291,8 @@ def accuracy_latency(rows: Sequence[Result]) -> Figure | None:
     _kind_legend(figure, [r.kind for r, _ in timed], markers=True)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # labels must not move the axes that they are placed in
-    _place_labels(figure, axis, timed, sizes)
+    points = [Labelled(r.name, ms, 100 * r.map, [100 * end for end in r.map_ci]) for r, ms in timed]
+    place_labels(figure, axis, points, sizes)
     return figure
 
 
@@ -311,51 +312,6 @@ def _legend(figure: Figure, handles: Mapping[str, Any], *, columns: int) -> None
     labels = [short(name, 28) for name in handles]
     where: Any = "outside upper center"
     figure.legend(list(handles.values()), labels, loc=where, ncols=min(columns, len(labels)))
-
-
-def _place_labels(
-    figure: Figure, axis: Axes, timed: Sequence[tuple[Result, float]], sizes: Sequence[float]
-) -> None:
-    """Put each name at the free position nearest to its point; distant ones get a line to it."""
-    point = DPI / 72  # in pixels, like all lengths here
-    centres = [axis.transData.transform((ms, 100 * r.map)) for r, ms in timed]
-    radii = [0.7 * math.sqrt(size) * point for size in sizes]
-    taken = [_box(c, 2 * r, 2 * r) for c, r in zip(centres, radii, strict=True)]
-    for r, ms in timed:
-        ends = axis.transData.transform([(ms, 100 * end) for end in r.map_ci])
-        if np.isfinite(ends).all():
-            taken.append(Bbox([ends[0] - 2, ends[1] + 2]))
-    for i in sorted(range(len(timed)), key=lambda i: -centres[i][1]):
-        label = figure.text(0, 0, short(timed[i][0].name), size=8.5, transform=None)
-        drawn = label.get_window_extent()
-        best, place, gap = math.inf, drawn, 0.0
-        for distance in np.arange(0, 80, 3) * point:
-            if best <= distance:
-                break  # no later position can be better
-            for angle in np.deg2rad([0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90]):
-                way = np.round([math.cos(angle), math.sin(angle)], 6)
-                reach = radii[i] + 3 * point + distance
-                middle = centres[i] + way * reach + np.sign(way) * drawn.size / 2
-                box = _box(middle, drawn.width, drawn.height + 2)
-                outside = box.width * box.height - _overlap(box, axis.bbox)
-                cost = distance + 5 * (outside + sum(_overlap(box, other) for other in taken))
-                if cost < best:
-                    best, place, gap = cost, box, distance
-        taken.append(place)
-        label.set_position((place.x0, place.y0 + 1 - drawn.y0))
-        if gap > 8 * point:
-            near = np.clip(centres[i], place.min, place.max)
-            xs, ys = zip(centres[i], near, strict=True)
-            figure.add_artist(Line2D(xs, ys, color=QUIET, linewidth=0.7, transform=None))
-
-
-def _box(centre: Any, width: float, height: float) -> Bbox:
-    return Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)
-
-
-def _overlap(a: Any, b: Any) -> float:
-    common = Bbox.intersection(a, b)
-    return 0.0 if common is None else float(common.width * common.height)
 
 
 @styled
