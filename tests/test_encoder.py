@@ -292,7 +292,7 @@ def test_fingerprint_changes_with_preprocessing_and_whitening() -> None:
     assert whitener.mean_ is not None
     prints = [Encoder("x", [Part(teacher)]).fingerprint()]
     prints.append(Encoder("x", [Part(teacher, whitener)]).fingerprint())
-    whitener.mean_ = whitener.mean_ + 1
+    whitener._mean = whitener.mean_ + 1
     prints.append(Encoder("x", [Part(teacher, whitener)]).fingerprint())
     larger = dataclasses.replace(teacher, preprocess=teacher.preprocess.resized(64))
     prints.append(Encoder("x", [Part(larger)]).fingerprint())

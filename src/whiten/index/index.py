@@ -153,7 +153,7 @@ class Index:
             check_storage(storage)
         index = cls(open_place(place), encoder if isinstance(encoder, Encoder) else None)
         wanted = kind or recall or storage not in (None, BASE)
-        if wanted and not isinstance(index._backend, FolderIndex):
+        if wanted and index._local is None:
             raise ConfigError(
                 f"{index.place} is a database, which stores {BASE} and searches in its own way: "
                 "leave out the kind of search, the recall and the storage, or name a folder"
@@ -177,10 +177,10 @@ class Index:
                 show_progress=show_progress,
             )
             index.runtime = source.runtime
-            if isinstance(index._backend, FolderIndex):
+            if index._local is not None:
                 if storage is not None:
-                    index._backend.store_as(storage)
-                index._backend.tune(kind, recall)
+                    index._local.store_as(storage)
+                index._local.tune(kind, recall)
         return index
 
     def add(
@@ -253,9 +253,13 @@ class Index:
         return self._backend.place
 
     @property
+    def _local(self) -> FolderIndex | None:
+        return self._backend if isinstance(self._backend, FolderIndex) else None
+
+    @property
     def folder(self) -> Path | None:
         """Folder of the index; None for a database."""
-        return self._backend.root if isinstance(self._backend, FolderIndex) else None
+        return None if self._local is None else self._local.root
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -289,26 +293,24 @@ class Index:
     @property
     def tuning(self) -> Tuning | None:
         """Search kind and its measurements; None for a database."""
-        return self._backend.tuning if isinstance(self._backend, FolderIndex) else None
+        return None if self._local is None else self._local.tuning
 
     @property
     def storage(self) -> str:
         """Storage kind of the vectors, see `build`."""
-        return self._backend.storage.name if isinstance(self._backend, FolderIndex) else BASE
+        return BASE if self._local is None else self._local.storage.name
 
     @property
     def loss(self) -> Cost | None:
         """Cost of the storage, measured when it was chosen; None for float32."""
-        return self._backend.storage.loss if isinstance(self._backend, FolderIndex) else None
+        return None if self._local is None else self._local.storage.loss
 
     def snapshot(self) -> Index:
         """Return the index of a folder as it is now, for any number of threads to read.
 
         A database is returned itself: it has one connection, and is always as it is now.
         """
-        if not isinstance(self._backend, FolderIndex):
-            return self
-        return Index(copy(self._backend), self._encoder)
+        return self if self._local is None else Index(copy(self._local), self._encoder)
 
     def refresh(self) -> None:
         """Load what other processes have changed since, and check it as on opening.

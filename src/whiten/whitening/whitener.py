@@ -232,10 +232,6 @@ class Whitener:
             self._solve()
         return self._mean
 
-    @mean_.setter
-    def mean_(self, mean: Array) -> None:
-        self._mean = mean
-
     @property
     def projection_(self) -> Array:
         """Scaled principal axes, (dim, D) float64; completes a pending partial fit."""
@@ -281,7 +277,7 @@ class Whitener:
                 f"{len(eigenvalues)}: fit again with dim={kept}"
             )
         other = Whitener(kept, shrinkage=self.shrinkage if shrinkage is None else shrinkage)
-        other.n_, other.mean_, other._resolution = self.n_, self.mean_.copy(), self._resolution
+        other.n_, other._mean, other._resolution = self.n_, self.mean_.copy(), self._resolution
         other.spectrum_mean_, other.metadata = self.spectrum_mean_, dict(self.metadata)
         rank = self._rank(eigenvalues)
         if other.shrinkage == 0 and rank < kept:

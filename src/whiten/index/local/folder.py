@@ -8,22 +8,21 @@ Vectors and rows are memory-mapped, so that opening reads almost nothing.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
 from whiten.datasets.collection import Items
-from whiten.errors import ConfigError, LockedError, StoreError, WhitenError
+from whiten.errors import ConfigError, StoreError, WhitenError
 from whiten.index.columns import lost_fields
 from whiten.index.conditions import Where
+from whiten.index.local.locking import LOCK, alone
 from whiten.index.local.manifest import MANIFEST, Manifest, Part, small_parts
 from whiten.index.local.segments import ROWS, VECTORS, Segment, SegmentWriter
 from whiten.index.local.snapshot import Snapshot
@@ -37,13 +36,10 @@ from whiten.index.rows import Backend, Block, Facts, Match
 from whiten.media.reading import stamp_of
 from whiten.storage.blobs import Stamp
 from whiten.utils.arrays import Vectors, normalize_rows
-from whiten.utils.files import flush_folder, lock, remove_if_only, write_durably, written_out
+from whiten.utils.files import flush_folder, write_durably, written_out
 
-_log = logging.getLogger(__name__)
-
-_LOCK = ".lock"
 _SEGMENT, _GONE, _STAGED, _FAST, _CODEC = "segment-", "gone-", ".staged-", "fast-", "codec-"
-_OURS = (MANIFEST, _LOCK, f".{MANIFEST}.partial")
+_OURS = (MANIFEST, LOCK, f".{MANIFEST}.partial")
 _MOST_SEGMENTS = 8  # above this, some small ones are merged
 _MOST_GONE = 0.25  # fraction of removed rows; above this, all segments are merged
 _MOST_BESIDE = 0.2  # fraction of rows outside the largest segment; likewise
@@ -161,30 +157,9 @@ class FolderIndex(Backend):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        while True:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with (self.root / _LOCK).open("w") as file:
-                self._lock(file)
-                if not _is_at(file.fileno(), self.root / _LOCK):
-                    continue  # a failed first run has just removed it
-                self.refresh()
-                try:
-                    yield
-                finally:
-                    remove_if_only(self.root, _LOCK)  # a new index may follow a discard
-                return
-
-    def _lock(self, file: IO[str]) -> None:
-        try:
-            if not lock(file):
-                _log.warning(
-                    "%s is on a file system without locks: change it with one process at a time",
-                    self.place,
-                )
-        except BlockingIOError as error:
-            raise LockedError(
-                f"another process is changing {self.place}: wait until it is done"
-            ) from error
+        with alone(self.root):
+            self.refresh()
+            yield
 
     def discard(self) -> None:
         (self.root / MANIFEST).unlink(missing_ok=True)
@@ -397,11 +372,3 @@ class FolderIndex(Backend):
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Return whether an open file is the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
