@@ -1,9 +1,9 @@
 """Measure what the demo's embeddings lose in fewer bytes, and how long their codes take to search.
 
-    python benchmarks/compact.py --out benchmarks/results/compact.json
+    python benchmarks/compact.py --run runs/demo/drawings --out benchmarks/results/compact.json
 
 The test drawings of a finished `whiten demo` by the student that was trained on groups; without
-such a run, by the untrained start of that student. Every image searches all others: mAP by the
+`--run`, by the untrained start of that student. Every image searches all others: mAP by the
 emoji's groups, and the exact ten nearest. Times are of all queries against the codes in memory,
 decoded block by block; with so few vectors they tell what decoding costs, and no more.
 """
@@ -64,15 +64,17 @@ def compare(images: Path, model: str, cache: Path, rounds: int) -> Comparison:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument(
-        "--run", type=Path, default=Path("runs/demo/drawings"), help="of `whiten demo`"
+        "--run", type=Path, help="the folder `drawings` of a finished `whiten demo`"
     )
     options = parser.parse_args()
+    student = None if options.run is None else options.run / "groups" / "student"
+    if student is not None and not student.is_dir():
+        parser.error(f"{options.run} has no groups/student: name runs/demo/drawings")
     report = Report("compact embeddings", numpy=np.__version__)
     with tempfile.TemporaryDirectory(prefix="whiten-") as folder:
         root = Path(folder)
         extract_drawings(root / "images", 80 if options.quick else None)
-        student = options.run / "groups" / "student"
-        model = str(student) if (student / "config.json").is_file() else FULL.student
+        model = FULL.student if student is None else str(student)
         rounds = 1 if options.quick else 5
         report.add(compare(root / "images" / "test", model, root / "cache", rounds))
     report.finish(options.out)

@@ -2,13 +2,13 @@
 
     python benchmarks/export.py --demo RUN
 
-RUN is what `whiten demo` wrote; without it the demo's network stands in with an untrained
-projection, which takes as long. The second student is a ResNet-18 at 224 px with 512 dimensions and
-random weights. Eager torch runs in float32, without gradients, channels first, as most code does;
-whiten's own way of running it (channels last, inference mode) is another rival. All take the same
-normalised input, with as many threads. Teachers and students are compared from rendered pixels.
-From end to end, images are JPEGs of a megapixel, and the rival a plain loop of Pillow, torchvision
-and eager torch in batches of 16.
+RUN is the folder `drawings` that `whiten demo` wrote; without it the demo's network stands in with
+an untrained projection, which takes as long. The second student is a ResNet-18 at 224 px with 512
+dimensions and random weights. Eager torch runs in float32, without gradients, channels first, as
+most code does; whiten's own way of running it (channels last, inference mode) is another rival. All
+take the same normalised input, with as many threads. Teachers and students are compared from
+rendered pixels. From end to end, images are JPEGs of a megapixel, and the rival a plain loop of
+Pillow, torchvision and eager torch in batches of 16.
 """
 
 from __future__ import annotations
@@ -259,7 +259,9 @@ def _pixels(preprocess: Preprocess, count: int) -> np.ndarray:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--demo", type=Path, help="the folder of a finished `whiten demo`")
+    parser.add_argument(
+        "--demo", type=Path, help="the folder `drawings` of a finished `whiten demo`"
+    )
     options = parser.parse_args()
     keep_freed_memory()  # as the command line does; the rivals have it too
     rounds, count = (1, 16) if options.quick else (7, 256)
