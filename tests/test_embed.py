@@ -14,6 +14,7 @@ from PIL import Image
 from counting_teacher import contents, make_teacher, plain, seen, spoil
 from store_helpers import content_hashes
 from whiten.datasets.finding import find_items
+from whiten.embedding import begun, row_makers
 from whiten.embedding import embed as embed_module
 from whiten.embedding.embed import embed
 from whiten.errors import ConfigError, NoImagesError, StoreError, TeacherError
@@ -135,6 +136,54 @@ def test_only_missing_views_are_computed(mixed_images: Path, tmp_path: Path) -> 
     at_once = embed(items, make_teacher(), tmp_path / "t", views=range(3))
     for view in range(3):
         np.testing.assert_allclose(store.gather(ids, view), at_once.gather(ids, view), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_interrupted_shard_goes_on_where_it_was(
+    mixed_images: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(begun, "SECONDS", 0.0)
+    monkeypatch.setattr(row_makers, "BATCH", 4)
+    spoil(mixed_images)
+    shutil.copy(mixed_images / find_items(mixed_images)[0].id, mixed_images / "zz-again.png")
+    items = find_items(mixed_images)
+    options: dict[str, Any] = {"views": (0, 1), "dtype": dtype}
+    whole = make_teacher()
+    embed(items, whole, tmp_path / "whole", **options)
+
+    def interrupt(done: int, _planned: int) -> None:
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    first, second, third = make_teacher(), make_teacher(), make_teacher()
+    with pytest.raises(KeyboardInterrupt):
+        embed(items, first, tmp_path / "s", progress=interrupt, **options)
+    assert [path.name for path in (tmp_path / "s").iterdir()] == [begun.NAME]
+    shutil.copytree(tmp_path / "s", tmp_path / "changed")
+    counts: list[int] = []
+    embed(items, second, tmp_path / "s", progress=lambda n, _: counts.append(n), **options)
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+    assert 0 < seen(first) < seen(whole)
+    assert seen(first) + seen(second) == seen(whole)
+    assert counts[-1] == 2 * len(items)
+    # What differs begins anew.
+    name = items[0].path
+    Image.new("RGB", (40, 30), "teal").save(name)
+    embed(items, third, tmp_path / "changed", **options)
+    embed(items, make_teacher(), tmp_path / "other", **options)
+    assert contents(tmp_path / "changed") == contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 half a shard"])
+def test_a_damaged_beginning_is_begun_anew(
+    mixed_images: Path, tmp_path: Path, damage: bytes
+) -> None:
+    items = find_items(mixed_images)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / begun.NAME).write_bytes(damage)
+    embed(items, make_teacher(), tmp_path / "s")
+    embed(items, make_teacher(), tmp_path / "t")
+    assert contents(tmp_path / "s") == contents(tmp_path / "t")
 
 
 def test_new_images_are_added(mixed_images: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from whiten._version import __version__
 from whiten.datasets.collection import Item, Items
+from whiten.embedding.begun import Begun
 from whiten.embedding.parts import make_parts
 from whiten.embedding.repeats import Repeats, may_repeat
 from whiten.embedding.row_makers import Computed, LookedUp, Render, RowMaker, Task
@@ -31,7 +32,7 @@ from whiten.views.plan import ViewPlan
 if TYPE_CHECKING:
     from whiten.embedding.cluster import Cluster
 
-SHARD_ROWS = 1024  # a kill loses at most this much work
+SHARD_ROWS = 1024
 _AT_ONCE = 8192  # images looked up at once
 
 Progress = Callable[[int, int], None]
@@ -147,14 +148,18 @@ def embed(
     if isinstance(maker, Computed) and render is None:
         repeating = _find_repeating(store, items, missing, maker.repeats)
     tasks = _cut(_tasks(items, missing, views, repeating))
+    begun = Begun(store)
     if cluster is not None and isinstance(maker, Computed) and render is None and planned:
         parts = cluster.make_parts(tasks, maker, expected, workers, told)
+    elif isinstance(maker, Computed) and planned:
+        maker.expect(expected)
+        started, tasks = begun.resume(tasks, maker, told)
+        parts = make_parts(tasks, maker, workers, told, started, begun.save)
     else:
-        if isinstance(maker, Computed) and planned:
-            maker.expect(expected)
         parts = make_parts(tasks, maker, workers, told)
     for part in parts:
         store.append(part.rows, part.skipped, part.seen)
+    begun.clear()
     if not any((items.by_id.rows(shard.ids) >= 0).any() for shard in store.shards):
         first = store.skipped_of(items.by_id)[0]
         raise NoImagesError(

@@ -21,7 +21,12 @@ class Part:
 
 
 def make_parts(
-    tasks: Iterable[Task], maker: RowMaker, workers: int | None, told: Callable[[int], None]
+    tasks: Iterable[Task],
+    maker: RowMaker,
+    workers: int | None,
+    told: Callable[[int], None],
+    begun: Part | None = None,
+    save: Callable[[Part], None] | None = None,
 ) -> Iterator[Part]:
     """Yield a part at each task that ends a shard; reading goes on beyond it meanwhile.
 
@@ -30,8 +35,10 @@ def make_parts(
 
     Args:
         told: called with the number of views of each task that was read.
+        begun: the part that the tasks continue; by default they begin one.
+        save: called with an unfinished part at the end of each batch.
     """
-    part = Part()
+    part = begun or Part()
     waiting: list[Read] = []
 
     def flush() -> None:
@@ -56,4 +63,6 @@ def make_parts(
         if task.ends_shard:
             yield part
             part = Part()
+        elif save is not None and not waiting:
+            save(part)
         told(len(task.views))

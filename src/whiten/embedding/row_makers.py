@@ -152,7 +152,7 @@ class Computed:
         }
         skipped.extend(lost.values())
         return [
-            _row(
+            row_of(
                 read,
                 read.task.views[number],
                 self.repeats[read.seen.content_hash] if place is None else embedded[place],
@@ -205,7 +205,7 @@ class LookedUp:
                 reason = f"view {missing[0]} is not in {self._model.uri}"
                 skipped.append(Skipped(task.item.id, reason))
                 continue
-            rows.extend(_row(read, view, vector) for view, vector in views if vector is not None)
+            rows.extend(row_of(read, view, vector) for view, vector in views if vector is not None)
         return rows
 
     def usable(self, views: Sequence[int]) -> Usable:
@@ -228,7 +228,8 @@ def read_task(task: Task, maker: RowMaker) -> Read:
         return Read(task, Seen() if isinstance(skipped, Unread) else seen, skipped=skipped)
 
 
-def _row(read: Read, view: int, embedding: npt.NDArray[np.float32]) -> Row:
+def row_of(read: Read, view: int, embedding: npt.NDArray[np.float32]) -> Row:
+    """Return one row of an image that was read."""
     item = read.task.item
     return Row(
         id=item.id,

@@ -44,7 +44,7 @@ def prepare(root: Path) -> None:
     """
     if (url := as_url(root)) is None:
         root.mkdir(parents=True, exist_ok=True)
-        for stale in root.glob(".part-*.partial"):
+        for stale in root.glob(".*part-*.partial"):
             stale.unlink()
         return
     if scheme_of(url) not in _WRITABLE:
