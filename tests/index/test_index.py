@@ -78,6 +78,8 @@ def test_what_cannot_be_asked(index: Index) -> None:
         index.search_vectors(np.ones((1, 5), np.float32))
     with pytest.raises(NonFiniteInputError, match="sample 1 holds NaN"):
         index.search_arrays(np.stack([np.ones(12), np.full(12, np.nan)]))
+    with pytest.raises(ConfigError, match=r"query 1 is all zeros, .*: embed that image again"):
+        index.search_vectors(np.stack([np.ones(12), np.zeros(12)]))
     with pytest.raises(ConfigError, match="expected rows of numbers"):
         index.search_vectors(np.full((1, 12), "1"))
     with pytest.raises(ConfigError, match="there is no column 'grp'; did you mean 'group'"):

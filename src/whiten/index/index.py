@@ -436,8 +436,8 @@ class Index:
         """Search with (n, dim) embeddings of the index's model or of a compatible one.
 
         Raises:
-            ConfigError: k is below 1, the filter cannot be read, the dimension differs, or a value
-                is NaN or infinite.
+            ConfigError: k is below 1, the filter cannot be read, the dimension differs, a value is
+                NaN or infinite, or a query is all zeros.
         """
         if as_whole("k", k) < 1:
             raise ConfigError(f"k must be at least 1, not {k}")

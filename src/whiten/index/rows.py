@@ -29,7 +29,7 @@ from whiten.index.columns import (
 from whiten.index.conditions import Where
 from whiten.media.reading import Skipped
 from whiten.storage.blobs import Stamp
-from whiten.utils.arrays import Vectors, as_numpy, normalize_rows, require_finite
+from whiten.utils.arrays import Vectors, as_numpy, has_direction, normalize_rows, require_finite
 
 _ROUNDING = 1e-3  # of the length of embeddings that were stored in half precision
 
@@ -256,12 +256,17 @@ def as_queries(queries: Any, dim: int) -> Vectors:
     """Return (n, dim) queries of length 1, so that scores are cosines; lengths differ elsewhere.
 
     Raises:
-        ConfigError: they have another shape, are no numbers, or hold NaN or infinity.
+        ConfigError: they have another shape, are no numbers, hold NaN or infinity, or are zero.
     """
     rows = as_numpy(queries)
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise ConfigError(f"queries must be (n, {dim}), as the index is, not {rows.shape}")
     require_finite(rows, 0)
+    if not (there := has_direction(rows)).all():
+        raise ConfigError(
+            f"query {int(there.argmin())} is all zeros, which is similar to nothing: embed that "
+            "image again or leave it out"
+        )
     exact = rows.astype(np.float64)  # squares of float32 overflow, or vanish, in float32
     is_unit = np.abs(np.linalg.norm(exact, axis=1) - 1) < _ROUNDING
     return (rows if is_unit.all() else normalize_rows(exact)).astype(np.float32, copy=False)
