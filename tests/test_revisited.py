@@ -14,10 +14,15 @@ from command_line import STUDENT, Captured, fails, prints
 from helpers import TEACHER
 from miniature import write_distractors, write_revisited
 from whiten.datasets.ground_truth import GroundTruth, read_truth
-from whiten.datasets.revisited import distractor_list, read_distractors
+from whiten.datasets.revisited import RevisitedSet, distractor_list, read_distractors, read_set
 from whiten.embedding.opening import load
 from whiten.errors import ConfigError, NoImagesError, StoreError
-from whiten.evaluation.revisited import blocks_of, evaluate_revisited_set, score_settings
+from whiten.evaluation.revisited import (
+    blocks_of,
+    evaluate_revisited_set,
+    require_set,
+    score_settings,
+)
 from whiten.evaluation.revisited_report import RevisitedReport, Setting
 from whiten.metrics import Figure, bootstrap_interval, revisited
 from whiten.store.shards import Origin, Row
@@ -159,8 +164,12 @@ def by_hand(root: Path, *, cropped: bool, distractors: bool) -> np.ndarray:
     return np.stack([embed(file) for file in files]) @ np.stack(queries).T
 
 
+def oxford(root: Path) -> RevisitedSet:
+    return require_set(root, "roxford5k")
+
+
 def test_figures_are_those_by_hand(root: Path) -> None:
-    report = evaluate_revisited_set(load(TEACHER), root, "roxford5k", distractors=root)
+    report = evaluate_revisited_set(load(TEACHER), oxford(root), distractors=root)
     truth = read_truth(root / "roxford5k" / "gnd_roxford5k.pkl")
     assert [(s.queries, s.distractors) for s in report.settings] == [
         ("cropped", 0),
@@ -186,10 +195,10 @@ def test_scales_and_whitening_change_figures(root: Path) -> None:
     dim = model.dim
     rows = np.random.default_rng(0).standard_normal((4 * dim, dim))
     Whitener(6).fit(rows * np.linspace(1, 4, dim)).save(root / "w.safetensors")
-    plain = evaluate_revisited_set(model, root, "roxford5k")
+    plain = evaluate_revisited_set(model, oxford(root))
     with_whitening = load(STUDENT, whitener=root / "w.safetensors")
-    whitened = evaluate_revisited_set(with_whitening, root, "roxford5k")
-    scaled = evaluate_revisited_set(model, root, "roxford5k", multi_scale=True)
+    whitened = evaluate_revisited_set(with_whitening, oxford(root))
+    scaled = evaluate_revisited_set(model, oxford(root), multi_scale=True)
     assert whitened.dim == 6 and whitened.whitened and medium(whitened) != medium(plain)
     assert len(scaled.scales) == 3 and medium(scaled) != medium(plain)
 
@@ -198,22 +207,22 @@ def test_what_is_embedded_is_kept_and_a_store_of_distractors_serves(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, cache = load(TEACHER), root / "cache"
-    first = evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
+    first = evaluate_revisited_set(model, oxford(root), distractors=root, cache=cache)
     [store] = (cache / "revisitop1m").iterdir()
 
     def nothing_new(*_: object, **__: object) -> None:
         raise AssertionError("embedded again")
 
     monkeypatch.setattr("whiten.evaluation.revisited.render_own_size", nothing_new)
-    again = evaluate_revisited_set(model, root, "roxford5k", distractors=store, cache=cache)
+    again = evaluate_revisited_set(model, oxford(root), distractors=store, cache=cache)
     assert again.to_json() == first.to_json()
     with pytest.raises(AssertionError, match="embedded again"):
-        evaluate_revisited_set(model, root, "roxford5k", multi_scale=True, cache=cache)
+        evaluate_revisited_set(model, oxford(root), multi_scale=True, cache=cache)
 
 
 def test_an_interrupted_evaluation_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, cache = load(TEACHER), root / "cache"
-    whole = evaluate_revisited_set(model, root, "roxford5k", distractors=root)
+    whole = evaluate_revisited_set(model, oxford(root), distractors=root)
     monkeypatch.setattr("whiten.embedding.embed.SHARD_ROWS", 4)
     rendered: list[int] = []
 
@@ -227,30 +236,30 @@ def test_an_interrupted_evaluation_goes_on(root: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("whiten.evaluation.revisited.render_own_size", render)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
+        evaluate_revisited_set(model, oxford(root), distractors=root, cache=cache)
     rendered.clear()
-    again = evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
+    again = evaluate_revisited_set(model, oxford(root), distractors=root, cache=cache)
     assert len(rendered) == COUNT - 4  # nothing but distractors, of which a shard was there
     assert again.to_json() == whole.to_json()
 
 
 def test_anothers_store_of_distractors_is_refused(root: Path) -> None:
     model, cache = load(TEACHER), root / "cache"
-    evaluate_revisited_set(model, root, "roxford5k", distractors=root, cache=cache)
+    evaluate_revisited_set(model, oxford(root), distractors=root, cache=cache)
     [store] = (cache / "revisitop1m").iterdir()
     for other, options in ((load(f"{TEACHER}?seed=1"), {}), (model, {"multi_scale": True})):
         with pytest.raises(StoreError, match="of another model, or of other scales"):
-            evaluate_revisited_set(other, root, "roxford5k", distractors=store, **options)
+            evaluate_revisited_set(other, oxford(root), distractors=store, **options)
     queries = next((cache / "roxford5k-queries-cropped").iterdir())
     with pytest.raises(StoreError, match="of another model, or of other"):
-        evaluate_revisited_set(model, root, "roxford5k", distractors=queries)
+        evaluate_revisited_set(model, oxford(root), distractors=queries)
 
 
 def test_bad_distractors_are_left_out_and_counted(root: Path) -> None:
     items = read_distractors(distractor_list(root) or root)
     Path(items[0].path).write_bytes(b"no image")
     Path(items[1].path).unlink()
-    report = evaluate_revisited_set(load(TEACHER), root, "roxford5k", distractors=root)
+    report = evaluate_revisited_set(load(TEACHER), oxford(root), distractors=root)
     assert [skip.id for skip in report.skipped] == [items[0].id, items[1].id]
     assert report.settings[-1].distractors == COUNT - 2
 
@@ -270,7 +279,7 @@ def test_the_truth_counts_on_every_image(
     file = root / "roxford5k" / "jpg" / f"{name}.jpg"
     file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        evaluate_revisited_set(load(TEACHER), root, "roxford5k")
+        evaluate_revisited_set(load(TEACHER), oxford(root))
 
 
 def test_lists_of_distractors_that_are_no_such(tmp_path: Path) -> None:
@@ -317,7 +326,7 @@ def test_the_command_as_json(capsys: Captured, root: Path) -> None:
     folder = write_revisited(root, "rparis6k", 3, json_form=True)
     command = ("evaluate", folder, "--model", TEACHER, "--multi-scale", "--json")
     found = json.loads(prints(capsys, *command)[0])
-    report = evaluate_revisited_set(load(TEACHER), root, "rparis6k", multi_scale=True)
+    report = evaluate_revisited_set(load(TEACHER), require_set(root, "rparis6k"), multi_scale=True)
     assert found == {**report.to_json(), "runtime": "torch"}
     assert (found["protocol"], found["longest_side"], len(found["scales"])) == ("rparis6k", 1024, 3)
     setting = found["settings"][0]
@@ -359,3 +368,17 @@ def test_mistakes_are_one_line(capsys: Captured, root: Path) -> None:
     fused = f"fuse:raw:{TEACHER},{TEACHER}?seed=1"
     line = fails(capsys, "evaluate", root, "--model", fused, "--protocol", "roxford5k")
     assert "one model at a time" in line
+
+
+def test_the_command_reads_the_truth_once(
+    capsys: Captured, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noted(place: Path, name: str) -> RevisitedSet:
+        read.append(name)
+        return read_set(place, name)
+
+    monkeypatch.setattr("whiten.evaluation.revisited.read_set", noted)
+    prints(capsys, "evaluate", root, "--model", TEACHER)
+    assert read == ["roxford5k"]

@@ -74,14 +74,13 @@ def evaluate(
     """
     be_quiet(quiet)
     from whiten.embedding.opening import load
-    from whiten.evaluation.evaluate import evaluate_labelled, find_labelled
+    from whiten.evaluation.evaluate import Labelled, evaluate_labelled, find_labelled
     from whiten.evaluation.page import write_evaluation
     from whiten.evaluation.protocols import (
-        PROTOCOLS,
         Options,
         Outcome,
         find_protocol,
-        require_data,
+        open_benchmark,
     )
 
     choose(runtime, device)
@@ -89,13 +88,11 @@ def evaluate(
         multi_scale, distractors, similarity, omit_normalisation, report, exclude, include
     )
     name = find_protocol(images, protocol, options, queries, gallery_model, source_column)
-    labelled = None
-    if name is None:
-        labelled = find_labelled(
-            images, queries, source_column, exclude, include, show_progress=True
-        )
-    else:
-        require_data(name, images, options)
+    task = (
+        find_labelled(images, queries, source_column, exclude, include, show_progress=True)
+        if name is None
+        else open_benchmark(name, images, options)
+    )
     encoder = load(
         model,
         whitener=whitener,
@@ -105,15 +102,14 @@ def evaluate(
         cache=cache,
     )
     outcome: Outcome
-    if labelled is not None:
+    if isinstance(task, Labelled):
         outcome = found = evaluate_labelled(
-            encoder, labelled, gallery_encoder=gallery_model, cache=cache, show_progress=True
+            encoder, task, gallery_encoder=gallery_model, cache=cache, show_progress=True
         )
         if report is not None:
             say(f"report   {write_evaluation(found, report)}")
     else:
-        assert name is not None
-        outcome = PROTOCOLS[name](encoder, images, options, cache, True)
+        outcome = task(encoder, cache, True)
     if as_json:
         print_json(outcome.to_json() | {"runtime": encoder.runtime})
         return

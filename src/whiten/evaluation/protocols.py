@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from whiten.datasets.finding import require_items
-from whiten.datasets.revisited import NAMES, set_folder
-from whiten.datasets.svd import is_svd, read_svd
+from whiten.datasets.revisited import NAMES, RevisitedSet, set_folder
+from whiten.datasets.svd import Svd, is_svd, read_svd
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError, nearest
 from whiten.evaluation.videos import VIDEO_PROTOCOLS, VideoProtocol, evaluate_videos
@@ -59,19 +59,34 @@ class Outcome(Protocol):
     def lines(self) -> Iterable[str]: ...
 
 
-Run = Callable[[Encoder, Path, Options, Path | None, bool], Outcome]
-"""Called with the encoder, the root, the options, the cache and whether to show progress."""
+Run = Callable[[Encoder, Path | None, bool], Outcome]
+"""Called with the encoder, the cache and whether to show progress."""
+
+
+def open_benchmark(name: str, root: Path, options: Options) -> Run:
+    """Read a benchmark's data, or refuse it, before a model is opened; return how to run it.
+
+    Raises:
+        ConfigError, NoImagesError: see `evaluate_revisited_set` and `evaluate_videos`.
+    """
+    if name in NAMES:
+        from whiten.evaluation.revisited import require_set
+
+        return partial(_revisited, require_set(root, name, options.distractors), options)
+    if name == "svd":
+        return partial(_videos, "svd", read_svd(root), options)
+    require_items(root, options.exclude, options.include, SUFFIXES | VIDEO_SUFFIXES)
+    return partial(_videos, "videos", root, options)
 
 
 def _revisited(
-    name: str, encoder: Encoder, root: Path, options: Options, cache: Path | None, show: bool
+    data: RevisitedSet, options: Options, encoder: Encoder, cache: Path | None, show: bool
 ) -> Outcome:
     from whiten.evaluation.revisited import evaluate_revisited_set
 
     return evaluate_revisited_set(
         encoder,
-        root,
-        name,
+        data,
         multi_scale=options.multi_scale,
         distractors=options.distractors,
         cache=cache,
@@ -81,9 +96,9 @@ def _revisited(
 
 def _videos(
     name: VideoProtocol,
-    encoder: Encoder,
-    root: Path,
+    data: Path | Svd,
     options: Options,
+    encoder: Encoder,
     cache: Path | None,
     show: bool,
 ) -> Outcome:
@@ -94,7 +109,7 @@ def _videos(
             cache = Path(stack.enter_context(TemporaryDirectory(prefix="whiten-")))
         found = evaluate_videos(
             encoder,
-            root,
+            data,
             protocol=name,
             similarity=options.similarity,
             omit_normalisation=options.omit_normalisation,
@@ -109,26 +124,7 @@ def _videos(
         return replace(found, page=write_video_report(found, options.report))
 
 
-PROTOCOLS: dict[str, Run] = {
-    **{name: partial(_revisited, name) for name in NAMES},
-    **{name: partial(_videos, name) for name in VIDEO_PROTOCOLS},
-}
-
-
-def require_data(name: str, root: Path, options: Options) -> None:
-    """Refuse data that a benchmark cannot be run on, before a model is opened.
-
-    Raises:
-        ConfigError, NoImagesError: see `evaluate_revisited_set` and `evaluate_videos`.
-    """
-    if name in NAMES:
-        from whiten.evaluation.revisited import require_set
-
-        require_set(root, name, options.distractors)
-    elif name == "svd":
-        read_svd(root)
-    else:
-        require_items(root, options.exclude, options.include, SUFFIXES | VIDEO_SUFFIXES)
+PROTOCOLS = (*NAMES, *VIDEO_PROTOCOLS)
 
 
 _OPTIONS: dict[str, tuple[str, ...]] = {

@@ -17,7 +17,6 @@ out and counted.
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -60,8 +59,7 @@ Setups = dict[str, dict[str, Any]]
 
 def evaluate_revisited_set(
     encoder: Encoder,
-    root: str | os.PathLike[str],
-    protocol: str,
+    data: RevisitedSet,
     *,
     multi_scale: bool = False,
     distractors: Path | None = None,
@@ -73,18 +71,17 @@ def evaluate_revisited_set(
     Args:
         encoder: a single model that takes images of any size; its whitening is applied at each
             scale.
-        root: folder that contains `roxford5k` or `rparis6k`, or that folder itself.
-        protocol: roxford5k or rparis6k.
+        data: the set, see `require_set`.
         multi_scale: average the embeddings at 1, 1/√2 and 1/2 of the size.
         distractors: folder of R1M, or a store of its embeddings that this function made.
         cache: folder that keeps embeddings between calls; none by default.
 
     Raises:
-        ConfigError: the ground truth, or an image that it refers to, cannot be read.
+        ConfigError: an image that the ground truth refers to cannot be read.
         TeacherError: the model takes images of only one size.
         StoreError: the store of distractors was made with another model or other settings.
     """
-    data = require_set(Path(root), protocol, distractors)
+    protocol = data.name
     if len(encoder.parts) > 1 or encoder.rotation is not None:
         raise ConfigError(f"{protocol} is measured for one model at a time: name one, not fuse:")
     part = encoder.parts[0]
@@ -125,6 +122,11 @@ def evaluate_revisited_set(
 
 def require_set(root: Path, protocol: str, distractors: Path | None = None) -> RevisitedSet:
     """Read a set whose images all exist, before hours of embedding.
+
+    Args:
+        root: folder that contains `roxford5k` or `rparis6k`, or that folder itself.
+        protocol: roxford5k or rparis6k.
+        distractors: see `evaluate_revisited_set`.
 
     Raises:
         ConfigError: the ground truth cannot be read, an image is missing, or the distractors are

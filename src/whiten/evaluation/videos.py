@@ -21,7 +21,7 @@ import numpy.typing as npt
 from whiten import metrics
 from whiten.datasets.collection import Items
 from whiten.datasets.patterns import Patterns
-from whiten.datasets.svd import read_svd
+from whiten.datasets.svd import Svd, read_svd
 from whiten.embedding.encoder import Encoder, Part
 from whiten.embedding.opening import load
 from whiten.embedding.rows import embed_rows
@@ -121,7 +121,7 @@ class VideoEvaluation(Evaluation):
 
 def evaluate_videos(
     encoder: Encoder | str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Svd,
     *,
     protocol: VideoProtocol = "svd",
     similarity: str = "cf",
@@ -138,8 +138,8 @@ def evaluate_videos(
 
     Args:
         encoder: an `Encoder`, or anything that `whiten.load` takes.
-        data: folder of SVD, see `whiten.evaluation.svd`; or for `videos` a source for
-            `whiten.evaluation.own_videos.read_videos`.
+        data: folder of SVD, see `whiten.evaluation.svd`, or its metadata; or for `videos` a source
+            for `whiten.evaluation.own_videos.read_videos`.
         protocol: with `svd`, each test query ranks its labelled candidates and all unlabelled
             videos: `map_top_100` and `map_top_inf`, normalised by the near-duplicates in the list,
             with ties in the order of the lists, labelled first. With `videos`, each video of a
@@ -176,12 +176,13 @@ def evaluate_videos(
     with ExitStack() as stack:
         place = Path(cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="whiten-")))
         place.mkdir(parents=True, exist_ok=True)
-        source = Path(data).resolve()
+        source = Path(data.root if isinstance(data, Svd) else data).resolve()
         frames = place / f"frames-{source.stem}-{fingerprint(str(source))[:8]}"
         with progress("frames", enabled=show_progress, unit="videos") as update:
-            if protocol == "svd":
+            if isinstance(data, Svd) or protocol == "svd":
+                svd = data if isinstance(data, Svd) else read_svd(data)
                 cut = {"max_frames": max_frames, "stride": stride}
-                task = svd_task(read_svd(data), frames, **cut, progress=update)
+                task = svd_task(svd, frames, **cut, progress=update)
             else:
                 task = videos_task(
                     *read_videos(data, frames, exclude=exclude, include=include, progress=update)
