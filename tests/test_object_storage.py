@@ -19,7 +19,9 @@ from whiten.embedding.opening import open_model
 from whiten.errors import ChangedError, ImageError, StorageError
 from whiten.media.reading import read_bytes
 from whiten.storage import objects, retrying, services
+from whiten.store.places import is_store, prepare
 from whiten.store.store import Store
+from whiten.utils.urls import as_path
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -144,6 +146,13 @@ def test_lasting_faults_are_one_line(
     with pytest.raises(StorageError, match=reason) as caught:
         read_bytes(item.path)
     assert SECRET not in str(caught.value)
+
+
+def test_errors_name_the_place_that_the_user_named(filled: FaultyS3) -> None:
+    filled.plan = lambda method, path: "403"
+    for call in (is_store, prepare):
+        with pytest.raises(StorageError, match=r"^s3://photos/folder: access denied"):
+            call(as_path("s3://photos/folder"))
 
 
 def test_an_object_that_changes_after_listing_is_refused(

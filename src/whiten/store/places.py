@@ -7,9 +7,11 @@ is only created, never replaced, while images are appended.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from whiten.errors import ConfigError, NotThereError, StoreError
+from whiten.errors import ConfigError, NotThereError, StorageError, StoreError
 from whiten.storage.objects import exists, find_objects, remove_object, write_object
 from whiten.storage.services import scheme_of
 from whiten.utils.urls import as_url
@@ -26,7 +28,8 @@ def is_shard_name(name: str) -> bool:
 def is_store(source: Path) -> bool:
     """Return whether a folder or a prefix is a store of embeddings rather than of images."""
     if (url := as_url(source)) is not None:
-        return scheme_of(url) in _WRITABLE and not source.suffix and exists(f"{url}/{_MARK}")
+        with _naming_the_place():
+            return scheme_of(url) in _WRITABLE and not source.suffix and exists(f"{url}/{_MARK}")
     return source.is_dir() and any(is_shard_name(path.name) for path in source.iterdir())
 
 
@@ -51,7 +54,8 @@ def prepare(root: Path) -> None:
         raise ConfigError(
             f"{url}: whiten only reads {scheme_of(url)}://: name a folder, or s3://, gs:// or az://"
         )
-    write_object(f"{url}/{_MARK}", b"an embedding store of whiten\n")
+    with _naming_the_place():
+        write_object(f"{url}/{_MARK}", b"an embedding store of whiten\n")
 
 
 def shard_paths(root: Path) -> list[Path]:
@@ -74,6 +78,15 @@ def remove_shard(path: Path) -> None:
         remove_object(url)
     else:
         path.unlink()
+
+
+@contextmanager
+def _naming_the_place() -> Iterator[None]:
+    """Name the place in errors rather than its mark, which users did not write."""
+    try:
+        yield
+    except StorageError as error:
+        raise type(error)(str(error).replace(f"/{_MARK}", "")) from error
 
 
 def _names(root: Path) -> list[str]:
