@@ -26,7 +26,7 @@ from whiten.models.student import build_student, load_student, save_student
 from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import Store
-from whiten.utils.files import write_atomically
+from whiten.utils.files import temporary_folder, write_atomically
 from whiten.whitening.whitener import Whitener
 
 TEACHER = TEACHERS[0]
@@ -256,7 +256,12 @@ def test_a_store_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
-        with pytest.raises(StoreError, match=r"cannot write .*permission denied"):
+        with pytest.raises(StoreError, match=r"cannot write .*permission denied.*are kept"):
             make_store(tmp_path / "s")
+        with (
+            temporary_folder() as folder,
+            pytest.raises(StoreError, match=r"permission denied\): .* temporary and nothing in it"),
+        ):
+            make_store(folder / "s")
     assert read_store(tmp_path / "s") == before
     assert len(list((tmp_path / "s").iterdir())) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from whiten.media.reading import Skipped
 from whiten.store.places import is_store
 from whiten.store.rows import stored_items, stored_rows
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import temporary_folder
 from whiten.utils.urls import as_path
 
 
@@ -63,8 +63,8 @@ def open_embedded(
         ConfigError: images are given without an encoder, patterns for a store, or the store is of
             another model.
     """
-    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
-        folder = cache or Path(temporary)
+    with temporary_folder() as temporary:
+        folder = cache or temporary
         folder.mkdir(parents=True, exist_ok=True)
         if (store := open_store(source, exclude, include)) is not None:
             require_embedded_by(store, encoder)

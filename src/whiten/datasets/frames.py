@@ -30,6 +30,7 @@ from whiten.errors import ConfigError, ImageError, NoImagesError
 from whiten.media.formats import SUFFIXES
 from whiten.media.reading import Skipped, Unread, skipped_for, stamp_of
 from whiten.media.video import MAX_FRAMES, VIDEO_SUFFIXES, check_sampling, sample_frames
+from whiten.utils.files import what_stays
 from whiten.utils.names import display_path, real_path
 from whiten.utils.threads import ordered_map
 from whiten.utils.urls import as_path
@@ -120,8 +121,7 @@ def extract_frames(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
-            f"cannot write frames to {root} ({reason}): the videos before it are kept, make room "
-            "or give access and run again"
+            f"cannot write frames to {root} ({reason}): {what_stays(root / 'frames', 'videos')}"
         ) from error
     return Extraction(find_items(root), len(done), skipped)
 

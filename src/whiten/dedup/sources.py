@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from whiten.storage.places import is_plain
 from whiten.store.rows import stored_items, stored_rows
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import temporary_folder
 from whiten.utils.hashing import fingerprint
 from whiten.utils.names import name_codes, real_path
 from whiten.utils.progress import progress
@@ -109,8 +109,8 @@ def open_collection(
             encoder is missing, or differs from the store's; or the store holds frames of videos.
         NoImagesError: nothing can be read.
     """
-    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
-        folder = cache or Path(temporary)
+    with temporary_folder() as temporary:
+        folder = cache or temporary
         folder.mkdir(parents=True, exist_ok=True)
         if (store := open_store(source, exclude, include)) is not None:
             if also:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from whiten.runs.spec import DistillSpec
 from whiten.store.store import embedded_by_all
 from whiten.utils.arrays import Array, Indices, Vectors, normalize_rows
 from whiten.utils.devices import random_state_kept
+from whiten.utils.files import temporary_folder
 from whiten.utils.names import distinct, name_codes
 from whiten.utils.progress import announce
 from whiten.utils.validation import as_whole
@@ -101,7 +101,7 @@ def diagnose(
         torch.manual_seed(seed)
         net, config = build_student(spec.student, dim=spec.dim, pool=spec.pooling, size=spec.size)
         backbone = backbone_as_teacher(net, config)
-    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+    with temporary_folder() as temporary:
         embedding = Cache(Path(cache or temporary), spec, show_progress=show_progress)
         models = [*opened, *([] if backbone is None else [backbone])]
         embedded = _embed(embedding, models, items, views)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from whiten.runs.folder import RunFolder
 from whiten.runs.spec import DistillSpec
 from whiten.store.store import embedded_by_all
 from whiten.utils.devices import random_state_kept
+from whiten.utils.files import temporary_folder
 from whiten.whitening.whitener import Whitener
 
 _DIM, _SHRINKAGE = 256, 0.1  # of a whitening that is fitted when a model is opened
@@ -271,7 +271,7 @@ def fit_on(
         cache: folder that keeps the embeddings; none by default.
     """
     items = images if isinstance(images, Items) else find_items(images)
-    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+    with temporary_folder() as temporary:
         store = embed_cached(teacher, items, Path(cache or temporary))
         usable, _ = embedded_by_all(items, [store])
         return fit_whitener(store, usable.by_id, dim=dim, shrinkage=shrinkage)

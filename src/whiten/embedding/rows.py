@@ -24,6 +24,7 @@ from whiten.media.reading import Skipped
 from whiten.store.places import is_store
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import temporary_folder
 from whiten.utils.urls import as_path
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def embed_rows(
     Raises:
         NoImagesError: no image could be embedded by all models.
     """
-    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
+    with temporary_folder() as temporary:
         folder = Path(cache or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         stores = [

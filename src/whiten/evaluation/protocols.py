@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from whiten.datasets.finding import require_items
@@ -19,6 +18,7 @@ from whiten.evaluation.videos import VIDEO_PROTOCOLS, VideoProtocol, evaluate_vi
 from whiten.media.formats import SUFFIXES
 from whiten.media.reading import Skipped
 from whiten.media.video import VIDEO_SUFFIXES
+from whiten.utils.files import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _videos(
 
     with ExitStack() as stack:
         if options.report is not None and cache is None:  # the page shows the frames
-            cache = Path(stack.enter_context(TemporaryDirectory(prefix="whiten-")))
+            cache = stack.enter_context(temporary_folder())
         found = evaluate_videos(
             encoder,
             data,

@@ -17,7 +17,6 @@ out and counted.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ from whiten.models.teacher import Teacher
 from whiten.retrieval.blocks import BLOCK_ROWS
 from whiten.store.store import Store
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import temporary_folder
 from whiten.utils.progress import progress
 from whiten.views.own_size import LONGEST, render_own_size
 
@@ -90,8 +90,8 @@ def evaluate_revisited_set(
     # The readout records all that affects an embedding, so every store's fingerprint covers it.
     model = dataclasses.replace(model, readout=f"{model.readout};longest={LONGEST}")
     listed = None if distractors is None else _find_distractors(distractors, model)
-    with tempfile.TemporaryDirectory(prefix="whiten-") as temporary:
-        embedder = _Embedder(model, cache or Path(temporary), show_progress)
+    with temporary_folder() as temporary:
+        embedder = _Embedder(model, cache or temporary, show_progress)
         boxes = dict(zip(data.truth.queries, data.truth.boxes, strict=True))
         queries = {
             CROPPED: embedder.gather(data.queries, f"{protocol}-queries-cropped", boxes),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from whiten.media.video import MAX_FRAMES
 from whiten.models.stored_model import Model
 from whiten.models.teacher import Teacher
 from whiten.utils.arrays import Vectors
+from whiten.utils.files import temporary_folder
 from whiten.utils.hashing import fingerprint
 from whiten.utils.progress import progress
 
@@ -174,7 +174,7 @@ def evaluate_videos(
     if max_frames < 1 or stride < 1:
         raise ConfigError(f"max frames {max_frames} and stride {stride} must be at least 1")
     with ExitStack() as stack:
-        place = Path(cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="whiten-")))
+        place = Path(cache or stack.enter_context(temporary_folder()))
         place.mkdir(parents=True, exist_ok=True)
         source = Path(data.root if isinstance(data, Svd) else data).resolve()
         frames = place / f"frames-{source.stem}-{fingerprint(str(source))[:8]}"

@@ -26,7 +26,7 @@ from whiten.media.reading import Skipped
 from whiten.storage.blobs import BlobFile, Stamp, open_blob
 from whiten.storage.objects import write_object
 from whiten.utils.arrays import Vectors
-from whiten.utils.files import renaming
+from whiten.utils.files import renaming, what_stays
 from whiten.utils.hashing import content_hash
 from whiten.utils.urls import as_url
 
@@ -354,8 +354,7 @@ def _write(table: pa.Table, path: Path, *, is_new: bool = False) -> None:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StoreError(
-            f"cannot write {path} ({reason.lower()}): the shards before it are kept, make "
-            "room or give access and run again"
+            f"cannot write {path} ({reason.lower()}): {what_stays(path, 'shards')}"
         ) from error
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,6 +67,36 @@ def remove_if_only(folder: Path, name: str) -> None:
 def partial_of(path: Path) -> Path:
     """Return the temporary name under which a file is written."""
     return path.with_name(f".{path.name}.partial")
+
+
+_temporary: set[Path] = set()
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder that is removed when the block ends; see `what_stays`."""
+    with tempfile.TemporaryDirectory(prefix="whiten-") as name:
+        folder = Path(name)
+        _temporary.add(folder)
+        try:
+            yield folder
+        finally:
+            _temporary.discard(folder)
+
+
+def what_stays(path: Path, what: str) -> str:
+    """Return for the error of a write what is kept of the work so far, and what to do.
+
+    Args:
+        path: what could not be written.
+        what: what was written before it: "shards".
+    """
+    if any(folder in path.parents for folder in _temporary):
+        return (
+            "the folder is temporary and nothing in it is kept, make room there, set TMPDIR to a "
+            "larger disk, or keep embeddings with --cache FOLDER"
+        )
+    return f"the {what} before it are kept, make room or give access and run again"
 
 
 _HEADER, _OLD_HEADER = "whiten.2", "whiten"  # the old one had no checksum
