@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -214,6 +215,35 @@ def test_a_folder_is_no_file_to_write(capsys: Captured, images: Path) -> None:
     assert message in fails(capsys, "evaluate", images, "--model", TEACHER, "--report", images)
     assert message in fails(capsys, "diagnose", images, "--teachers", TEACHER, "--out", images)
     assert message in fails(capsys, "compact", images, "--model", TEACHER, "--plot", images)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("compact", "--plot", "p.pdf"), "--plot writes .png files, not .pdf: write p.png"),
+        (("dedup", "--threshold", "0.9", "--csv", "a/t.xlsx"), "not .xlsx: write a/t.csv"),
+        (("evaluate", "--report", "page.PDF"), "--report writes .html files, not .PDF"),
+        (("diagnose", "--out", "page.json"), "--out writes .html files, not .json"),
+        (("compact", "--plot", "file/a/p.png"), "file is a file, not a folder: name another place"),
+        (("dedup", "--threshold", "0.9", "--out", "file/a"), "file is a file, not a folder"),
+        (("evaluate", "--report", "locked/page.html"), "locked may not be written to: name"),
+    ],
+)
+def test_output_files_are_checked_before_the_work(
+    capsys: Captured,
+    images: Path,
+    command: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("file").touch()
+    Path("locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "locked" and access(path, mode))
+    verb, *options = command
+    # The model does not exist: it would be told if it were opened first.
+    model = "--teachers" if verb == "diagnose" else "--model"
+    assert message in fails(capsys, verb, images, model, "missing", *options)
 
 
 @pytest.mark.parametrize("workers", ["0", "-1"])

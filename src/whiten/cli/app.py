@@ -29,13 +29,13 @@ def whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
 
 # What is written in place, with renames and locks; `embed` writes whole objects.
 _ON_DISK = ("--out", "--cache", "--report", "--csv", "--plot", "--uploads")
-_FILES = ("--report", "--csv", "--plot")
+_ENDINGS = {"--report": (".html", ".htm"), "--csv": (".csv", ".txt"), "--plot": (".png",)}
 _PLACES = ("--out", "--index", "--store", "--background", "INDEX")
 _TEXTS = ("--id", "--remove", "--where")
 
 
 def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse a URL where a folder or a file on a disk is written, and a folder for a file."""
+    """Refuse what cannot be written, before hours of work: a URL, a folder for a file."""
     for argument in arguments:
         if argument.name in _ON_DISK and commands[-1:] != ("embed",):
             for token in argument.tokens:
@@ -44,9 +44,31 @@ def on_disk(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
 
                     refuse_as_output(token.value, argument.name)
                 is_page = argument.name == "--out" and commands[-1:] == ("diagnose",)
-                is_file = is_page or argument.name in _FILES
-                if is_file and os.path.isdir(token.value):  # noqa: PTH112 - of any name
-                    raise ConfigError(f"{argument.name} {token.value} is a folder: name a file")
+                name = "--report" if is_page else argument.name
+                if name in _ENDINGS:
+                    _require_file(argument.name, token.value, _ENDINGS[name])
+                elif argument.name == "--out" and commands[-1:] in (("dedup",), ("compact",)):
+                    _require_folder(argument.name, token.value)
+
+
+def _require_file(option: str, value: str, endings: Sequence[str]) -> None:
+    """Refuse a file that cannot be written, or whose ending says that it is something else."""
+    if os.path.isdir(value):  # noqa: PTH112 - of any name
+        raise ConfigError(f"{option} {value} is a folder: name a file")
+    ending = Path(value).suffix
+    if ending and ending.lower() not in endings:
+        named = Path(value).with_suffix(endings[0])
+        raise ConfigError(f"{option} writes {endings[0]} files, not {ending}: write {named}")
+    _require_folder(option, str(Path(value).parent))
+
+
+def _require_folder(option: str, value: str) -> None:
+    """Refuse a folder that can neither be made nor written to."""
+    folder = next(str(p) for p in (Path(value), *Path(value).parents) if os.path.lexists(p))
+    if not os.path.isdir(folder):  # noqa: PTH112 - of any name
+        raise ConfigError(f"{option}: {folder} is a file, not a folder: name another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option}: {folder} may not be written to: name another place")
 
 
 def _types_in(hint: Any) -> Iterator[Any]:
