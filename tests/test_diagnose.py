@@ -14,7 +14,7 @@ from helpers import TEACHER, write_groups
 from whiten.cli import main
 from whiten.datasets.finding import find_items
 from whiten.diagnosis.copies import exact_copies
-from whiten.diagnosis.result import Difference, StudentFacts, TeacherFacts
+from whiten.diagnosis.result import Difference, StudentFacts, TeacherFacts, per_dim
 from whiten.diagnosis.verdict import verdict
 from whiten.embedding.opening import fit_on
 from whiten.errors import ConfigError, ConstantInputError, NoImagesError, WhitenError
@@ -110,6 +110,13 @@ def facts(
         whitening="", score=0.5, adds=adds, params=1, macs=1,
         samples_per_dim=given["samples_per_dim"], ms_per_image=given["ms_per_image"],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(12.53, "12.5"), (1.0, "1.0"), (0.0312, "0.031"), (0.004, "0.004")]
+)
+def test_images_per_dimension_have_useful_digits(value: float, text: str) -> None:
+    assert per_dim(facts("a", None, {}, samples_per_dim=value)) == text
 
 
 def test_the_verdict_says_only_what_the_numbers_say() -> None:

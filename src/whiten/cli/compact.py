@@ -6,7 +6,7 @@ from pathlib import Path
 
 from whiten.cli.app import Cache, Device, Exclude, Include, Json, Model, Quiet, Runtime, app
 from whiten.cli.terminal import list_skipped, print_json, say
-from whiten.errors import ConfigError
+from whiten.errors import ConfigError, counted
 from whiten.models.choice import choose
 from whiten.utils.progress import be_quiet
 
@@ -71,7 +71,8 @@ def compact(
         facts = found.to_json() | written | {"runtime": encoder and encoder.runtime}
         print_json(facts) if as_json else print(*found.lines(), sep="\n")
         if written and not as_json:
-            print(f"{written['out']}: {written['count']:,} images stored as {written['storage']}")
+            count = counted(int(str(written["count"])), "image")
+            print(f"{written['out']}: {count} stored as {written['storage']}")
         for remark in found.remarks:
             say(remark)
         list_skipped(source.skipped)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from whiten.datasets.collection import Items
-from whiten.errors import ConfigError, MissingExtraError, WhitenError
+from whiten.errors import ConfigError, MissingExtraError, WhitenError, counted
 from whiten.index.local.storage.coded import map_codes, sample_rows, write_codes
 from whiten.index.local.storage.kinds import BASE, fit, parse_storage
 from whiten.index.local.storage.loss import (
@@ -76,14 +76,14 @@ class Costs:
         )
         if self.labelled:
             yield (
-                f"  mAP by the groups of {self.labelled:,} queries, lost compared with {BASE} "
-                "[95 %]"
+                f"  mAP by the groups of {counted(self.labelled, 'query')}, lost compared with "
+                f"{BASE} [95 %]"
             )
         else:
             yield "  no groups are known, so that there is no mAP"
         yield (
             f"  same@{NEIGHBOURS}: share of {BASE}'s exact {NEIGHBOURS} nearest that are found, "
-            f"{self.queries:,} queries [95 %]"
+            f"{counted(self.queries, 'query')} [95 %]"
         )
         yield f"  {'kind':14} {'bytes':>6}  {'mAP':>6}  {'lost':>26}  same@{NEIGHBOURS}"
         for row in self.rows:

@@ -137,8 +137,9 @@ class Deduplication:
         return [
             f"{counted(self.count, self.what)}, {counted(len(self.groups), 'group')} at a "
             f"similarity of {self.threshold:.4f} or more",
-            f"  {kinds['kept']:,} kept, {kinds['exact']:,} byte-identical copies, "
-            f"{kinds['near']:,} near-duplicates: {freed / 1e6:,.1f} MB in copies",
+            f"  {kinds['kept']:,} kept, "
+            f"{counted(kinds['exact'], 'byte-identical copy')}, "
+            f"{counted(kinds['near'], 'near-duplicate')}: {freed / 1e6:,.1f} MB in copies",
         ]
 
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from whiten.dedup.finding import Deduplication, Member
+from whiten.errors import counted
 from whiten.storage.places import is_plain
 from whiten.utils.names import display_path
 from whiten.utils.urls import absolute
 
 _HEADER = """#!/bin/sh
 # Deletes {copies} {what}{plural} of which another {what} is kept ({size:.1f} MB).
-# Found by `whiten dedup` at a similarity of {threshold:.4f} or more, in {groups} groups.
+# Found by `whiten dedup` at a similarity of {threshold:.4f} or more, in {groups}.
 #
 #   sh delete.sh         says what it would delete, and deletes nothing
 #   sh delete.sh --yes   deletes
@@ -101,7 +102,7 @@ def deletion_script(found: Deduplication) -> bytes:
         plural="" if len(copies) == 1 else "s",
         size=sum(member.bytes for member in copies) / 1e6,
         threshold=found.threshold,
-        groups=len(found.groups),
+        groups=counted(len(found.groups), "group"),
     )
     lines = [header.encode()]
     for group in found.groups:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whiten.diagnosis.result import Diagnosis
+from whiten.diagnosis.result import Diagnosis, per_dim
 from whiten.errors import counted
 from whiten.report import page as html
 from whiten.report.page import embedded, section
@@ -80,7 +80,7 @@ def _table(found: Diagnosis) -> str:
             "–" if teacher.adds is None else str(teacher.adds),
             f"{teacher.dim:,}",
             f"{teacher.effective_rank:.0f}",
-            f"{teacher.samples_per_dim:.1f}",
+            per_dim(teacher),
             "–" if teacher.params is None else f"{teacher.params / 1e6:.1f}M",
             "–" if teacher.ms_per_image is None else f"{teacher.ms_per_image:#.3g}",
             teacher.whitening,

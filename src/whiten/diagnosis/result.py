@@ -155,6 +155,12 @@ class Diagnosis:
         return [*lines, *(f"- {sentence}" for sentence in self.verdict)]
 
 
+def per_dim(teacher: TeacherFacts) -> str:
+    """Return the images per dimension: `12.5`, and `0.021` of a few images."""
+    value = teacher.samples_per_dim
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
 def _columns(teacher: TeacherFacts) -> str:
     others = teacher.agreement.values()
     agreement = f"{100 * sum(others) / len(others):.0f} %" if others else "–"
@@ -162,6 +168,6 @@ def _columns(teacher: TeacherFacts) -> str:
     adds = "–" if teacher.adds is None else str(teacher.adds)
     time = "–" if teacher.ms_per_image is None else f"{teacher.ms_per_image:#.3g}"
     return (
-        f"{teacher.dim:5} {teacher.effective_rank:10.0f} {teacher.samples_per_dim:11.1f} "
+        f"{teacher.dim:5} {teacher.effective_rank:10.0f} {per_dim(teacher):>11} "
         f"{agreement:>10} {alone:>6} {adds:>13} {time:>9}"
     )

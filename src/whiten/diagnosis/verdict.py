@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from whiten.diagnosis.result import Difference, StudentFacts, TeacherFacts
+from whiten.diagnosis.result import Difference, StudentFacts, TeacherFacts, per_dim
 from whiten.whitening.whitener import SAMPLES_PER_DIM
 
 ALIKE = 0.9  # agreement above which two teachers tell the same
@@ -74,7 +74,7 @@ def _of_images(copied: float, teachers: Sequence[TeacherFacts]) -> Iterator[str]
         widest = max(few, key=lambda teacher: teacher.dim)
         yield (
             f"More images would help: {widest.name} has {widest.dim:,} dimensions and "
-            f"{widest.samples_per_dim:.1f} images per dimension; {SAMPLES_PER_DIM} "
+            f"{per_dim(widest)} images per dimension; {SAMPLES_PER_DIM} "
             f"({SAMPLES_PER_DIM * widest.dim:,} images) fix every axis. Images without groups "
             "count, too: distill --unlabelled."
         )
