@@ -99,6 +99,21 @@ def test_a_run_has_a_log(
     text = (tmp_path / "run" / "log.txt").read_text()
     for part in ("embed ", "distil: ", "recipe ", "gain: ", "skipped a/broken.png: "):
         assert part in text, part
+    assert text.count("recipe ") == 1
+
+
+def test_options_of_a_training_that_is_left_out_are_told(
+    colour_teachers: None, images: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    from helpers import TEACHER
+    from small_runs import STUDENT
+
+    options = {"student": STUDENT, "dim": 8, "epochs": 0}
+    distill(images, [TEACHER], out=tmp_path / "a", lr=0.1, batch_size=4, **options)
+    told = "0 epochs train nothing, so that --batch-size, --lr changes nothing: leave it out"
+    assert told in capsys.readouterr().err
+    distill(images, [TEACHER], out=tmp_path / "b", **options)
+    assert "changes nothing" not in capsys.readouterr().err
 
 
 def test_quiet_on_the_command_line(

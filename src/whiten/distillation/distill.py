@@ -201,9 +201,8 @@ def _distill(
 
 
 def _note_results(run: RunFolder) -> None:
-    """Log what was chosen, gained and skipped."""
+    """Log what was gained and skipped."""
     training = load_student(run.student)[1].training
-    note(training["recipe"])
     note(f"gain: {training.get('gain', '')}")
     for name, reason in training.get("skipped", []):
         note(f"skipped {name}: {reason}")

@@ -56,7 +56,7 @@ from whiten.runs.spec import DistillSpec
 from whiten.store.store import Store, embedded_by_all
 from whiten.utils.files import write_atomically
 from whiten.utils.names import distinct
-from whiten.utils.progress import announce
+from whiten.utils.progress import announce, note
 from whiten.whitening.choosing import GROUPS, Choice
 from whiten.whitening.whitener import Whitener
 
@@ -88,6 +88,8 @@ def prepare(
     items, unseen = split_sources(images, found, spec)
     source = resolve_source(items.groups, spec.pairs)
     _refuse_ignored(spec, source)
+    if tell is not None and (unused := _unused(spec)):
+        tell(f"warning: 0 epochs train nothing, so that {unused} changes nothing: leave it out")
     draft, _ = complete(spec, source)  # refuses bad options early, whatever the teachers
     cache = Cache(embeddings, draft, show_progress=show_progress, cluster=cluster)
     # Open all before the first one embeds for hours.
@@ -142,8 +144,7 @@ def prepare(
         )
         _keep_whitenings(run, described, whiteners, choices, show_progress)
     spec, why = complete(spec, source, _map_on_groups(choices))
-    if show_progress:
-        announce(why)
+    (announce if show_progress else note)(why)
     spec = weigh_teachers(
         run,
         spec,
@@ -340,6 +341,23 @@ def _refuse_ignored(spec: DistillSpec, source: str) -> None:
                 f"{name} {value} limits the pairs of a group, and these pairs are views of one "
                 f"image: leave out {option}, or give images with groups (a folder each)"
             )
+
+
+# Options of the steps alone; no recipe decides them, so that others than the defaults were given.
+_OF_STEPS = (
+    "batch_size", "optimizer", "lr", "min_lr", "backbone_lr", "weight_decay", "schedule",
+    "warmup", "clip", "ema", "checkpoint_every", "micro_batch",
+)  # fmt: skip
+
+
+def _unused(spec: DistillSpec) -> str:
+    """Return the options of a training that were given to a run without one.
+
+    A file of options is often run once without training, so that this is no error.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(spec)}
+    given = [name for name in _OF_STEPS if getattr(spec, name) != defaults[name]]
+    return ", ".join(f"--{n.replace('_', '-')}" for n in given) if spec.epochs == 0 else ""
 
 
 def _make_anew(run: RunFolder) -> None:
