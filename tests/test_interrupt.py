@@ -5,6 +5,7 @@ The exit code is that of shells: 128 and the signal's number.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ import pytest
 
 from helpers import write_groups
 from small_runs import STUDENT
+from whiten.cli.terminal import one_line_endings
 from whiten.runs.folder import RunFolder
 from whiten.store.store import Store
 
@@ -178,3 +180,26 @@ def test_distill_on_two_devices(group: bool) -> None:
     process = begun_training("--epochs", "2000", "--devices", "2", "--device", "cpu")
     interrupted(process, group=group)
     assert RunFolder(Path("my run")).load_checkpoint()["step"] > 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_import_swallows_an_interrupt(
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = f"swallowing_{number.name.lower()}"
+    (tmp_path / f"{name}.py").write_text(
+        "import os, time\n"
+        f"try:\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(0.2)\n"
+        "except BaseException:\n    pass\n"
+        "finished = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as ended, one_line_endings(["embed", "images"]):
+        importlib.import_module(name)
+        time.sleep(SOON)
+    assert ended.value.code == 128 + number
+    assert sys.modules.pop(name).finished
+    assert capsys.readouterr().err.startswith("whiten: interrupted: ")

@@ -65,21 +65,53 @@ def _tell_logged() -> None:
         logging.getLogger(name).handlers[:] = [_Notes()]
 
 
+_WAIT, _WAITS = 0.05, 400  # seconds, and how often: no import may keep an interrupt for longer
+
+
+def _is_importing(frame: Any) -> bool:
+    """Return whether a module is being imported.
+
+    Libraries swallow what is raised then, or leave halves of modules, whose errors hide it.
+    """
+    while frame is not None and "importlib._bootstrap" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread, whose waiting it interrupts on systems that can."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(signal.Signals(number))
+
+
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
     """Let `kill`, a scheduler or a closed terminal interrupt as Ctrl-C does: Python would only die.
 
-    Temporary files would stay, and nothing would say how to continue.
+    Temporary files would stay, and nothing would say how to continue. All wait until what is being
+    imported is.
     """
 
+    waits = 0
+
     def interrupt(number: int, frame: Any) -> None:
+        nonlocal waits
+        if waits < _WAITS and _is_importing(frame):
+            waits += 1
+            timer = threading.Timer(_WAIT, _send_again, [number])
+            timer.daemon = True
+            timer.start()
+            return
         raise KeyboardInterrupt(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # others may set no handlers
-        for name in ("SIGTERM", "SIGHUP"):  # Windows has only the first
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has only the first two
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not of `nohup`
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            if number is not None and signal.getsignal(number) == usual:  # not of `nohup`
                 before[number] = signal.signal(number, interrupt)
     try:
         yield
