@@ -203,3 +203,19 @@ def test_no_import_swallows_an_interrupt(
     assert ended.value.code == 128 + number
     assert sys.modules.pop(name).finished
     assert capsys.readouterr().err.startswith("whiten: interrupted: ")
+
+
+def test_before_the_command_line_is_imported() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'whiten.cli':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from whiten.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "whiten: interrupted: run the same command again\n"
