@@ -169,3 +169,23 @@ def test_an_interval_over_groups_draws_whole_groups() -> None:
     assert alone == pytest.approx(metrics.bootstrap_interval(values))
     with pytest.raises(ConfigError, match="7 groups for 40 queries"):
         metrics.bootstrap_interval(values, groups=np.arange(7))
+
+
+@pytest.mark.parametrize("labels", [[1, -1], [1.0, np.nan], [2, 0]])
+def test_labels_that_are_no_relevance_are_refused(labels: list[float]) -> None:
+    """All but 0 would count as relevant, such as the -1 of other libraries."""
+    with pytest.raises(ConfigError, match="is neither 0 nor 1"):
+        metrics.average_precision(labels)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is neither 0 nor 1"):
+        metrics.micro_average_precision(np.array([0.5, 0.2]), np.array(labels))
+
+
+def test_ranks_of_a_positive_that_is_junk_are_refused() -> None:
+    """Both positives would have rank 0, and an average precision above 1."""
+    with pytest.raises(ConfigError, match="index 0 is junk and positive"):
+        metrics.positive_ranks(np.array([0.9, 0.8]), [0, 1], junk=[0])
+
+
+def test_the_precision_at_0_is_refused() -> None:
+    with pytest.raises(ConfigError, match="k must be at least 1, not 0"):
+        metrics.precision_at(np.array([0]), 0)

@@ -110,3 +110,54 @@ def test_stores_of_earlier_versions_hold_them(
     told = json.loads(out)
     assert told["count"] == 9
     assert told["skipped"] == [{"id": "black.png", "reason": "its embedding is zero or not finite"}]
+
+
+OUTPUTS = """
+import torch
+from torch import nn
+
+
+class Changed(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, images):
+        means = images.mean((2, 3))
+        match self.change:
+            case "1e-30" | "1e30" | "1":
+                return means * float(self.change)
+            case "bfloat16":
+                return means.bfloat16()
+            case "numpy":
+                return means.numpy()
+            case "batches" if len(images) > 1:
+                raise RuntimeError("one at a time\\nplease")
+        return means
+
+
+make = Changed
+"""
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "changed_outputs.py").write_text(OUTPUTS)
+    yield "python:changed_outputs:make?change="
+    sys.modules.pop("changed_outputs", None)
+
+
+@pytest.mark.parametrize("change", ["1e-30", "1e30", "bfloat16", "numpy"])
+def test_embeddings_of_any_length_and_type_have_length_1(
+    outputs: str, odd: Path, change: str
+) -> None:
+    paths = sorted(odd.glob("?/*.png"))
+    found = whiten.load(outputs + change).embed(paths)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    expected = whiten.load(f"{outputs}1").embed(paths)
+    np.testing.assert_allclose(found, expected, atol=2e-2 if change == "bfloat16" else 1e-6)
+
+
+def test_a_model_that_raises_is_told_in_one_line(outputs: str, odd: Path, capsys: Captured) -> None:
+    told = fails(capsys, "evaluate", odd, "--model", f"{outputs}batches")
+    assert "failed (RuntimeError: one at a time): it must embed any batch of 224x224" in told

@@ -44,9 +44,21 @@ def average_precision(labels: Sequence[int] | npt.NDArray[Any]) -> float:
 
     Returns:
         0 to 1; 0 for a list without relevant items.
+
+    Raises:
+        ConfigError: a label is neither 0 nor 1.
     """
-    relevant = np.flatnonzero(np.asarray(labels))
-    return ap_from_ranks(relevant)
+    return ap_from_ranks(np.flatnonzero(_relevance(labels)))
+
+
+def _relevance(labels: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Return labels as booleans; -1, NaN and grades would all count as relevant."""
+    values = as_numpy(labels)
+    other = np.setdiff1d(values, [0, 1])
+    if len(other):
+        raise ConfigError(f"label {other[0]} is neither 0 nor 1: pass the relevance of each item")
+    relevant: npt.NDArray[np.bool_] = values.astype(bool)
+    return relevant
 
 
 def ap_from_ranks(ranks: Ranks, n_positives: int | None = None) -> float:
@@ -189,10 +201,14 @@ def positive_ranks(
         (p,) ascending.
 
     Raises:
-        ConfigError: a similarity is NaN, or an index is none of the gallery.
+        ConfigError: a similarity is NaN, or an index is none of the gallery, or both a positive
+            and junk.
     """
     scores, wanted = as_numpy(similarity), np.asarray(positives, np.int64)
     absent = np.asarray([] if junk is None else junk, np.int64)
+    both = np.intersect1d(wanted, absent)
+    if len(both):
+        raise ConfigError(f"index {both[0]} is junk and positive: leave it in one list")
     labelled = np.unique(np.concatenate([wanted, absent]))
     _require_within(labelled, len(scores))
     counter = RankCounter([labelled], [scores[labelled]], [wanted])
@@ -202,7 +218,13 @@ def positive_ranks(
 
 
 def precision_at(ranks: Ranks, k: int) -> float:
-    """Return the fraction of positives among the first k, at least 1."""
+    """Return the fraction of positives among the first k, at least 1.
+
+    Raises:
+        ConfigError: k is below 1.
+    """
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, not {k}")
     return float((ranks < k).sum()) / k
 
 
@@ -234,9 +256,10 @@ def micro_average_precision(
         0 to 1; 0 if there is nothing to find.
 
     Raises:
-        ConfigError: shapes do not match, scores are NaN, or `n_positives` is too small.
+        ConfigError: shapes do not match, scores are NaN, a label is neither 0 nor 1, or
+            `n_positives` is too small.
     """
-    values, right = as_numpy(scores).ravel(), np.asarray(labels).ravel().astype(bool)
+    values, right = as_numpy(scores).ravel(), _relevance(labels).ravel()
     if np.shape(scores) != np.shape(labels) or np.isnan(values).any():
         raise ConfigError(
             f"scores {np.shape(scores)} and labels {np.shape(labels)} must have one shape and no "

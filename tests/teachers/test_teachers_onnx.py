@@ -108,6 +108,9 @@ def test_onnx_refuses_other_files(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(TeacherError, match="not an ONNX model"):
         open_teacher(f"onnx:{tmp_path / 'text.onnx'}")
+    (tmp_path / "empty.onnx").touch()  # which is a valid message, without fields
+    with pytest.raises(TeacherError, match="not an ONNX model"):
+        open_teacher(f"onnx:{tmp_path / 'empty.onnx'}")
     with pytest.raises(TeacherError, match="does not exist"):
         open_teacher(f"onnx:{tmp_path / 'missing.onnx'}")
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from whiten.errors import TeacherError, WhitenError
 from whiten.models.choice import chosen_device
 from whiten.models.uri import MOST_PIXELS, lasting
-from whiten.utils.arrays import has_direction
+from whiten.utils.arrays import has_direction, normalize_rows
 from whiten.utils.hashing import fingerprint
 from whiten.views.rendering import Preprocess
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 UNKNOWN_LICENCE = "unknown"
-_SHORTEST = 1e-12  # minimum norm that an embedding is divided by
 _NOT_FINITE = "returned NaN or infinity: check that its weights match the model"
 
 
@@ -203,12 +202,26 @@ class Teacher(Identity):
                 if self.takes_pixels
                 else model_input(self.preprocess, pixels, device)
             )
-            out = self.forward(inputs)
+            out = self._run(inputs)
         self._require_shape(tuple(out.shape), len(pixels))
         with torch.inference_mode():
-            unit: Tensor = torch.nn.functional.normalize(out.float(), dim=1, eps=_SHORTEST)
-            embeddings: npt.NDArray[np.float32] = unit.cpu().numpy()
-        return embeddings
+            rows = torch.as_tensor(out).float()
+            norms = rows.norm(dim=1).cpu().numpy()
+            unit: npt.NDArray[np.float32] = normalize_rows(rows.cpu().numpy(), norms)
+        return unit
+
+    def _run(self, inputs: Any) -> Any:
+        """Run the network; what a user's code raises is told in one line."""
+        try:
+            return self.forward(inputs)
+        except (WhitenError, MemoryError):
+            raise
+        except Exception as error:  # networks raise almost anything
+            height, width = self.preprocess.size
+            raise TeacherError(
+                f"{self.uri} failed ({type(error).__name__}: {first_line(error)}): it must embed "
+                f"any batch of {height}x{width} images, here {len(inputs)}"
+            ) from error
 
     def _require_shape(self, shape: tuple[int, ...], count: int) -> None:
         if shape != (count, self.dim):
@@ -245,10 +258,9 @@ class ArrayTeacher(Teacher):
     ) -> npt.NDArray[np.float32]:
         shown = np.asarray(pixels)
         inputs = shown if self.takes_pixels else self.preprocess.normalize(shown)
-        out: npt.NDArray[np.float32] = self.forward(inputs).astype(np.float32, copy=False)
+        out: npt.NDArray[np.float32] = self._run(inputs).astype(np.float32, copy=False)
         self._require_shape(out.shape, len(inputs))
-        lengths = np.linalg.norm(out, axis=1, keepdims=True)
-        unit: npt.NDArray[np.float32] = out / np.maximum(lengths, _SHORTEST)
+        unit: npt.NDArray[np.float32] = normalize_rows(out)
         return unit
 
 
@@ -288,7 +300,8 @@ def probe_dim(forward: Callable[[Tensor], Tensor], preprocess: Preprocess, uri: 
     def run(inputs: npt.NDArray[np.float32]) -> Any:
         with torch.inference_mode():
             out = forward(torch.from_numpy(inputs))
-        return out.numpy() if isinstance(out, torch.Tensor) else out
+        # NumPy has no bfloat16.
+        return out.float().numpy() if isinstance(out, torch.Tensor) else out
 
     return probe_arrays(run, preprocess, uri)
 

@@ -90,12 +90,19 @@ def indices(numbers: Sequence[int]) -> Indices:
     return np.asarray(numbers, np.int64)
 
 
-def normalize_rows(vectors: Array) -> Array:
-    """L2-normalise the rows of an (n, d) array; all-zero rows stay zero."""
-    with np.errstate(over="ignore"):  # such norms are computed again
-        norms: Array = np.linalg.norm(vectors, axis=1)
+def normalize_rows(vectors: Array, norms: Array | None = None) -> Array:
+    """L2-normalise the rows of an (n, d) array; all-zero rows stay zero.
+
+    Args:
+        vectors: (n, d).
+        norms: (n,) norms of the rows by their squares, where they are known.
+    """
+    if norms is None:
+        with np.errstate(over="ignore"):  # such norms are computed again
+            norms = np.linalg.norm(vectors, axis=1)
     norms = mended_norms(norms, vectors)
-    unit: Array = vectors / np.where(norms == 0, 1, norms)[:, None]
+    with np.errstate(invalid="ignore"):  # infinity has no direction: it becomes NaN
+        unit: Array = vectors / np.where(norms == 0, 1, norms)[:, None]
     return unit
 
 

@@ -55,6 +55,8 @@ def read_graph(path: Path) -> Graph:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's errors have no common base
         raise TeacherError(f"{path} is not an ONNX model: export it again") from error
+    if not model.graph.output:  # an empty file is read as a message without fields
+        raise TeacherError(f"{path} is not an ONNX model, it has no output: export it again")
     stored = [tensor for tensor in _tensors(model) if tensor.data_location == _EXTERNAL]
     if not stored:
         return Graph(path, model, content_hash(data))
