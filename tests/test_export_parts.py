@@ -26,9 +26,9 @@ from whiten.export.parity import Parity, Truth, compare, find_truth, reason_to_r
 from whiten.export.quantisation import quantise
 from whiten.export.table import remarks_on
 from whiten.models.exported import Variant
-from whiten.models.student import load_student
+from whiten.models.student import build_student, load_student
 from whiten.models.teacher import ArrayTeacher, Teacher
-from whiten.models.tracing import BACKBONE, Deployed, fold_sizes, trace_onnx
+from whiten.models.tracing import BACKBONE, INPUT, Deployed, fold_sizes, trace_onnx
 from whiten.utils import files as folders
 from whiten.views.rendering import Preprocess
 
@@ -231,6 +231,25 @@ def test_only_the_backbone_is_rounded(tmp_path: Path) -> None:
     assert kinds["net.projection.weight"] == onnx.TensorProto.FLOAT
     assert onnx.TensorProto.FLOAT16 in kinds.values()
     assert graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    # What is computed in fp32 is passed on in fp32: deviations of 1e-6 would be 0, and NaN.
+    made = {output: node for node in halves.graph.node for output in node.output}
+    casts = [node for node in halves.graph.node if node.op_type == "Cast"]
+    to_half = [node for node in casts if node.attribute[0].i == onnx.TensorProto.FLOAT16]
+    assert to_half
+    assert not [node for node in casts if made.get(node.input[0]) in to_half]
+
+
+def test_fp16_of_stages_without_deviation(tmp_path: Path) -> None:
+    """Maps of one pixel: all their deviations are equal and tiny."""
+    net, config = build_student("timm:resnet10t", dim=8, pool="stages", size=32, pretrained=False)
+    deployed = Deployed(net.eval(), config.preprocess, False)
+    graph = trace_onnx(deployed, deployed.example(2, config.preprocess.size))
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    single, half = (
+        onnxruntime.InferenceSession(made.SerializeToString()).run(None, {INPUT: images})[0]
+        for made in (graph, to_fp16(graph))
+    )
+    np.testing.assert_allclose(half, single, atol=5e-3)
 
 
 def test_what_cannot_be_traced_is_one_line(tmp_path: Path) -> None:

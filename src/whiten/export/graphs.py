@@ -31,11 +31,36 @@ def to_fp16(model: Any) -> Any:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     with quiet():
-        return convert_float_to_float16(
+        halves = convert_float_to_float16(
             copied,
             keep_io_types=True,
             node_block_list=[n.name for n in model.graph.node if not n.name.startswith(BACKBONE)],
         )
+    _join_singles(halves.graph, onnx.TensorProto)
+    return halves
+
+
+def _join_singles(graph: Any, types: Any) -> None:
+    """Connect fp32 nodes directly: the converter passes what they compute through fp16."""
+    to = {
+        node.output[0]: (node.input[0], node.attribute[0].i)
+        for node in graph.node
+        if node.op_type == "Cast"
+    }
+    exact = {
+        output: to[source][0]
+        for output, (source, kind) in to.items()
+        if kind == types.FLOAT and source in to and to[source][1] == types.FLOAT16
+    }
+    for node in graph.node:
+        node.input[:] = [exact.get(name, name) for name in node.input]
+        if node.output[0] in exact:  # one of these makes the graph's output
+            node.input[0] = exact[node.output[0]]
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    while unused := [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in used]:
+        for node in unused:
+            graph.node.remove(node)
+        used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
 
 
 # --- files ------------------------------------------------------------------------------
