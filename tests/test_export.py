@@ -349,8 +349,8 @@ def test_a_precision_that_is_not_exact_is_refused_by_its_name(tmp_path: Path) ->
     layers = list(net.backbone.modules())
     last = [layer for layer in layers if isinstance(layer, torch.nn.BatchNorm2d)][-1]
     with torch.no_grad():  # a scale that the normalisation takes away, except in half precision
-        last.weight *= 1e7
-        last.bias *= 1e7
+        for parameter in last.parameters():
+            parameter.mul_(1e7)
     save_student(net, config, tmp_path / "large", "")
     reason = "onnx fp16 is refused: .*: export another precision"
     with pytest.raises(TeacherError, match=reason):
