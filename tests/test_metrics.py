@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,6 +188,7 @@ def test_ranks_of_a_positive_that_is_junk_are_refused() -> None:
         metrics.positive_ranks(np.array([0.9, 0.8]), [0, 1], junk=[0])
 
 
-def test_the_precision_at_0_is_refused() -> None:
+@pytest.mark.parametrize("metric", [metrics.precision_at, metrics.average_precision_at])
+def test_no_metric_of_the_first_0(metric: Callable[[Any, int], float]) -> None:
     with pytest.raises(ConfigError, match="k must be at least 1, not 0"):
-        metrics.precision_at(np.array([0]), 0)
+        metric(np.array([0]), 0)

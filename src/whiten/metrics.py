@@ -223,9 +223,13 @@ def precision_at(ranks: Ranks, k: int) -> float:
     Raises:
         ConfigError: k is below 1.
     """
+    _require_first(k)
+    return float((ranks < k).sum()) / k
+
+
+def _require_first(k: int) -> None:
     if k < 1:
         raise ConfigError(f"k must be at least 1, not {k}")
-    return float((ranks < k).sum()) / k
 
 
 def recall_at(ranks: Ranks, k: int) -> float:
@@ -234,7 +238,12 @@ def recall_at(ranks: Ranks, k: int) -> float:
 
 
 def average_precision_at(ranks: Ranks, k: int) -> float:
-    """Return the AP of the first k, divided by the number of positives possible, min(p, k)."""
+    """Return the AP of the first k, divided by the number of positives possible, min(p, k).
+
+    Raises:
+        ConfigError: k is below 1.
+    """
+    _require_first(k)
     return ap_from_ranks(ranks[ranks < k], min(len(ranks), k))
 
 

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from whiten.errors import RunError, WhitenError, one_line
+from whiten.utils.memory import is_out_of_memory
+
 _SHARE = 0.5  # of the free memory that activations may take
 _PROBED = 2  # images whose activations are counted
 _WORKSPACE = 2.0  # gradients and workspaces, relative to the activations that are kept
@@ -98,7 +101,21 @@ def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
         torch.mps.set_rng_state(states[1])
 
 
-# --- the size of a part ---------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Say what to do where a step needs more memory than there is."""
+    try:
+        yield
+    except Exception as error:  # torch raises a RuntimeError of each device
+        if isinstance(error, WhitenError) or not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"training needs more memory than there is ({one_line(error)[:200]}): go on with "
+            "--resume and a --micro-batch, 32 or fewer images at once, or with another --device"
+        ) from error
 
 
 def fitting_size(net: nn.Module, side: int, views: int, free: int) -> int | None:

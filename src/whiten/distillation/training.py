@@ -25,7 +25,7 @@ from whiten.distillation.best import Best
 from whiten.distillation.deadline import Deadline
 from whiten.distillation.folding import folded_norms
 from whiten.distillation.measuring import held_precisions
-from whiten.distillation.micro_batches import MicroBatches, fitting_size, free_memory
+from whiten.distillation.micro_batches import MicroBatches, fitting_size, free_memory, memory_told
 from whiten.distillation.objective import Batch, objective
 from whiten.distillation.pairs import Pair
 from whiten.distillation.training_set import TrainingSet
@@ -47,6 +47,7 @@ from whiten.views.on_device import model_input
 from whiten.views.rendering import Preprocess
 
 
+@memory_told()
 def train(
     fabric: Any, run: RunFolder, spec: DistillSpec, began: float, show_progress: bool
 ) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from whiten.errors import MissingExtraError, causes, one_line
+from whiten.errors import MissingExtraError, one_line
 from whiten.models.card import model_card
 from whiten.models.exported import Manifest, file_metadata
 from whiten.models.graphs import UntraceableError, open_graph, require_parity
@@ -27,6 +27,7 @@ from whiten.models.teacher import ArrayTeacher, Teacher
 from whiten.models.uri import TeacherURI
 from whiten.utils.files import write_atomically
 from whiten.utils.hashing import fingerprint
+from whiten.utils.memory import is_out_of_memory
 
 GRAPH, REASON = "model.onnx", "no-graph.txt"
 _FORMAT = 1
@@ -187,19 +188,12 @@ def add_graph(files: StudentFiles) -> StudentGraph:
     try:
         graph = _trace(files)
     except UntraceableError as error:
-        if not _is_of_memory(error):
+        if not is_out_of_memory(error):  # which says nothing about the student
             reason = f"{one_line(error)}\n{_attempt(_source(files))}\n"
             _write(files.folder, REASON, reason.encode())
         raise
     _write(files.folder, GRAPH, graph.model)
     return graph
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out, which says nothing about the student."""
-    return any(
-        isinstance(cause, MemoryError) or "alloc" in str(cause).lower() for cause in causes(error)
-    )
 
 
 def finish_student(folder: Path) -> str:

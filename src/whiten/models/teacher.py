@@ -5,6 +5,7 @@ Torch is imported on demand: models of ONNX Runtime and OpenVINO run without it.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -13,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from whiten.errors import TeacherError, WhitenError
+from whiten.errors import TeacherError, WhitenError, one_line
 from whiten.models.choice import chosen_device
 from whiten.models.uri import MOST_PIXELS, lasting
 from whiten.utils.arrays import has_direction, normalize_rows
 from whiten.utils.hashing import fingerprint
+from whiten.utils.memory import is_out_of_memory
 from whiten.views.rendering import Preprocess
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+_log = logging.getLogger("whiten.models")
 
 UNKNOWN_LICENCE = "unknown"
 _NOT_FINITE = "returned NaN or infinity: check that its weights match the model"
@@ -96,6 +100,7 @@ class Teacher(Identity):
         runtime: runtime of its network: torch, onnx, openvino or torchscript.
         twin: opens the same model in torch, if this is a graph that was traced from it.
         traced: the model that embeds many images; itself if it shall not be traced.
+        _at_once: images that fit into memory at once; None if all have so far.
     """
 
     forward: Callable[[Any], Any]
@@ -107,6 +112,7 @@ class Teacher(Identity):
     runtime: str = "torch"
     twin: Callable[[], Teacher] | None = None
     traced: Teacher | None = field(default=None, init=False, repr=False, compare=False)
+    _at_once: int | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.module is not None:
@@ -162,7 +168,7 @@ class Teacher(Identity):
         Raises:
             TeacherError: the output is not (n, dim), or not finite.
         """
-        embeddings = self._embed_pixels(pixels, bf16)
+        embeddings = self._embed_in_parts(pixels, bf16)
         if not np.isfinite(embeddings).all():
             raise TeacherError(f"{self.uri} {_NOT_FINITE}")
         return embeddings
@@ -174,7 +180,7 @@ class Teacher(Identity):
 
         Zeros have no direction: nothing is similar to them.
         """
-        embeddings = self._embed_pixels(pixels, bf16)
+        embeddings = self._embed_in_parts(pixels, bf16)
         return embeddings, {
             row: f"{self.uri} {_NOT_FINITE if embeddings[row].any() else 'returned only zeros'}"
             for row in np.flatnonzero(~has_direction(embeddings)).tolist()
@@ -184,6 +190,28 @@ class Teacher(Identity):
         """Run the network on a torch tensor, whatever the runtime."""
         out: Tensor = self.forward(inputs)
         return out
+
+    def _embed_in_parts(
+        self, pixels: npt.NDArray[np.uint8] | Tensor, bf16: bool
+    ) -> npt.NDArray[np.float32]:
+        """Embed a batch; in halves, also from then on, if it does not fit into memory."""
+        while True:
+            size = min(self._at_once or len(pixels), len(pixels))
+            try:
+                if size == len(pixels):
+                    return self._embed_pixels(pixels, bf16)
+                parts = range(0, len(pixels), size)
+                return np.concatenate(
+                    [self._embed_pixels(pixels[n : n + size], bf16) for n in parts]
+                )
+            except MemoryError as error:
+                if size == 1:
+                    raise TeacherError(
+                        f"{self.uri} needs more memory than there is for a single image "
+                        f"({one_line(error)}): lower its ?size=, or use another --device"
+                    ) from error
+                self._at_once = size // 2
+            _log.info("%s: %d images at once do not fit into memory", self.uri, size)
 
     def _embed_pixels(
         self, pixels: npt.NDArray[np.uint8] | Tensor, bf16: bool
@@ -217,6 +245,8 @@ class Teacher(Identity):
         except (WhitenError, MemoryError):
             raise
         except Exception as error:  # networks raise almost anything
+            if is_out_of_memory(error):
+                raise MemoryError(one_line(error)) from error
             height, width = self.preprocess.size
             raise TeacherError(
                 f"{self.uri} failed ({type(error).__name__}: {first_line(error)}): it must embed "

@@ -1,4 +1,4 @@
-"""Control how a process keeps memory: glibc's allocator, and the pages of mapped files."""
+"""How a process keeps memory, glibc's allocator and mapped files, and how it runs out of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import mmap
 import sys
 from typing import TYPE_CHECKING, Any
 
+from whiten.errors import causes
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -14,6 +16,16 @@ _TAKEN = 4096  # rows read at once
 KEPT_BYTES = 4 << 30  # of a mapped file; of a larger one, what was read is not kept resident
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or what it was raised from, says that memory ran out.
+
+    Torch and ONNX Runtime raise a RuntimeError, each in words of its own.
+    """
+    return any(
+        isinstance(cause, MemoryError) or "alloc" in str(cause).lower() for cause in causes(error)
+    )
 
 
 def keep_freed_memory() -> None:
