@@ -224,6 +224,7 @@ def test_an_interrupted_evaluation_goes_on(root: Path, monkeypatch: pytest.Monke
     model, cache = load(TEACHER), root / "cache"
     whole = evaluate_revisited_set(model, oxford(root), distractors=root)
     monkeypatch.setattr("whiten.embedding.embed.SHARD_ROWS", 4)
+    monkeypatch.setattr("whiten.utils.threads.cores", lambda: 1)  # renders in order
     rendered: list[int] = []
 
     def render(data: bytes, **options: Any) -> Any:
