@@ -112,8 +112,11 @@ def test_options_of_a_training_that_is_left_out_are_told(
     distill(images, [TEACHER], out=tmp_path / "a", lr=0.1, batch_size=4, **options)
     told = "0 epochs train nothing, so that --batch-size, --lr changes nothing: leave it out"
     assert told in capsys.readouterr().err
-    distill(images, [TEACHER], out=tmp_path / "b", **options)
-    assert "changes nothing" not in capsys.readouterr().err
+    found = distill(images, [TEACHER], out=tmp_path / "b", **options)
+    told = capsys.readouterr().err
+    assert "changes nothing" not in told and "recipe" not in told
+    assert found.recipe == "random projection: 0 epochs train nothing"
+    assert found.recipe in told
 
 
 def test_quiet_on_the_command_line(

@@ -144,7 +144,6 @@ def prepare(
         )
         _keep_whitenings(run, described, whiteners, choices, show_progress)
     spec, why = complete(spec, source, _map_on_groups(choices))
-    (announce if show_progress else note)(why)
     spec = weigh_teachers(
         run,
         spec,
@@ -162,9 +161,10 @@ def prepare(
     untrained = why_untrained(spec, source, int(is_own(items[:trained]).sum()), len(apart))
     if epochs is None and untrained:
         spec = dataclasses.replace(spec, epochs=0)
-        why += f"; {untrained}"
-        if show_progress:
-            announce(untrained)
+        why = f"{_STARTS[spec.start]}: {untrained}"
+    elif spec.epochs == 0:
+        why = f"{_STARTS[spec.start]}: 0 epochs train nothing"
+    (announce if show_progress else note)(why)
     if spec.start != "random" or spec.compatible or spec.backbone_lr == 0 or apart:
         backbone = backbone_as_teacher(net, config)
         store = cache.embed(backbone, items, teacher_views, "student features")
@@ -342,6 +342,13 @@ def _refuse_ignored(spec: DistillSpec, source: str) -> None:
                 f"image: leave out {option}, or give images with groups (a folder each)"
             )
 
+
+# Students that are not trained, by their start.
+_STARTS = {
+    "ridge": "closed form",
+    "principal": "principal axes of its features",
+    "random": "random projection",
+}
 
 # Options of the steps alone; no recipe decides them, so that others than the defaults were given.
 _OF_STEPS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from whiten.distillation.missing import FEW_TO_TRAIN
 from whiten.runs.spec import DistillSpec
 
-_REMEDY = "the student stays the start in closed form (--epochs N trains it further)"
+_REMEDY = "the student stays its start (--epochs N trains it further)"
 
 
 def why_untrained(spec: DistillSpec, source: str, images: int, held: int) -> str:
