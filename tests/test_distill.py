@@ -17,7 +17,7 @@ from helpers import write_groups
 from small_runs import OPTIONS, STUDENT, TEACHERS, losses, run
 from whiten.distillation import training, training_set
 from whiten.distillation.distill import distill
-from whiten.distillation.training import learning_rate
+from whiten.distillation.optimizing import learning_rate
 from whiten.errors import ConfigError, RunError, WhitenError
 from whiten.models.student import build_student
 from whiten.runs.folder import RunFolder

@@ -17,7 +17,7 @@ from small_runs import OPTIONS, STUDENT, TEACHERS, spec
 from whiten.datasets.finding import find_items
 from whiten.distillation import best, training
 from whiten.distillation.distill import DistillResult, distill
-from whiten.distillation.training import learning_rate
+from whiten.distillation.optimizing import learning_rate
 from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.run import measure_run
 from whiten.models.student import StudentNet, build_student, load_student

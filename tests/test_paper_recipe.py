@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from whiten import Whitener
-from whiten.distillation import training
 from whiten.distillation.objective import Batch, objective
-from whiten.distillation.training import learning_rate
+from whiten.distillation.optimizing import learning_rate, make_optimizer
 from whiten.models.student import build_student
 from whiten.runs.recipes import complete
 from whiten.runs.spec import DistillSpec
@@ -88,7 +87,7 @@ def test_the_learning_rate_is_pytorchs_cosine() -> None:
 def test_weight_decay_of_vectors_is_adams_alone(optimizer: str, decayed: float) -> None:
     options = spec(optimizer=optimizer, weight_decay=1.0)
     net, _ = build_student("timm:resnet18?pretrained=0&size=32", dim=8, size=32)
-    made = training._optimizer(net, options)
+    made = make_optimizer(net, options)
     by_id = {id(p): group for group in made.param_groups for p in group["params"]}
     norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert {by_id[id(norm.weight)]["weight_decay"] for norm in norms} == {decayed}

@@ -344,7 +344,7 @@ def _refuse_ignored(spec: DistillSpec, source: str) -> None:
 
 
 # Students that are not trained, by their start.
-_STARTS = {
+_STARTS: dict[str | None, str] = {
     "ridge": "closed form",
     "principal": "principal axes of its features",
     "random": "random projection",
@@ -352,8 +352,8 @@ _STARTS = {
 
 # Options of the steps alone; no recipe decides them, so that others than the defaults were given.
 _OF_STEPS = (
-    "batch_size", "optimizer", "lr", "min_lr", "backbone_lr", "weight_decay", "schedule",
-    "warmup", "clip", "ema", "checkpoint_every", "micro_batch",
+    "batch_size", "optimizer", "lr", "min_lr", "backbone_lr", "layer_decay", "weight_decay",
+    "schedule", "warmup", "clip", "ema", "checkpoint_every", "micro_batch",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from whiten.distillation.folding import folded_norms
 from whiten.distillation.measuring import held_precisions
 from whiten.distillation.micro_batches import MicroBatches, fitting_size, free_memory, memory_told
 from whiten.distillation.objective import Batch, objective
+from whiten.distillation.optimizing import learning_rate, make_optimizer
 from whiten.distillation.pairs import Pair
 from whiten.distillation.training_set import TrainingSet
 from whiten.errors import RunError
@@ -76,7 +77,7 @@ def train(
     is_moving = spec.batch_statistics != "frozen"
     if is_moving and fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
         trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
-    optimizer = _optimizer(net, spec)
+    optimizer = make_optimizer(net, spec)
     model, wrapped = fabric.setup(trained, optimizer)
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
@@ -287,51 +288,6 @@ def _loss(
     loss, wins = objective(batch, spec, generator)
     # Gradients are averaged over processes, but each holds only its own rows' part of the sum.
     return loss * fabric.world_size, float(loss.detach()), wins
-
-
-def learning_rate(step: int, total: int, spec: DistillSpec) -> float:
-    """Return the head's learning rate at a step: a pure function, so resuming needs no state.
-
-    `cosine` rises linearly during warm-up and falls as half a cosine to `min_lr` (Loshchilov &
-    Hutter 2017); `onecycle` rises from 1/25 as half a cosine over 30 % of the steps and falls to
-    almost 0 (Smith 2018).
-    """
-    if spec.schedule == "onecycle":
-        peak = max(1, round(0.3 * total))
-        if step < peak:
-            return spec.lr * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / peak)) / 2)
-    else:
-        peak = round(spec.warmup * total)
-        if step < peak:
-            return spec.lr * (step + 1) / (peak + 1)
-    low = spec.min_lr if spec.schedule == "cosine" else 0.0
-    falling = (1 + math.cos(math.pi * (step - peak) / max(1, total - peak))) / 2
-    return low + (spec.lr - low) * falling
-
-
-def _optimizer(net: StudentNet, spec: DistillSpec) -> torch.optim.Optimizer:
-    """Build the optimiser; the backbone trains at its own fraction of the learning rate.
-
-    Weight decay applies to matrices only, except that Adam's L2 penalty applies to all parameters,
-    as in the published code.
-    """
-    groups = []
-    is_adam = spec.optimizer == "adam"
-    head = {id(p) for p in net.projection.parameters()}
-    for is_head, scale in ((False, spec.backbone_lr), (True, 1.0)):
-        if scale == 0:
-            continue
-        mine = [p for p in net.parameters() if p.requires_grad and (id(p) in head) == is_head]
-        for decays in (True, False):
-            groups.append(
-                {
-                    "params": [p for p in mine if (p.ndim > 1) == decays],
-                    "weight_decay": spec.weight_decay if decays or is_adam else 0.0,
-                    "lr_scale": scale,
-                }
-            )
-    kind = torch.optim.Adam if is_adam else torch.optim.AdamW
-    return kind(groups, lr=spec.lr)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -189,6 +189,9 @@ class DistillSpec:
     """Learning rate at the end of the cosine."""
     backbone_lr: Annotated[float, _OPTIMISATION] = 1.0
     """Learning rate of the backbone, relative to lr; 0 freezes it."""
+    layer_decay: Annotated[float, _OPTIMISATION] = 1.0
+    """Learning rate of each stage of the backbone, relative to that of the next one: below 1, early
+    stages keep more of what they knew."""
     batch_statistics: Annotated[Literal["frozen", "moving"] | None, _OPTIMISATION] = None
     """Means and variances of batch normalisation: kept as pretrained, or those of each batch. By
     default frozen for a pretrained backbone, and moving otherwise and with the recipe paper."""
@@ -309,6 +312,8 @@ class DistillSpec:
                 raise ConfigError(f"{name} is a share from 0 to {end:g}, not {share:g}")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema must be at least 0 and below 1, not {self.ema:g}")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay must be above 0, at most 1, not {self.layer_decay:g}")
         for name in ("backbone_lr", "weight_decay", "clip"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name):g}")
