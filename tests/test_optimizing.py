@@ -79,3 +79,8 @@ def test_early_layers_move_less(shared_images: Path, tmp_path: Path) -> None:
 def test_a_decay_that_is_none_is_refused(value: float) -> None:
     with pytest.raises(ConfigError, match=r"layer_decay must be above 0, at most 1, not"):
         DistillSpec(teachers=TEACHERS, layer_decay=value)
+
+
+def test_a_frozen_backbone_has_no_decay() -> None:
+    with pytest.raises(ConfigError, match="leave out layer_decay"):
+        DistillSpec(teachers=TEACHERS, layer_decay=0.7, backbone_lr=0.0)

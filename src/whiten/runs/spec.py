@@ -314,6 +314,8 @@ class DistillSpec:
             raise ConfigError(f"ema must be at least 0 and below 1, not {self.ema:g}")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay must be above 0, at most 1, not {self.layer_decay:g}")
+        if self.layer_decay != 1 and self.backbone_lr == 0:
+            raise ConfigError("backbone_lr 0 trains no layer of it: leave out layer_decay")
         for name in ("backbone_lr", "weight_decay", "clip"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name):g}")
