@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -182,8 +182,17 @@ def test_distill_on_two_devices(group: bool) -> None:
     assert RunFolder(Path("my run")).load_checkpoint()["step"] > 1
 
 
+@pytest.fixture
+def usual_handlers() -> Iterator[None]:
+    """As in a terminal: what a script starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_no_import_swallows_an_interrupt(
+    usual_handlers: None,
     number: signal.Signals,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
