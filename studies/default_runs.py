@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from trials import WEAK
@@ -103,7 +104,7 @@ def subset(items: Items, count: int, seed: int, place: Path) -> Path:
 
 
 def run_once(
-    data: Data, count: int | None, pairs: str, backbone: str, seed: int, work: Path
+    data: Data, count: int | None, pairs: str, backbone: str, seed: int, work: Path, **options: Any
 ) -> dict:
     """Distil, and measure every row of the report on the test images, per kind."""
     name = f"{data.name}-{pairs}-{count or 'all'}-{backbone}-{seed}"
@@ -124,6 +125,7 @@ def run_once(
         seed=seed,
         resume=run.root.exists(),
         show_progress=False,
+        **options,
     )
     scores: dict = {}
     for encoder, _, row in run_encoders(run, load_fusions(run.root)):
