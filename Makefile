@@ -13,9 +13,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Each file to one process, so that its fixtures are made once; one process more than there are cores,
 # since tests of servers and of processes that are killed wait for them. A test that ends its process
-# is tried once more.
+# ends the run: where xdist (3.8) starts another, the run may wait for ever.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() + 1))')
-PARALLEL := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 1
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Scripts that take the options of a benchmark; the others are imported.
 BENCHMARKS := $(basename $(notdir $(shell grep -l "arguments(__doc__)" benchmarks/*.py)))

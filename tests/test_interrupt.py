@@ -5,7 +5,6 @@ The exit code is that of shells: 128 and the signal's number.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shlex
@@ -13,14 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from helpers import write_groups
 from small_runs import STUDENT
-from whiten.cli.terminal import one_line_endings
 from whiten.runs.folder import RunFolder
 from whiten.store.store import Store
 
@@ -182,36 +180,31 @@ def test_distill_on_two_devices(group: bool) -> None:
     assert RunFolder(Path("my run")).load_checkpoint()["step"] > 1
 
 
-@pytest.fixture
-def usual_handlers() -> Iterator[None]:
-    """As in a terminal: what a script starts in the background ignores Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+# In a process of its own: a library that another test loaded may end the process at the signal.
+SWALLOWING = """
+import os, time
+try:
+    os.kill(os.getpid(), {number})
+    time.sleep(0.2)
+except BaseException:
+    pass
+print("finished", flush=True)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_no_import_swallows_an_interrupt(
-    usual_handlers: None,
-    number: signal.Signals,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    name = f"swallowing_{number.name.lower()}"
-    (tmp_path / f"{name}.py").write_text(
-        "import os, time\n"
-        f"try:\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(0.2)\n"
-        "except BaseException:\n    pass\n"
-        "finished = True\n"
+def test_no_import_swallows_an_interrupt(number: signal.Signals) -> None:
+    Path("swallowing.py").write_text(SWALLOWING.format(number=int(number)))
+    code = (
+        "import time\n"
+        "from whiten.cli.terminal import one_line_endings\n"
+        "with one_line_endings(['embed', 'images']):\n"
+        f"    import swallowing\n    time.sleep({SOON})\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(SystemExit) as ended, one_line_endings(["embed", "images"]):
-        importlib.import_module(name)
-        time.sleep(SOON)
-    assert ended.value.code == 128 + number
-    assert sys.modules.pop(name).finished
-    assert capsys.readouterr().err.startswith("whiten: interrupted: ")
+    command = [sys.executable, "-c", AS_IN_A_TERMINAL, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (128 + number, "finished\n"), done.stderr
+    assert done.stderr.startswith("whiten: interrupted: ")
 
 
 def test_before_the_command_line_is_imported() -> None:
