@@ -22,6 +22,7 @@ from whiten.errors import ConfigError, NoImagesError
 from whiten.evaluation.run import measure_run
 from whiten.models.student import StudentNet, build_student, load_student
 from whiten.report.run_page import write_report
+from whiten.retrieval.held_out import BY_GROUPS_AND_CROPS
 from whiten.runs.folder import RunFolder
 from whiten.runs.measured import AS_IT_IS, best_starts
 from whiten.runs.recipes import complete
@@ -64,7 +65,7 @@ def test_a_run_measures_itself_and_keeps_the_best(
     assert [step for step, _ in measured] == [*last_of_epoch, records[-1]["step"]]
     training = load_student(result.student)[1].training
     assert training["images"] == 96
-    assert result.gain.startswith("mAP of held-out groups: start ")
+    assert result.gain.startswith(f"{BY_GROUPS_AND_CROPS}: start ")
     starts = best_starts(training["measured"])
     assert next(iter(starts)) == AS_IT_IS
     best = max(score for _, score in measured)

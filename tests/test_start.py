@@ -12,6 +12,7 @@ from whiten.distillation.mix import choose_mix, criterion_of
 from whiten.distillation.pairs import enough_views, plan_pairs
 from whiten.distillation.ridge import Head, Ridge, whitenings
 from whiten.errors import ConfigError
+from whiten.retrieval.held_out import BY_GROUPS_AND_CROPS
 from whiten.utils.arrays import normalize_rows
 
 RNG = np.random.default_rng(0)
@@ -121,6 +122,21 @@ def test_crops_count_beside_the_teachers_neighbours() -> None:
     half = np.stack([teachers, others[:, 0]], axis=1)
     between = (held_out.score(teachers, own) + held_out.score(teachers, others)) / 2
     assert held_out.score(teachers, half) == pytest.approx(between)
+
+
+def test_crops_count_as_much_as_whole_images_in_finding_their_group() -> None:
+    teachers = normalize_rows(RNG.normal(size=(40, 6)))
+    held_out = HeldOut.of(teachers, [f"g{i // 4}" for i in range(40)], has_crops=True)
+    assert held_out.criterion == BY_GROUPS_AND_CROPS
+    grouped = np.repeat(np.eye(10), 4, axis=0)
+    assert held_out.score(grouped) == pytest.approx(1)  # a start that leaves nothing to gain …
+    lost = RNG.normal(size=(40, 2, 10))
+    worse = held_out.score(grouped, lost)
+    assert 0.5 < worse < 0.8  # … but for its crops
+    assert worse < held_out.score(grouped, np.stack([grouped, lost[:, 0]], axis=1)) < 1
+    own = np.stack([grouped, grouped], axis=1)
+    assert held_out.score(grouped, own) == pytest.approx(1)
+    assert held_out.score(grouped, np.roll(own, 1, axis=0)) < 1  # some look like other groups
 
 
 def test_the_mix_with_the_best_score_is_taken() -> None:

@@ -15,7 +15,7 @@ from whiten.views.plan import ViewPlan
 MOST, ENOUGH, FEWEST = 512, 64, 24  # held-out images
 _FEWEST_LEFT = FEWEST // 2  # as whole groups, and without copies of images that train
 CROPS = ViewPlan(scale=(0.08, 0.3))
-CROP_VIEWS = (1, 2)  # numbers of the crops of an image, which should find it
+CROP_VIEWS = (1, 2)  # numbers of the crops of an image, which search in its place
 
 
 def hold_out(groups: Names, contents: Names, share: float, seed: int) -> Flags:

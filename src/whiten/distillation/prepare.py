@@ -169,7 +169,7 @@ def prepare(
         backbone = backbone_as_teacher(net, config)
         store = cache.embed(backbone, items, teacher_views, "student features")
         write_targets(store, items.by_id, teacher_views, None, features_path(run))
-        if source in ("views", "frames") and apart:
+        if apart:
             crops = cache.crops(backbone, apart)
             write_targets(crops, apart.by_id, CROP_VIEWS, None, crops_path(run))
     if not spec.teachers_online:

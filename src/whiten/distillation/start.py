@@ -69,7 +69,7 @@ def write_start(
         measured["criterion"] = held_out.criterion
         rivals = _to_beat(held_out, features, trained, crops, spec.dim)
         measured["scores"] = {**rivals, name: best.score}
-        measured["evidence"] = _evidence(held_out, run, spec, features, trained, found, rivals)
+        measured["evidence"] = _evidence(held_out, run, spec, features, trained, found)
     # Where only the targets were lost, training goes on from its own checkpoint.
     if not run.checkpoint.exists() or run.load_checkpoint()["step"] == 0:
         run.save_checkpoint(
@@ -187,13 +187,16 @@ def _evidence(
     features: Vectors,
     trained: int,
     found: Vectors,
-    rivals: dict[str, float],
 ) -> dict[str, float]:
-    """Scores of `missing.Evidence`; without groups the teachers are the measure."""
+    """Scores of `missing.Evidence`, of whole images: teachers embed no crops.
+
+    Without groups the teachers are the measure.
+    """
     if held_out.is_by_groups:
         paths = [target_path(run, number) for number in range(len(spec.teachers))]
         fused = np.concatenate([open_targets(path)[trained:, 0] for path in paths], axis=1)
         closed, fusion = held_out.score(found), held_out.score(normalize_rows(fused))
+        rivals = _to_beat(held_out, features, trained, None, spec.dim)
         return {"start": max(rivals.values()), "closed": closed, "fusion": fusion}
     return {
         "start": held_out.score(np.array(features[trained:, 0])),

@@ -97,7 +97,6 @@ def work_of(
     ids = items.ids.take(np.flatnonzero(own))
     held[own] = hold_out(of_own, ids, spec.held_out or 0.0, spec.seed)
     trained = numbers[~held]
-    crops = len(CROP_VIEWS) if source in ("views", "frames") else 0
     try:
         pairs = plan_pairs(
             groups.take(trained),
@@ -113,12 +112,12 @@ def work_of(
         sides = 2 * pairs.batches_per_epoch * pairs.batch_size
     except ConfigError:  # too few images for pairs, of which the run tells
         sides = 0
-    checked = 0 if spec.backbone_lr == 0 else int(held.sum()) * (1 + crops)
+    checked = 0 if spec.backbone_lr == 0 else int(held.sum()) * (1 + len(CROP_VIEWS))
     return Work(
         images=len(items),
         sides=sides,
         checked=checked,
-        crops=crops * int(held.sum()),
+        crops=len(CROP_VIEWS) * int(held.sum()),
         missing={
             count: [cache.missing(model, items, range(count)) for model in models]
             for count in _view_counts(spec, len(items), source)

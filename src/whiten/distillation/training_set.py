@@ -87,7 +87,8 @@ def open_held_out(
     paths = [target_path(run, number) for number in range(len(spec.teachers))]
     teachers = np.concatenate([open_targets(path)[trained:, 0] for path in paths], axis=1)
     groups = items.groups[trained:] if source in ("groups", "mixed") else None
-    return HeldOut.of(normalize_rows(teachers), groups, has_crops=groups is None)
+    has_crops = crops_path(run).exists()  # not if an earlier version has begun the run by groups
+    return HeldOut.of(normalize_rows(teachers), groups, has_crops=has_crops)
 
 
 @dataclass(frozen=True)
