@@ -65,20 +65,12 @@ def train(
     )
     net.load_state_dict(state["model"])
     average = {k: v.clone() for k, v in state["ema"].items()}
-    # A frozen backbone's cached features are the input, and only the projection is trained.
-    is_frozen = spec.backbone_lr == 0
-    trained: nn.Module = net.projection if is_frozen else net
-    if spec.recipe == "paper" and not is_frozen:
-        trained = EachSide(net)
     freeze_unused(net, config.preprocess)
-    if spec.compile and not is_frozen:  # the projection alone gains nothing
-        trained = cast(nn.Module, torch.compile(trained))
     # Frozen statistics stay those of the pretrained backbone; runs before 0.2 had none frozen.
     is_moving = spec.batch_statistics != "frozen"
-    if is_moving and fabric.world_size > 1 and fabric.device.type == "cuda" and not is_frozen:
-        trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
+    is_frozen = spec.backbone_lr == 0
     optimizer = make_optimizer(net, spec)
-    model, wrapped = fabric.setup(trained, optimizer)
+    model, wrapped = fabric.setup(_what_trains(net, spec, fabric), optimizer)
     if state["optimizer"]:
         optimizer.load_state_dict(state["optimizer"])
     average, first_weights = (
@@ -193,17 +185,7 @@ def train(
                 break
     if fabric.is_global_zero:
         net.load_state_dict(kept() if best is None else best.model)
-        config = data.describe(config, step, best)
-        reasons: list[str] = []
-        save_student(
-            net,
-            config,
-            run.student,
-            model_card(config),
-            finish=lambda folder: reasons.append(finish_student(folder)),
-        )
-        for reason in filter(None, reasons):
-            announce(f"the student runs in torch alone: {reason}")
+        _finish(run, net, data.describe(config, step, best))
         if show_progress and (missing := data.missing(best)):
             announce(f"warning: {'; '.join(missing)}")
         if spec.budget is not None:  # so that its configuration alone repeats the run
@@ -211,6 +193,34 @@ def train(
             run.write_config(images, dataclasses.replace(planned, stop_step=step), run.cache)
         data.remove()
     fabric.barrier()
+
+
+def _what_trains(net: StudentNet, spec: DistillSpec, fabric: Any) -> nn.Module:
+    """Return the module whose forward pass is a step."""
+    # A frozen backbone's cached features are the input, and only the projection is trained.
+    if spec.backbone_lr == 0:
+        return net.projection
+    trained: nn.Module = EachSide(net) if spec.recipe == "paper" else net
+    if spec.compile:
+        trained = cast(nn.Module, torch.compile(trained))
+    is_moving = spec.batch_statistics != "frozen"
+    if is_moving and fabric.world_size > 1 and fabric.device.type == "cuda":
+        trained = nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # type: ignore[no-untyped-call]
+    return trained
+
+
+def _finish(run: RunFolder, net: StudentNet, config: StudentConfig) -> None:
+    """Write the student, and its graph if it can be exported."""
+    reasons: list[str] = []
+    save_student(
+        net,
+        config,
+        run.student,
+        model_card(config),
+        finish=lambda folder: reasons.append(finish_student(folder)),
+    )
+    for reason in filter(None, reasons):
+        announce(f"the student runs in torch alone: {reason}")
 
 
 def set_training(model: nn.Module, is_moving: bool) -> None:
