@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -188,7 +189,80 @@ def test_ranks_of_a_positive_that_is_junk_are_refused() -> None:
         metrics.positive_ranks(np.array([0.9, 0.8]), [0, 1], junk=[0])
 
 
-@pytest.mark.parametrize("metric", [metrics.precision_at, metrics.average_precision_at])
-def test_no_metric_of_the_first_0(metric: Callable[[Any, int], float]) -> None:
-    with pytest.raises(ConfigError, match="k must be at least 1, not 0"):
-        metric(np.array([0]), 0)
+AT_K = [metrics.precision_at, metrics.average_precision_at, metrics.recall_at]
+
+
+@pytest.mark.parametrize("metric", AT_K)
+@pytest.mark.parametrize("k", [0, 1.5, float("nan")])
+def test_no_metric_of_the_first_0(metric: Callable[[Any, Any], float], k: float) -> None:
+    with pytest.raises(ConfigError, match=f"k must be a whole number of at least 1, not {k}"):
+        metric(np.array([0]), k)
+
+
+OF_RANKS: list[Callable[[Any], float]] = [
+    metrics.ap_from_ranks,
+    metrics.trapezoid_ap,
+    *(functools.partial(metric, k=2) for metric in AT_K),
+]
+
+
+@pytest.mark.parametrize("metric", OF_RANKS)
+def test_ranks_may_be_a_list(metric: Callable[[Any], float]) -> None:
+    assert metric([1, 4]) == metric(np.array([1, 4]))
+
+
+@pytest.mark.parametrize("metric", OF_RANKS)
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        ([2, 0], "ascend"),
+        ([0, 0], "ascend"),
+        ([-1, 0], "count from 0"),
+        ([0.0, np.nan], "not float64"),
+        ([True, False], "not bool"),
+        ([[0, 1]], "the shape"),
+    ],
+)
+def test_ranks_that_are_none_are_refused(
+    metric: Callable[[Any], float], ranks: list[Any], message: str
+) -> None:
+    """An average precision was above 1, or infinite."""
+    with pytest.raises(ConfigError, match=message):
+        metric(np.array(ranks))
+
+
+def test_a_query_without_positives_has_no_trapezoid_ap() -> None:
+    with pytest.raises(ConfigError, match="leave it out"):
+        metrics.trapezoid_ap(np.array([], np.int64))
+
+
+def test_more_ranks_than_positives_are_refused() -> None:
+    with pytest.raises(ConfigError, match="n_positives=1 cannot be all"):
+        metrics.ap_from_ranks(np.array([0, 1]), 1)
+
+
+def test_a_mask_is_no_list_of_indices() -> None:
+    """It was read as the indices 0 and 1."""
+    mask = np.array([False, False, True])
+    for junk in (None, mask):
+        with pytest.raises(ConfigError, match="not bool: take"):
+            metrics.positive_ranks(np.zeros(3), mask if junk is None else [0], junk)
+    with pytest.raises(ConfigError, match="indices of 'easy' must be whole numbers"):
+        metrics.revisited(np.zeros((3, 1)), [{"easy": [0.7]}])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="those of one query"):
+        metrics.positive_ranks(np.zeros((2, 3)), [0])
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.array([-128, 5, 4], np.int8),
+        np.array([0, 5, 4], np.uint8),
+        np.array([-np.inf, np.inf, 0.0]),
+    ],
+)
+def test_micro_average_precision_of_any_numbers(scores: np.ndarray) -> None:
+    """Negated, the first score of each would be the highest, or would be no number."""
+    assert metrics.micro_average_precision(scores, np.array([0, 1, 1])) == 1
+    tied = np.array([scores[1], scores[1], scores[0], scores[0]])
+    assert metrics.micro_average_precision(tied, np.array([1, 0, 1, 0])) == pytest.approx(0.5)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,40 @@ def ap_from_ranks(ranks: Ranks, n_positives: int | None = None) -> float:
     """Compute `average_precision` from the sorted ranks of the positives.
 
     Args:
-        ranks: (p,) ascending, from 0.
+        ranks: (p,) ascending, from 0, each once.
         n_positives: divisor, if positives were left out; by default p.
+
+    Raises:
+        ConfigError: the ranks are not of this kind, or there are more of them than positives.
     """
+    ranks = _ascending(ranks)
+    total = len(ranks) if n_positives is None else n_positives
+    if total < len(ranks):
+        raise ConfigError(f"{len(ranks)} positives have ranks, n_positives={total} cannot be all")
     if len(ranks) == 0:
         return 0.0
     precision = np.arange(1, len(ranks) + 1) / (ranks + 1)
-    return float(precision.sum() / (len(ranks) if n_positives is None else n_positives))
+    return float(precision.sum() / total)
+
+
+def _ascending(ranks: npt.ArrayLike) -> Ranks:
+    """Return ranks as an array; of those in another order, an average precision may exceed 1."""
+    values = _whole(ranks, "ranks")
+    if (values < 0).any() or (values[1:] <= values[:-1]).any():
+        raise ConfigError("ranks must count from 0 and ascend, each once: sort them")
+    return values
+
+
+def _whole(numbers: npt.ArrayLike, what: str) -> Ranks:
+    """Return whole numbers as an array; a mask, or fractions cut off, would be other items."""
+    values = as_numpy(numbers)
+    if values.size and values.dtype.kind not in "iu":
+        raise ConfigError(
+            f"{what} must be whole numbers, not {values.dtype}: take np.flatnonzero of a mask"
+        )
+    if values.ndim != 1:
+        raise ConfigError(f"{what} have the shape {values.shape}: pass those of one query, (n,)")
+    return values.astype(np.int64, copy=False)
 
 
 def trapezoid_ap(ranks: Ranks) -> float:
@@ -79,7 +107,13 @@ def trapezoid_ap(ranks: Ranks) -> float:
 
     Args:
         ranks: (p,) ascending ranks of the positives from 0, junk already removed; p >= 1.
+
+    Raises:
+        ConfigError: the ranks are not of this kind, or there are none.
     """
+    ranks = _ascending(ranks)
+    if not len(ranks):
+        raise ConfigError("a query without positives has no AP: leave it out, as `revisited` does")
     found = np.arange(len(ranks))
     before = np.divide(found, ranks, out=np.ones(len(ranks)), where=ranks > 0)
     after = (found + 1) / (ranks + 1)
@@ -182,7 +216,7 @@ def _means(aps: list[float | None], precisions: list[list[float]]) -> dict[str, 
 
 
 def _indices(truth: Mapping[str, Sequence[int]], names: Iterable[str]) -> Ranks:
-    return np.concatenate([np.asarray(truth.get(name, ()), np.int64) for name in names])
+    return np.concatenate([_whole(truth.get(name, ()), f"indices of {name!r}") for name in names])
 
 
 def positive_ranks(
@@ -201,11 +235,13 @@ def positive_ranks(
         (p,) ascending.
 
     Raises:
-        ConfigError: a similarity is NaN, or an index is none of the gallery, or both a positive
-            and junk.
+        ConfigError: similarities are not those of one query, or NaN, or an index is none of the
+            gallery, or both a positive and junk.
     """
-    scores, wanted = as_numpy(similarity), np.asarray(positives, np.int64)
-    absent = np.asarray([] if junk is None else junk, np.int64)
+    scores, wanted = as_numpy(similarity), _whole(positives, "positives")
+    if scores.ndim != 1:
+        raise ConfigError(f"similarities of shape {scores.shape}: pass those of one query, (n,)")
+    absent = _whole([] if junk is None else junk, "junk")
     both = np.intersect1d(wanted, absent)
     if len(both):
         raise ConfigError(f"index {both[0]} is junk and positive: leave it in one list")
@@ -221,19 +257,25 @@ def precision_at(ranks: Ranks, k: int) -> float:
     """Return the fraction of positives among the first k, at least 1.
 
     Raises:
-        ConfigError: k is below 1.
+        ConfigError: k is no whole number, or below 1, or the ranks do not ascend from 0.
     """
     _require_first(k)
-    return float((ranks < k).sum()) / k
+    return float((_ascending(ranks) < k).sum()) / k
 
 
 def _require_first(k: int) -> None:
-    if k < 1:
-        raise ConfigError(f"k must be at least 1, not {k}")
+    if not isinstance(k, Integral) or k < 1:
+        raise ConfigError(f"k must be a whole number of at least 1, not {k}")
 
 
 def recall_at(ranks: Ranks, k: int) -> float:
-    """Return 1 if a positive is among the first k, else 0 (the field's recall@k)."""
+    """Return 1 if a positive is among the first k, else 0 (the field's recall@k).
+
+    Raises:
+        ConfigError: see `precision_at`.
+    """
+    _require_first(k)
+    ranks = _ascending(ranks)
     return float(len(ranks) > 0 and ranks[0] < k)
 
 
@@ -241,9 +283,10 @@ def average_precision_at(ranks: Ranks, k: int) -> float:
     """Return the AP of the first k, divided by the number of positives possible, min(p, k).
 
     Raises:
-        ConfigError: k is below 1.
+        ConfigError: see `precision_at`.
     """
     _require_first(k)
+    ranks = _ascending(ranks)
     return ap_from_ranks(ranks[ranks < k], min(len(ranks), k))
 
 
@@ -279,9 +322,10 @@ def micro_average_precision(
         raise ConfigError(f"{right.sum()} pairs are right, n_positives={total} cannot be all")
     if not right.any():
         return 0.0
-    order = np.argsort(-values, kind="stable")
+    # Not by the negated scores: those of unsigned numbers, and the lowest of signed ones, wrap.
+    order = np.argsort(values)[::-1]
     values, found = values[order], np.cumsum(right[order])
-    ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)  # of runs of equal scores
+    ends = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)  # of equal scores
     steps = np.diff(found[ends], prepend=0)
     return float((steps * found[ends] / (ends + 1)).sum() / total)
 
