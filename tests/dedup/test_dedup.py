@@ -8,6 +8,7 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from PIL import Image, ImageEnhance
@@ -63,6 +64,30 @@ def test_the_best_or_the_first_is_kept(tmp_path: Path) -> None:
     assert [m.id for m in first.groups[0].members if m.is_kept] == ["a.bmp"]
     assert {m.id for m in best.copies} == {"0.png", "a.bmp", "b.png"}
     assert {m.kind for m in best.copies if m.id == "0.png"} == {"exact"}
+
+
+@pytest.mark.parametrize("keep", ["best", "first"])
+def test_what_has_more_than_its_first_frame_is_kept(
+    keep: Literal["best", "first"], tmp_path: Path
+) -> None:
+    """A copy of the first page, or frame, is all that a comparison tells."""
+    folder = tmp_path / "images"
+    image = Image.open(write_image(folder / "a.png", 1)).convert("RGB")
+    other = Image.open(write_image(tmp_path / "other.png", 2)).convert("RGB")
+    several: dict[str, Any] = {"save_all": True, "append_images": [other]}
+    image.save(folder / "b.png", **several)
+    image.save(folder / "b.tif", **several)
+    image.save(folder / "b.webp", lossless=True, **several)
+    shutil.copy(folder / "b.tif", folder / "c.tif")
+    image.save(folder / "d.jpg", "MPO", quality=95, **several)  # as cameras write it
+    with open_collection(folder, load(TEACHER), None) as collection:
+        found = deduplicate(collection, 0.99, keep=keep)
+    (group,) = found.groups
+    kinds = {member.id: member.kind for member in group.members}
+    assert [kinds[name] for name in ("b.png", "b.tif", "b.webp")] == ["kept"] * 3
+    assert kinds["c.tif"] == "exact"
+    assert kinds["d.jpg"] == "near", "the other picture of a camera's file is of the same scene"
+    assert "the first of 2 frames" in groups_page(found, "groups.csv")
 
 
 def test_groups_that_are_linked_through_others_keep_several(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class Member:
         picture: image that shows it.
         is_link: whether it is a symbolic link.
         is_reference: whether it is in the reference folder, of which everything is kept.
+        frames: number of frames or pages of an image. Only the first is compared, so that a file
+            of several is kept unless it is identical to another.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Member:
     detail: float = 1.0
     compression: str = ""
     is_reference: bool = False
+    frames: int = 1
 
     @property
     def is_kept(self) -> bool:
@@ -177,6 +180,7 @@ def deduplicate(
         keep: `best`, the one with most true pixels, weighted by compression (see
             `whiten.dedup.quality`), then with the camera's facts, most pixels, most bytes; or
             `first`, by path. Files of the collection's reference are always kept, and first.
+            Contents of several frames or pages are kept, too: only the first ones were compared.
         calibration: how the threshold was chosen, for the record.
     """
     check_threshold(threshold)
@@ -204,7 +208,7 @@ def _group(
     own = {row: sorted(files.members[row], key=files.rank) for row in rows.tolist()}
     ordered = np.array(sorted(own, key=lambda row: files.rank(own[row][0])))
     bests = [own[row][0] for row in ordered.tolist()]
-    always = np.array([files.is_reference(file) for file in bests])
+    always = np.array([files.is_reference(file) or files.frames(file) > 1 for file in bests])
     kept, alike = choose_kept(collection.similarity, ordered, threshold, always)
     members: list[tuple[int, bool, float, Member]] = []
     for place, row in enumerate(ordered.tolist()):
@@ -270,6 +274,9 @@ class _Files:
     def is_reference(self, file: int) -> bool:
         return self._collection.names[file] in self._collection.reference
 
+    def frames(self, file: int) -> int:
+        return self._facts[file].quality.frames
+
     def same(self, file: int, other: int) -> bool:
         """Return whether two files have the same content."""
         digest = self._facts[file].content_hash
@@ -292,6 +299,7 @@ class _Files:
             content_hash=facts.content_hash,
             is_link=facts.is_link,
             is_reference=self.is_reference(file),
+            frames=self.frames(file),
         )
 
 

@@ -105,6 +105,8 @@ def _tile(member: Member) -> str:
         facts += f", {escape(member.compression)}"
     if member.detail < 1:
         facts += f", detail of {round(member.width * member.detail)} pixels' width"
+    if member.frames > 1:
+        facts += f", the first of {member.frames:,} frames"
     if member.is_link:
         facts += ", a link"
     if member.is_reference:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 from whiten.errors import ImageError
 from whiten.media.colour import is_grey
@@ -57,6 +57,7 @@ class Quality:
         compression: `lossless`, `JPEG 30` with the quality of its tables, or the lossy format.
         fidelity: what compression and dropped colour have left, from 0 to 1.
         has_exif: whether it has the camera's facts.
+        frames: number of frames or pages, of which only the first is compared and judged.
         outline: the whole picture in 16 × 16 grey pixels; black if unreadable.
     """
 
@@ -67,6 +68,7 @@ class Quality:
     compression: str = ""
     fidelity: float = 0.0
     has_exif: bool = False
+    frames: int = 1
     outline: npt.NDArray[np.uint8] = field(
         default_factory=lambda: np.zeros((_OUTLINE, _OUTLINE), np.uint8), repr=False, compare=False
     )
@@ -89,6 +91,7 @@ def quality_of(path: str) -> Quality:
             tables = getattr(opened, "quantization", None)
             has_no_colour = is_grey(opened.mode)
             has_exif = len(opened.getexif()) > 0
+            frames = _frames(opened)
     except ImageError:
         return Quality()
     except Exception:  # decoders raise almost anything on damaged files
@@ -107,6 +110,7 @@ def quality_of(path: str) -> Quality:
         compression,
         left * (0.8 if has_no_colour else 1.0),
         has_exif,
+        frames,
         np.asarray(whole.resize((_OUTLINE, _OUTLINE), Image.Resampling.BOX)),
     )
 
@@ -129,6 +133,16 @@ def beside_others(files: Sequence[Quality]) -> list[Quality]:
                 file = replace(file, detail=file.suspected)
         judged.append(file)
     return judged
+
+
+def _frames(image: ImageFile.ImageFile) -> int:
+    """Return the number of frames or pages; 1 for a JPEG, whose other pictures are views of it."""
+    if image.format in ("JPEG", "MPO"):
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damaged after the first one
+        return 1
 
 
 def _compression(image: Image.Image, data: bytes) -> tuple[str, float]:
