@@ -31,6 +31,22 @@ def videos(tmp_path: Path, colour_teachers: None) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("whole", "part"), [(4, 3), (90, 65)])
+def test_the_whole_video_is_kept(
+    whole: int, part: int, tmp_path: Path, colour_teachers: None, capsys: Captured
+) -> None:
+    """More bytes are no longer video; frames are taken of the first minute alone."""
+    scenes = segments("bikes")[0]
+    frames = [scenes[second % 2] for second in range(whole)]
+    write_video(tmp_path / "videos" / "whole.mp4", frames, rate=1, quality=40)
+    write_video(tmp_path / "videos" / "part.mp4", frames[:part], rate=1, quality=1)
+    command = ("dedup", tmp_path / "videos", "--model", f"{TEACHER}?dim=32", "--threshold", 0.9)
+    found = json.loads(prints(capsys, *command, "--out", tmp_path / "out", "--json")[0])
+    ((kept, copy),) = (group["members"] for group in found["groups"])
+    assert kept["id"] == "whole" and kept["bytes"] < copy["bytes"]
+    assert f", {whole} s" in (tmp_path / "out" / "groups.html").read_text()
+
+
 def test_copies_of_videos_are_found(videos: Path, capsys: Captured, tmp_path: Path) -> None:
     command = ("dedup", videos, "--student", f"{TEACHER}?dim=32", "--out", "out")
     out, _ = prints(capsys, *command, "--threshold", 0.99, "--json")

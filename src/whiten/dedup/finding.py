@@ -22,6 +22,7 @@ from whiten.dedup.threshold import Calibration
 from whiten.errors import ImageError, counted
 from whiten.media.formats import FORMATS
 from whiten.media.reading import Skipped, read_bytes
+from whiten.media.video import MAX_FRAMES, stated_seconds
 from whiten.storage.places import is_plain
 from whiten.utils.hashing import content_hash, hash_file
 from whiten.utils.names import display_path
@@ -49,6 +50,7 @@ class Member:
         picture: image that shows it.
         is_link: whether it is a symbolic link.
         is_reference: whether it is in the reference folder, of which everything is kept.
+        seconds: length of a video; 1 for an image.
         frames: number of frames or pages of an image. Only the first is compared, so that a file
             of several is kept unless it is identical to another.
     """
@@ -67,6 +69,7 @@ class Member:
     detail: float = 1.0
     compression: str = ""
     is_reference: bool = False
+    seconds: float = 1.0
     frames: int = 1
 
     @property
@@ -299,6 +302,7 @@ class _Files:
             content_hash=facts.content_hash,
             is_link=facts.is_link,
             is_reference=self.is_reference(file),
+            seconds=facts.quality.seconds,
             frames=self.frames(file),
         )
 
@@ -325,9 +329,17 @@ def _look(collection: Collection, file: int) -> _Facts:
     except (OSError, ValueError, ImageError):
         pass
     picture = collection.pictures[file]
-    # A frame tells the size of its video, and nothing of its compression.
-    quality = quality_of(picture) if picture == path else Quality(*_pixels(picture), fidelity=1.0)
+    quality = quality_of(picture) if picture == path else _of_video(collection, file)
     return _Facts(quality, size, digest, Path(path).is_symlink())
+
+
+def _of_video(collection: Collection, file: int) -> Quality:
+    """Judge a video; a frame tells its size, and nothing of its compression."""
+    seconds = collection.seconds[file]
+    if seconds >= MAX_FRAMES - 1:
+        # Only the first minute has frames. A header is right for a whole file alone.
+        seconds = max(seconds, stated_seconds(collection.paths[file]))
+    return Quality(*_pixels(collection.pictures[file]), fidelity=1.0, seconds=seconds)
 
 
 def _pixels(path: str) -> tuple[int, int]:

@@ -73,12 +73,12 @@ def groups_page(found: Deduplication, table: str) -> str:
             f"<p>{len(shown):,} of {len(found.groups):,} groups are shown here, all of them are in "
             f"{escape(table)}.</p>"
         )
-    parts += [_group(group, found.threshold) for group in shown]
+    parts += [_group(group, found.threshold, found.what) for group in shown]
     title = f"{counted(len(found.groups), 'group')} of near-duplicate {found.what}s"
     return page(title, parts, _STYLE)
 
 
-def _group(group: Group, threshold: float) -> str:
+def _group(group: Group, threshold: float, what: str) -> str:
     count = len(group.members)
     text = f"{count:,} members, the least similar have {group.lowest:.3f}"
     is_chain = group.lowest < threshold
@@ -86,7 +86,7 @@ def _group(group: Group, threshold: float) -> str:
         text += ": below the threshold, so they are linked through others"
     if count > MOST_MEMBERS:
         text += f"; the first {MOST_MEMBERS} are shown"
-    tiles = "".join(map(_tile, group.members[:MOST_MEMBERS]))
+    tiles = "".join(_tile(member, what) for member in group.members[:MOST_MEMBERS])
     mark = ' class="low"' if is_chain else ""
     return (
         f"<section><h2>Group {group.number}</h2><p{mark}>{escape(text)}</p>"
@@ -94,7 +94,7 @@ def _group(group: Group, threshold: float) -> str:
     )
 
 
-def _tile(member: Member) -> str:
+def _tile(member: Member, what: str) -> str:
     kind = {
         "kept": "<b>kept</b>",
         "exact": "same file",
@@ -105,6 +105,8 @@ def _tile(member: Member) -> str:
         facts += f", {escape(member.compression)}"
     if member.detail < 1:
         facts += f", detail of {round(member.width * member.detail)} pixels' width"
+    if what == "video":
+        facts += f", {member.seconds:,.0f} s"
     if member.frames > 1:
         facts += f", the first of {member.frames:,} frames"
     if member.is_link:

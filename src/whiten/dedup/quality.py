@@ -57,6 +57,7 @@ class Quality:
         compression: `lossless`, `JPEG 30` with the quality of its tables, or the lossy format.
         fidelity: what compression and dropped colour have left, from 0 to 1.
         has_exif: whether it has the camera's facts.
+        seconds: length of a video, roughly; 1 for an image.
         frames: number of frames or pages, of which only the first is compared and judged.
         outline: the whole picture in 16 × 16 grey pixels; black if unreadable.
     """
@@ -68,6 +69,7 @@ class Quality:
     compression: str = ""
     fidelity: float = 0.0
     has_exif: bool = False
+    seconds: float = 1.0
     frames: int = 1
     outline: npt.NDArray[np.uint8] = field(
         default_factory=lambda: np.zeros((_OUTLINE, _OUTLINE), np.uint8), repr=False, compare=False
@@ -75,9 +77,10 @@ class Quality:
 
     @property
     def worth(self) -> float:
-        """True pixels, weighted by fidelity."""
+        """True pixels, of a video per second, weighted by fidelity."""
         resampled = _RESAMPLED if self.detail < 1 else 1.0
-        return self.width * self.height * self.detail**2 * self.fidelity * resampled
+        pixels = self.width * self.height * self.seconds
+        return pixels * self.detail**2 * self.fidelity * resampled
 
 
 def quality_of(path: str) -> Quality:
@@ -110,8 +113,8 @@ def quality_of(path: str) -> Quality:
         compression,
         left * (0.8 if has_no_colour else 1.0),
         has_exif,
-        frames,
-        np.asarray(whole.resize((_OUTLINE, _OUTLINE), Image.Resampling.BOX)),
+        frames=frames,
+        outline=np.asarray(whole.resize((_OUTLINE, _OUTLINE), Image.Resampling.BOX)),
     )
 
 

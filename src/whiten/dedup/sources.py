@@ -58,6 +58,7 @@ class Collection:
         skipped: files that could not be used, with the reason.
         folder: folder of the embeddings while the collection is open.
         reference: names of the members in the reference folder, which are never removed.
+        seconds: (n,) lengths of the videos by their frames; empty for images.
     """
 
     what: str
@@ -72,6 +73,7 @@ class Collection:
     skipped: list[Skipped]
     folder: Path
     reference: frozenset[str] = frozenset()
+    seconds: Sequence[float] = ()
 
     @property
     def first(self) -> Rows:
@@ -303,6 +305,7 @@ def _of_videos(
         row["video"]: real_path(row["source"])
         for row in pq.read_table(table, columns=["video", "source"]).to_pylist()
     }
+    last = {video_of(frame.id): frame.frame_ms or 0 for frame in kept}
     lost = sorted({video_of(frame.id) for frame in frames} - set(counts))
     return Collection(
         what="video",
@@ -320,6 +323,7 @@ def _of_videos(
             *(Skipped(name, "none of its frames can be read") for name in lost),
         ],
         folder=cache,
+        seconds=[last[name] / 1000 + 1 for name in counts],
     )
 
 

@@ -108,6 +108,20 @@ def sample_frames(
         yield round(1000 * shown[0]), _upright(shown[1], shape)
 
 
+def stated_seconds(path: str | os.PathLike[str]) -> float:
+    """Return the length that a video's header states; 0 if it states none, or cannot be read."""
+    try:
+        av = _require_av()
+        _refuse_no_file(path)
+        with (
+            open(path, "rb") as file,
+            av.open(file, container_options={"format_whitelist": _CONTAINERS}) as container,
+        ):
+            return float((container.duration or 0) / av.time_base)
+    except (ImageError, MissingExtraError, OSError, ValueError, MemoryError):
+        return 0.0  # FFmpeg's errors are some of these
+
+
 def check_sampling(fps: float, max_frames: int) -> None:
     """Refuse an invalid rate or number of frames.
 
