@@ -115,6 +115,19 @@ def test_a_name_like_group_is_pointed_out(tmp_path: Path, near: str) -> None:
     assert len(told) == 1
 
 
+def test_a_group_that_may_mean_none_is_pointed_out(tmp_path: Path) -> None:
+    """Nan is a bread, and also what NumPy writes."""
+    table = tmp_path / "t.csv"
+    table.write_text("path,group\na.jpg,nan\nb.jpg,nan\nc.jpg,None\nd.jpg,\ne.jpg,nano\n")
+    told: list[str] = []
+    groups = [item.group for item in find_items(table, told.append)]
+    assert groups == ["nan", "nan", "None", None, "nano"]
+    assert [line.split(":")[1].split(",")[0] for line in told] == [
+        " 2 images of group 'nan'",
+        " 1 image of group 'None'",
+    ]
+
+
 def test_paths_that_were_written_on_windows(tmp_path: Path) -> None:
     for name in ("a/b/1.png", "c\\2.png", "c/2.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import pyarrow.compute as pc
 
 from whiten.datasets.collection import Item, Items
 from whiten.datasets.gldv2 import (
@@ -23,7 +25,7 @@ from whiten.datasets.spellings import merge_spellings
 from whiten.datasets.svd import FRAMES_TABLE, describe_training, is_svd, training_frames
 from whiten.datasets.tables import is_table, near_name, read_table
 from whiten.datasets.walking import Walk, as_id
-from whiten.errors import ConfigError, NoImagesError
+from whiten.errors import ConfigError, NoImagesError, counted
 from whiten.media.formats import SUFFIXES
 from whiten.media.reading import stamp_of
 from whiten.media.video import VIDEO_SUFFIXES
@@ -33,6 +35,9 @@ from whiten.utils.urls import as_path, as_url, named_place
 
 # What was left out is no error, and whoever calls wants to know.
 _log = logging.getLogger(__name__)
+
+# What programs write for a missing value, and people for a name: so it stays the text that it is.
+_NO_NAMES = frozenset(["", "nan", "none", "null", "na", "n/a", "<na>", "#n/a"])
 
 _TABLE_COLUMNS = ("id", "path", "group", "frame_ms")
 
@@ -61,8 +66,9 @@ def find_items(
 
     Args:
         source: the folder or table.
-        tell: called with one line if a published data set was recognised, or if a column of a table
-            is not read that may be meant to be.
+        tell: called with one line if a published data set was recognised, of a column of a
+            table that is not read and may be meant to be, and of groups that may be meant to be
+            none.
         exclude, include: patterns of paths, see `whiten.datasets.patterns`; one that matches
             nothing is logged.
 
@@ -267,6 +273,14 @@ def _stem(name: str) -> str:
     return stem if suffix.lower() in VIDEO_SUFFIXES and not stem.endswith("/") else name
 
 
+def _empty_by_name(items: Items) -> Iterator[tuple[str, int]]:
+    """Yield the groups that are named as missing values are, with their numbers of images."""
+    for found in pc.value_counts(items.groups).to_pylist():
+        name = found["values"]
+        if name is not None and name.strip().casefold() in _NO_NAMES:
+            yield name, found["counts"]
+
+
 def _read_table(table: Path, tell: Callable[[str], None] | None, choice: Choice) -> Items:
     read = read_table(table, ("path",), _TABLE_COLUMNS)
     if "group" not in read.names and (near := near_name("group", read.names)) and tell is not None:
@@ -274,4 +288,10 @@ def _read_table(table: Path, tell: Callable[[str], None] | None, choice: Choice)
     if not len(read.columns):
         raise NoImagesError(f"{table} has no rows: list one image path per row")
     items = table_items(read, table, os.fspath(table.parent))
+    if tell is not None:
+        for name, count in _empty_by_name(items):
+            tell(
+                f"{table}: {counted(count, 'image')} of group {name!r}, which is a group like any "
+                "other: leave the cell empty if it means none"
+            )
     return choice.of(items, (path for part in in_parts(read.columns["path"]) for path in part))

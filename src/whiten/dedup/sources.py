@@ -37,7 +37,7 @@ from whiten.utils.arrays import Vectors
 from whiten.utils.files import temporary_folder
 from whiten.utils.hashing import fingerprint
 from whiten.utils.names import name_codes, real_path
-from whiten.utils.progress import progress
+from whiten.utils.progress import announce, progress
 from whiten.utils.urls import absolute, as_path
 
 
@@ -129,7 +129,12 @@ def open_collection(
         frames = folder / f"frames-{place.stem}-{fingerprint(str(place))[:8]}"
         with progress("frames", enabled=show_progress, unit="videos") as update:
             items, skipped = find_or_extract(
-                source, frames, exclude=exclude, include=include, progress=update
+                source,
+                frames,
+                exclude=exclude,
+                include=include,
+                progress=update,
+                tell=announce if show_progress else None,
             )
         if items.frame_ms is None:
             items = (

@@ -183,8 +183,9 @@ def find_labelled(
     show_progress: bool = False,
 ) -> Labelled:
     """Find the images of a task, and refuse what is none; see `evaluate`."""
-    items = find_items(gallery, announce if show_progress else None, exclude, include)
-    query_items = None if queries is None else find_items(queries, None, exclude, include)
+    tell = announce if show_progress else None
+    items = find_items(gallery, tell, exclude, include)
+    query_items = None if queries is None else find_items(queries, tell, exclude, include)
     folder_task(items, query_items)
     sources = None
     if source_column is not None:
