@@ -78,6 +78,20 @@ def test_queries_without_positives_are_counted() -> None:
     assert task.without_positives == 2
     asked = [Item("q", "/q", "a"), Item("r", "/r", "elsewhere")]
     assert folder_task(make_items(["a", "b"]), asked).without_positives == 1
+    asked.append(Item("s", "/s"))
+    assert folder_task(make_items(["a", "b"]), asked).without_positives == 2
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (None, "the queries have no groups"),
+        ("scene:a", "'scene:a', is in the gallery, which has 'a': give each group one name"),
+    ],
+)
+def test_queries_of_no_group_of_the_gallery(group: str | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        folder_task(make_items(["a", "a", "b"]), [Item("q", "/q", group)])
 
 
 @pytest.mark.parametrize(

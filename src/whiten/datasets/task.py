@@ -68,20 +68,32 @@ def folder_task(gallery: Sequence[Item], queries: Sequence[Item] | None = None) 
     searchers = [
         (index, item)
         for index, item in enumerate(gallery if queries is None else queries)
-        if item.group is not None and not item.group.endswith(_JUNK)
+        # Named as a query, an image without a group is one of which nothing is right.
+        if queries is not None or item.group is not None
+        if item.group is None or not item.group.endswith(_JUNK)
     ]
     kept, positives, ignored = [], [], []
     for index, item in searchers:
-        assert item.group is not None
         itself = [index] if queries is None else own[index]
-        right = [i for i in members.get(item.group, []) if i not in itself]
-        if not right:
+        right = [i for i in members.get(item.group or "", []) if i not in itself]
+        if item.group is None or not right:
             continue
         kept.append(item)
         positives.append(np.asarray(right, np.int64))
         absent = junk.get(item.group, []) + itself
         ignored.append(np.asarray(absent, np.int64))
     if not kept:
+        groups = {item.group for _, item in searchers if item.group is not None}
+        if not groups:
+            raise ConfigError(
+                "the queries have no groups: put them into a folder for each group, or name a "
+                "table with columns path,group"
+            )
+        if groups.isdisjoint(members):
+            raise ConfigError(
+                f"no group of the queries, such as {min(groups)!r}, is in the gallery, which has "
+                f"{min(members)!r}: give each group one name in both"
+            )
         raise ConfigError(
             "no query has another image of its group in the gallery: put two images or more into "
             "a group"
