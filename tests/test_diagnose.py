@@ -14,6 +14,7 @@ from helpers import TEACHER, write_groups
 from whiten.cli import main
 from whiten.datasets.finding import find_items
 from whiten.diagnosis.copies import exact_copies
+from whiten.diagnosis.page import page
 from whiten.diagnosis.result import Difference, StudentFacts, TeacherFacts, per_dim
 from whiten.diagnosis.verdict import verdict
 from whiten.embedding.opening import fit_on
@@ -208,8 +209,8 @@ def test_without_groups_second_views_count_and_distill_finds_the_embeddings(
     assert told["criterion"] == VIEWS
     assert told["sampled"] == 120
     assert told["student"]["closed"] >= 0.9 * told["student"]["start"]
-    page = out.read_text()
-    assert page.count("<img") == 3 and "http" not in page.replace("http-equiv", "")
+    html = out.read_text()
+    assert html.count("<img") == 3 and "http" not in html.replace("http-equiv", "")
     whiten.distill(
         flat, TEACHERS, tmp_path / "run", student=student, epochs=0, dim=8,
         views=2, cache=cache,
@@ -225,6 +226,16 @@ def test_a_sample_keeps_groups_whole(tmp_path: Path) -> None:
     assert found.criterion == GROUPS
     assert found.teachers[0].adds is None and found.teachers[0].agreement == {}
     assert found.lines()[0].startswith("120 images, 100 of them looked at")
+
+
+@pytest.mark.usefixtures("colour_teachers")
+def test_few_images_have_no_scores_and_are_told_why(tmp_path: Path) -> None:
+    images = write_groups(tmp_path / "images", {f"g{i}": 4 for i in range(20)})
+    found = whiten.diagnose(images, TEACHERS)
+    assert found.criterion is None
+    why = "scores: none, they take 96 images or more"
+    assert why in found.lines()
+    assert why.capitalize() in page(found)
 
 
 CONSTANT = """

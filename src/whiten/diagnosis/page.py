@@ -65,9 +65,9 @@ def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
 
 def _help(found: Diagnosis) -> str:
     if found.criterion is None:
-        return "There was nothing to measure on: name grouped images, or more of them."
+        return f"Scores: {found.scores}."
     return (
-        f"Scores are mAP in %: {found.criterion}. A teacher adds what the fusion of all loses "
+        f"Scores: {found.scores}. A teacher adds what the fusion of all loses "
         "without it, ± the standard error."
     )
 

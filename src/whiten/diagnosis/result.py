@@ -7,6 +7,7 @@ from typing import Any
 
 from whiten.errors import counted
 from whiten.media.reading import Skipped
+from whiten.whitening.weighting import FEWEST
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,18 @@ class Diagnosis:
         """Return plain values."""
         return asdict(self)
 
+    @property
+    def scores(self) -> str:
+        """What the scores are, or why there are none."""
+        if self.criterion is not None:
+            return f"mAP in %, {self.criterion}"
+        if self.sampled < FEWEST:
+            return f"none, they take {FEWEST} images or more"
+        return (
+            "none, stored embeddings hold no second views of the images: name images with groups, "
+            "16 of them with two images or more"
+        )
+
     def lines(self) -> list[str]:
         """Return lines for display."""
         lines = [
@@ -132,8 +145,7 @@ class Diagnosis:
             f"{counted(self.exact_copies, 'exact copy')}, "
             f"{counted(self.near_copies, 'near-duplicate')}"
         ]
-        if self.criterion is not None:
-            lines.append(f"scores: mAP in %, {self.criterion}")
+        lines.append(f"scores: {self.scores}")
         names = [teacher.name for teacher in self.teachers]
         width = max(len("teacher"), *map(len, names))
         lines.append(

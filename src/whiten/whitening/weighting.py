@@ -23,7 +23,7 @@ GROUPS = "held-out groups"
 LEVELS = (0.5, 0.25, 0.1)  # below 1; a teacher that is worth nothing is left out by the user
 _FOLDS = 4
 _GROUPS = 16  # groups of two images that are enough to measure by: four per fold
-_FEWEST = 96  # images
+FEWEST = 96  # images
 
 Vectors = npt.NDArray[Any]
 
@@ -137,7 +137,7 @@ def judge_of(
     n = len(teachers[0])
     classes = np.full(n, -1) if groups is None else group_codes(groups)
     by_groups = groups is not None and has_groups(groups)
-    if n < _FEWEST or not (by_groups or second_views is not None):
+    if n < FEWEST or not (by_groups or second_views is not None):
         return None
     rng = np.random.default_rng(seed)
     fold_of = rng.permutation(n) % _FOLDS
