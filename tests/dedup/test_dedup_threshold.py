@@ -189,7 +189,7 @@ def test_few_images_are_too_few(tmp_path: Path, colour_teachers: None, capsys: C
         capsys, "dedup", "images", "--student", TEACHER, "--target-precision", 0.9,
         progress="embed",
     )  # fmt: skip
-    assert "1 different images are too few" in said
+    assert "50 different images or more, and there is 1: give --threshold" in said
 
 
 def test_copies_do_not_count_as_mistakes(

@@ -178,8 +178,8 @@ def _by_views(
     n = len(collection.similarity)
     if n < _FEWEST:
         raise ConfigError(
-            f"{n} different {collection.what}s are too few to choose a threshold from, "
-            f"{_FEWEST} are needed: give --threshold"
+            f"a threshold is chosen from {_FEWEST} different {collection.what}s or more, and there "
+            f"{'is' if n == 1 else 'are'} {n}: give --threshold"
         )
     rows = sample(np.arange(n), MOST)
     viewed = sample(rows, _VIEWED)
