@@ -76,6 +76,29 @@ def test_a_tiff_of_16_bits_is_scaled_as_such_even_if_it_is_dark(
         assert np.abs(np.asarray(image)[..., 0] - grey * (255 / 65535)).max() <= 1
 
 
+def with_tag(tiff: bytes, tag: int, before: int, after: int) -> bytes:
+    """A little-endian TIFF with another short number in a tag that Pillow chooses itself."""
+    entry = struct.pack("<HHI", tag, 3, 1)
+    assert tiff.count(entry + struct.pack("<H", before)) == 1
+    return tiff.replace(entry + struct.pack("<H", before), entry + struct.pack("<H", after))
+
+
+def test_a_tiff_of_16_bits_may_have_0_for_white() -> None:
+    grey = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    data = with_tag(encode(Image.fromarray(65535 - grey), "TIFF"), 262, 1, 0)
+    for image in (decode(data), upright_rgb(Image.open(io.BytesIO(data)))):
+        assert np.abs(np.asarray(image)[..., 0] - grey / 257.0).max() <= 1
+
+
+@pytest.mark.parametrize("brightest", [70_000, 2**31 - 1, 2**32 - 1])
+def test_a_tiff_of_32_bits_is_scaled_to_its_brightest_pixel(brightest: int) -> None:
+    grey = np.linspace(0, brightest, 64).reshape(8, 8)
+    data = encode(Image.fromarray(grey.astype(np.uint32).view(np.int32)), "TIFF")
+    for unsigned in (True, False) if brightest < 2**31 else (True,):
+        image = decode(with_tag(data, 339, 2, 1) if unsigned else data)
+        assert np.abs(np.asarray(image)[..., 0] - grey * (255 / brightest)).max() <= 1
+
+
 @pytest.mark.parametrize("brightest", [1.0, 40.0])
 def test_float_tiff(brightest: float) -> None:
     values = np.linspace(0, brightest, 64, dtype=np.float32).reshape(8, 8)

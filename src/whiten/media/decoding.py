@@ -34,7 +34,8 @@ except ImportError:
 MAX_PIXELS = 200_000_000  # 600 MB as RGB
 
 _ORIENTATION = 0x0112  # EXIF tag
-_BITS = 0x0102  # TIFF tag: bits per sample
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0102, 0x0106, 0x0153  # TIFF tags; the first: per sample
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 # Transposition that makes an image of each orientation upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -244,7 +245,9 @@ def _to_rgb(image: Image.Image, opened: Image.Image) -> Image.Image:
     """Convert an image to RGB of 8 bits; `opened` is what Pillow opened it as."""
     if image.mode.startswith(("I", "F")):
         info = {name: value for name, value in image.info.items() if name != "transparency"}
-        image = Image.fromarray(_to_8_bits(np.asarray(image), _is_deep(opened)))
+        image = Image.fromarray(_to_8_bits(_numbers(image, opened), _is_deep(opened)))
+        if isinstance(opened, TiffImageFile) and opened.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            image = ImageOps.invert(image)  # which Pillow does for 8 bits only
         image.info = info
     if image.mode == "La":  # Pillow converts it to nothing else
         image = image.convert("LA")
@@ -261,6 +264,15 @@ def _to_rgb(image: Image.Image, opened: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _numbers(image: Image.Image, opened: Image.Image) -> np.ndarray:
+    """Return the values of a grey image; Pillow takes those of 32 bits as signed."""
+    values = np.asarray(image)
+    if isinstance(opened, TiffImageFile) and values.dtype == np.int32:
+        is_signed = _SIGNED in opened.tag_v2.get(_SAMPLE_FORMAT, ())
+        return values if is_signed else values.astype(np.uint32)
+    return values
+
+
 def _is_deep(opened: Image.Image) -> bool:
     """Return whether a file says that its greys are of 16 bits, which Pillow gives in 32 bits."""
     if opened.format == "PPM":  # Pillow scales the maximum that a PGM states to 65535
@@ -275,7 +287,9 @@ def _to_8_bits(pixels: np.ndarray, is_deep: bool) -> np.ndarray:
     if pixels.dtype.kind in "iu":
         is_deep = is_deep or pixels.dtype.itemsize == 2 or values.max(initial=0) > 255
         white = 65535.0 if is_deep else 255.0
+        # Beyond 16 bits no range is declared: up to the brightest pixel.
+        white = max(white, float(values.max(initial=0)))
     else:
-        # Float images have no declared range: 0..1 by convention, else up to the brightest pixel.
+        # Nor is one of float images: 0..1 by convention, else up to the brightest pixel.
         white = max(1.0, float(values.max(initial=0)))
     return (values * (255.0 / white)).clip(0, 255).round().astype(np.uint8)
