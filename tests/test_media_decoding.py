@@ -99,6 +99,12 @@ def test_a_tiff_of_32_bits_is_scaled_to_its_brightest_pixel(brightest: int) -> N
         assert np.abs(np.asarray(image)[..., 0] - grey * (255 / brightest)).max() <= 1
 
 
+def test_a_tiff_that_pillow_does_not_know_is_called_one() -> None:
+    data = with_tag(encode(Image.new("F", (8, 8)), "TIFF"), 258, 32, 64)
+    with pytest.raises(ImageError, match="a TIFF of a kind that is not read"):
+        decode(data)
+
+
 @pytest.mark.parametrize("brightest", [1.0, 40.0])
 def test_float_tiff(brightest: float) -> None:
     values = np.linspace(0, brightest, 64, dtype=np.float32).reshape(8, 8)

@@ -36,6 +36,7 @@ MAX_PIXELS = 200_000_000  # 600 MB as RGB
 _ORIENTATION = 0x0112  # EXIF tag
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0102, 0x0106, 0x0153  # TIFF tags; the first: per sample
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 # Transposition that makes an image of each orientation upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -128,6 +129,10 @@ def _opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
     except UnidentifiedImageError:
         if (kind := missing_format(data)) is not None:
             raise UnreadableError(f"{kind} needs an optional dependency: {how_to_read()}") from None
+        if data.startswith(_TIFF):
+            raise ImageError(
+                "damaged, or a TIFF of a kind that is not read: save it with 8 or 16 bits"
+            ) from None
         raise ImageError("not an image, or of an unknown format") from None
     except MemoryError:
         raise UnreadableError("out of memory") from None
