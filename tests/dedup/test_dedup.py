@@ -296,7 +296,7 @@ def test_the_verb_prints_and_writes(
     command = ("dedup", folder, "--student", TEACHER, "--threshold", 0.97)
     out, err = prints(capsys, *command)
     assert out.startswith("32 images, 12 groups at a similarity of 0.9700 or more\n")
-    assert "12 kept, 3 byte-identical copies, 9 near-duplicates" in out
+    assert "12 kept, 3 byte-identical copies of these, 9 near-duplicates" in out
     assert "… and 2 more: add --out FOLDER or --csv FILE" in out
     assert not (tmp_path / "out").exists()
     out, err = prints(capsys, *command, "--out", "out", "--csv", "table.csv")

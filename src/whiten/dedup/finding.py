@@ -144,7 +144,7 @@ class Deduplication:
             f"{counted(self.count, self.what)}, {counted(len(self.groups), 'group')} at a "
             f"similarity of {self.threshold:.4f} or more",
             f"  {kinds['kept']:,} kept, "
-            f"{counted(kinds['exact'], 'byte-identical copy')}, "
+            f"{counted(kinds['exact'], 'byte-identical copy')} of these, "
             f"{counted(kinds['near'], 'near-duplicate')}: {freed / 1e6:,.1f} MB in copies",
         ]
 

@@ -53,7 +53,7 @@ def groups_page(found: Deduplication, table: str) -> str:
         (f"{found.what}s compared", f"{found.count:,}"),
         ("least similarity", f"{found.threshold:.4f}"),
         ("kept", f"{kinds.count('kept'):,}"),
-        ("byte-identical copies", f"{kinds.count('exact'):,}"),
+        ("byte-identical to a kept one", f"{kinds.count('exact'):,}"),
         ("near-duplicates", f"{kinds.count('near'):,}"),
         ("size of the copies", f"{sum(m.bytes for m in found.copies) / 1e6:,.1f} MB"),
         ("could not be read", f"{len(found.skipped):,}"),
