@@ -174,6 +174,12 @@ def test_an_interval_over_groups_draws_whole_groups() -> None:
         metrics.bootstrap_interval(values, groups=np.arange(7))
 
 
+def test_a_query_without_a_group_is_drawn_alone() -> None:
+    values = np.array([0.0, 1.0, 1.0, 0.5])
+    drawn = metrics.bootstrap_interval(values, groups=np.array(["a", None, "a", None], object))
+    assert drawn == metrics.bootstrap_interval(values, groups=np.array(["a", "b", "a", "c"]))
+
+
 @pytest.mark.parametrize("labels", [[1, -1], [1.0, np.nan], [2, 0]])
 def test_labels_that_are_no_relevance_are_refused(labels: list[float]) -> None:
     """All but 0 would count as relevant, such as the -1 of other libraries."""
