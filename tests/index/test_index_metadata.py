@@ -12,6 +12,7 @@ from whiten.datasets.finding import find_items
 from whiten.embedding.encoder import Encoder
 from whiten.errors import ConfigError
 from whiten.index import Index
+from whiten.index.where import parse_where
 
 
 @pytest.fixture
@@ -79,7 +80,8 @@ def test_filters(
     ("where", "message"),
     [
         ("price <", "cannot read the filter"),
-        ("price = 3", "cannot read the filter"),
+        ("price = 3", "write == for equal"),
+        ("colour == true", "write colour == True"),
         ("price", "where a comparison belongs"),
         ("price < 'x'", "column price holds int values, 'x' is not one"),
         ("price < True", "column price holds int values, True is not one"),
@@ -98,6 +100,15 @@ def test_wrong_filters(
     with pytest.raises(ConfigError) as caught:
         built.search(draw(0), where=where)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_column_that_is_true_or_false_is_a_filter() -> None:
+    columns = {"on offer": "bool", "ok": "bool", "price": "int"}
+    assert parse_where("ok", columns) == parse_where("ok == True", columns)
+    both = parse_where("not ok and `on offer`", columns)
+    assert both == parse_where("not ok == True and `on offer` == True", columns)
+    with pytest.raises(ConfigError, match="write `on offer`, in backticks"):
+        parse_where("on offer", columns)
 
 
 def test_metadata_changes_without_embedding(

@@ -61,9 +61,9 @@ def parse_where(text: str, columns: Mapping[str, str]) -> Where:
     """Read a filter.
 
     Args:
-        text: comparisons (`== != < <= > >= in`, `is None`, `is not None`) and tests of text
-            (`name.startswith('a')`, `endswith`, `contains`, or `'a' in name`), joined by `and`,
-            `or`, `not` and parentheses.
+        text: comparisons (`== != < <= > >= in`, `is None`, `is not None`), tests of text
+            (`name.startswith('a')`, `endswith`, `contains`, or `'a' in name`) and columns that are
+            true or false, joined by `and`, `or`, `not` and parentheses.
         columns: name -> kind, see `whiten.index.columns`.
 
     Raises:
@@ -90,7 +90,7 @@ class _Reader:
 
     Attributes:
         plain: the filter, with an identifier instead of each name in backticks.
-        hint: what to write instead of a name that needs backticks and has none; or "".
+        hint: what to write instead of a name without the backticks that it needs, or of =; or "".
     """
 
     def __init__(self, text: str, columns: Mapping[str, str]) -> None:
@@ -114,6 +114,8 @@ class _Reader:
         odd = [column for column in columns if _as_written(column) != column and column in rest]
         odd.sort(key=len)
         self.hint = f": write {_as_written(odd[-1])}, in backticks" if odd else ""
+        if not odd and re.search("[^=!<>]=[^=]", rest):
+            self.hint = ": write == for equal"
 
     def _wrong(self, problem: str) -> ConfigError:
         return ConfigError(f"the filter {self._text!r}{problem}{self.hint}")
@@ -147,6 +149,8 @@ class _Reader:
             return self._call(node)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
             raise self._wrong(": join comparisons with `and` and `or`, not & and |")
+        if isinstance(node, ast.Name) and self._columns[self._column(node)] == "bool":
+            return self._compare(node, ast.Eq(), ast.Constant(value=True))
         raise self._wrong(f" has {self._shown(node)!r} where a comparison belongs")
 
     # --- columns and values -------------------------------------------------------------
@@ -174,6 +178,8 @@ class _Reader:
             pass
         if isinstance(node, ast.Name) and node.id.lower() in ("null", "nan", "none", "nil"):
             raise self._wrong(f": ask for missing values with {_as_written(name)} is None")
+        if isinstance(node, ast.Name) and node.id.lower() in ("true", "false"):
+            raise self._wrong(f": write {_as_written(name)} == {node.id.capitalize()}")
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
             raise self._wrong(": join comparisons with `and` and `or`, not & and |")
         raise self._wrong(
