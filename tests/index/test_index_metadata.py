@@ -103,7 +103,7 @@ def test_wrong_filters(
 
 
 def test_a_column_that_is_true_or_false_is_a_filter() -> None:
-    columns = {"on offer": "bool", "ok": "bool", "price": "int"}
+    columns = {"on offer": "flag", "ok": "bool", "price": "int"}  # tables of text have flags
     assert parse_where("ok", columns) == parse_where("ok == True", columns)
     both = parse_where("not ok and `on offer`", columns)
     assert both == parse_where("not ok == True and `on offer` == True", columns)

@@ -49,6 +49,8 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "instant": (str,),
 }
 _REMEDY = {
+    "bool": ": write True or False",
+    "flag": ": write True or False",
     "string": ": put text in quotes",
     "date": ": write a date, '2024-01-03' or '2024-01-03T10:00:00'",
     "instant": ": write a time, '2024-01-03T10:00:00+02:00'",
@@ -81,7 +83,8 @@ def parse_where(text: str, columns: Mapping[str, str]) -> Where:
         if isinstance(error, RecursionError):
             raise _too_deep(text) from error
         reason = f" ({error.msg})" if isinstance(error, SyntaxError) and error.msg else ""
-        remedy = reader.hint or ": write it like price < 10 and group == 'shoes'"
+        equal = ": write == for equal" if reader.is_assigned else ""
+        remedy = reader.hint or equal or ": write it like price < 10 and group == 'shoes'"
         raise ConfigError(f"cannot read the filter {text!r}{reason}{remedy}") from error
 
 
@@ -90,7 +93,8 @@ class _Reader:
 
     Attributes:
         plain: the filter, with an identifier instead of each name in backticks.
-        hint: what to write instead of a name without the backticks that it needs, or of =; or "".
+        hint: what to write instead of a name that needs backticks and has none; or "".
+        is_assigned: whether it has a =.
     """
 
     def __init__(self, text: str, columns: Mapping[str, str]) -> None:
@@ -114,8 +118,7 @@ class _Reader:
         odd = [column for column in columns if _as_written(column) != column and column in rest]
         odd.sort(key=len)
         self.hint = f": write {_as_written(odd[-1])}, in backticks" if odd else ""
-        if not odd and re.search("[^=!<>]=[^=]", rest):
-            self.hint = ": write == for equal"
+        self.is_assigned = re.search("[^=!<>]=[^=]", rest) is not None
 
     def _wrong(self, problem: str) -> ConfigError:
         return ConfigError(f"the filter {self._text!r}{problem}{self.hint}")
@@ -149,7 +152,7 @@ class _Reader:
             return self._call(node)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
             raise self._wrong(": join comparisons with `and` and `or`, not & and |")
-        if isinstance(node, ast.Name) and self._columns[self._column(node)] == "bool":
+        if isinstance(node, ast.Name) and self._columns[self._column(node)] in ("bool", "flag"):
             return self._compare(node, ast.Eq(), ast.Constant(value=True))
         raise self._wrong(f" has {self._shown(node)!r} where a comparison belongs")
 
