@@ -136,7 +136,7 @@ def test_a_student_that_is_not_trained_has_the_discriminants(
     measured = load_student(run.student)[1].training["measured"]
     assert ("discriminants" in measured["start"]) == (epochs == 0)
     assert ("discriminants of groups" in result.gain) == (epochs == 0)
-    assert measured["scores"][measured["start"]] > 0.9 or epochs
+    assert measured["scores"][measured["start"]] > 0.6 or epochs  # 0.3 without any difference
     student = load_file(run.student / "model.safetensors")
     for key, value in load_file(run.start).items():
         torch.testing.assert_close(student[f"projection.{key}"], value)
