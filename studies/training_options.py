@@ -1,9 +1,11 @@
-"""Should early layers of a student that learns from groups learn at lower rates?
+"""What is an option of training worth to a student that learns from groups?
 
-Trains the runs of `default_runs.py` on 600 images with groups again, with `--layer-decay`; 1 is the
-default. Prints the mAP of held-out groups and that of the test images, in points.
+Trains the runs of `default_runs.py` on 600 images with groups again, with each value of an option,
+such as `layer_decay` (1 is the default) or `ema` (0). Prints the score of held-out groups and the
+mAP of the test images, in points.
 
-    python studies/layers.py --photos TABLE --unlabelled TABLE --work FOLDER --seeds 0 1 2
+    python studies/training_options.py --photos TABLE --unlabelled TABLE --work FOLDER \\
+        --option ema --values 0 0.95 --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from default_runs import data_sets, run_once
 
-DECAYS = (1.0, 0.85, 0.7, 0.5)
 IMAGES = 600
 
 
@@ -25,20 +26,23 @@ def main() -> None:
     parser.add_argument("--unlabelled", type=Path, required=True, help="table: column path")
     parser.add_argument("--data", nargs="+", default=["drawings", "photos"])
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--decays", nargs="+", type=float, default=DECAYS)
+    parser.add_argument("--option", required=True, help="as in Python, such as layer_decay")
+    parser.add_argument("--values", nargs="+", type=float, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
-    print("| decay | seed | held-out groups | test images | mAP |\n|---|---|---|---|---|")
+    heads = [options.option, "seed", "held-out groups", "test images", "mAP"]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for data in data_sets(options):
         for seed in options.seeds:
-            for decay in options.decays:
-                work = options.work / f"decay-{decay:g}"
+            for value in options.values:
+                work = options.work / f"{options.option}-{value:g}"
                 work.mkdir(parents=True, exist_ok=True)
-                row = run_once(data, IMAGES, "groups", "trained", seed, work, layer_decay=decay)
+                given = {options.option: value}
+                row = run_once(data, IMAGES, "groups", "trained", seed, work, **given)
                 [held_out] = re.findall(r"student ([\d.]+)", row["gain"]) or ["-"]
                 for kind, scores in row["scores"]["student"].items():
                     mean = 100 * np.nanmean(np.array(scores, float))
-                    print(f"| {decay:g} | {seed} | {held_out} | {kind} | {mean:.1f} |", flush=True)
+                    print(f"| {value:g} | {seed} | {held_out} | {kind} | {mean:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
